@@ -1,0 +1,97 @@
+"""Configuration of MaxMViT-MLP: which two timm backbones see the pictures, and how wide the head is."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import timm
+from timm.models.mvitv2 import MultiScaleVitCfg, model_cfgs
+from transformers import PretrainedConfig
+
+
+class MaxMViTConfig(PretrainedConfig):
+    r"""
+    Configuration of a [`MaxMViTModel`] or [`MaxMViTForAudioClassification`]. The defaults are the model of the paper
+    "MaxMViT-MLP: Multiaxis and Multiscale Vision Transformers Fusion Network for Speech Emotion Recognition"
+    (IEEE Access 12, 2024).
+
+    Args:
+        cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
+            Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
+            (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads.
+        mel_backbone (`str`, defaults to `"mvitv2_base"`):
+            Name of the timm model that sees the Mel spectrogram.
+        cqt_backbone_kwargs (`dict`, *optional*):
+            Passed to `timm.create_model`, e.g. `{"drop_path_rate": 0.2}`, or
+            `{"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16, "head_hidden_size": 32}`.
+        mel_backbone_kwargs (`dict`, *optional*):
+            The same for the Mel branch. For an MViTv2, fields of timm's `MultiScaleVitCfg` (`depths`, `embed_dim`,
+            `num_heads`, ...) are laid over those of the named variant; the rest goes to the model.
+        image_size (`int`, defaults to 224):
+            Height and width that both backbones see, a multiple of 32. Images of another size are resized to it.
+        hidden_size (`int`, defaults to 512):
+            Width of the hidden layer of the head.
+        hidden_dropout (`float`, defaults to 0.2):
+            Dropout probability in the head.
+        kwargs:
+            The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
+
+    Raises:
+        ValueError: if timm knows no such model, or a size or probability cannot work.
+
+    Example:
+
+    ```python
+    >>> config = MaxMViTConfig(num_labels=8, cqt_backbone="maxvit_tiny_tf_224", mel_backbone="mvitv2_tiny")
+    >>> model = MaxMViTForAudioClassification(config)
+    ```
+    """
+
+    model_type = "maxmvit"
+
+    cqt_backbone: str = "maxvit_base_tf_224"
+    mel_backbone: str = "mvitv2_base"
+    cqt_backbone_kwargs: dict[str, Any] | None = None
+    mel_backbone_kwargs: dict[str, Any] | None = None
+    image_size: int = 224
+    hidden_size: int = 512
+    hidden_dropout: float = 0.2
+
+    def __post_init__(self, **kwargs):
+        self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
+        self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
+        super().__post_init__(**kwargs)
+        for field in ("cqt_backbone", "mel_backbone"):
+            _check_backbone_name(field, getattr(self, field))
+        if not isinstance(self.image_size, int) or self.image_size <= 0 or self.image_size % 32:
+            below = max(int(self.image_size) // 32 * 32, 32)
+            raise ValueError(
+                f"image_size={self.image_size} does not work: both backbones halve the image five times, so it has to "
+                f"be a multiple of 32, such as {below} or {below + 32}."
+            )
+        if self.hidden_size < 1:
+            raise ValueError(f"hidden_size={self.hidden_size} does not work: the head needs at least one hidden unit.")
+        if not 0 <= self.hidden_dropout < 1:
+            raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+
+    def mel_backbone_config(self) -> MultiScaleVitCfg | None:
+        """timm's `MultiScaleVitCfg` that `mel_backbone_kwargs` ask for; None where they leave the variant as it is."""
+        variant = model_cfgs.get(self.mel_backbone.split(".")[0])
+        fields = {field.name for field in dataclasses.fields(MultiScaleVitCfg)}
+        changes = {name: value for name, value in self.mel_backbone_kwargs.items() if name in fields}
+        if variant is None or not changes:
+            return None
+        # The variant's stride_kv is what timm derived from its other fields; None has it derived again.
+        return dataclasses.replace(variant, **{"stride_kv": None, **changes})
+
+
+def _check_backbone_name(field: str, name: str) -> None:
+    if not isinstance(name, str) or not timm.is_model(name):
+        close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
+        hint = f" Close to it are {', '.join(close)}." if close else ""
+        raise ValueError(f"{field}={name!r}: timm {timm.__version__} has no such model.{hint}")
+
+
+MaxMViTConfig.register_for_auto_class()
+
+__all__ = ["MaxMViTConfig"]

@@ -1,0 +1,297 @@
+"""MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion."""
+
+import os
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import timm
+import torch
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+try:
+    from .configuration_maxmvit import MaxMViTConfig
+except ImportError:
+    from configuration_maxmvit import MaxMViTConfig
+
+if TYPE_CHECKING:
+    # transformers copies the files that this text imports relatively along with every checkpoint, these two included.
+    from .feature_extraction_maxmvit import MaxMViTFeatureExtractor  # noqa: F401
+    from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
+    "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
+    "AutoModel": "modeling_maxmvit.MaxMViTModel",
+    "AutoModelForAudioClassification": "modeling_maxmvit.MaxMViTForAudioClassification",
+}
+CUSTOM_PIPELINES = {
+    "audio-classification": {
+        "impl": "pipeline_maxmvit.MaxMViTAudioClassificationPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+        "type": "audio",
+    }
+}
+
+
+@dataclass
+class MaxMViTModelOutput(ModelOutput):
+    """
+    What both branches saw.
+
+    Args:
+        cqt_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
+            Pooled features of the constant-Q branch (768 for the default backbone).
+        mel_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
+            Pooled features of the Mel branch.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
+            The two, concatenated.
+    """
+
+    cqt_features: torch.FloatTensor | None = None
+    mel_features: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+
+
+@dataclass
+class MaxMViTClassifierOutput(ModelOutput):
+    """
+    The named emotion.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, given when `labels` are):
+            Mean cross-entropy.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores before the softmax, in the order of `config.id2label`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class MaxMViTClassificationHead(nn.Module):
+    """Dense, BatchNorm, Dropout, ReLU, Dense: `(batch_size, in_features)` -> `(batch_size, config.num_labels)`."""
+
+    def __init__(self, config: MaxMViTConfig, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.activation = nn.ReLU()
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.activation(self.dropout(self.norm(self.dense(features)))))
+
+
+class MaxMViTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and gradient checkpointing, shared by all MaxMViT models."""
+
+    config_class = MaxMViTConfig
+    base_model_prefix = "maxmvit"
+    main_input_name = "cqt_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MaxxVitBlock", "MultiScaleBlock"]
+    _supports_sdpa = True
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        model = self.base_model
+        model.gradient_checkpointing = enable
+        model.cqt_backbone.set_grad_checkpointing(enable)
+        model.mel_backbone.set_grad_checkpointing(enable)
+
+    def get_input_embeddings(self) -> None:
+        """None: pictures go in, no tokens."""
+        return None
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        raise NotImplementedError("MaxMViT has no token embeddings.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """
+        Saves weights, configuration and this code, so that every Auto class and `pipeline("audio-classification")`
+        can load the folder with `trust_remote_code=True`. See [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class MaxMViTModel(MaxMViTPreTrainedModel):
+    """
+    The two backbones without a head.
+
+    Args:
+        config ([`MaxMViTConfig`]):
+            Names and sizes of the backbones. They start at random; see [`~MaxMViTModel.load_imagenet_weights`].
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"classifier\."]
+
+    def __init__(self, config: MaxMViTConfig):
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.cqt_backbone = _create_cqt_backbone(config)
+        self.mel_backbone = _create_mel_backbone(config)
+        self.num_features = self.cqt_backbone.head_hidden_size + self.mel_backbone.head_hidden_size
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm initialises the backbones when it builds them, so transformers must not redraw them. What
+        # `from_pretrained` cannot restore are buffers that no checkpoint holds, such as MaxViT's relative-position
+        # tables: built on the meta device, they come out of it as uninitialised memory.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        cqt_values: torch.FloatTensor,
+        mel_values: torch.FloatTensor,
+        return_dict: bool | None = None,
+    ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Constant-Q images from [`MaxMViTFeatureExtractor`]. One channel is repeated to three; a size other
+                than `config.image_size` is resized bilinearly.
+            mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Mel images of the same clips.
+            return_dict (`bool`, *optional*, defaults to `config.return_dict`):
+                False gives a plain tuple.
+        """
+        cqt_features = self.cqt_backbone(self._to_backbone_input(cqt_values, "cqt_values"))
+        mel_features = self.mel_backbone(self._to_backbone_input(mel_values, "mel_values"))
+        if len(cqt_features) != len(mel_features):
+            raise ValueError(f"cqt_values holds {len(cqt_features)} clips, mel_values {len(mel_features)}.")
+        output = MaxMViTModelOutput(
+            cqt_features=cqt_features,
+            mel_features=mel_features,
+            pooler_output=torch.cat([cqt_features, mel_features], dim=-1),
+        )
+        return output if _use_dict(self.config, return_dict) else output.to_tuple()
+
+    def load_imagenet_weights(
+        self, cqt_weights: str | os.PathLike | None = None, mel_weights: str | os.PathLike | None = None
+    ) -> None:
+        """
+        Replaces the weights of both backbones by timm's pretrained ones.
+
+        Args:
+            cqt_weights (`str` or `os.PathLike`, *optional*):
+                Local weight file (`.safetensors`, `.bin`, `.pth`) in timm's or the original format of
+                `config.cqt_backbone`. Without it, timm takes the weights from the Hub or its cache.
+            mel_weights (`str` or `os.PathLike`, *optional*):
+                The same for `config.mel_backbone`.
+
+        Raises:
+            OSError: if the weights can neither be downloaded nor found; the message names both ways out.
+            ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
+        """
+        for branch, create, weights in (
+            ("cqt", _create_cqt_backbone, cqt_weights),
+            ("mel", _create_mel_backbone, mel_weights),
+        ):
+            name = getattr(self.config, f"{branch}_backbone")
+            pretrained = _create_pretrained(branch, name, lambda create=create, **k: create(self.config, **k), weights)
+            getattr(self, f"{branch}_backbone").load_state_dict(pretrained.state_dict())
+
+    def _to_backbone_input(self, images: torch.Tensor, name: str) -> torch.Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
+                "MaxMViTFeatureExtractor returns it."
+            )
+        size = self.config.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        return images.expand(-1, 3, -1, -1).to(self.dtype)
+
+
+class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
+    """
+    MaxMViT-MLP: both backbones and the MLP head that names the emotion of a clip.
+
+    Args:
+        config ([`MaxMViTConfig`]):
+            `num_labels` (or `id2label`) sets the number of emotions.
+    """
+
+    def __init__(self, config: MaxMViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.maxmvit = MaxMViTModel(config)
+        self.classifier = MaxMViTClassificationHead(config, self.maxmvit.num_features)
+        self.post_init()
+
+    def forward(
+        self,
+        cqt_values: torch.FloatTensor,
+        mel_values: torch.FloatTensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MaxMViTClassifierOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Constant-Q images, see [`MaxMViTModel.forward`].
+            mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Mel images of the same clips.
+            labels (`torch.LongTensor` of shape `(batch_size,)` or `torch.FloatTensor` of shape
+                `(batch_size, num_labels)`, *optional*):
+                Class indices, or class probabilities as mixup makes them.
+            return_dict (`bool`, *optional*, defaults to `config.return_dict`):
+                False gives a plain tuple.
+        """
+        logits = self.classifier(self.maxmvit(cqt_values, mel_values, return_dict=True).pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        output = MaxMViTClassifierOutput(loss=loss, logits=logits)
+        return output if _use_dict(self.config, return_dict) else output.to_tuple()
+
+
+def _use_dict(config: MaxMViTConfig, return_dict: bool | None) -> bool:
+    return config.return_dict if return_dict is None else return_dict
+
+
+def _create_cqt_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
+    sizes = {"num_classes": 0, "img_size": config.image_size}
+    return timm.create_model(config.cqt_backbone, **sizes, **config.cqt_backbone_kwargs, **kwargs)
+
+
+def _create_mel_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
+    sizes = {"num_classes": 0, "img_size": config.image_size}
+    changed = config.mel_backbone_config()
+    if changed is None:
+        return timm.create_model(config.mel_backbone, **sizes, **config.mel_backbone_kwargs, **kwargs)
+    if kwargs.get("pretrained"):
+        raise ValueError("its depths or widths were changed by mel_backbone_kwargs")
+    architecture = {field.name for field in fields(MultiScaleVitCfg)}
+    rest = {name: value for name, value in config.mel_backbone_kwargs.items() if name not in architecture}
+    return MultiScaleVit(changed, **sizes, **rest)
+
+
+def _create_pretrained(branch: str, name: str, create, weights: str | os.PathLike | None) -> nn.Module:
+    if weights is not None and not os.path.isfile(weights):
+        raise OSError(f"{branch}_weights={os.fspath(weights)!r} is not a file.")
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": os.fspath(weights)}}
+    try:
+        return create(pretrained=True, **overlay)
+    except OSError as error:
+        raise OSError(
+            f"The ImageNet weights of {branch}_backbone={name!r} could not be loaded ({error}). Either run where the "
+            f"Hugging Face Hub can be reached (or its cache holds them), or pass a local file as {branch}_weights."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The ImageNet weights of {branch}_backbone={name!r} do not fit it: {error}. They need the unchanged "
+            f"architecture: remove what reshapes it from {branch}_backbone_kwargs, or start without them."
+        ) from error
+
+
+MaxMViTModel.register_for_auto_class("AutoModel")
+MaxMViTForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = ["MaxMViTForAudioClassification", "MaxMViTModel", "MaxMViTPreTrainedModel"]

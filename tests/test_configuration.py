@@ -1,0 +1,49 @@
+import pytest
+
+from configuration_maxmvit import MaxMViTConfig
+from tests.tiny import tiny_config
+
+
+def test_defaults_are_the_papers_model():
+    config = MaxMViTConfig()
+    assert (config.cqt_backbone, config.mel_backbone) == ("maxvit_base_tf_224", "mvitv2_base")
+    assert (config.image_size, config.hidden_size, config.hidden_dropout) == (224, 512, 0.2)
+
+
+def test_json_round_trip(tmp_path):
+    config = tiny_config(id2label={0: "neutral", 1: "happy"}, label2id={"neutral": 0, "happy": 1}, hidden_dropout=0.5)
+    config.save_pretrained(tmp_path)
+    assert MaxMViTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("size, remedy", [(100, "96 or 128"), (244, "224 or 256"), (0, "32 or 64"), (7, "32 or 64")])
+def test_image_size_that_is_no_multiple_of_32_names_one_that_is(size, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        MaxMViTConfig(image_size=size)
+
+
+def test_unknown_backbone_names_close_ones():
+    with pytest.raises(ValueError, match="cqt_backbone='maxvit_bse_tf_224'.*maxvit_base_tf_224"):
+        MaxMViTConfig(cqt_backbone="maxvit_bse_tf_224")
+    with pytest.raises(ValueError, match="mel_backbone"):
+        MaxMViTConfig(mel_backbone="no such thing")
+
+
+@pytest.mark.parametrize("field, value", [("hidden_dropout", 1.0), ("hidden_dropout", -0.1), ("hidden_size", 0)])
+def test_head_that_cannot_work_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        MaxMViTConfig(**{field: value})
+
+
+def test_mel_kwargs_are_laid_over_the_named_variant():
+    changed = MaxMViTConfig(mel_backbone_kwargs={"depths": [1, 1, 1, 1], "drop_path_rate": 0.1}).mel_backbone_config()
+    assert list(changed.depths) == [1, 1, 1, 1]
+    assert tuple(changed.embed_dim) == (96, 192, 384, 768)
+    assert MaxMViTConfig(mel_backbone_kwargs={"drop_path_rate": 0.1}).mel_backbone_config() is None
+
+
+def test_configurations_do_not_share_their_kwargs():
+    kwargs = {"drop_path_rate": 0.1}
+    config = MaxMViTConfig(cqt_backbone_kwargs=kwargs)
+    kwargs["drop_path_rate"] = 0.9
+    assert config.cqt_backbone_kwargs == {"drop_path_rate": 0.1}

@@ -1,0 +1,249 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
+from tests.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
+
+
+def n_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def logits_of(model: MaxMViTForAudioClassification, **images: torch.Tensor) -> torch.Tensor:
+    return model.eval()(**images).logits
+
+
+def test_base_model_has_the_papers_parameters_trains_and_reloads(tmp_path):
+    model = MaxMViTForAudioClassification(MaxMViTConfig(num_labels=8))
+    assert n_parameters(model.maxmvit.cqt_backbone) == 118_698_708
+    assert n_parameters(model.maxmvit.mel_backbone) == 50_703_744
+    assert n_parameters(model.classifier) == 786_944 + 1_024 + (512 * 8 + 8)
+
+    images = {name: torch.randn(2, 3, 244, 244) for name in ("cqt_values", "mel_values")}
+    features = model.maxmvit(**images)
+    assert features.cqt_features.shape == features.mel_features.shape == (2, 768)
+    assert features.pooler_output.shape == (2, 1536)
+    model.train()(**images, labels=torch.tensor([0, 7])).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    model.save_pretrained(tmp_path)
+    reloaded, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(logits_of(reloaded, **images), logits_of(model, **images))
+
+
+def test_outputs_shapes_and_feature_order():
+    model = tiny_model(num_labels=5)
+    images = tiny_images(3)
+    output = model.maxmvit(**images)
+    assert torch.equal(output.pooler_output, torch.cat([output.cqt_features, output.mel_features], dim=1))
+    assert torch.equal(output.cqt_features, model.maxmvit.cqt_backbone(images["cqt_values"]))
+    assert model(**images).logits.shape == (3, 5)
+    assert model(**images).loss is None
+    plain = model(**images, return_dict=False)
+    assert isinstance(plain, tuple) and torch.equal(plain[0], model(**images).logits)
+
+
+def test_loss_is_cross_entropy_for_indices_and_for_probabilities():
+    model, images, labels = tiny_model(), tiny_images(3), torch.tensor([0, 3, 1])
+    output = model(**images, labels=labels)
+    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
+    torch.testing.assert_close(model(**images, labels=F.one_hot(labels, 4).float()).loss, output.loss)
+
+
+def test_one_channel_is_three_equal_ones():
+    model, images = tiny_model(), tiny_images(2, channels=1)
+    torch.testing.assert_close(
+        logits_of(model, **images), logits_of(model, **{k: v.repeat(1, 3, 1, 1) for k, v in images.items()})
+    )
+
+
+def test_other_sizes_are_resized_bilinearly():
+    model = tiny_model()
+    large = {name: torch.randn(2, 3, 91, 70) for name in ("cqt_values", "mel_values")}
+    resized = {k: F.interpolate(v, size=(64, 64), mode="bilinear", align_corners=False) for k, v in large.items()}
+    torch.testing.assert_close(logits_of(model, **large), logits_of(model, **resized))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 2, 64, 64), (2, 64)])
+def test_wrong_shapes_are_named(shape):
+    images = tiny_images(2)
+    with pytest.raises(ValueError, match="mel_values has shape"):
+        tiny_model()(images["cqt_values"], torch.randn(shape))
+
+
+def test_a_pair_of_unequal_length_is_refused():
+    with pytest.raises(ValueError, match="cqt_values holds 3 clips, mel_values 2"):
+        tiny_model()(tiny_images(3)["cqt_values"], tiny_images(2)["mel_values"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A saved tiny model that has been trained for one step, its extractor, and its logits on fixed images."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    names = ["neutral", "happy", "angry", "sad"]
+    model = tiny_model(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(**tiny_images(4), labels=torch.arange(4)).loss.backward()
+    optimizer.step()
+    model.save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder, logits_of(model, **tiny_images())
+
+
+def test_reload_is_exact_and_misses_nothing(checkpoint):
+    folder, logits = checkpoint
+    model, info = MaxMViTForAudioClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(logits_of(model, **tiny_images()), logits)
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline,
+)
+assert not any("maxmvit" in name for name in sys.modules)
+folder, again = sys.argv[1:]
+images, waveform = torch.load("images.pt"), np.load("waveform.npy")
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trust)
+assert config.model_type == "maxmvit" and config.id2label[1] == "happy"
+base = AutoModel.from_pretrained(folder, **trust).eval()
+assert type(base).__name__ == "MaxMViTModel" and base(**images).pooler_output.isfinite().all()
+model = AutoModelForAudioClassification.from_pretrained(folder, **trust).eval()
+extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
+with torch.no_grad():
+    torch.save(model(**images).logits, "logits.pt")
+    inputs = extractor(waveform, sampling_rate=44100, return_tensors="pt")
+    scores = model(**inputs).logits.softmax(-1)[0]
+classify = pipeline("audio-classification", model=folder, trust_remote_code=True)
+answer = classify({"array": waveform, "sampling_rate": 44100})
+assert answer[0]["label"] == config.id2label[int(scores.argmax())]
+assert abs(answer[0]["score"] - float(scores.max())) < 1e-5
+batch = classify([waveform, waveform[:20000], waveform[5000:]], batch_size=2)
+assert len(batch) == 3 and all(abs(sum(row["score"] for row in rows) - 1) < 1e-4 for rows in batch)
+model.save_pretrained(again)
+extractor.save_pretrained(again)
+"""
+
+
+def test_every_auto_class_and_pipeline_load_it_elsewhere_and_so_does_what_they_save(checkpoint, tmp_path):
+    folder, logits = checkpoint
+    torch.save(tiny_images(), tmp_path / "images.pt")
+    np.save(tmp_path / "waveform.npy", voice())
+    for source, again in ((folder, tmp_path / "again"), (tmp_path / "again", tmp_path / "third")):
+        subprocess.run([sys.executable, "-c", ELSEWHERE, source, again], cwd=tmp_path, check=True)
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
+
+
+def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
+    tiny_model().maxmvit.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_maxmvit.MaxMViTModel"
+    assert auto_map["AutoModelForAudioClassification"] == "modeling_maxmvit.MaxMViTForAudioClassification"
+
+
+def test_head_is_resized_and_redrawn(checkpoint):
+    folder, _ = checkpoint
+    model, info = MaxMViTForAudioClassification.from_pretrained(
+        folder, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert {key for key, *_ in info["mismatched_keys"]} == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
+    assert logits_of(model, **tiny_images()).shape == (2, 7)
+    assert 0.01 < model.classifier.out_proj.weight.std() < 0.03
+    kept = MaxMViTForAudioClassification.from_pretrained(folder).state_dict()
+    assert torch.equal(model.classifier.dense.weight, kept["classifier.dense.weight"])
+
+
+def test_timm_keeps_its_own_initialisation():
+    """transformers would redraw every layer with N(0, 0.02); that is not how timm draws MaxViT's."""
+    torch.manual_seed(0)
+    model = MaxMViTModel(tiny_config())
+    torch.manual_seed(0)
+    config = tiny_config()
+    expected = timm.create_model(config.cqt_backbone, num_classes=0, img_size=64, **config.cqt_backbone_kwargs)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.cqt_backbone.state_dict()[name], value), name
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        model.classifier.dropout.p = 0.0
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
+            backbones = model.maxmvit.cqt_backbone, model.maxmvit.mel_backbone
+            assert all(stage.grad_checkpointing for backbone in backbones for stage in backbone.stages)
+        model(**tiny_images(3), labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16(checkpoint):
+    folder, logits = checkpoint
+    model = MaxMViTForAudioClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    torch.testing.assert_close(logits_of(model, **tiny_images()).float(), logits, atol=0.1, rtol=0.1)
+
+
+def test_torch_compile_gives_the_same_logits(checkpoint):
+    folder, logits = checkpoint
+    model = MaxMViTForAudioClassification.from_pretrained(folder)
+    compiled = torch.compile(model.eval(), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**tiny_images()).logits, logits)
+
+
+SMALL_NAMES = {"cqt_backbone": "maxvit_rmlp_pico_rw_256", "mel_backbone": "mvitv2_tiny", "image_size": 64}
+
+
+def test_imagenet_weights_come_from_local_files(tmp_path):
+    """The files are in the format timm publishes: the state dict of the named model, its 1000-class head included."""
+    from safetensors.torch import save_file
+
+    config = MaxMViTConfig(**SMALL_NAMES)
+    files, states = {}, {}
+    for branch in ("cqt", "mel"):
+        published = timm.create_model(getattr(config, f"{branch}_backbone"), img_size=64)
+        states[branch] = published.state_dict()
+        files[f"{branch}_weights"] = tmp_path / f"{branch}.safetensors"
+        save_file({k: v.contiguous() for k, v in states[branch].items()}, files[f"{branch}_weights"])
+    model = MaxMViTModel(config)
+    model.load_imagenet_weights(**files)
+    for branch, state in states.items():
+        loaded = getattr(model, f"{branch}_backbone").state_dict()
+        assert loaded and all(torch.equal(value, state[name]) for name, value in loaded.items())
+    assert model.eval()(**tiny_images()).pooler_output.isfinite().all()
+
+
+def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = MaxMViTModel(MaxMViTConfig(**{**SMALL_NAMES, "cqt_backbone": "maxvit_tiny_tf_224"}))
+    with pytest.raises(OSError, match="maxvit_tiny_tf_224.*Hub can be reached.*local file as cqt_weights"):
+        model.load_imagenet_weights()
+    with pytest.raises(OSError, match="cqt_weights='.*absent.safetensors' is not a file"):
+        model.load_imagenet_weights(cqt_weights=tmp_path / "absent.safetensors")
+
+
+def test_imagenet_weights_do_not_fit_a_reshaped_backbone(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "mvitv2.safetensors"
+    save_file(timm.create_model("mvitv2_base", pretrained=False, num_classes=0).state_dict(), file)
+    with pytest.raises(ValueError, match="remove what reshapes it from (cqt|mel)_backbone_kwargs"):
+        tiny_model().maxmvit.load_imagenet_weights(cqt_weights=file, mel_weights=file)

@@ -1,0 +1,421 @@
+import functools
+import http.server
+import io
+import subprocess
+import threading
+import tracemalloc
+
+import datasets
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import pipeline
+
+import pipeline_maxmvit
+from pipeline_maxmvit import AudioError, MaxMViTAudioClassificationPipeline, _windows, read_audio, stream_audio
+from tests.tiny import tiny_feature_extractor, tiny_model, voice
+
+RATE = 44_100
+RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000)
+FORMATS = {  # name: (container, codec, rates it has)
+    "wav": ("WAV", "PCM_16", RATES),
+    "wav-float": ("WAV", "FLOAT", RATES),
+    "flac": ("FLAC", "PCM_16", RATES),
+    "ogg": ("OGG", "VORBIS", RATES),
+    "opus": ("OGG", "OPUS", (8_000, 12_000, 16_000, 24_000, 48_000)),
+    "mp3": ("MP3", "MPEG_LAYER_III", RATES[:-2]),
+}
+
+
+def encoded(waveform: np.ndarray, rate: int, name: str = "wav") -> bytes:
+    """A file of a waveform `(T,)` or `(T, channels)`."""
+    container, codec, _ = FORMATS[name]
+    file = io.BytesIO()
+    quality = {} if codec in ("PCM_16", "FLOAT") else {"compression_level": 0.0}
+    soundfile.write(file, waveform, rate, format=container, subtype=codec, **quality)
+    return file.getvalue()
+
+
+def telephone_voice(seconds: float = 1.0) -> np.ndarray:
+    """A voice that a file of 8 kHz can hold, at 96 kHz: nothing above 3.4 kHz."""
+    return librosa.resample(voice(seconds, sampling_rate=6_800), orig_sr=6_800, target_sr=96_000)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model = tiny_model()
+    model.config.id2label = {0: "angry", 1: "happy", 2: "neutral", 3: "sad"}
+    model.config.label2id = {label: index for index, label in model.config.id2label.items()}
+    feature_extractor = tiny_feature_extractor()
+    voices = [voice(1.0, f0=70.0 + 40 * index, seed=index) for index in range(8)]
+    with torch.no_grad():  # a head that tells voices apart, so that any difference shows
+        images = feature_extractor(voices, sampling_rate=RATE, return_tensors="pt")
+        features = model.classifier.dense(model.maxmvit(**images).pooler_output)
+        model.classifier.norm.running_mean.copy_(features.mean(0))
+        model.classifier.norm.running_var.copy_(features.var(0))
+        model.classifier.out_proj.weight *= 15
+    return {"model": model, "feature_extractor": feature_extractor}
+
+
+def build(parts, **kwargs) -> MaxMViTAudioClassificationPipeline:
+    return MaxMViTAudioClassificationPipeline(**parts, task="audio-classification", device="cpu", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def classify(parts):
+    return build(parts)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for part in parts.values():
+        part.save_pretrained(folder)
+    return folder
+
+
+def by_label(answer: list[dict]) -> dict[str, float]:
+    return {row["label"]: row["score"] for row in answer}
+
+
+def assert_same(answer: list[dict], other: list[dict], tolerance: float = 1e-5) -> None:
+    assert by_label(answer) == pytest.approx(by_label(other), abs=tolerance)
+
+
+# What goes in
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_rate_and_channel_count_gives_one_answer_without_ffmpeg(classify, name, channels, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    clip = telephone_voice()
+    expected = classify({"array": clip, "sampling_rate": 96_000})
+    for rate in FORMATS[name][2]:
+        there = librosa.resample(clip, orig_sr=96_000, target_sr=rate)
+        there = np.stack([1.2 * there, 0.8 * there], axis=1) if channels == 2 else there
+        answer = classify(encoded(there, rate, name))
+        assert answer[0]["label"] == expected[0]["label"], rate
+        assert_same(answer, expected, tolerance=0.02)
+
+
+class Unseekable(io.RawIOBase):
+    def __init__(self, content: bytes):
+        self.content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.content.readinto(buffer)
+
+
+class Decoder:
+    """What `datasets` yields of an `Audio` column where torchcodec is installed."""
+
+    def __init__(self, waveform: np.ndarray):
+        self.samples = type("AudioSamples", (), {"data": torch.tensor(waveform), "sample_rate": 16_000})()
+
+    def get_all_samples(self):
+        return self.samples
+
+
+def test_every_kind_of_source_gives_one_answer(classify, tmp_path):
+    left, right = voice(0.5, sampling_rate=16_000), voice(0.5, f0=200, sampling_rate=16_000)
+    stereo = np.stack([left, right])
+    content = encoded(stereo.T, 16_000, "wav-float")
+    path = tmp_path / "clip.wav"
+    path.write_bytes(content)
+    column = datasets.Dataset.from_dict({"audio": [str(path)]}).cast_column("audio", datasets.Audio(decode=False))
+    expected = classify({"array": (left + right) / 2, "sampling_rate": 16_000})
+    with open(path, "rb") as file:
+        sources = [
+            str(path), path, content, bytearray(content), io.BytesIO(content), Unseekable(content), file,
+            {"path": str(path), "bytes": None}, {"path": "elsewhere.wav", "bytes": content}, column[0]["audio"],
+            {"array": stereo, "sampling_rate": 16_000}, {"raw": stereo.T, "sampling_rate": 16_000.0},
+            {"array": torch.tensor(stereo, dtype=torch.float64), "sampling_rate": 16_000}, Decoder(stereo),
+        ]  # fmt: skip
+        for source in sources:
+            assert_same(classify(source), expected)
+    assert_same(classify(stereo, sampling_rate=16_000), expected)
+    assert_same(classify(torch.tensor(stereo), sampling_rate=16_000), expected)
+    assert_same(classify(column["audio"])[0], expected)
+    whole_numbers = (stereo * 32_767).astype(np.int16)
+    assert_same(classify({"array": whole_numbers, "sampling_rate": 16_000}), expected, tolerance=0.02)
+
+
+def test_a_url_is_fetched(classify, tmp_path):
+    (tmp_path / "clip.flac").write_bytes(encoded(voice(0.3), RATE, "flac"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        assert_same(classify(f"{base}/clip.flac"), classify(str(tmp_path / "clip.flac")))
+        with pytest.raises(AudioError, match="/nothing.flac cannot be read: .*404"):
+            classify(f"{base}/nothing.flac")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])
+def test_whole_numbers_are_scaled_by_what_their_type_holds(dtype, scale):
+    samples = np.array([0.5, -0.25, 0.0]) * scale + (scale if dtype is np.uint8 else 0)
+    source = {"array": samples.astype(dtype), "sampling_rate": RATE}
+    assert read_audio(source, RATE) == pytest.approx([0.5, -0.25, 0.0])
+
+
+def test_a_seam_between_pieces_is_not_heard(monkeypatch):
+    clip = np.random.default_rng(0).normal(scale=0.1, size=round(7.3 * 11_025)).astype(np.float32)
+    monkeypatch.setattr(pipeline_maxmvit, "BLOCK_S", 2)
+    file = encoded(clip, 11_025, "wav-float")
+    assert len(list(stream_audio(file, 16_000))) == 4
+    whole = librosa.resample(clip, orig_sr=11_025, target_sr=16_000, res_type="soxr_hq")
+    np.testing.assert_allclose(read_audio(file, 16_000), whole, atol=1e-5)
+
+
+# What is refused
+
+
+BROKEN = {
+    "empty.wav": (b"", "is empty"),
+    "no samples.wav": (encoded(np.zeros(0), RATE), "is empty"),
+    "text.mp3": (b"not audio at all " * 100, "cannot be decoded"),
+    "film.m4a": (b"\x00\x00\x00\x20ftypM4A " + bytes(2_000), "cannot be decoded"),
+    "bytes.raw": (bytes(1_000), "cannot be decoded"),
+    "nan.wav": (encoded(np.array([0.1, np.nan, 0.2]), RATE, "wav-float"), "holds NaN or infinite samples"),
+    "inf.wav": (encoded(np.array([0.1, np.inf, 0.2]), 8_000, "wav-float"), "holds NaN or infinite samples"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named(classify, tmp_path, name):
+    content, complaint = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"{name} {complaint}"):
+        classify(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_cut_off_is_refused_and_a_whole_one_is_not(name):
+    whole = encoded(voice(2.0, sampling_rate=24_000), 24_000, name)
+    assert len(read_audio(whole, 24_000)) >= 48_000
+    for share in (0.02, 0.5, 0.9):
+        with pytest.raises(AudioError, match="cut off|cannot be decoded"):
+            read_audio(whole[: round(share * len(whole))], 24_000)
+
+
+def test_a_wav_written_into_a_pipe_has_no_length_and_is_read():
+    whole = bytearray(encoded(voice(0.2), RATE))
+    at = whole.index(b"data") + 4
+    whole[at : at + 4] = b"\xff\xff\xff\xff"
+    assert len(read_audio(bytes(whole), RATE)) == round(0.2 * RATE)
+
+
+def test_what_is_no_source_is_refused(classify, tmp_path):
+    refused = {
+        "is no audio": 3, "cannot be read: Is a directory": tmp_path, "No such file": tmp_path / "missing.wav",
+        "is empty": np.zeros(0), "is no waveform": np.zeros((2, 2, 2)), "holds NaN": np.array([0.0, np.nan]),
+        'has no "sampling_rate"': {"array": np.zeros(9)}, "sampling rate 0": {"raw": [0.0], "sampling_rate": 0},
+        'has neither "bytes" nor "path"': {"path": None}, "got <U1": {"array": np.array(["a"]), "sampling_rate": 9},
+    }  # fmt: skip
+    for complaint, source in refused.items():
+        with pytest.raises(AudioError, match=complaint):
+            classify(source)
+
+
+def test_a_list_goes_on_after_bad_input_if_asked(classify, tmp_path):
+    clip, missing = voice(0.3), str(tmp_path / "missing.wav")
+    first, second, third, fourth = classify([clip, missing, b"", clip], on_error="skip", batch_size=2)
+    assert second == {"error": f"{missing} cannot be read: No such file or directory."}
+    assert third == {"error": "Input 2: a file of 0 bytes is empty: it holds no bytes."}
+    assert_same(first, fourth)
+    with pytest.raises(AudioError, match="missing.wav"):
+        classify([clip, missing, clip])
+
+
+# What comes out
+
+
+def test_a_clip_gets_what_the_model_gives_on_the_extractors_output(parts, classify):
+    clip = voice(1.3)
+    with torch.no_grad():
+        images = parts["feature_extractor"](clip, sampling_rate=RATE, return_tensors="pt")
+        scores = parts["model"](**images).logits.softmax(-1)[0]
+    labels = parts["model"].config.id2label
+    assert by_label(classify(clip)) == {labels[index]: score for index, score in enumerate(scores.tolist())}
+
+
+def test_answers_are_sorted_and_cut_to_top_k_at_construction_and_at_call(parts, classify):
+    clip = voice(0.3)
+    everything = classify(clip)
+    assert [row["score"] for row in everything] == sorted((row["score"] for row in everything), reverse=True)
+    assert sum(row["score"] for row in everything) == pytest.approx(1)
+    assert classify(clip, top_k=2) == everything[:2]
+    two = build(parts, top_k=2)
+    assert two(clip) == everything[:2]
+    assert two(clip, top_k=1) == everything[:1]
+    assert two(clip, top_k=None) == everything
+    assert two(clip, top_k=99) == everything
+
+
+def test_lists_generators_and_batch_sizes_change_nothing(classify):
+    clips = [voice(0.2 + 0.1 * index, f0=100 + 30 * index) for index in range(5)]
+    one_by_one = [classify(clip) for clip in clips]
+    for batch_size in (1, 2, 8):
+        for inputs in (clips, tuple(clips), (clip for clip in clips), iter(clips)):
+            answers = list(classify(inputs, batch_size=batch_size))
+            assert len(answers) == len(clips)
+            for answer, expected in zip(answers, one_by_one, strict=True):
+                assert_same(answer, expected)
+    assert classify([]) == []
+
+
+def test_a_generator_is_read_as_answers_are_asked_for(classify):
+    read = []
+
+    def sources():
+        for index in range(6):
+            read.append(index)
+            yield voice(0.2)
+
+    answers = classify(sources(), batch_size=2)
+    next(answers)
+    assert len(read) == 2
+
+
+def test_wrong_parameters_are_refused(classify):
+    for wrong in ({"window_s": 0}, {"hop_s": -1}, {"top_k": 0}, {"smooth": 2}, {"on_error": "ignore"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* does not work"):
+            classify(voice(0.1), **wrong)
+    with pytest.raises(ValueError, match="leaves out audio"):
+        classify(voice(0.1), window_s=1.0, hop_s=2.0)
+    with pytest.raises(TypeError, match="'chunk_length_s' is not a parameter"):
+        classify(voice(0.1), chunk_length_s=3)
+
+
+# Recordings
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    length=st.integers(1, 200),
+    window=st.integers(1, 60),
+    hop_share=st.floats(0.05, 1.0),
+    piece=st.integers(1, 80),
+)
+def test_windows_lie_on_the_grid_cover_everything_and_do_not_depend_on_the_pieces(length, window, hop_share, piece):
+    hop = max(1.0, hop_share * window)
+    samples = np.arange(length, dtype=np.float32)
+    pieces = [samples[start : start + piece] for start in range(0, length, piece)]
+    windows = list(_windows(iter(pieces), window, hop))
+    for start, waveform in windows:
+        np.testing.assert_array_equal(waveform, samples[start : start + window])
+        assert len(waveform) == min(window, length)
+    assert set(np.concatenate([waveform for _, waveform in windows])) == set(samples)
+    on_grid = [round(index * hop) for index in range(length) if round(index * hop) + window <= length]
+    assert [start for start, _ in windows][: len(on_grid)] == on_grid
+    assert len(windows) <= len(on_grid) + 1
+
+
+def recording() -> np.ndarray:
+    """2 s of a low voice, 2 s of silence, 2.5 s of a high voice."""
+    return np.concatenate([voice(2.0), np.zeros(2 * RATE, np.float32), voice(2.5, f0=300.0)])
+
+
+def test_a_timeline_has_a_row_for_each_window_and_marks_silence(classify):
+    rows = classify(recording(), window_s=1.0)
+    assert [row["start"] for row in rows] == [0, 1, 2, 3, 4, 5, 5.5]
+    assert all(row["end"] == row["start"] + 1 for row in rows)
+    silent = {row["start"]: row["scores"] for row in rows if row["label"] == "silence"}
+    assert silent == {2: {}, 3: {}}
+    for row in (rows[0], rows[-1]):
+        clip = recording()[round(row["start"] * RATE) : round(row["end"] * RATE)]
+        assert row["scores"] == pytest.approx(by_label(classify(clip)), abs=1e-5)
+        assert row["label"] == max(row["scores"], key=row["scores"].get)
+
+
+def test_silence_is_a_level_that_can_be_set(classify):
+    quiet = recording() * 1e-4
+    assert {row["label"] for row in classify(quiet, window_s=1.0)} == {"silence"}
+    assert sum(row["label"] == "silence" for row in classify(quiet, window_s=1.0, silence_db=-110.0)) == 2
+    assert all(row["scores"] for row in classify(quiet, window_s=1.0, silence_db=None))
+
+
+def test_silence_is_not_classified(parts, monkeypatch):
+    seen = []
+    pipe = build(parts)
+    forward = pipe._forward
+    monkeypatch.setattr(pipe, "_forward", lambda clips: seen.extend(clips) or forward(clips))
+    pipe(recording(), window_s=1.0, hop_s=0.5)
+    assert seen
+    assert all(np.abs(clip).max() > 0 for clip in seen)
+
+
+def test_the_answer_to_a_recording_is_the_mean_of_its_windows(classify):
+    rows = [row for row in classify(recording(), window_s=1.0, hop_s=0.5) if row["label"] != "silence"]
+    mean = {label: np.mean([row["scores"][label] for row in rows]) for label in rows[0]["scores"]}
+    answer = classify(recording(), window_s=1.0, hop_s=0.5, timeline=False)
+    assert by_label(answer) == pytest.approx(mean, abs=1e-6)
+    assert classify(np.zeros(3 * RATE), window_s=1.0, timeline=False) == [{"label": "silence", "score": 1.0}]
+
+
+def test_smoothing_is_the_mean_over_neighbours_that_are_not_silent(classify):
+    plain, smooth = (classify(recording(), window_s=1.0, smooth=count) for count in (1, 3))
+    for index, row in enumerate(smooth):
+        around = [other["scores"] for other in plain[max(0, index - 1) : index + 2] if other["scores"]]
+        if row["label"] == "silence":
+            assert not plain[index]["scores"]
+        else:
+            mean = {label: np.mean([scores[label] for scores in around]) for label in row["scores"]}
+            assert row["scores"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_long_recording_is_answered_by_windows_unless_one_clip_is_asked_for(parts, monkeypatch):
+    pipe = build(parts)
+    long = np.concatenate([voice(2.5), voice(2.5, f0=300.0)])
+    as_one = pipe(long)
+    monkeypatch.setattr(pipeline_maxmvit, "CLIP_S", 4)
+    assert_same(pipe(long), pipe(long, window_s=3.0, timeline=False))
+    assert by_label(pipe(long)) != pytest.approx(by_label(as_one), abs=1e-4)
+    assert_same(pipe(long, window_s=None), as_one)
+    assert_same(pipe(long[: 4 * RATE]), pipe(long[: 4 * RATE], window_s=None))
+    assert len(pipe(long, timeline=True)) == 2
+
+
+def test_windows_of_several_recordings_share_a_batch(parts, monkeypatch):
+    sizes = []
+    pipe = build(parts, window_s=0.5)
+    forward = pipe._forward
+    monkeypatch.setattr(pipe, "_forward", lambda clips: sizes.append(len(clips)) or forward(clips))
+    timelines = pipe([voice(1.5), voice(2.0), voice(0.5)], batch_size=4)
+    assert [len(timeline) for timeline in timelines] == [3, 4, 1]
+    assert sizes == [4, 4]
+
+
+def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_maxmvit, "BLOCK_S", 3)
+    peaks = []
+    for minutes in (1, 8):
+        path = tmp_path / f"{minutes}.flac"
+        soundfile.write(path, np.tile(voice(5.0, sampling_rate=8_000), 12 * minutes), 8_000)
+        tracemalloc.start()
+        windows = sum(1 for _ in classify.preprocess(path, window_s=3.0, hop_s=1.0))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert windows == 60 * minutes - 2
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_checkpoint_brings_the_pipeline_along(checkpoint, classify, tmp_path):
+    path = tmp_path / "clip.ogg"
+    path.write_bytes(encoded(voice(2.0), RATE, "ogg"))
+    loaded = pipeline("audio-classification", model=str(checkpoint), trust_remote_code=True, top_k=2, device="cpu")
+    assert_same(loaded(str(path)), classify(str(path), top_k=2))
+    timelines = (pipe(str(path), window_s=1.0, hop_s=0.5) for pipe in (loaded, classify))
+    for row, expected in zip(*timelines, strict=True):
+        assert row["scores"] == pytest.approx(expected["scores"], abs=1e-5)
