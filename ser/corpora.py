@@ -1,0 +1,584 @@
+"""Where clips come from: each corpus with its published copies, what a row of them says, and its classes.
+
+Every source ends in the same table of clips with the columns `file`, `audio` ({"path", "bytes"}, never decoded here),
+`label`, `speaker`, `session` and `split`. Adding a corpus is one [`Record`] in `RECORDS`.
+"""
+
+import hashlib
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import soundfile
+from datasets.utils import tqdm
+
+from ser.demo_corpus import VERSION, write_demo_corpus
+from ser.readers import (
+    TABLE_SUFFIXES,
+    DataError,
+    Rows,
+    audio_files,
+    audio_from_paths,
+    distinct_labels,
+    holds_tables,
+    open_tables,
+    read_class_folders,
+    read_csv,
+    rows_of_tables,
+    visible_files,
+)
+
+CLIP_FEATURES = datasets.Features(
+    {
+        "file": datasets.Value("string"),
+        "label": datasets.Value("int64"),
+        "speaker": datasets.Value("string"),
+        "session": datasets.Value("string"),
+        "split": datasets.Value("string"),
+    }
+)
+
+
+@dataclass
+class Corpus:
+    """Clips of one corpus and how they were chosen.
+
+    Args:
+        name: short name, the first part of every protocol's name ("ravdess").
+        source: Hub id or local path the clips were read from.
+        revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
+        label_names: classes in the order of the label indices.
+        clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `session`, `split`.
+        dropped: reason -> number of rows left out.
+        options: the choices that shaped the table (merged classes, vote rule, ...).
+        speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    label_names: list[str]
+    clips: datasets.Dataset
+    dropped: dict[str, int] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
+    speaker_hint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def files(self) -> list[str]:
+        return self.clips["file"][:]
+
+    @property
+    def labels(self) -> list[int]:
+        return self.clips["label"][:]
+
+    @property
+    def speakers(self) -> list[str | None]:
+        return self.clips["speaker"][:]
+
+    @property
+    def sessions(self) -> list[str | None]:
+        return self.clips["session"][:]
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """One digest per clip of its decoded samples: equal for equal sound, whatever the file's name or format."""
+        if "content" in self.clips.column_names:  # feature extraction has read every clip already
+            return self.clips["content"][:]
+        audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
+        return [_digest(file, item) for file, item in zip(self.files, audio, strict=True)]
+
+
+# --- the corpora ---
+
+
+@dataclass(frozen=True)
+class Source:
+    """One copy of a corpus on the Hub.
+
+    Args:
+        read: a row without its audio bytes (plus `path`, the name kept with the audio, and `split`) -> a dict with
+            `file`, `label` and, where the source tells, `speaker` and `session`.
+        columns: columns that `read` needs.
+        splits: splits to read; empty for all.
+        votes: columns with the annotators' votes, for the unique-vote rule.
+        revision: Hub revision read by default.
+    """
+
+    read: Callable[[dict], dict]
+    columns: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One corpus.
+
+    Args:
+        labels: default classes in order.
+        aliases: spelling in some source (lower case) -> emotion.
+        hub: Hub id -> [`Source`]; the first is read when no source is named.
+        tree: reads the original local folder: yields dicts as `Source.read` does, plus `audio` (a path); a row with
+            `drop` is left out and counted under that reason.
+        with_speaker: sources that tell the speaker, named when another source is asked for one.
+    """
+
+    labels: tuple[str, ...]
+    aliases: Mapping[str, str]
+    hub: Mapping[str, Source]
+    tree: Callable[[Path], Iterator[dict]] | None
+    with_speaker: str = ""
+
+
+def _iemocap_names(file: str) -> dict:
+    """Session and speaker of `Ses01F_impro01_M000`: the first token's letter is the one who wears the motion-capture
+    markers, the last token's the one who speaks."""
+    match = re.match(r"(Ses0\d)[FM]_.+_([FM])\w+$", Path(file).stem)
+    return {"session": match[1], "speaker": match[1] + match[2]} if match else {}
+
+
+ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
+
+
+def _zahra_row(row: dict) -> dict:
+    session = ZAHRA_SESSIONS.get(row["split"])
+    return {"file": row["path"], "label": row["label"], "session": session} | _iemocap_names(row["path"] or "")
+
+
+def _iemocap_tree(folder: Path) -> Iterator[dict]:
+    line_of = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
+    for notes in visible_files(folder, "Session[1-5]/dialog/EmoEvaluation/*.txt"):
+        for line in notes.read_text(encoding="utf-8", errors="replace").splitlines():
+            if match := line_of.match(line):
+                name, label = match["utterance"], match["emotion"]
+                audio = notes.parents[2] / "sentences" / "wav" / notes.stem / f"{name}.wav"
+                drop = "annotators do not agree (xxx)" if label == "xxx" else None
+                yield {"file": audio.name, "audio": audio, "label": label, "drop": drop, **_iemocap_names(name)}
+
+
+RAVDESS_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)$")
+RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
+
+
+def _ravdess_row(file: str | None, emotion: str) -> dict:
+    match = RAVDESS_NAME.match(Path(file or "").stem)
+    return {"file": file, "label": emotion, "speaker": match[4] if match else None}
+
+
+def _narad_row(row: dict) -> dict:
+    speaker = None if row["speaker_id"] is None else f"{int(row['speaker_id']):02d}"
+    return {"file": row["path"], "label": row["labels"], "speaker": speaker}
+
+
+def _ravdess_tree(folder: Path) -> Iterator[dict]:
+    for audio in audio_files(folder):
+        match = RAVDESS_NAME.match(audio.stem)
+        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
+        if not match or not 1 <= int(match[3]) <= len(RAVDESS_EMOTIONS):
+            yield row | {"drop": "not named as a RAVDESS clip"}
+        elif match[2] != "01":
+            yield row | {"drop": "song, not speech"}
+        else:
+            yield row | {"label": RAVDESS_EMOTIONS[int(match[3]) - 1], "speaker": match[4]}
+
+
+EMODB_LETTERS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "N": "neutral",
+    "T": "sadness",
+}
+EMODB_SPEAKERS = {
+    (31, "male"): "03",
+    (34, "female"): "08",
+    (21, "female"): "09",
+    (32, "male"): "10",
+    (26, "male"): "11",
+    (30, "male"): "12",
+    (32, "female"): "13",
+    (35, "female"): "14",
+    (25, "male"): "15",
+    (31, "female"): "16",
+}
+
+
+def _emodb_tree(folder: Path) -> Iterator[dict]:
+    for audio in audio_files(folder):
+        match = re.match(r"(\d\d)[ab]\d\d([A-Z])[a-z]?$", audio.stem)
+        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
+        if match and match[2] in EMODB_LETTERS:
+            yield row | {"label": EMODB_LETTERS[match[2]], "speaker": match[1]}
+        else:
+            yield row | {"drop": "not named as an EMO-DB clip"}
+
+
+def _emodb_row(row: dict) -> dict:
+    age = None if row["age"] is None else int(row["age"])
+    return {"file": row["path"], "label": row["emotion"], "speaker": EMODB_SPEAKERS.get((age, row["gender"]))}
+
+
+def _demo_tree(folder: Path) -> Iterator[dict]:
+    if not folder.exists():
+        write_demo_corpus(folder)
+    for audio in visible_files(folder, "voice_*/*.wav"):
+        file = audio.relative_to(folder).as_posix()
+        yield {"file": file, "audio": audio, "label": audio.stem.rpartition("_")[0], "speaker": audio.parent.name}
+
+
+IEMOCAP_VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
+
+RECORDS: dict[str, Record] = {
+    "iemocap": Record(
+        labels=("neutral", "happy", "angry", "sad"),
+        aliases={name: name for name in (*IEMOCAP_VOTES, "other")}
+        | {"neu": "neutral", "hap": "happy", "exc": "excited", "ang": "angry", "fru": "frustrated"}
+        | {"fea": "fear", "sur": "surprise", "dis": "disgust", "oth": "other"},
+        hub={
+            "AbstractTTS/IEMOCAP": Source(
+                lambda row: {"file": row["file"], "label": row["major_emotion"], **_iemocap_names(row["file"])},
+                columns=("file", "major_emotion"),
+                votes=IEMOCAP_VOTES,
+            ),
+            "Zahra99/IEMOCAP_Audio": Source(
+                _zahra_row,
+                columns=("label",),
+                splits=tuple(ZAHRA_SESSIONS),
+            ),
+        },
+        tree=_iemocap_tree,
+        with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",
+    ),
+    "ravdess": Record(
+        labels=RAVDESS_EMOTIONS,
+        aliases={name: name for name in RAVDESS_EMOTIONS} | {"fearful": "fear", "surprised": "surprise"},
+        hub={
+            "narad/ravdess": Source(
+                _narad_row,
+                columns=("labels", "speaker_id"),
+                revision="refs/convert/parquet",
+            ),
+            "AbstractTTS/RAVDESS": Source(
+                lambda row: _ravdess_row(row["file"], row["emotion"]),
+                columns=("file", "emotion"),
+            ),
+            "TwinkStart/RAVDESS": Source(
+                lambda row: _ravdess_row(row["path"], row["emotion"]),
+                columns=("emotion",),
+                splits=("ravdess_emo",),
+            ),
+        },
+        tree=_ravdess_tree,
+        with_speaker="narad/ravdess or a local folder of Actor_NN",
+    ),
+    "emodb": Record(
+        labels=tuple(sorted(EMODB_LETTERS.values())),
+        aliases={name: name for name in EMODB_LETTERS.values()},
+        hub={"renumics/emodb": Source(_emodb_row, columns=("age", "gender", "emotion"))},
+        tree=_emodb_tree,
+        with_speaker="renumics/emodb or a local folder of 03a01Fa.wav names",
+    ),
+    "demo": Record(
+        labels=("neutral", "happy", "angry", "sad"),
+        aliases={name: name for name in ("neutral", "happy", "angry", "sad")},
+        hub={},
+        tree=_demo_tree,
+    ),
+}
+
+
+# --- loading ---
+
+
+def load_corpus(
+    dataset_name: str,
+    data_dir: str | None = None,
+    *,
+    dataset_config_name: str | None = None,
+    dataset_revision: str | None = None,
+    cache_dir: str | None = None,
+    train_split_name: str = "train",
+    eval_split_name: str = "validation",
+    test_split_name: str = "test",
+    audio_column_name: str | None = None,
+    label_column_name: str | None = None,
+    speaker_column_name: str | None = None,
+    labels: Sequence[str] | None = None,
+    merge_labels: Sequence[str] | None = None,
+    unique_vote: bool = False,
+    drop_duplicates: bool = False,
+) -> Corpus:
+    """Reads a corpus into one table of clips.
+
+    Args:
+        dataset_name: a corpus (`iemocap`, `ravdess`, `emodb`, `demo`), the Hub id of one of its copies, or a data set
+            of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class (optionally below
+            train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of `file,label[,speaker][,split]`.
+        data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
+            parquet files in the form of its copy on the Hub. Files named in a CSV are relative to it (default: to
+            the CSV's own folder).
+        dataset_config_name: configuration of a Hub data set.
+        dataset_revision: Hub revision: branch, tag or commit.
+        cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
+        train_split_name: in a data set of one's own, the split that is trained on.
+        eval_split_name: its validation split.
+        test_split_name: its test split.
+        audio_column_name: its audio column (default: "audio"; in a CSV "file").
+        label_column_name: its class column (default: "label").
+        speaker_column_name: its speaker column (default: "speaker" where there is one).
+        labels: classes to keep, in this order (default: the corpus's own).
+        merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
+        unique_vote: keep only clips for which one emotion got more votes than any other.
+        drop_duplicates: of clips with equal sound keep one (the one nearest to the test split); of such clips under
+            different labels keep none.
+
+    Raises:
+        DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
+    """
+    record, hub_id, name = _find(dataset_name, data_dir)
+    merge = _parse_merge(merge_labels)
+    load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision}
+    if dataset_name == "demo" and data_dir is None:
+        data_dir = str(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"maxmvit_demo_corpus_{VERSION}")
+    elif data_dir is not None and dataset_name != "demo" and not Path(data_dir).exists():
+        raise DataError(f"data_dir {data_dir} does not exist.")
+
+    if record:
+        found = _read_record(record, hub_id, name, data_dir, load)
+        known = set(record.aliases.values())
+    else:
+        columns = (audio_column_name, label_column_name or "label", speaker_column_name)
+        splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
+        found = _read_own(dataset_name, data_dir, columns, splits, load)
+        known = set(found.labels)
+    if unique_vote and not any("votes" in row for row in found.rows):
+        raise DataError(
+            f"unique_vote needs the annotators' votes, which {found.location} does not have; leave it out."
+        )
+    for choice in {*merge, *(labels or ())} - known - set(merge.values()):
+        raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
+
+    names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
+    if lost := {*merge.values()} - {*names}:
+        raise DataError(f"merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}.")
+    seen: set[str] = set()
+    for row in found.rows:
+        row["drop"] = row.get("drop") or _settle(row, names, record.aliases if record else None, merge, unique_vote)
+        key = row.get("key")
+        if not row["drop"] and key in seen:
+            row["drop"] = "second file of the same name"
+        elif not row["drop"] and "audio" in row and not row["audio"].is_file():
+            raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
+        seen |= {key} - {None}
+    options = {"schema": found.schema, "merge_labels": merge, "unique_vote": unique_vote}
+    corpus = Corpus(
+        name=name,
+        source=found.location,
+        revision=found.revision or _fingerprint(Path(found.location)),
+        label_names=names,
+        clips=_clips(found.audio, found.rows),
+        dropped=found.dropped | Counter(row["drop"] for row in found.rows if row["drop"]),
+        options=options | {"drop_duplicates": drop_duplicates},
+        speaker_hint=record.with_speaker if record else "a data set with such a column, named by speaker_column_name",
+    )
+    _check_classes(corpus)
+    if drop_duplicates:
+        _drop_duplicates(corpus)
+        _check_classes(corpus)
+    return corpus
+
+
+def _find(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str | None, str]:
+    """(record, Hub id, short name) of a corpus, or (None, None, short name) for a data set of one's own."""
+    for name, record in RECORDS.items():
+        if dataset_name.lower() == name:
+            return record, None, name
+        for hub_id in record.hub:
+            if dataset_name.lower() == hub_id.lower():
+                return record, hub_id, name
+    path = Path(data_dir if data_dir and dataset_name == "audiofolder" else dataset_name).absolute()
+    return None, None, path.stem if path.suffix in {".csv", ".tsv", *TABLE_SUFFIXES} else path.name
+
+
+def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:
+    merge = {}
+    for pair in pairs or ():
+        old, _, new = (part.strip() for part in pair.partition("="))
+        if not (old and new):
+            raise DataError(f"merge_labels takes pairs such as excited=happy, not {pair!r}.")
+        merge[old] = new
+    return merge
+
+
+def _settle(
+    row: dict, names: list[str], aliases: Mapping[str, str] | None, merge: Mapping[str, str], unique_vote: bool
+) -> str | None:
+    """Sets the row's class index, or returns why the row is left out."""
+    raw = "" if row["label"] is None else str(row["label"]).strip()
+    if not raw:
+        return "no label"
+    label = aliases.get(raw.lower()) if aliases else raw
+    if label is None:
+        return f"unknown label {raw!r}"
+    label = merge.get(label, label)
+    if label not in names:
+        return f"class {label!r} not among those kept"
+    if unique_vote and row["votes"].count(max(row["votes"])) > 1:
+        return "annotators' votes tie"
+    row["class"] = names.index(label)
+    return None
+
+
+def _clips(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
+    """The table of clips: the audio column beside what the rows say, without the rows that are left out."""
+    for index, row in enumerate(rows):
+        row["file"] = row["file"] or f"{row.get('split') or 'clip'}-{index:06d}"
+    often = {file for file, n in Counter(row["file"] for row in rows).items() if n > 1}
+    facts = {
+        "file": [f"{row['file']}#{i}" if row["file"] in often else row["file"] for i, row in enumerate(rows)],
+        "label": [row.get("class", -1) for row in rows],
+        **{key: [row.get(key) for row in rows] for key in ("speaker", "session", "split")},
+    }
+    table = datasets.Dataset.from_dict(facts, features=CLIP_FEATURES)
+    clips = datasets.concatenate_datasets([table, audio], axis=1).select_columns(["file", "audio", *list(facts)[1:]])
+    return clips.select([i for i, row in enumerate(rows) if not row["drop"]])
+
+
+def _check_classes(corpus: Corpus) -> None:
+    """Every class needs a clip."""
+    left_out = "; ".join(f"{reason}: {n}" for reason, n in corpus.dropped.items()) or "nothing"
+    counts = Counter(corpus.labels)
+    empty = [name for index, name in enumerate(corpus.label_names) if not counts[index]]
+    if not counts:
+        raise DataError(f"No clip is left of {corpus.source}. Left out: {left_out}.")
+    if empty:
+        raise DataError(
+            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes with labels. "
+            f"Left out: {left_out}."
+        )
+
+
+def _digest(file: str, audio: dict) -> str:
+    try:
+        source = io.BytesIO(audio["bytes"]) if audio["bytes"] else audio["path"]
+        samples, sampling_rate = soundfile.read(source, dtype="float32")
+    except (soundfile.SoundFileError, OSError):
+        return f"unreadable {file}"  # whoever extracts features says so, or counts it
+    digest = hashlib.sha1(f"{sampling_rate} {samples.shape}".encode())
+    digest.update(samples)
+    return digest.hexdigest()
+
+
+def _drop_duplicates(corpus: Corpus) -> None:
+    groups = defaultdict(list)
+    for index, content in enumerate(corpus.contents):
+        groups[content].append(index)
+    labels, splits = corpus.labels, corpus.clips["split"][:]
+    order = {"test": 0, "validation": 1, "train": 2, None: 3}
+    keep, conflicts = [], 0
+    for group in groups.values():
+        if len({labels[i] for i in group}) > 1:
+            conflicts += len(group)
+        else:
+            keep.append(min(group, key=lambda i: (order[splits[i]], i)))
+    keep.sort()
+    repeats = len(corpus) - len(keep) - conflicts
+    reasons = {"equal sound as another clip": repeats, "equal sound under different labels": conflicts}
+    corpus.dropped |= {reason: n for reason, n in reasons.items() if n}
+    contents = [corpus.contents[i] for i in keep]
+    corpus.clips = corpus.clips.select(keep)
+    corpus.contents = contents
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Stands for a revision where there is none: a digest of the names and sizes of the files."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else visible_files(path, "**/*")
+    facts = "\n".join(f"{p.relative_to(path.parent).as_posix()} {p.stat().st_size}" for p in files)
+    return f"files-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def _read_record(record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict) -> Rows:
+    """A corpus of the registry: its original tree, or one of its copies on the Hub (or local tables in that form)."""
+    if data_dir and not (record.hub and holds_tables(Path(data_dir))):
+        rows = list(record.tree(Path(data_dir)))
+        if not rows:
+            raise DataError(f"{data_dir} holds neither the original folder tree of {name} nor parquet files.")
+        return Rows(audio_from_paths(rows), rows, record.labels, data_dir, schema="original tree")
+    if data_dir:
+        table, revision = open_tables(data_dir, load | {"revision": None})
+        hub_id = hub_id or _recognise(record, table, data_dir)
+    else:
+        hub_id = hub_id or next(iter(record.hub))
+        table, revision = open_tables(hub_id, load | {"revision": load["revision"] or record.hub[hub_id].revision})
+    source, where = record.hub[hub_id], data_dir or hub_id
+    splits = [split for split in source.splits if split in table] or list(table)
+    if source.splits and len(splits) > 1 and not set(splits) <= set(source.splits):
+        raise DataError(f"{where} has the splits {', '.join(splits)}; expected {', '.join(source.splits)}.")
+    votes = [v for v in source.votes if v in table[splits[0]].column_names]
+    audio, raw = rows_of_tables(table, splits, "audio", (*source.columns, *votes), where)
+    rows = [source.read(row) | ({"votes": [row[v] for v in votes]} if votes else {}) for row in raw]
+    return Rows(audio, rows, record.labels, where, revision, schema=hub_id)
+
+
+def _recognise(record: Record, table: datasets.DatasetDict, where: str) -> str:
+    """The copy on the Hub whose columns a local folder of tables has; of several, the one that asks for most."""
+    have = {name for split in table.values() for name in split.column_names}
+    fits = [hub_id for hub_id, source in record.hub.items() if have >= {"audio", *source.columns}]
+    if not fits:
+        forms = "; ".join(f"{hub_id}: audio, {', '.join(source.columns)}" for hub_id, source in record.hub.items())
+        raise DataError(f"The tables in {where} have the columns {', '.join(sorted(have))}; expected {forms}.")
+    return max(fits, key=lambda hub_id: len(record.hub[hub_id].columns))
+
+
+def _read_own(
+    dataset_name: str,
+    data_dir: str | None,
+    columns: tuple[str | None, str, str | None],
+    splits: Mapping[str, str],
+    load: dict,
+) -> Rows:
+    """A data set of one's own: CSV, folder of class folders, tables, Hub id."""
+    path = Path(dataset_name)
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        return read_csv(path, Path(data_dir) if data_dir else path.parent, columns)
+    path = Path(data_dir) if data_dir else path
+    if (path / "metadata.csv").is_file():
+        return read_csv(path / "metadata.csv", path, columns)
+    if path.is_dir() and not holds_tables(path):
+        return read_class_folders(path)
+    if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in {"..", "~"}):
+        raise DataError(
+            f"{dataset_name} is no corpus known here ({', '.join(RECORDS)}), no file or folder, and no Hub id."
+        )
+    where = str(path) if path.exists() else dataset_name
+    table, revision = open_tables(where, load)
+    if absent := [name for part, name in splits.items() if name not in (part, *table)]:
+        raise DataError(f"{where} has no split {absent[0]!r}; it has {', '.join(table)}.")
+    part_of = {name: part for part, name in splits.items()}
+    used = [split for split in table if split in part_of] or list(table)
+    audio_column, label_column, speaker_column = columns[0] or "audio", columns[1], columns[2]
+    if speaker_column is None and all("speaker" in table[split].column_names for split in used):
+        speaker_column = "speaker"
+    audio, raw = rows_of_tables(table, used, audio_column, [c for c in (label_column, speaker_column) if c], where)
+    rows = []
+    for row in raw:
+        speaker = row.get(speaker_column)
+        rows.append({"file": row["path"], "label": row[label_column], "split": part_of.get(row["split"])})
+        rows[-1]["speaker"] = None if speaker is None else str(speaker)
+    feature = table[used[0]].features[label_column]
+    labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)
+    unused = {f"split {split!r} not used": len(table[split]) for split in table if split not in used}
+    return Rows(audio, rows, labels, where, revision, dropped=unused)

@@ -1,0 +1,292 @@
+"""Who is trained on and who is tested.
+
+A score means something only together with its protocol: a split that shares speakers and one that keeps them apart are
+different tasks. Every split has a name ("ravdess/emobox-fold1"), and is checked before it is used.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from ser.corpora import Corpus, DataError
+
+PROTOCOLS = ("predefined", "random", "speaker", "loso")
+RANDOM_TEST_SHARE = 0.2
+SPEAKER_FOLDS = 5  # where nobody has published folds
+
+
+def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{actor:02d}" for actor in fold) for fold in folds)
+
+
+# corpus -> name of the folds -> who is tested in fold 1, 2, ...; a corpus's first entry is its "speaker" protocol.
+# EmoBox: Ma et al. (2024), "EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark".
+# Luna-Jimenez et al. (2021), "Multimodal Emotion Recognition on RAVDESS Dataset Using Transfer Learning", which counts
+# its folds from 0. Sessions of IEMOCAP: as in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
+FOLDS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "ravdess": {
+        "emobox": _actors(
+            (1, 11, 20, 21), (4, 10, 12, 14), (8, 9, 19, 23), (3, 5, 7, 24), (2, 15, 16, 18), (6, 13, 17, 22)
+        ),
+        "luna-jimenez": _actors(
+            (2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (8, 17, 21, 23, 24), (1, 4, 9, 22)
+        ),
+    },
+    "iemocap": {"sessions": tuple((f"Ses0{session}",) for session in range(1, 6))},
+}
+
+
+@dataclass
+class Split:
+    """Indices into a corpus's clips.
+
+    Args:
+        name: corpus and protocol, with the fold where there are several ("ravdess/emobox-fold1").
+        train: clips to train on.
+        validation: clips cut from the training part, by which checkpoints and learning rates are chosen.
+        test: clips that choose nothing.
+        speaker_disjoint: whether no speaker is in two parts.
+    """
+
+    name: str
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+    speaker_disjoint: bool
+
+    @property
+    def parts(self) -> dict[str, list[int]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in self.parts.items())
+        speakers = "no speaker in two parts" if self.speaker_disjoint else "SPEAKERS SHARED between parts (or unknown)"
+        return f"Protocol {self.name}: {sizes} clips; {speakers}"
+
+
+def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
+    """The protocol by its full name: "speaker" becomes the corpus's published folds ("emobox"); without a protocol,
+    the data set's own test split if it has one, else speaker folds, else "random"."""
+    published = FOLDS.get(corpus.name, {})
+    if protocol is None:
+        if "test" in corpus.clips["split"][:]:
+            return "predefined"
+        groups = {*_column(corpus, next(iter(published), "speaker"))}
+        protocol = "random" if None in groups or len(groups) < 3 else "speaker"
+    if protocol == "speaker":
+        return next(iter(published), "loso" if corpus.name == "emodb" else "speaker")
+    if protocol not in PROTOCOLS and protocol not in published:
+        raise DataError(f"{corpus.name} has no protocol {protocol!r}; it has {', '.join((*PROTOCOLS, *published))}.")
+    return protocol
+
+
+def n_folds(corpus: Corpus, protocol: str | None = None, test_speakers: Sequence[str] | None = None) -> int:
+    """Number of folds that `--fold all` runs (1 for `predefined`, `random` and given test speakers)."""
+    return 1 if test_speakers else len(_folds(corpus, resolve_protocol(corpus, protocol)) or [()])
+
+
+def make_split(
+    corpus: Corpus,
+    protocol: str | None = None,
+    fold: int = 1,
+    validation_share: float = 0.15,
+    seed: int = 42,
+    test_speakers: Sequence[str] | None = None,
+) -> Split:
+    """Divides a corpus by a protocol, cuts validation from the training part and checks the result.
+
+    Args:
+        protocol: `predefined` (the data set's own splits), `random` (80/20, stratified by class; speakers shared),
+            `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
+            (`emobox`, `luna-jimenez`, `sessions`) or `loso` (one speaker tested a fold). Default: see
+            [`resolve_protocol`].
+        fold: 1-based.
+        validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
+            apart (at least one). Not used where the data set brings its own validation split, nor by `loso` on
+            IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
+        seed: of the random cuts.
+        test_speakers: tests exactly these speakers, instead of a protocol.
+
+    Raises:
+        DataError: the protocol cannot be had from this corpus, or its parts would share a speaker or a clip.
+    """
+    if not 0 < validation_share < 1:
+        raise DataError(f"validation_share must lie between 0 and 1, not {validation_share}.")
+    everything, validation = range(len(corpus)), None
+    if test_speakers:
+        spelt = {str(_natural(s)[0]): s for s in corpus.speakers if s}  # 1 means actor 01
+        tested = [spelt.get(str(_natural(str(s))[0]), str(s)) for s in test_speakers]
+        name, test, apart = "speakers-" + "+".join(tested), _of_groups(corpus, "test_speakers", tested), True
+    else:
+        name = resolve_protocol(corpus, protocol)
+        folds = _folds(corpus, name)
+        if not 1 <= fold <= len(folds or [()]):
+            raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {len(folds or [()])}, not {fold}.")
+        if name == "predefined":
+            validation, test, apart = _predefined(corpus)
+        elif name == "random":
+            _, test = _stratified(corpus, list(everything), RANDOM_TEST_SHARE, seed)
+            apart = False
+        else:
+            test, apart = _of_groups(corpus, name, folds[fold - 1]), True
+            if name == "loso":
+                validation = _partner(corpus, test)
+            name = f"{name}-fold{fold}"
+    train = sorted({*everything} - {*test} - {*(validation or ())})
+    if not validation:
+        cut = _whole_speakers if apart else _stratified
+        train, validation = cut(corpus, train, validation_share, seed)
+    split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
+    check_split(corpus, split)
+    return split
+
+
+def check_split(corpus: Corpus, split: Split) -> None:
+    """Raises `DataError` where a part is empty, the training part lacks a class, a speaker-disjoint split shares a
+    speaker, or two parts share a clip: by index, or by sound."""
+    files, labels = corpus.files, corpus.labels
+    for part, indices in split.parts.items():
+        if not indices:
+            raise DataError(f"The {part} part of {split.name} is empty.")
+    if missing := {*range(len(corpus.label_names))} - {labels[i] for i in split.train}:
+        names = ", ".join(repr(corpus.label_names[label]) for label in sorted(missing))
+        raise DataError(f"The training part of {split.name} has no clip of class {names}, so it cannot be learnt.")
+    if split.speaker_disjoint and (shared := _shared(split, _speakers(corpus))):
+        speaker, (one, i), (other, j) = shared[0]
+        raise DataError(
+            f"Speaker {speaker} is both in {one} ({files[i]}) and in {other} ({files[j]}), but {split.name} keeps "
+            f"speakers apart ({len(shared)} shared). Correct the speakers or the splits of {corpus.source}."
+        )
+    if shared := _shared(split, corpus.contents):
+        pairs = "; ".join(f"{files[i]} ({one}) = {files[j]} ({other})" for _, (one, i), (other, j) in shared[:3])
+        raise DataError(
+            f"{split.name} has the same recording in two parts, {len(shared)} time(s): {pairs}. "
+            "Leave the repeats out with drop_duplicates."
+        )
+
+
+def _shared(split: Split, keys: Sequence[str]) -> list[tuple[str, tuple[str, int], tuple[str, int]]]:
+    """(key, (part, index), (other part, index)) for every key that two parts have."""
+    first: dict[str, tuple[str, int]] = {}
+    shared = {}
+    for part, indices in split.parts.items():
+        for i in indices:
+            seen = first.setdefault(keys[i], (part, i))
+            if seen[0] != part:
+                shared.setdefault(keys[i], (keys[i], seen, (part, i)))
+    return list(shared.values())
+
+
+def _natural(text: str) -> tuple:
+    """Sort key under which "2" comes before "10"."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)], text
+
+
+def _column(corpus: Corpus, protocol: str) -> list[str | None]:
+    return corpus.sessions if protocol == "sessions" else corpus.speakers
+
+
+def _speakers(corpus: Corpus) -> list[str | None]:
+    """Who must not be in two parts: the speaker or, where a source tells no more, the session (it has its own two)."""
+    speakers = corpus.speakers
+    return corpus.sessions if None in speakers else speakers
+
+
+def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
+    """Groups tested fold by fold; None for a protocol of one fold."""
+    if name in ("predefined", "random"):
+        return None
+    if name in FOLDS.get(corpus.name, {}):
+        return list(FOLDS[corpus.name][name])
+    speakers = sorted({*_known(corpus, name)}, key=_natural)
+    if name == "loso":
+        return [(speaker,) for speaker in speakers]
+    return [speakers[k::SPEAKER_FOLDS] for k in range(min(SPEAKER_FOLDS, len(speakers)))]
+
+
+def _known(corpus: Corpus, name: str) -> list[str]:
+    """Speaker (or session) of every clip."""
+    column = _column(corpus, name)
+    if unknown := [i for i, group in enumerate(column) if group is None]:
+        what = "session" if name == "sessions" else "speaker"
+        raise DataError(
+            f"Protocol {name} needs the {what} of every clip; {corpus.source} does not tell it for {len(unknown):,} "
+            f"of {len(corpus):,} (such as {corpus.files[unknown[0]]}). Use {corpus.speaker_hint}; or the protocol "
+            "random, which shares speakers between training and test."
+        )
+    return column
+
+
+def _of_groups(corpus: Corpus, name: str, groups: Sequence[str]) -> list[int]:
+    column = _known(corpus, name)
+    if missing := sorted({*groups} - {*column}, key=_natural):
+        have = ", ".join(sorted({*column}, key=_natural))
+        raise DataError(f"{name} tests {', '.join(missing)}, of whom {corpus.source} has no clip; it has {have}.")
+    return [i for i, group in enumerate(column) if group in groups]
+
+
+def _predefined(corpus: Corpus) -> tuple[list[int], list[int], bool]:
+    """(validation, test, speakers kept apart) by the data set's own splits."""
+    parts = defaultdict(list)
+    for i, part in enumerate(corpus.clips["split"][:]):
+        parts[part].append(i)
+    for part in ("train", "test"):
+        if not parts[part]:
+            have = ", ".join(sorted(str(p) for p in parts if parts[p] and p)) or "none"
+            raise DataError(f"Protocol predefined needs the splits train and test; {corpus.source} has {have}.")
+    if parts[None]:
+        raise DataError(
+            f"{corpus.source} names no split for {len(parts[None])} clip(s), such as {corpus.files[parts[None][0]]}."
+        )
+    column = corpus.speakers
+    speakers = [{column[i] for i in parts[part]} for part in ("train", "validation", "test")]
+    apart = None not in set.union(*speakers) and sum(map(len, speakers)) == len(set.union(*speakers))
+    return parts["validation"], parts["test"], apart
+
+
+def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:
+    """The other speaker of the test session, where sessions have several."""
+    sessions, speakers = corpus.sessions, corpus.speakers
+    tested = {sessions[i] for i in test} - {None}
+    who = {speakers[i] for i in test}
+    return [i for i, session in enumerate(sessions) if session in tested and speakers[i] not in who] or None
+
+
+def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Cuts whole speakers off, if it can be done so that what remains has every class."""
+    column, labels = _speakers(corpus), corpus.labels
+    groups = sorted({column[i] for i in indices}, key=_natural)
+    if len(groups) < 2:
+        raise DataError(
+            f"Training and validation need two speakers that are not tested; {corpus.source} has {groups}."
+        )
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        chosen = {groups[k] for k in rng.permutation(len(groups))[: max(1, round(share * len(groups)))]}
+        rest = [i for i in indices if column[i] not in chosen]
+        if {labels[i] for i in rest} == {labels[i] for i in indices}:
+            break
+    return rest, [i for i in indices if column[i] in chosen]
+
+
+def _stratified(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Cuts a share of every class off, at random; clips of equal sound stay on one side, the sizes as they are."""
+    labels = corpus.labels
+    counts = Counter(labels[i] for i in indices)
+    if rare := [corpus.label_names[label] for label, n in counts.items() if n < 2]:
+        raise DataError(f"Class {rare[0]!r} has a single clip to divide; give it more, or leave it out with labels.")
+    size = max(math.ceil(share * len(indices)), len(counts))
+    rest, cut = train_test_split(indices, test_size=size, stratify=[labels[i] for i in indices], random_state=seed)
+    contents = corpus.contents
+    copies = Counter(contents[i] for i in indices)
+    for i in [i for i in cut if copies[contents[i]] > 1 and contents[i] in {contents[j] for j in rest}]:
+        single = next((j for j in rest if labels[j] == labels[i] and copies[contents[j]] == 1), None)
+        rest, cut = [*rest, i], [j for j in cut if j != i]
+        if single is not None:
+            rest, cut = [j for j in rest if j != single], [*cut, single]
+    return sorted(rest), sorted(cut)

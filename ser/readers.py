@@ -1,0 +1,179 @@
+"""Reads tables, folders and CSV files of clips, knowing no corpus: gives an audio column and raw rows."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetsError
+
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+TABLE_SUFFIXES = {".parquet", ".arrow", ".jsonl"}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+class DataError(ValueError):
+    """Something about the data, or about what was asked of it, that its user can mend; the message says how."""
+
+
+@dataclass
+class Rows:
+    """What a reader found.
+
+    Args:
+        audio: one column `audio` ({"path", "bytes"}).
+        rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `session`, `split`,
+            `votes`; `drop` is a reason to leave the row out, `key` the recording's name where a file's name is one.
+        labels: classes in order.
+        location: Hub id or path.
+        revision: Hub commit, or a digest.
+        schema: the form that was read.
+        dropped: reason -> rows left out already.
+    """
+
+    audio: datasets.Dataset
+    rows: list[dict]
+    labels: Sequence[str]
+    location: str
+    revision: str | None = None
+    schema: str | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Files in a stable order, without the `._name` companions that some archives carry."""
+    return sorted(p for p in folder.glob(pattern) if not p.name.startswith(".") and p.is_file())
+
+
+def audio_files(folder: Path) -> list[Path]:
+    return [p for p in visible_files(folder, "**/*") if p.suffix.lower() in AUDIO_SUFFIXES]
+
+
+def holds_tables(path: Path) -> bool:
+    return any(p.suffix in TABLE_SUFFIXES for p in ([path] if path.is_file() else visible_files(path, "**/*")))
+
+
+def audio_from_paths(rows: list[dict]) -> datasets.Dataset:
+    paths = datasets.Dataset.from_dict({"audio": [str(row["audio"]) for row in rows]})
+    return paths.cast_column("audio", datasets.Audio(decode=False))  # made as Audio, datasets would want torchcodec
+
+
+def open_tables(location: str, load: dict) -> tuple[datasets.DatasetDict, str | None]:
+    """Opens a Hub id or local tables: (its splits, Hub commit or None)."""
+    path = Path(location)
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            table = datasets.load_from_disk(location)
+        elif path.is_file():
+            kind = {".jsonl": "json"}.get(path.suffix, path.suffix[1:])
+            table = datasets.load_dataset(kind, data_files=location, cache_dir=load["cache_dir"])
+        else:
+            table = datasets.load_dataset(location, **load)
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(f"{location} cannot be read: {reason} (data_dir names a local copy.)") from error
+    if isinstance(table, datasets.Dataset):
+        table = datasets.DatasetDict({"train": table})
+    checksums = next(iter(table.values())).info.download_checksums or {}
+    commit = re.search(r"@([0-9a-f]{40})/", " ".join(checksums))
+    return table, commit[1] if commit else None
+
+
+def rows_of_tables(
+    table: datasets.DatasetDict, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
+) -> tuple[datasets.Dataset, list[dict]]:
+    """The audio column of the splits, and their rows without it: `columns` with class names for class numbers, `path`
+    (the name kept with the audio) and `split`."""
+    parts, rows = [], []
+    for split in splits:
+        part = table[split]
+        if missing := [name for name in (audio_column, *columns) if name not in part.column_names]:
+            have = ", ".join(part.column_names)
+            raise DataError(f"{where} has no column {', '.join(map(repr, missing))} (split {split}); it has {have}.")
+        audio = part.select_columns([audio_column])
+        audio = audio if audio_column == "audio" else audio.rename_column(audio_column, "audio")
+        try:
+            audio = audio.cast_column("audio", datasets.Audio(decode=False))
+        except (TypeError, pa.ArrowException) as error:
+            kind = part.features[audio_column]
+            raise DataError(f"Column {audio_column!r} of {where} holds no audio, but {kind}.") from error
+        paths = pc.struct_field(audio.with_format("arrow")[:]["audio"], "path").to_pylist()
+        facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
+        for name in columns:
+            if isinstance(feature := part.features[name], datasets.ClassLabel):
+                facts[name] = [None if v is None or v < 0 else feature.int2str(v) for v in facts[name]]
+        names = [None if path is None else Path(path).name for path in paths]
+        facts |= {"path": names, "split": [split] * len(names)}
+        rows += [dict(zip(facts, values, strict=True)) for values in zip(*facts.values(), strict=True)]
+        parts.append(audio)
+    return datasets.concatenate_datasets(parts), rows
+
+
+def distinct_labels(rows: Iterable[dict]) -> list[str]:
+    labels = {"" if row["label"] is None else str(row["label"]).strip() for row in rows}
+    return sorted(labels - {""})
+
+
+def _split_name(name: str, where: str) -> str:
+    if name.lower() not in SPLIT_NAMES:
+        raise DataError(f"{where}: split {name!r} is none of train, validation, test.")
+    return SPLIT_NAMES[name.lower()]
+
+
+def read_class_folders(folder: Path) -> Rows:
+    """`[split/]class/.../clip.wav`; `datasets` would take any "test" in a file's name for a split and leave out the
+    files without one."""
+    files = [p.relative_to(folder) for p in audio_files(folder)]
+    if loose := [p for p in files if len(p.parts) < 2]:
+        raise DataError(f"{folder / loose[0]} lies in no class folder.")
+    if not files:
+        raise DataError(f"{folder} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no parquet files.")
+    by_split = all(p.parts[0].lower() in SPLIT_NAMES and len(p.parts) > 2 for p in files)
+    rows = []
+    for file in files:
+        split = SPLIT_NAMES[file.parts[0].lower()] if by_split else None
+        rows.append({"file": file.as_posix(), "audio": folder / file, "label": file.parts[by_split], "split": split})
+    return Rows(audio_from_paths(rows), rows, distinct_labels(rows), str(folder))
+
+
+def read_csv(path: Path, base: Path, columns: tuple[str | None, str, str | None]) -> Rows:
+    """`file,label[,speaker][,split]`, comma, semicolon or tab between them; paths relative to `base`."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    header = text.partition("\n")[0]
+    table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
+    have = table.fieldnames or []
+    file_column = columns[0] or next((name for name in ("file", "file_name") if name in have), "file")
+    speaker_column = columns[2] or "speaker"
+    if missing := [c for c in (file_column, columns[1], columns[2]) if c and c not in have]:
+        raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(have)}.")
+    rows, line_of = [], {}
+    for row in table:
+        file, split = ((row.get(key) or "").strip() for key in (file_column, "split"))
+        file, line = Path(file).as_posix(), table.line_num
+        if not (base / file).is_file():
+            raise DataError(f"{path}, line {line}: {base / file} is not a file.")
+        if file in line_of:
+            raise DataError(f"{path}: {file} is listed twice, in lines {line_of[file]} and {line}.")
+        line_of[file] = line
+        rows.append({"file": file, "audio": base / file, "label": row[columns[1]]})
+        rows[-1]["speaker"] = (row.get(speaker_column) or "").strip() or None
+        rows[-1]["split"] = _split_name(split, f"{path}, line {line}") if split else None
+    if not rows:
+        raise DataError(f"{path} lists no clip.")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Rows(audio_from_paths(rows), rows, distinct_labels(rows), str(path), f"sha256-{digest}")

@@ -1,0 +1,435 @@
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+
+import ser.corpora
+from ser.corpora import RAVDESS_EMOTIONS, Corpus, DataError, load_corpus
+from tests.clips import sound, write_parquet, write_sound
+
+RAVDESS = os.environ.get("SER_RAVDESS_DIR")
+VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
+
+
+@pytest.fixture
+def load(tmp_path_factory):
+    """`load_corpus` with a cache of its own."""
+    return partial(load_corpus, cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+def names_of(corpus: Corpus) -> list[str]:
+    return [corpus.label_names[label] for label in corpus.labels]
+
+
+# --- IEMOCAP ---
+
+# file, major_emotion, votes
+IEMOCAP_ROWS = [
+    ("Ses01F_impro01_F000.wav", "neutral", {"neutral": 3}),
+    ("Ses01F_impro01_M000.wav", "happy", {"happy": 2, "excited": 1}),
+    ("Ses02M_script01_1_F003.wav", "angry", {"angry": 2, "frustrated": 2}),
+    ("Ses02M_script01_1_M004.wav", "angry", {"angry": 3}),
+    ("Ses03F_impro02_F001.wav", "sad", {"sad": 2}),
+    ("Ses03F_impro02_M001.wav", "sad", {"sad": 1, "neutral": 1, "fear": 1}),
+    ("Ses04M_impro03_F002.wav", "excited", {"excited": 2}),
+    ("Ses05F_impro04_M005.wav", "excited", {"excited": 1, "happy": 1}),
+    ("Ses05F_impro04_F006.wav", "frustrated", {"frustrated": 3}),
+    ("Ses05F_impro04_F007.wav", "bored", {"neutral": 1}),
+]
+
+
+@pytest.fixture(scope="module")
+def iemocap(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("iemocap")
+    files, emotions, votes = zip(*IEMOCAP_ROWS, strict=True)
+    columns = {"file": files, "major_emotion": emotions, "gender": ["Female"] * len(files)}
+    columns |= {name: [float(vote.get(name, 0)) for vote in votes] for name in VOTES}
+    write_parquet(folder, "train", columns, list(files))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"neutral": 1, "happy": 1, "angry": 2, "sad": 2}),
+        ({"merge_labels": ["excited=happy"]}, {"neutral": 1, "happy": 3, "angry": 2, "sad": 2}),
+        ({"unique_vote": True}, {"neutral": 1, "happy": 1, "angry": 1, "sad": 1}),
+        (
+            {"unique_vote": True, "merge_labels": ["excited=happy"]},
+            {"neutral": 1, "happy": 2, "angry": 1, "sad": 1},
+        ),
+    ],
+)
+def test_iemocap_rules_give_the_expected_rows(load, iemocap, options, expected):
+    corpus = load("AbstractTTS/IEMOCAP", iemocap, **options)
+    assert corpus.label_names == ["neutral", "happy", "angry", "sad"]
+    assert Counter(names_of(corpus)) == expected
+    assert len(corpus) + sum(corpus.dropped.values()) == len(IEMOCAP_ROWS)
+    assert corpus.dropped["unknown label 'bored'"] == 1
+    assert corpus.dropped["class 'frustrated' not among those kept"] == 1
+    assert corpus.options["unique_vote"] == options.get("unique_vote", False)
+
+
+def test_iemocap_speaker_is_the_letter_of_the_last_token(load, iemocap):
+    corpus = load("iemocap", iemocap)
+    speaker = dict(zip(corpus.files, corpus.speakers, strict=True))
+    assert speaker["Ses01F_impro01_F000.wav"] == "Ses01F"
+    assert speaker["Ses01F_impro01_M000.wav"] == "Ses01M"
+    assert speaker["Ses02M_script01_1_F003.wav"] == "Ses02F"
+    assert set(corpus.sessions) == {"Ses01", "Ses02", "Ses03"}
+    assert corpus.options["schema"] == "AbstractTTS/IEMOCAP"
+    assert corpus.clips[0]["audio"]["bytes"] == sound(0)
+
+
+def test_zahra_knows_the_session_by_its_split(load, tmp_path):
+    for k in range(1, 6):
+        label = {"label": [0, 1, 2, 3]}
+        write_parquet(tmp_path, f"session{k}", label, [None] * 4, {"label": ["ang", "hap", "neu", "sad"]}, seed=10 * k)
+    corpus = load("iemocap", str(tmp_path))
+    assert corpus.options["schema"] == "Zahra99/IEMOCAP_Audio"
+    assert corpus.sessions == [f"Ses0{k}" for k in range(1, 6) for _ in range(4)]
+    assert names_of(corpus)[:4] == ["angry", "happy", "neutral", "sad"]
+    assert set(corpus.speakers) == {None}
+    assert len(set(corpus.files)) == 20
+
+
+def iemocap_release(folder: Path) -> None:
+    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    codes = {"M000": "neu", "F000": "hap", "F001": "exc", "M001": "ang", "M002": "sad", "F002": "xxx", "F003": "fru"}
+    for seed, (turn, code) in enumerate(codes.items()):
+        lines += [f"[6.29 - 8.23]\tSes01F_impro01_{turn}\t{code}\t[2.5, 2.5, 2.5]", "C-E2:\tNeutral;\t()", ""]
+        write_sound(folder / f"Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{turn}.wav", seed)
+    notes = folder / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("\n".join(lines))
+    (notes.parent / "._Ses01F_impro01.txt").write_bytes(b"\0\5\x16\7\xff")
+
+
+def test_iemocap_full_release(load, tmp_path):
+    iemocap_release(tmp_path)
+    corpus = load("iemocap", str(tmp_path))
+    assert Counter(names_of(corpus)) == {"neutral": 1, "happy": 1, "angry": 1, "sad": 1}
+    assert corpus.dropped["annotators do not agree (xxx)"] == 1
+    assert corpus.speakers[names_of(corpus).index("happy")] == "Ses01F"
+    assert len(load("iemocap", str(tmp_path), merge_labels=["excited=happy"])) == 5
+    with pytest.raises(DataError, match="unique_vote needs the annotators' votes"):
+        load("iemocap", str(tmp_path), unique_vote=True)
+    (tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M001.wav").unlink()
+    with pytest.raises(DataError, match="Ses01F_impro01_M001.wav does not exist"):
+        load("iemocap", str(tmp_path))
+
+
+# --- RAVDESS ---
+
+
+def ravdess_names() -> list[str]:
+    return [f"03-01-{e:02d}-01-01-01-{actor:02d}.wav" for actor in (1, 12) for e in range(1, 9)]
+
+
+def ravdess_tree(folder: Path, suffix: str) -> None:
+    for seed, name in enumerate(ravdess_names()):
+        write_sound(folder / f"Actor_{name[-6:-4]}" / Path(name).with_suffix(suffix), seed)
+
+
+def ravdess_copy(folder: Path, form: str) -> None:
+    """The 16 clips of `ravdess_names` in one of the published forms."""
+    names = ravdess_names()
+    long = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
+    emotions = [long[int(name[6:8]) - 1] for name in names]
+    if form in (".wav", ".flac"):
+        ravdess_tree(folder, form)
+    elif form == "TwinkStart/RAVDESS":
+        write_parquet(folder, "ravdess_emo", {"emotion": emotions}, names)
+        write_parquet(folder, "ravdess_gender", {"emotion": emotions}, names)
+    elif form == "AbstractTTS/RAVDESS":
+        write_parquet(folder, "train", {"file": names, "emotion": emotions}, [None] * 16)
+    else:
+        columns = {"labels": [int(name[6:8]) - 1 for name in names], "speaker_id": ["1"] * 8 + ["12"] * 8}
+        write_parquet(folder, "train", columns, names, {"labels": list(RAVDESS_EMOTIONS)})
+
+
+@pytest.mark.parametrize("form", [".wav", ".flac", "TwinkStart/RAVDESS", "AbstractTTS/RAVDESS", "narad/ravdess"])
+def test_ravdess_says_the_same_in_every_form(load, tmp_path, form):
+    ravdess_copy(tmp_path, form)
+    corpus = load(form if "/" in form else "ravdess", str(tmp_path))
+    assert corpus.name == "ravdess"
+    assert corpus.label_names == ["neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"]
+    assert corpus.labels == [*range(8)] * 2
+    assert corpus.speakers == ["01"] * 8 + ["12"] * 8
+    if "/" in form:  # the name of the corpus and the folder are enough
+        assert load("ravdess", str(tmp_path)).options["schema"] == form
+
+
+def test_ravdess_without_file_names_knows_no_speaker(load, tmp_path):
+    write_parquet(tmp_path, "ravdess_emo", {"emotion": ["calm", "happy"]}, [None, None])
+    corpus = load("ravdess", str(tmp_path), labels=["calm", "happy"])
+    assert corpus.speakers == [None, None]
+    assert corpus.files == ["clip-000000", "clip-000001"]
+
+
+def test_ravdess_tree_leaves_out_songs_second_copies_and_strangers(load, tmp_path):
+    ravdess_tree(tmp_path, ".wav")
+    ravdess_tree(tmp_path / "audio_speech_actors_01-24", ".wav")
+    write_sound(tmp_path / "Actor_01" / "03-02-03-01-01-01-01.wav", 99)
+    write_sound(tmp_path / "Actor_01" / "noise.wav", 98)
+    corpus = load("ravdess", str(tmp_path))
+    assert len(corpus) == 16
+    assert corpus.dropped == {
+        "song, not speech": 1,
+        "not named as a RAVDESS clip": 1,
+        "second file of the same name": 16,
+    }
+
+
+def test_merging_calm_into_neutral_leaves_seven_classes(load, tmp_path):
+    ravdess_tree(tmp_path, ".wav")
+    corpus = load("ravdess", str(tmp_path), merge_labels=["calm=neutral"])
+    assert corpus.label_names == ["neutral", "happy", "sad", "angry", "fear", "disgust", "surprise"]
+    assert Counter(names_of(corpus))["neutral"] == 4
+
+
+@pytest.mark.skipif(not RAVDESS, reason="SER_RAVDESS_DIR names no copy of RAVDESS")
+def test_real_ravdess():
+    corpus = load_corpus("ravdess", RAVDESS)
+    assert Counter(names_of(corpus)) == {name: 96 if name == "neutral" else 192 for name in RAVDESS_EMOTIONS}
+    assert Counter(corpus.speakers) == {f"{actor:02d}": 60 for actor in range(1, 25)}
+    assert corpus.dropped == {}
+
+
+# --- EMO-DB ---
+
+
+@pytest.mark.parametrize("form", ["tree", "renumics/emodb"])
+def test_emodb(load, tmp_path, form):
+    if form == "tree":
+        for seed, name in enumerate(["03a01Fa", "08b10Wb", "16a05Lc", "15a02Nd", "12a02Ec", "10a02Aa", "09b03Ta"]):
+            write_sound(tmp_path / "wav" / f"{name}.wav", seed)
+        data = tmp_path
+    else:
+        emotions = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+        columns = {"age": [34.0, 31.0, 35.0, 32.0, 31.0, 25.0, 21.0], "gender": [0, 0, 1, 1, 1, 1, 0]}
+        columns["emotion"] = [0, 1, 2, 3, 4, 5, 6]
+        classes = {"gender": ["female", "male"], "emotion": emotions}
+        write_parquet(tmp_path, "train", columns, [None] * 7, classes)
+        data = tmp_path
+    corpus = load("emodb", str(data))
+    assert corpus.label_names == ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    speaker = dict(zip(names_of(corpus), corpus.speakers, strict=True))
+    disgust = "12" if form == "tree" else None  # there is no 35-year-old man among them
+    assert speaker == {
+        "happiness": "03",
+        "anger": "08",
+        "boredom": "16",
+        "neutral": "15",
+        "disgust": disgust,
+        "fear": "10",
+        "sadness": "09",
+    }
+
+
+def test_demo_is_written_where_it_is_missing(load, tmp_path, monkeypatch):
+    small = partial(ser.corpora.write_demo_corpus, n_voices=3, clips_per_emotion=1)
+    monkeypatch.setattr(ser.corpora, "write_demo_corpus", small)
+    corpus = load("demo", str(tmp_path / "demo"))
+    assert Counter(names_of(corpus)) == {"neutral": 3, "happy": 3, "angry": 3, "sad": 3}
+    assert len(set(corpus.speakers)) == 3
+    assert len(load("demo")) == 12
+
+
+# --- data sets of one's own ---
+
+
+def write_csv(path: Path, header: str, rows: list[str]) -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    for i in range(4):
+        write_sound(tmp_path / f"{i}.wav", i)
+    return tmp_path
+
+
+def test_csv(load, clips):
+    rows = ["0.wav,joy,anna,train", "1.wav,anger,anna,train", "2.wav,joy,ben,test", "3.wav,,ben,test"]
+    corpus = load(str(write_csv(clips / "mine.csv", "file,label,speaker,split", rows)))
+    assert (corpus.name, corpus.label_names) == ("mine", ["anger", "joy"])
+    assert corpus.speakers == ["anna", "anna", "ben"]
+    assert corpus.clips["split"][:] == ["train", "train", "test"]
+    assert corpus.dropped == {"no label": 1}
+    assert corpus.clips[2]["audio"]["path"] == str(clips / "2.wav")
+
+
+def test_csv_of_a_spreadsheet(load, clips, tmp_path_factory):
+    table = tmp_path_factory.mktemp("elsewhere") / "mine.csv"
+    table.write_text("\ufeffname;class;who\n0.wav;süß;1\n1.wav;böse;2\n", encoding="utf-8")
+    columns = {"audio_column_name": "name", "label_column_name": "class", "speaker_column_name": "who"}
+    corpus = load(str(table), str(clips), **columns)
+    assert (corpus.label_names, corpus.speakers) == (["böse", "süß"], ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("file,emotion", ["0.wav,joy"], "no column 'label'; it has file, emotion"),
+        ("file,label", ["0.wav,joy", "9.wav,joy"], r"line 3: .*9\.wav is not a file"),
+        ("file,label", ["0.wav,joy", "1.wav,joy", "./0.wav,sad"], "0.wav is listed twice, in lines 2 and 4"),
+        ("file,label,split", ["0.wav,joy,holdout"], "line 2: split 'holdout' is none of train, validation, test"),
+        ("file,label", [], "lists no clip"),
+        ("file,label", ["0.wav,"], "No clip is left of .* no label: 1"),
+    ],
+)
+def test_a_bad_csv_is_told_in_a_sentence(load, clips, header, rows, message):
+    with pytest.raises(DataError, match=message):
+        load(str(write_csv(clips / "mine.csv", header, rows)))
+
+
+def test_class_folders_keep_every_clip_whatever_its_name(load, tmp_path):
+    for seed, name in enumerate(["happy/test_1.wav", "happy/train-2.flac", "sad/validation.wav", "sad/deep/4.wav"]):
+        write_sound(tmp_path / name, seed)
+    corpus = load(str(tmp_path))
+    assert names_of(corpus) == ["happy", "happy", "sad", "sad"]
+    assert set(corpus.clips["split"][:]) == {None}
+    assert load("audiofolder", str(tmp_path)).name == tmp_path.name
+    write_sound(tmp_path / "loose.wav", 9)
+    with pytest.raises(DataError, match="loose.wav lies in no class folder"):
+        load(str(tmp_path))
+
+
+def test_class_folders_below_splits(load, tmp_path):
+    for seed, name in enumerate(["train/happy/1.wav", "train/sad/1.wav", "dev/sad/1.wav", "test/happy/2.wav"]):
+        write_sound(tmp_path / name, seed)
+    corpus = load(str(tmp_path))
+    facts = zip(corpus.clips["split"][:], names_of(corpus), strict=True)
+    assert sorted(facts) == [("test", "happy"), ("train", "happy"), ("train", "sad"), ("validation", "sad")]
+
+
+def own_tables(folder: Path) -> None:
+    for seed, split in enumerate(["train", "test", "extra"]):
+        columns = {"mood": [0, 1, -1], "voice": [1, 2, 3], "other": [1.5, 2.5, 3.5]}
+        names = [f"{i}.wav" for i in range(3)]
+        write_parquet(folder, split, columns, names, {"mood": ["up", "down"]}, seed=10 * seed)
+
+
+def test_own_tables_by_column_name(load, tmp_path):
+    own_tables(tmp_path)
+    columns = {"label_column_name": "mood", "speaker_column_name": "voice"}
+    corpus = load(str(tmp_path), **columns)
+    assert corpus.label_names == ["up", "down"]
+    assert corpus.speakers == ["1", "2", "1", "2"]
+    assert corpus.clips["split"][:] == ["train", "train", "test", "test"]
+    assert corpus.dropped == {"no label": 2, "split 'extra' not used": 3}
+    assert len(set(corpus.files)) == 4
+    other = load(str(tmp_path), test_split_name="extra", **columns)
+    assert other.clips["split"][:] == ["train", "train", "test", "test"]
+    assert other.contents[:2] == corpus.contents[:2]
+    assert set(other.contents[2:]).isdisjoint(corpus.contents)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no column 'label' .* it has audio, mood, voice, other"),
+        ({"label_column_name": "mood", "speaker_column_name": "who"}, "no column 'who'"),
+        ({"label_column_name": "mood", "audio_column_name": "other"}, "'other' .* holds no audio"),
+        ({"label_column_name": "mood", "test_split_name": "final"}, "no split 'final'; it has"),
+        ({"label_column_name": "mood", "labels": ["up", "sideways"]}, "no class 'sideways'; its classes are down, up"),
+        ({"label_column_name": "mood", "merge_labels": ["up>down"]}, "pairs such as excited=happy, not 'up>down'"),
+        ({"label_column_name": "mood", "merge_labels": ["up=down"], "labels": ["up"]}, "makes clips 'down'"),
+        ({"label_column_name": "mood", "unique_vote": True}, "unique_vote needs the annotators' votes"),
+    ],
+)
+def test_bad_requests_are_told_in_a_sentence(load, tmp_path, options, message):
+    own_tables(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path), **options)
+
+
+def test_tables_saved_to_disk(load, tmp_path):
+    own_tables(tmp_path / "hub")
+    table = datasets.load_dataset(str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"))
+    table.save_to_disk(tmp_path / "saved")
+    assert len(load(str(tmp_path / "saved"), label_column_name="mood")) == 4
+
+
+def test_a_missing_column_of_a_known_corpus_names_the_expected_ones(load, tmp_path):
+    write_parquet(tmp_path, "train", {"feeling": ["sad"]}, ["a.wav"])
+    with pytest.raises(
+        DataError, match="columns audio, feeling; expected AbstractTTS/IEMOCAP: audio, file, major_emo"
+    ):
+        load("iemocap", str(tmp_path))
+    with pytest.raises(DataError, match="no column 'age', 'gender', 'emotion'"):
+        load("renumics/emodb", str(tmp_path))
+
+
+def test_an_empty_class_is_named(load, tmp_path):
+    ravdess_tree(tmp_path, ".wav")
+    for path in tmp_path.glob("*/03-01-07-*.wav"):
+        path.unlink()
+    with pytest.raises(DataError, match="No clip of class 'disgust' in .* Choose classes with labels"):
+        load("ravdess", str(tmp_path))
+    assert len(load("ravdess", str(tmp_path), labels=["calm", "sad"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data_dir", "message"),
+    [
+        ("ravdess", "nowhere", "data_dir nowhere does not exist"),
+        ("nonsense", None, "no corpus known here .iemocap, ravdess, emodb, demo., no file or folder, and no Hub id"),
+        ("missing.csv", None, "missing.csv does not exist"),
+    ],
+)
+def test_nothing_there(load, name, data_dir, message):
+    with pytest.raises(DataError, match=message):
+        load(name, data_dir)
+
+
+def test_folders_without_audio(load, tmp_path):
+    for name in ("ravdess", "iemocap", "emodb", str(tmp_path)):
+        with pytest.raises(DataError, match="holds n"):
+            load(name, str(tmp_path))
+
+
+def test_an_unreachable_hub_gives_its_reason_in_one_line(load, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'AbstractTTS/IEMOCAP'\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(
+        DataError, match="Couldn't reach 'AbstractTTS/IEMOCAP' on the Hub .*data_dir names a local copy"
+    ):
+        load("AbstractTTS/IEMOCAP")
+
+
+# --- equal sound ---
+
+
+def test_equal_sound_is_found_across_formats_and_can_be_left_out(load, tmp_path):
+    paths = ["train/a/1.wav", "test/a/2.flac", "train/b/3.wav", "train/a/4.wav", "train/b/5.wav", "test/b/6.wav"]
+    for path, seed in zip(paths, [1, 1, 2, 2, 3, 4], strict=True):
+        write_sound(tmp_path / path, seed)
+    corpus = load(str(tmp_path))
+    content = dict(zip(corpus.files, corpus.contents, strict=True))
+    assert content["train/a/1.wav"] == content["test/a/2.flac"] != content["train/b/5.wav"]
+    less = load(str(tmp_path), drop_duplicates=True)
+    assert less.files == ["test/a/2.flac", "test/b/6.wav", "train/b/5.wav"]
+    assert less.contents == [content[file] for file in less.files]
+    assert less.dropped == {"equal sound as another clip": 1, "equal sound under different labels": 2}
+
+
+def test_files_that_cannot_be_decoded_equal_nothing(load, tmp_path):
+    for name in ("a/1.wav", "a/2.wav", "b/3.wav"):
+        write_sound(tmp_path / name, 0).write_bytes(b"no audio")
+    assert len(set(load(str(tmp_path)).contents)) == 3
+
+
+def test_the_revision_of_a_local_copy_follows_its_files(load, tmp_path):
+    ravdess_tree(tmp_path, ".wav")
+    before = load("ravdess", str(tmp_path)).revision
+    assert load("ravdess", str(tmp_path)).revision == before
+    write_sound(tmp_path / "Actor_01" / "03-01-03-02-01-01-01.wav", 77)
+    assert load("ravdess", str(tmp_path)).revision != before

@@ -1,0 +1,277 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+
+from ser.corpora import DataError
+from ser.metrics import SCORES
+from ser.protocols import make_split, n_folds
+from ser.report import (
+    describe,
+    plot_confusion_matrix,
+    plot_training_curves,
+    summarize_folds,
+    whole,
+    write_json,
+    write_predictions,
+    write_report,
+    write_splits,
+)
+from tests.clips import corpus_of
+
+HISTORY = [
+    {"epoch": 1.0, "loss": 1.4, "cqt_learning_rate": 1e-3, "mel_learning_rate": 1e-3, "head_learning_rate": 1e-2},
+    {"epoch": 1.0, "eval_loss": 1.5, "eval_UA": 0.3},
+    {"epoch": 2.0, "loss": 1.0, "cqt_learning_rate": 1e-4, "mel_learning_rate": 1e-4, "head_learning_rate": 1e-3},
+    {"epoch": 2.0, "eval_loss": 1.2, "eval_UA": 0.5},
+    {"epoch": 2.0, "train_loss": 1.2, "train_runtime": 5.0},
+]
+
+
+def mine(known: bool = True, **kwargs):
+    """24 clips of 6 speakers and 4 classes; one reason why rows were left out."""
+    speakers = [f"s{k // 4}" for k in range(24)] if known else None
+    corpus = corpus_of([0, 1, 2, 3] * 6, speakers, **kwargs)
+    corpus.label_names = ["neutral", "happy", "angry", "sad"]
+    corpus.dropped = {"unknown label 'bored'": 3}
+    corpus.options = {"schema": None}
+    return corpus
+
+
+def run(folder: Path, corpus, protocol: str | None = None, fold: int = 1, seed: int = 0, **kwargs) -> dict:
+    split = make_split(corpus, protocol, fold)
+    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    logits = np.random.default_rng(seed + fold).normal(size=(len(split.test), 4)).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_splits(folder / "splits.json", corpus, split, seed)
+    return write_report(folder, corpus, split, parts, logits, seed=seed, duration=1.26, log_history=HISTORY, **kwargs)
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def sklearn_scores(rows: list[dict]) -> dict[str, float]:
+    labels, predictions = ([row[key] for row in rows] for key in ("label", "prediction"))
+    return {
+        "WA": accuracy_score(labels, predictions),
+        "UA": balanced_accuracy_score(labels, predictions),
+        "macro_f1": f1_score(labels, predictions, average="macro"),
+        "weighted_f1": f1_score(labels, predictions, average="weighted"),
+    }
+
+
+@pytest.mark.parametrize("protocol", ["random", "loso", "speaker"])
+def test_scores_recomputed_from_the_predictions_equal_the_metrics(tmp_path, protocol):
+    corpus = mine()
+    run(tmp_path, corpus, protocol)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert {name: report[name] for name in SCORES} == pytest.approx(sklearn_scores(rows), abs=1e-9)
+    counts = confusion_matrix([r["label"] for r in rows], [r["prediction"] for r in rows], labels=corpus.label_names)
+    assert report["confusion_matrix"] == counts.tolist()
+
+
+def test_everything_about_a_run_is_in_its_metrics(tmp_path):
+    corpus = mine()
+    report = run(tmp_path, corpus, "loso", left_out={"cannot be decoded": 2}, extra={"epochs": 2})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    assert report["protocol"] == "mine/loso-fold1" and report["speaker_disjoint"]
+    assert report["corpus"] == {
+        "name": "mine",
+        "source": "/data/mine",
+        "revision": "r1",
+        "options": {"schema": None},
+        "rows_used": {"train": 16, "validation": 4, "test": 4},
+        "rows_left_out": {"unknown label 'bored'": 3, "cannot be decoded": 2},
+    }
+    assert report["label_names"] == ["neutral", "happy", "angry", "sad"]
+    assert (report["test_speakers"], report["seed"], report["duration_seconds"]) == (["s0"], 0, 1.3)
+    assert {"python", "torch", "transformers", "timm", "datasets"} <= set(report["versions"])
+    assert report["epochs"] == 2
+    assert set(report["intervals"]["by_clip"]) == set(SCORES)
+    lines = describe(report).splitlines()
+    assert len(lines) == 4 and all("(mine/loso-fold1)" in line for line in lines)
+
+
+def test_the_files_of_a_run(tmp_path):
+    run(tmp_path, mine())
+    names = {path.name for path in tmp_path.iterdir()}
+    pictures = {"confusion_matrix.png", "training_curves.png"}
+    assert names == {"splits.json", "predictions.csv", "metrics.json", "README.md", *pictures}
+
+
+def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
+    corpus = mine()
+    split = make_split(corpus, "loso", 2)
+    write_splits(tmp_path / "splits.json", corpus, split, seed=7)
+    written = json.loads((tmp_path / "splits.json").read_text())
+    assert (written["protocol"], written["speaker_disjoint"], written["seed"]) == ("mine/loso-fold2", True, 7)
+    assert {clip["file"] for clip in written["clips"]} == set(corpus.files)
+    tested = [clip for clip in written["clips"] if clip["part"] == "test"]
+    assert tested[1] == {"file": "0005.wav", "part": "test", "speaker": "s1", "label": "happy"}
+    assert len(tested) == 4
+
+
+# --- predictions ---
+
+
+def test_predictions_hold_a_probability_for_every_class(tmp_path):
+    corpus = mine(known=False)
+    logits = np.random.default_rng(0).normal(size=(24, 4), scale=300).astype(np.float32)
+    write_predictions(tmp_path / "p.csv", corpus.clips, logits, corpus.label_names)
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["file", "speaker", "label", "prediction", "p_neutral", "p_happy", "p_angry", "p_sad"]
+    assert rows[0]["speaker"] == ""
+    for row, line in zip(rows, logits, strict=True):
+        probabilities = [float(row[f"p_{name}"]) for name in corpus.label_names]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-12)
+        assert row["prediction"] == corpus.label_names[int(line.argmax())]
+
+
+def test_predictions_do_not_mind_the_format_of_the_table(tmp_path):
+    corpus = mine()
+    logits = np.eye(4)[corpus.labels]
+    plain, formatted = tmp_path / "plain.csv", tmp_path / "formatted.csv"
+    write_predictions(plain, corpus.clips, logits, corpus.label_names)
+    write_predictions(formatted, corpus.clips.with_format("torch"), logits, corpus.label_names)
+    assert plain.read_text() == formatted.read_text()
+
+
+def test_logits_that_do_not_fit_are_refused(tmp_path):
+    corpus = mine()
+    with pytest.raises(ValueError, match=r"24 clips and 4 classes do not fit logits of \(24, 3\)"):
+        write_predictions(tmp_path / "p.csv", corpus.clips, np.zeros((24, 3)), corpus.label_names)
+    logits = np.zeros((24, 4))
+    logits[5, 1] = np.nan
+    with pytest.raises(ValueError, match="logits of 0005.wav are not finite"):
+        write_predictions(tmp_path / "p.csv", corpus.clips, logits, corpus.label_names)
+    assert not list(tmp_path.iterdir())
+
+
+# --- whole files ---
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "metrics.json"
+    with pytest.raises(RuntimeError), whole(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    write_json(path, {"a": np.float32(0.5), "b": np.arange(2)})
+    assert json.loads(path.read_text()) == {"a": 0.5, "b": [0, 1]}
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text())["a"] == 0.5
+
+
+# --- all folds ---
+
+
+def test_folds_are_averaged_and_pooled(tmp_path):
+    corpus = mine()
+    folders = [tmp_path / f"fold_{k}" for k in range(1, n_folds(corpus, "loso") + 1)]
+    reports = [run(folder, corpus, "loso", fold) for fold, folder in enumerate(folders, start=1)]
+    summary = summarize_folds(tmp_path, folders)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == summary
+    assert summary["protocol"] == "mine/loso-all"
+    ua = [report["UA"] for report in reports]
+    assert summary["mean"]["UA"] == pytest.approx(np.mean(ua))
+    assert summary["std"]["UA"] == pytest.approx(np.std(ua, ddof=1))
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert [row["fold"] for row in rows] == [str(k) for k in range(1, 7) for _ in range(4)]
+    assert {row["file"] for row in rows} == set(corpus.files)
+    assert {name: summary["pooled"][name] for name in SCORES} == pytest.approx(sklearn_scores(rows), abs=1e-9)
+    assert set(summary["pooled"]["intervals"]) == {"by_clip", "by_speaker"}
+    assert len(summary["folds"]) == 6 and summary["duration_seconds"] == pytest.approx(6 * 1.3)
+    assert (tmp_path / "confusion_matrix.png").is_file()
+
+
+def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
+    run(tmp_path / "fold_1", mine(), "loso", 1)
+    with pytest.raises(DataError, match="Fold 2 is not finished: .*fold_2.metrics.json does not exist"):
+        summarize_folds(tmp_path, [tmp_path / "fold_1", tmp_path / "fold_2"])
+    run(tmp_path / "fold_2", mine(), "speaker", 2)
+    with pytest.raises(DataError, match="differ in protocol or classes"):
+        summarize_folds(tmp_path, [tmp_path / "fold_1", tmp_path / "fold_2"])
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_one_fold_has_no_standard_deviation(tmp_path):
+    run(tmp_path / "fold_1", mine(), "loso", 1)
+    assert summarize_folds(tmp_path, [tmp_path / "fold_1"])["std"]["UA"] is None
+
+
+# --- pictures ---
+
+
+def border_is_blank(path: Path) -> bool:
+    """Nothing touches the edge, so nothing is cut."""
+    pixels = np.asarray(Image.open(path).convert("L"))
+    edges = np.concatenate([pixels[:4].ravel(), pixels[-4:].ravel(), pixels[:, :4].ravel(), pixels[:, -4:].ravel()])
+    return bool((edges == 255).all()) and pixels.min() < 100
+
+
+LONG = ["neutral", "calmness-and-serenity", "happiness/excitement", "sadness", "frustration (mild)", "fearfulness"]
+
+
+@pytest.mark.parametrize("names", [["no", "yes"], [*LONG, "disgust", "surprise (positive)"], [*"abcdefghij"]])
+def test_nothing_is_cut_from_the_confusion_matrix(tmp_path, names):
+    counts = np.arange(len(names) ** 2).reshape(len(names), -1) * 7
+    counts[1] = 0
+    heading = "an-organisation-with-a-long-name/a-data-set-with-a-long-name/luna-jimenez-fold5\nUA 0.312, WA 0.331"
+    plot_confusion_matrix(tmp_path / "c.png", counts, names, heading)
+    assert border_is_blank(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    "history",
+    [HISTORY, [{"epoch": 1.0, "loss": float("nan"), "learning_rate": 0.02}], [{"epoch": 1, "learning_rate": 0.0}]],
+)
+def test_training_curves(tmp_path, history):
+    plot_training_curves(tmp_path / "t.png", history, "mine/random")
+    assert border_is_blank(tmp_path / "t.png")
+
+
+# --- the model card ---
+
+
+def card(tmp_path: Path, corpus, protocol: str) -> tuple[dict, str]:
+    run(tmp_path, corpus, protocol, model_id="someone/mine")
+    text = (tmp_path / "README.md").read_text()
+    return yaml.safe_load(text.split("---")[1]), text
+
+
+def test_model_card_metadata(tmp_path):
+    corpus = mine(name="iemocap", sessions=[f"Ses0{1 + k // 8}" for k in range(24)])
+    corpus.options = {"schema": "AbstractTTS/IEMOCAP"}
+    metadata, text = card(tmp_path, corpus, "sessions")
+    assert metadata["pipeline_tag"] == "audio-classification"
+    assert metadata["library_name"] == "transformers"
+    assert metadata["datasets"] == ["AbstractTTS/IEMOCAP"]
+    result = metadata["model-index"][0]["results"][0]
+    assert metadata["model-index"][0]["name"] == "mine"
+    assert result["task"]["type"] == "audio-classification"
+    assert result["dataset"]["type"] == "AbstractTTS/IEMOCAP"
+    named = {metric["name"]: metric for metric in result["metrics"]}
+    assert set(named) == {f"{name} (iemocap/sessions-fold1)" for name in SCORES}
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert named["UA (iemocap/sessions-fold1)"]["value"] == pytest.approx(report["UA"], abs=1e-4)
+    assert len(ModelCard(text).data.eval_results) == 4
+    assert 'model="someone/mine"' in text and "trust_remote_code=True" in text
+    assert "unknown label 'bored': 3" in text
+    assert "No speaker of the test part" in text
+
+
+def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):
+    metadata, text = card(tmp_path, mine(), "random")
+    assert "Speakers are shared" in text
+    assert "/data/mine" not in text  # a path is nobody else's business
+    assert "datasets" not in metadata
