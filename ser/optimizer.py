@@ -1,0 +1,146 @@
+"""One optimizer that trains each branch by an algorithm of its own, as the paper does: Adam for the CQT backbone and
+the head, RAdam for the Mel backbone."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+    "nadam": torch.optim.NAdam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+FUSED = {"adam", "adamw", "sgd"}
+
+
+class BranchOptimizer(torch.optim.Optimizer):
+    """
+    A single optimizer whose parameter groups each name the algorithm that updates them. The arithmetic is torch's: one
+    optimizer of torch per algorithm steps this one's groups, on this one's state.
+
+    That the groups and the state are lent anew at every step is what lets it live under accelerate, which replaces
+    them by a round trip through `load_state_dict`, and under FSDP2, which exchanges the parameters.
+
+    Args:
+        groups (iterable of `dict`):
+            Parameter groups. Each has `params`, `algorithm` (a key of `ALGORITHMS`), and whatever that algorithm takes
+            (`lr`, `weight_decay`, `betas`, ...); missing values are torch's defaults. Further keys are kept.
+        fused (`bool`, *optional*):
+            torch's fused kernels for the algorithms that have them. By default where all parameters are on a GPU.
+
+    Raises:
+        ValueError: if a group names no known algorithm, or a parameter is in two groups.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], fused: bool | None = None):
+        groups = [dict(group) for group in groups]
+        for group in groups:
+            if group.get("algorithm") not in ALGORITHMS:
+                raise ValueError(
+                    f"Unknown optimizer {group.get('algorithm')!r}: choose one of {', '.join(ALGORITHMS)}."
+                )
+        super().__init__(groups, defaults={})
+        if fused is None:
+            fused = all(p.device.type == "cuda" for group in self.param_groups for p in group["params"])
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, own in self._by_algorithm().items():
+            self._optimizers[name] = ALGORITHMS[name](own, **({"fused": True} if fused and name in FUSED else {}))
+            for group, completed in zip(own, self._optimizers[name].param_groups, strict=True):
+                group.update(completed)
+
+    def _by_algorithm(self) -> dict[str, list[dict[str, Any]]]:
+        names = dict.fromkeys(group["algorithm"] for group in self.param_groups)
+        return {name: [group for group in self.param_groups if group["algorithm"] == name] for name in names}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """Updates every parameter that has a gradient; returns the closure's loss if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for name, groups in self._by_algorithm().items():
+            optimizer = self._optimizers[name]
+            optimizer.param_groups, optimizer.state = groups, self.state
+            optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Restores a `state_dict` of the same groups.
+
+        Raises:
+            ValueError: if the groups differ, or were updated by other algorithms.
+        """
+        saved = [group.get("algorithm") for group in state_dict["param_groups"]]
+        own = [group["algorithm"] for group in self.param_groups]
+        if saved != own:
+            raise ValueError(f"The saved optimizer has groups updated by {saved}, this one by {own}; start afresh.")
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_optimizers": self._optimizers}
+
+
+def branch_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The backbones of a MaxMViT classifier by the name of their branch; whatever is in neither is the head."""
+    return {"cqt": model.maxmvit.cqt_backbone, "mel": model.maxmvit.mel_backbone}
+
+
+def branch_parameter_groups(
+    model: nn.Module,
+    algorithms: dict[str, str],
+    learning_rates: dict[str, float],
+    weight_decays: dict[str, float],
+    layer_decay: float = 1.0,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """
+    Groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
+
+    Args:
+        model (`nn.Module`): [`MaxMViTForAudioClassification`].
+        algorithms, learning_rates, weight_decays (`dict` with the keys `cqt`, `mel`, `head`):
+            What trains each branch. Weight decay spares norms, biases and relative-position tables.
+        layer_decay (`float`, defaults to 1.0):
+            Factor between the learning rates of a backbone stage and the one before it, counted from the last (timm's
+            `group_matcher` says which parameter is in which stage). The head keeps its own.
+        options: Further values for every group, such as `betas` and `eps`.
+    """
+    parts: list[tuple[str, float, float, list[nn.Parameter]]] = []
+    for branch, backbone in branch_modules(model).items():
+        spared = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+        for group in param_groups_layer_decay(
+            backbone, weight_decays[branch], no_weight_decay_list=spared, layer_decay=layer_decay
+        ):
+            parts.append((branch, group["lr_scale"], group["weight_decay"], group["params"]))
+    in_backbones = {id(p) for backbone in branch_modules(model).values() for p in backbone.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in in_backbones:
+            parts.append(("head", 1.0, weight_decays["head"] if parameter.ndim > 1 else 0.0, [parameter]))
+
+    merged: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+    for branch, scale, weight_decay, parameters in parts:
+        merged.setdefault((branch, scale, weight_decay), []).extend(parameters)
+    groups = [
+        {
+            "params": parameters,
+            "branch": branch,
+            "algorithm": algorithms[branch],
+            "lr": learning_rates[branch] * scale,
+            "weight_decay": weight_decay,
+            **options,
+        }
+        for (branch, scale, weight_decay), parameters in merged.items()
+    ]
+    grouped = sorted(id(p) for group in groups for p in group["params"])
+    trainable = sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert grouped == trainable, f"{len(grouped)} grouped parameters are not the {len(trainable)} trainable ones"
+    return groups

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ser.augmentation import Compose, Mixup, SpecAugment, make_augmentation, random_masks
+
+
+def images(batch_size=3, height=20, width=30, seed=0):
+    return torch.rand(batch_size, 1, height, width, generator=torch.Generator().manual_seed(seed)) / 2 + 0.5
+
+
+@given(
+    length=st.integers(1, 300),
+    num_masks=st.integers(0, 4),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=60)
+def test_masks_are_as_many_and_as_wide_as_allowed(length, num_masks, share, seed):
+    torch.manual_seed(seed)
+    masked = random_masks(5, length, num_masks, share)
+    assert masked.shape == (5, length)
+    edges = torch.nn.functional.pad(masked.int(), (1, 1)).diff(dim=1)
+    assert ((edges == 1).sum(dim=1) <= num_masks).all()
+    assert (masked.sum(dim=1) <= num_masks * (share * length + 1)).all()
+
+
+def test_masks_reach_every_place_and_differ_between_clips():
+    torch.manual_seed(0)
+    masked = random_masks(4000, 50, 1, 0.2)
+    often = masked.float().mean(dim=0)
+    assert often.min() > 0.01
+    assert often[5:-5].std() < 0.02
+    assert len({tuple(row.tolist()) for row in masked[:20]}) > 10
+
+
+def test_specaugment_hides_the_same_time_from_both_images():
+    torch.manual_seed(1)
+    cqt, mel = images(seed=0), images(height=40, seed=1)
+    labels = torch.tensor([0, 1, 2])
+    new_cqt, new_mel, new_labels = SpecAugment(2, time_share=0.3, frequency_share=0.0)(cqt, mel, labels)
+    hidden = (new_cqt == 0).all(dim=2)
+    assert hidden.any() and torch.equal(hidden, (new_mel == 0).all(dim=2))
+    assert torch.equal(new_labels, labels)
+    kept = new_cqt != 0
+    assert torch.equal(new_cqt[kept], cqt[kept])
+    assert (cqt > 0).all(), "the input must stay as it was"
+
+
+def test_specaugment_hides_bands_of_its_own_in_each_image():
+    torch.manual_seed(1)
+    new_cqt, new_mel, _ = SpecAugment(1, time_share=0.0, frequency_share=0.4)(images(), images(), torch.zeros(3))
+    bands = [(new == 0).all(dim=3) for new in (new_cqt, new_mel)]
+    assert bands[0].any() and bands[1].any() and not torch.equal(*bands)
+
+
+def test_specaugment_refuses_shares_and_images_that_do_not_fit():
+    with pytest.raises(ValueError, match="time_share=1.5"):
+        SpecAugment(time_share=1.5)
+    with pytest.raises(ValueError, match="30 and 31 wide"):
+        SpecAugment()(images(), images(width=31), torch.zeros(3))
+
+
+@given(alpha=st.floats(0.05, 5), batch_size=st.integers(1, 8), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=60)
+def test_mixup_blends_images_as_it_blends_labels(alpha, batch_size, seed):
+    torch.manual_seed(seed)
+    labels = torch.randint(5, (batch_size,))
+    # Images that show nothing but their label: what is blended into them can be read off and must be the new label.
+    shown = torch.nn.functional.one_hot(labels, 5).float()[:, None, :, None].expand(-1, 1, 5, 4)
+    cqt, mel, soft = Mixup(alpha, 5)(shown, shown / 2, labels)
+    torch.testing.assert_close(cqt[:, 0, :, 0], soft)
+    torch.testing.assert_close(mel, cqt / 2)
+    torch.testing.assert_close(soft.sum(dim=1), torch.ones(batch_size))
+    assert soft.dtype == torch.float32 and (soft >= 0).all()
+    torch.testing.assert_close(soft.sum(dim=0).sum(), torch.tensor(float(batch_size)))
+
+
+def test_mixup_shares_follow_their_distribution():
+    torch.manual_seed(0)
+    labels = torch.arange(2000) % 2
+    blank = torch.zeros(2000, 1, 1, 1)
+    _, _, soft = Mixup(0.2, 2)(blank, blank, labels)
+    blended = ((soft > 0.1) & (soft < 0.9)).any(dim=1).float().mean()
+    assert 0.05 < blended < 0.35
+    with pytest.raises(ValueError, match="alpha"):
+        Mixup(0.0, 2)
+
+
+def test_settings_choose_the_augmentation():
+    assert make_augmentation(4) is None
+    both = make_augmentation(4, specaugment_masks=1, mixup_alpha=0.3)
+    assert isinstance(both, Compose)
+    _, _, labels = both(images(), images(), torch.tensor([0, 1, 3]))
+    assert labels.shape == (3, 4)
