@@ -1,0 +1,218 @@
+"""The command from recipe to report, and what it leaves behind used by a stranger."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from run_ser import main, parse_arguments
+from ser.demo_corpus import write_demo_corpus
+from ser.protocols import FOLDS
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = [
+    "--learning_rate=1e-3", "--num_train_epochs=1", "--report_to=none", "--preprocessing_num_workers=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Six voices, two takes of each emotion."""
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    write_demo_corpus(folder, n_voices=6, clips_per_emotion=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(*flags, recipe="demo"):
+    main([str(ROOT / "configs" / f"{recipe}.yaml"), *TINY, *map(str, flags)])
+
+
+def read_predictions(folder):
+    with open(folder / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", folder)
+    return folder
+
+
+def test_every_promised_file_is_there_and_agrees(trained, corpus):
+    for name in ("model.safetensors", "preprocessor_config.json", "confusion_matrix.png", "training_curves.png",
+                 "README.md", "modeling_maxmvit.py", "pipeline_maxmvit.py", "checkpoints.json"):  # fmt: skip
+        assert (trained / name).stat().st_size > 0, name
+    rows, metrics = read_predictions(trained), json.loads((trained / "metrics.json").read_text())
+    splits = json.loads((trained / "splits.json").read_text())["clips"]
+    test_files = {clip["file"] for clip in splits if clip["part"] == "test"}
+    assert {row["file"] for row in rows} == test_files
+    assert metrics["UA"] == pytest.approx(
+        balanced_accuracy_score([row["label"] for row in rows], [row["prediction"] for row in rows]), abs=1e-9
+    )
+    for row in rows:
+        probabilities = {name[2:]: float(value) for name, value in row.items() if name.startswith("p_")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert max(probabilities, key=probabilities.get) == row["prediction"]
+    heard = {clip["speaker"] for clip in splits if clip["part"] != "test"}
+    assert heard.isdisjoint({row["speaker"] for row in rows})
+
+
+STRANGER = """
+import json
+import sys
+from transformers import pipeline
+classify = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True, top_k=None)
+for path in sys.argv[2:]:
+    print(json.dumps({row["label"]: row["score"] for row in classify(path)}))
+"""
+
+
+def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, tmp_path):
+    rows = read_predictions(trained)[:3]
+    paths = [str(corpus / row["file"]) for row in rows]
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, trained, *paths], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    for row, line in zip(rows, done.stdout.splitlines(), strict=True):
+        for label, score in json.loads(line).items():
+            # The features that were trained and tested on are kept in float16.
+            assert score == pytest.approx(float(row[f"p_{label}"]), abs=2e-3)
+
+
+def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys):
+    before = (trained / "metrics.json").stat().st_mtime_ns
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained)
+    assert "holds a finished run" in capsys.readouterr().out
+    assert (trained / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
+        "--labels", "happy", "angry", "sad")  # fmt: skip
+    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "happy", "1": "angry", "2": "sad"}
+
+
+def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--fold", "all")
+    run(*flags)
+    weights = (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(summary["folds"]) == 5
+    assert summary["pooled"]["n_clips"] == 48 == len(read_predictions(tmp_path))
+    shutil.rmtree(tmp_path / "fold_5")
+    run(*flags)
+    assert (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "fold_5" / "metrics.json").exists()
+    assert "pooled" in capsys.readouterr().out
+
+
+def test_features_may_be_computed_in_the_workers(corpus, cache, tmp_path):
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--cache_features", "false")
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cache, tmp_path):
+    broken = tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    clip = sorted(broken.glob("*/*.wav"))[0]
+    clip.write_bytes(b"no audio")
+    flags = ("--data_dir", broken, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+    with pytest.raises(ValueError, match=clip.name):
+        run(*flags)
+    run(*flags, "--on_bad_audio", "skip")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert sum(metrics["corpus"]["rows_used"].values()) == 47
+    assert metrics["corpus"]["rows_left_out"] == {"cannot be decoded": 1}
+
+
+def command(*flags, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_ser.py"), *flags],
+        env={**os.environ, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
+    done = command("--dataset_name", "AbstractTTS/IEMOCAP", "--output_dir", str(tmp_path / "out"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "AbstractTTS/IEMOCAP" in last
+
+
+def test_flags_go_over_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "output_dir: out\nlearning_rate: 1e-3\nlabels: [happy, sad]\ncqt_backbone_kwargs: {depths: [1]}\n"
+    )
+    model_args, data_args, args = parse_arguments([str(recipe), "--learning_rate", "2e-4"])
+    assert (args.learning_rate, data_args.labels) == (2e-4, ["happy", "sad"])
+    assert model_args.cqt_backbone_kwargs == {"depths": [1]}
+
+
+@pytest.mark.parametrize(
+    "text, message", [("no_such_flag: 1", "no_such_flag"), ("- a\n- b", "flag: value"), ("a: [", "cannot be read")]
+)
+def test_a_recipe_that_makes_no_sense_is_named(tmp_path, capsys, text, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{text}\n")
+    with pytest.raises((SystemExit, ValueError)) as error:
+        parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_defaults_are_the_references(tmp_path):
+    model_args, data_args, args = parse_arguments(["--output_dir", str(tmp_path)])
+    assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (16, 50, 42)
+    assert (args.max_grad_norm, args.eval_strategy, args.lr_scheduler_type) == (1.0, "epoch", "reduce_lr_on_plateau")
+    assert args.lr_scheduler_kwargs == {"mode": "max", "factor": 0.1, "patience": 2, "min_lr": 1e-6}
+    assert (args.early_stopping_patience, data_args.dataset_name, model_args.imagenet_weights) == (5, "demo", True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read(recipe):
+    _, data_args, args = parse_arguments([str(recipe)])
+    assert data_args.dataset_name in ("demo", "iemocap", "ravdess", "emodb") and args.output_dir
+
+
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
+def test_real_speech_from_the_original_tree(tmp_path):
+    source = Path(os.environ["SER_RAVDESS_DIR"])
+    tested = {int(actor) for actor in FOLDS["ravdess"]["emobox"][0]}
+    for actor in (1, 11, 20, 21, 2, 3, 4):
+        folder = tmp_path / "ravdess" / f"Actor_{actor:02d}"
+        folder.mkdir(parents=True)
+        for clip in sorted((source / folder.name).iterdir())[::5]:
+            (folder / clip.name).symlink_to(clip)
+    run("--data_dir", tmp_path / "ravdess", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out",
+        recipe="ravdess_small")  # fmt: skip
+    rows = read_predictions(tmp_path / "out")
+    assert {int(row["speaker"]) for row in rows} == tested and len(rows) == 48
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"] == "ravdess/emobox-fold1"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
+def test_the_demo_learns_prosody_and_no_leak(tmp_path):
+    """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""
+    recipe, folders = str(ROOT / "configs" / "demo.yaml"), (tmp_path / "demo", tmp_path / "shuffled")
+    flags = ["--cache_dir", str(tmp_path / "cache"), "--report_to", "none", "--output_dir"]
+    main([recipe, *flags, str(folders[0])])
+    main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true"])
+    learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    assert learnt["UA"] >= 0.8
+    low, high = shuffled["intervals"]["by_clip"]["UA"]
+    assert low <= 0.25 <= high
