@@ -93,7 +93,7 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
     edges = np.concatenate(
         [[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]]
     )  # a window speaks for its middle
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(6, 4.2), layout="constrained", dpi=150)
     wave, stack = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
 
     times = np.arange(len(shape)) * step_s

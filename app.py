@@ -1,0 +1,174 @@
+"""
+A page where a recording's emotion is shown: `python app.py MODEL`, then open http://localhost:7860.
+
+Needs requirements-app.txt. On a Hugging Face Space (SDK gradio, app_file app.py) push this repository as it is and set
+the variable SER_MODEL to the name of a checkpoint.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from pipeline_maxmvit import SILENCE, AudioError, MaxMViTAudioClassificationPipeline, stream_audio  # noqa: E402
+from predict_ser import UsageError, load_pipeline  # noqa: E402
+from ser.pictures import clock, envelope, plot_spectrograms, plot_timeline  # noqa: E402
+
+ENVELOPE_POINTS = 1200
+TITLE = "What does this voice feel?"
+INTRODUCTION = (
+    "Upload or record speech. MaxMViT-MLP looks at two pictures of the sound and names the emotion it hears; "
+    "a recording longer than two windows is also followed along its length."
+)
+STYLE = """
+.gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
+.picture img {width: 100%}
+#timeline img {max-width: 800px}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=os.environ.get("SER_MODEL"), help="folder or name on the Hub")
+    parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
+    parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
+    args = parser.parse_args()
+    if not args.model:
+        parser.error("name a checkpoint: python app.py MODEL, or the environment variable SER_MODEL")
+    try:
+        classify = load_pipeline(args.model, args.device)
+    except UsageError as error:
+        sys.exit(f"app.py: {error}")
+    build_page(classify).launch(server_port=args.port, theme=theme(), css=STYLE, footer_links=["gradio"])
+
+
+def theme() -> gr.Theme:
+    """Fonts of the reader's system: the page asks no other server for anything."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def build_page(classify: MaxMViTAudioClassificationPipeline) -> gr.Blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                audio = gr.Audio(
+                    type="filepath",
+                    sources=["upload", "microphone"],
+                    label="Speech",
+                    buttons=["download"],
+                    elem_id="speech",
+                )
+                with gr.Accordion("Windows of a long recording", open=False):
+                    window_s = gr.Slider(1, 10, 3, step=0.5, label="Length in seconds")
+                    hop_s = gr.Slider(0.5, 10, 1, step=0.5, label="A new one every … seconds")
+                button = gr.Button("Name the emotion", variant="primary", elem_id="go")
+            with gr.Column(min_width=300):
+                message = gr.Markdown(visible=False, elem_id="message")
+                answer = gr.Label(label="Emotion", elem_id="answer")
+        with gr.Column(visible=False) as along:
+            timeline = gr.Plot(show_label=False, elem_id="timeline", elem_classes="picture")
+            table = gr.DownloadButton("Download the timeline as CSV", elem_id="csv")
+        with gr.Row(visible=False, elem_id="pictures") as pictures:
+            cqt = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
+            mel = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
+
+        def show(path: str | None, window_s: float, hop_s: float) -> dict[Any, Any]:
+            try:
+                seen = analyse(classify, path, window_s, hop_s)
+            except AudioError as error:
+                name = str(error).replace(str(path), Path(path or "").name)
+                hidden = {part: gr.update(visible=False) for part in (along, pictures)}
+                return {message: gr.update(value=f"⚠️ {name}", visible=True), answer: None, **hidden}
+            return {
+                message: gr.update(value=seen["message"], visible=True),
+                answer: seen["scores"],
+                along: gr.update(visible=seen["timeline"] is not None),
+                timeline: seen["timeline"],
+                table: seen["csv"],
+                pictures: gr.update(visible=True),
+                cqt: seen["cqt"],
+                mel: seen["mel"],
+            }
+
+        shown = [message, answer, along, timeline, table, pictures, cqt, mel]
+        gr.on([button.click, audio.stop_recording], show, [audio, window_s, hop_s], shown, show_progress_on=answer)
+    return page
+
+
+def analyse(
+    classify: MaxMViTAudioClassificationPipeline, path: str | None, window_s: float, hop_s: float
+) -> dict[str, Any]:
+    """
+    All that the page shows of a recording.
+
+    Raises:
+        AudioError: There is none, or it cannot be read.
+    """
+    if path is None:
+        raise AudioError("Upload or record some speech first.")
+    rate = classify.feature_extractor.sampling_rate
+    labels = list(classify.model.config.id2label.values())
+    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s))
+    duration = rows[-1]["end"]
+    heard = [row for row in rows if row["label"] != SILENCE]
+    if not heard:
+        raise AudioError(f"{path} is silent from beginning to end.")
+    if duration <= 2 * window_s:
+        scores = {row["label"]: row["score"] for row in classify(path)}
+        waveform, start = np.concatenate(list(stream_audio(path, rate))), 0.0
+        return _picture(classify, waveform, start) | {
+            "message": f"**{clock(duration)}** of speech, taken as one clip.",
+            "scores": scores, "timeline": None, "csv": None,
+        }  # fmt: skip
+    scores = {label: float(np.mean([row["scores"][label] for row in heard])) for label in labels}
+    best = max(scores, key=scores.get)
+    clearest = max(heard, key=lambda row: row["scores"][best])
+    step_s = duration / ENVELOPE_POINTS
+    shape = envelope(stream_audio(path, rate), rate, step_s)
+    waveform = _stretch(path, rate, clearest["start"], clearest["end"])
+    return _picture(classify, waveform, clearest["start"]) | {
+        "message": f"**{clock(duration)}** in {len(rows)} windows, {len(rows) - len(heard)} of them silent. The "
+        f"scores are their mean; the pictures show where “{best}” is clearest, from {clock(clearest['start'])} on.",
+        "scores": scores,
+        "timeline": plot_timeline(rows, shape, step_s, labels),
+        "csv": write_csv(rows, labels, Path(path).stem),
+    }
+
+
+def _picture(classify: MaxMViTAudioClassificationPipeline, waveform: np.ndarray, start: float) -> dict[str, Figure]:
+    cqt, mel = plot_spectrograms(classify.feature_extractor, waveform, start)
+    return {"cqt": cqt, "mel": mel}
+
+
+def _stretch(path: str, rate: int, start: float, end: float) -> np.ndarray:
+    """The samples from `start` to `end`, in seconds, without the whole recording in memory."""
+    first, last, position, parts = round(start * rate), round(end * rate), 0, []
+    for piece in stream_audio(path, rate):
+        parts.append(piece[max(0, first - position) : max(0, last - position)])
+        position += len(piece)
+    return np.concatenate(parts)
+
+
+def write_csv(rows: list[dict[str, Any]], labels: list[str], name: str) -> str:
+    path = Path(tempfile.mkdtemp()) / f"{name}_emotions.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["start", "end", "label", *labels])
+        for row in rows:
+            scores = [f"{row['scores'][label]:.6f}" if row["scores"] else "" for label in labels]
+            writer.writerow([row["start"], row["end"], row["label"], *scores])
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

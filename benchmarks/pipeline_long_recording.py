@@ -1,0 +1,102 @@
+"""
+An hour of RAVDESS, its first half spoken angrily, its second calmly: is the border seen, and does memory stay flat?
+
+    python -m benchmarks.pipeline_long_recording CHECKPOINT RAVDESS_FOLDER [--minutes 60] [--window 3 --hop 3]
+        [--actors 1 11 20 21] [--picture timeline.png]
+
+The actors should be ones the checkpoint was not trained on (by default EmoBox's fold 1); their clips are repeated in
+random order. Printed are the peak memory of the process after a tenth of the recording and after all of it, and where
+the scores put the border.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from pipeline_maxmvit import SILENCE, read_audio, stream_audio
+from predict_ser import load_pipeline
+from ser.pictures import clock, envelope, plot_timeline
+
+RATE = 48_000
+CODES = {"angry": "05", "calm": "02"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("ravdess", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--window", type=float, default=3.0)
+    parser.add_argument("--hop", type=float, default=3.0)
+    parser.add_argument("--smooth", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 11, 20, 21])
+    parser.add_argument("--picture", default="timeline.png")
+    args = parser.parse_args()
+    classify = load_pipeline(
+        args.checkpoint, batch_size=args.batch_size, window_s=args.window, hop_s=args.hop, smooth=args.smooth
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for minutes in (args.minutes / 10, args.minutes):
+            path = Path(folder) / "recording.flac"
+            write_recording(path, minutes, args)
+            before, start = peak_mib(), time.perf_counter()
+            rows = classify(path)
+            took, size = time.perf_counter() - start, path.stat().st_size / 2**20
+            print(f"{minutes:g} minutes, {size:.0f} MiB of flac: {len(rows)} windows in {took:.0f} s, "
+                  f"peak memory {before:.0f} -> {peak_mib():.0f} MiB")  # fmt: skip
+        rate = classify.feature_extractor.sampling_rate
+        print(f"(the decoded recording alone would be {60 * args.minutes * rate * 4 / 2**20:.0f} MiB)")
+        step_s = 60 * args.minutes / 2000
+        shape = envelope(stream_audio(path, rate), rate, step_s)
+    labels = list(classify.model.config.id2label.values())
+    plot_timeline(rows, shape, step_s, labels).savefig(args.picture)
+    report_border(rows, args.minutes * 30)
+    print(f"drawn in {args.picture}")
+
+
+def write_recording(path: Path, minutes: float, args: argparse.Namespace) -> None:
+    """Half `minutes` of angry clips, then as much of calm ones, piece by piece."""
+    random = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", RATE, 1) as file:
+        for code in CODES.values():
+            clips = [clip for actor in args.actors for clip in args.ravdess.glob(f"Actor_{actor:02d}/03-01-{code}-*")]
+            if not clips:
+                sys.exit(f"{args.ravdess} holds no clips Actor_NN/03-01-{code}-* of the actors {args.actors}")
+            left = round(minutes * 30 * RATE)
+            while left:
+                waveform = read_audio(random.choice(sorted(clips)), RATE)[:left]
+                file.write(waveform)
+                left -= len(waveform)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report_border(rows: list[dict], border_s: float) -> None:
+    heard = [row for row in rows if row["label"] != SILENCE]
+    centres = np.array([(row["start"] + row["end"]) / 2 for row in heard])
+    angry, calm = (np.array([row["scores"][label] for row in heard]) for label in CODES)
+    for name, half in (("angry", centres < border_s), ("calm", centres >= border_s)):
+        rightly = np.mean((angry > calm)[half] == (name == "angry"))
+        named = np.mean([row["label"] == name for row in np.array(heard, dtype=object)[half]])
+        print(f"{name} half: {100 * rightly:.1f} % of windows nearer to {name} than to the other, "
+              f"{100 * named:.1f} % named {name}")  # fmt: skip
+    evidence = np.log(angry + 1e-6) - np.log(calm + 1e-6)
+    before = np.arange(1, len(evidence))  # windows before each place where the border may be
+    sums = evidence.cumsum()[:-1]
+    apart = sums / before - (evidence.sum() - sums) / (len(evidence) - before)
+    best = int(np.argmax(before * (len(evidence) - before) * apart**2))  # the step that fits the evidence best
+    found = (centres[best] + centres[best + 1]) / 2
+    print(f"the border lies at {clock(border_s)}; the scores put it at {clock(found)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import predict_ser
+from tests.tiny import tiny_feature_extractor, tiny_model, voice
+
+LABELS = ["angry", "happy", "neutral", "sad"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    model = tiny_model()
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Six clips in folders named after their labels, and a note that is not one."""
+    folder = tmp_path_factory.mktemp("clips")
+    for index in range(6):
+        path = folder / LABELS[index % 2] / f"{index}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, voice(0.3 + 0.2 * index, f0=90 + 20 * index, sampling_rate=16_000), 16_000)
+    (folder / "angry" / "readme.txt").write_text("not a clip")
+    return folder
+
+
+def read_rows(path: Path) -> list[dict]:
+    text = path.read_text()
+    if path.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines()))
+    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpoint, clips, tmp_path, suffix, capsys):
+    output = tmp_path / f"out{suffix}"
+    assert predict_ser.main([checkpoint, str(clips), "--output", str(output), "--batch_size", "4"]) == 0
+    rows = read_rows(output)
+    assert [row["file"] for row in rows] == sorted(map(str, clips.rglob("*.wav")))
+    for row in rows:
+        assert row["label"] == Path(row["file"]).parent.name
+        scores = [float(row[label]) for label in LABELS]
+        assert sum(scores) == pytest.approx(1, abs=1e-4)
+        assert row["prediction"] == LABELS[int(np.argmax(scores))]
+    accuracy = np.mean([row["label"] == row["prediction"] for row in rows])
+    messages = capsys.readouterr().err
+    assert "6 files: 6 answered, 0 failed." in messages
+    assert f"WA {accuracy:.4f}  UA {accuracy:.4f} on 6 labelled files" in messages
+
+
+def test_without_an_output_rows_go_to_the_standard_output(checkpoint, clips, capsys):
+    clip = str(clips / "angry" / "0.wav")
+    assert predict_ser.main([checkpoint, clip, clip]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["file"] for row in rows] == [clip]
+    assert "label" not in rows[0]
+
+
+def test_windows_give_rows_with_times_and_the_mean_is_what_is_scored(checkpoint, clips, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    arguments = [checkpoint, str(clips), "--window", "0.5", "--hop", "0.25", "--output", str(output)]
+    assert predict_ser.main(arguments) == 0
+    rows = read_rows(output)
+    assert {row["file"]: int(row["windows"]) for row in rows} == {
+        file: sum(row["file"] == file for row in rows) for file in map(str, clips.rglob("*.wav"))
+    }
+    last = [row for row in rows if row["file"].endswith("5.wav")]
+    assert [float(row["start"]) for row in last] == [0, 0.25, 0.5, 0.75, 0.8]
+    assert [float(row["end"]) for row in last] == [0.5, 0.75, 1, 1.25, 1.3]
+    correct = []
+    for file in {row["file"] for row in rows}:
+        mean = np.mean([[float(row[label]) for label in LABELS] for row in rows if row["file"] == file], axis=0)
+        correct.append(LABELS[int(mean.argmax())] == Path(file).parent.name)
+    assert f"WA {np.mean(correct):.4f}" in capsys.readouterr().err
+
+
+def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path, capsys):
+    (tmp_path / "sad").mkdir()
+    soundfile.write(tmp_path / "sad" / "nothing.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "sad" / "voice.wav", voice(0.5, sampling_rate=16_000), 16_000)
+    output = tmp_path / "out.jsonl"
+    assert predict_ser.main([checkpoint, str(tmp_path / "sad"), "--window", "0.5", "--output", str(output)]) == 0
+    assert [row["prediction"] == "silence" for row in read_rows(output)] == [True, True, False]
+    assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
+
+
+def test_a_list_names_files_beside_it_and_their_labels(checkpoint, clips, capsys):
+    listed = clips / "list.csv"
+    listed.write_text("file,label\nangry/0.wav,sad\nhappy/1.wav,happy\nhappy/3.wav,\n")
+    assert predict_ser.main([checkpoint, str(listed)]) == 0
+    streams = capsys.readouterr()
+    rows = list(csv.DictReader(streams.out.splitlines()))
+    labels = {Path(row["file"]).name: row["label"] for row in rows}
+    assert labels == {"0.wav": "sad", "1.wav": "happy", "3.wav": ""}
+    assert "on 2 labelled files" in streams.err
+
+
+def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    whole = (clips / "angry" / "4.wav").read_bytes()
+    contents = {"a.wav": whole, "b.mp3": b"text", "c.flac": b"", "d.wav": whole[:5_000], "e.wav": whole, "f.m4a": b"?"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "g.wav").symlink_to(tmp_path / "gone.wav")
+    output = tmp_path / "out.csv"
+    missing = str(tmp_path / "missing.wav")
+    assert predict_ser.main([checkpoint, str(folder), missing, "--output", str(output)]) == 1
+    assert [Path(row["file"]).name for row in read_rows(output)] == ["a.wav", "e.wav"]
+    messages = capsys.readouterr().err
+    assert "8 files: 2 answered, 6 failed." in messages
+    assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "window"),
+    [(".csv", []), (".json", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])],
+)
+def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
+    output = tmp_path / f"out{suffix}"
+    arguments = [checkpoint, str(clips), "--output", str(output), *window]
+    windows = {"window_s": float(window[1])} if window else {}
+    loaded = predict_ser.load_pipeline(checkpoint, "cpu", on_error="skip", **windows)
+    monkeypatch.setattr(predict_ser, "load_pipeline", lambda *args, **kwargs: loaded)
+    assert predict_ser.main(arguments) == 0
+    whole = output.read_bytes()
+    expected = read_rows(output)
+    for cut in [0, 3, *np.linspace(len(whole) / 3, len(whole) - 1, 4).astype(int)]:
+        output.write_bytes(whole[:cut])
+        assert predict_ser.main(arguments) == 0
+        assert [(row["file"], row["prediction"]) for row in read_rows(output)] == [
+            (row["file"], row["prediction"]) for row in expected
+        ]
+    finished = output.read_bytes()
+    monkeypatch.setattr(loaded, "_forward", None)  # nothing is left to do
+    assert predict_ser.main(arguments) == 0
+    assert output.read_bytes() == finished
+
+
+def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(checkpoint, tmp_path):
+    folder, output = tmp_path / "clips", tmp_path / "out.csv"
+    folder.mkdir()
+    for index in range(20):
+        soundfile.write(folder / f"{index:02d}.wav", voice(0.5, f0=80 + index, sampling_rate=16_000), 16_000)
+    command = [sys.executable, "predict_ser.py", checkpoint, str(folder), "--output", str(output), "--batch_size", "1"]
+    root = Path(predict_ser.__file__).parent
+    with subprocess.Popen([*command, "--device", "cpu"], cwd=root, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
+            time.sleep(0.01)
+        process.kill()
+    first = output.read_text()
+    assert 3 <= first.count("\n") < 21
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    done = first.count("\n") - 1
+    assert f"holds {done} files already; {20 - done} are left to do." in finished.stderr
+    assert output.read_text().startswith(first[: first.rfind("\n") + 1])
+    assert [Path(row["file"]).stem for row in read_rows(output)] == [f"{index:02d}" for index in range(20)]
+
+
+def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("name,age\nx,3\n")
+    unknown = tmp_path / "unknown.csv"
+    unknown.write_text("file,label\na.wav,bored\n")
+    headless = tmp_path / "headless.csv"
+    headless.write_text("a.wav\nb.wav\n")
+    (tmp_path / "empty").mkdir()
+    clip = str(clips / "angry" / "0.wav")
+    wrong = {
+        "is no table of this kind": [checkpoint, clip, "--output", str(other)],
+        "labels that the model does not know: bored": [checkpoint, str(unknown)],
+        "needs a line of column names": [checkpoint, str(headless)],
+        "holds no audio files": [checkpoint, str(tmp_path / "empty")],
+        "cannot use": [str(tmp_path / "empty"), clip],
+        "cannot be written": [checkpoint, clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
+    }
+    for complaint, arguments in wrong.items():
+        assert predict_ser.main(arguments) == 2
+        message = capsys.readouterr().err
+        assert complaint in message
+        assert "Traceback" not in message
+    assert other.read_text() == "name,age\nx,3\n"
+    for flags in (["--hop", "1"], ["--window", "1", "--hop", "2"], ["--output", "out.txt"], ["--smooth", "2"]):
+        with pytest.raises(SystemExit) as stopped:
+            predict_ser.main([checkpoint, clip, *flags])
+        assert stopped.value.code == 2
+
+
+def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
+    name = os.fsdecode(b'caf\xe9, "1".wav')
+    (tmp_path / name).write_bytes((clips / "angry" / "0.wav").read_bytes())
+    output = tmp_path / "out.csv"
+    for _ in range(2):
+        assert predict_ser.main([checkpoint, str(tmp_path), "--output", str(output)]) == 0
+        with open(output, errors="surrogateescape", newline="") as file:
+            assert [row["file"] for row in csv.DictReader(file)] == [str(tmp_path / name)]
