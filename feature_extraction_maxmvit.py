@@ -14,7 +14,8 @@ This file is shipped with every checkpoint and needs nothing of the repository i
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import librosa
@@ -248,12 +249,25 @@ def images_from_power(power: torch.Tensor, frames: Sequence[int], image_size: in
     )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A clip is hundreds of steps of microseconds. Threads that share them wait for each other at every one, on a busy
+    machine for longer than the work takes; cores are better used by processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Turns mono waveforms into the CQT image and the Mel image of MaxMViT-MLP.
 
     `extract` gives one-channel images in [0, 1], `normalize` makes three ImageNet-normalised channels of them, and
-    calling the extractor does both. A clip's images do not depend on the clips beside it.
+    calling the extractor does both. A clip's images do not depend on the clips beside it. On a CPU it computes in one
+    thread, whatever torch is set to.
 
     Any length is taken as it is, never cut: an hour becomes one image as wide as a second's. Spectra are computed in
     pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform. Who wants an answer for
@@ -373,6 +387,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(values, tensor_type=return_tensors)
 
     @torch.no_grad()
+    @_one_thread()
     def extract(self, waveforms, device: str | torch.device = "cpu") -> BatchFeature:
         """The images before normalisation: one channel, in [0, 1]; caches and workers carry this form.
 

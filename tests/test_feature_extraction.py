@@ -302,6 +302,19 @@ def test_autocast_does_not_reach_the_filter_bank():
         assert torch.equal(extractor.extract(y)["mel_values"], plain)
 
 
+def test_torch_keeps_its_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tiny_feature_extractor().extract(voice(0.2))
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError):
+            tiny_feature_extractor().extract([float("nan")])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- saved and loaded ---
 
 
