@@ -257,20 +257,30 @@ def _use_dict(config: MaxMViTConfig, return_dict: bool | None) -> bool:
 
 
 def _create_cqt_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
-    sizes = {"num_classes": 0, "img_size": config.image_size}
-    return timm.create_model(config.cqt_backbone, **sizes, **config.cqt_backbone_kwargs, **kwargs)
+    return _create_backbone("cqt", config, **config.cqt_backbone_kwargs, **kwargs)
 
 
 def _create_mel_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
-    sizes = {"num_classes": 0, "img_size": config.image_size}
     changed = config.mel_backbone_config()
     if changed is None:
-        return timm.create_model(config.mel_backbone, **sizes, **config.mel_backbone_kwargs, **kwargs)
+        return _create_backbone("mel", config, **config.mel_backbone_kwargs, **kwargs)
     if kwargs.get("pretrained"):
         raise ValueError("its depths or widths were changed by mel_backbone_kwargs")
     architecture = {field.name for field in fields(MultiScaleVitCfg)}
     rest = {name: value for name, value in config.mel_backbone_kwargs.items() if name not in architecture}
-    return MultiScaleVit(changed, **sizes, **rest)
+    return MultiScaleVit(changed, img_size=config.image_size, num_classes=0, **rest)
+
+
+def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs) -> nn.Module:
+    name = getattr(config, f"{branch}_backbone")
+    try:
+        return timm.create_model(name, num_classes=0, img_size=config.image_size, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
+            f"{branch}_backbone_kwargs={getattr(config, f'{branch}_backbone_kwargs')}: {error}. Choose a vision "
+            "transformer of timm, such as a MaxViT or an MViTv2, and arguments that it takes."
+        ) from error
 
 
 def _create_pretrained(branch: str, name: str, create, weights: str | os.PathLike | None) -> nn.Module:

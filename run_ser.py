@@ -11,6 +11,7 @@ transformers can load it, what it scored on clips that chose nothing, and each c
 
 import copy
 import dataclasses
+import inspect
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Literal
 
 import datasets
 import numpy as np
+import torch
 import yaml
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
@@ -27,15 +29,19 @@ from transformers.utils import logging
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import AudioError
 from ser.augmentation import make_augmentation
 from ser.corpora import Corpus, DataError, load_corpus
-from ser.features import PairCollator, extract_features
+from ser.features import PairCollator, extract_features, relabel
 from ser.metrics import compute_metrics
 from ser.protocols import make_split, n_folds, resolve_protocol
-from ser.report import describe, summarize_folds, write_report, write_splits
+from ser.report import REPORT_FILES, describe, splits_table, summarize_folds, write_json, write_report
 from ser.trainer import NonFiniteLossError, SERTrainer, SERTrainingArguments, mark_finished, resume_or_start
 
 logger = logging.get_logger("run_ser")
+
+FINISHED = "finished"
+MODEL_FIELDS = [name for name in MaxMViTConfig.__annotations__ if name != "model_type"]
 
 
 @dataclass
@@ -113,6 +119,8 @@ class ModelArguments:
                     setattr(self, name, json.loads(text))
                 except json.JSONDecodeError as error:
                     raise ValueError(f"--{name} {text!r} is not JSON: {error}.") from error
+                if not isinstance(getattr(self, name), dict):
+                    raise ValueError(f'--{name} {text!r} is no JSON object, such as {{"image_size": 128}}.')
 
 
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
@@ -127,7 +135,10 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
             sys.exit(f"error: recipe {recipe} is not a list of `flag: value` lines.")
         arguments = [*_as_flags(settings), *arguments]
     parser = HfArgumentParser((ModelArguments, DataArguments, SERTrainingArguments), description=__doc__)
-    return parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if not data_args.cache_features:
+        args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
+    return model_args, data_args, args
 
 
 def _as_flags(settings: dict) -> list[str]:
@@ -190,6 +201,8 @@ def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
 def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtractor:
     """The extractor of the checkpoint to start from, or a new one, with the changes that the flags ask for."""
     changes = model_args.feature_extractor_kwargs or {}
+    if unknown := set(changes) - set(inspect.signature(MaxMViTFeatureExtractor).parameters):
+        raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
     if model_args.model_name_or_path:
         return MaxMViTFeatureExtractor.from_pretrained(model_args.model_name_or_path, **changes)
     return MaxMViTFeatureExtractor(**changes)
@@ -215,14 +228,19 @@ def make_config(corpus: Corpus, model_args: ModelArguments) -> MaxMViTConfig:
     )
 
 
-def make_model(config: MaxMViTConfig, model_args: ModelArguments) -> MaxMViTForAudioClassification:
-    """From a checkpoint (with a new head if the classes are others), from ImageNet weights, or from scratch."""
-    if model_args.model_name_or_path:
-        return MaxMViTForAudioClassification.from_pretrained(
-            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True
-        )
+def make_model(
+    config: MaxMViTConfig, model_args: ModelArguments, resuming: bool = False
+) -> MaxMViTForAudioClassification:
+    """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights, or from scratch."""
+    start = None if resuming else model_args.model_name_or_path
+    if start:
+        model = MaxMViTForAudioClassification.from_pretrained(start, config=config, ignore_mismatched_sizes=True)
+        if MaxMViTConfig.from_pretrained(start).id2label != config.id2label:
+            torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.02)
+            torch.nn.init.zeros_(model.classifier.out_proj.bias)
+        return model
     model = MaxMViTForAudioClassification(config)
-    if model_args.imagenet_weights:
+    if model_args.imagenet_weights and not resuming and not model_args.model_name_or_path:
         model.maxmvit.load_imagenet_weights(model_args.cqt_weights, model_args.mel_weights)
     return model
 
@@ -263,7 +281,35 @@ def plan_folds(
     if data_args.fold != "all":
         raise DataError(f"--fold takes a number from 1 to {count}, or all; not {data_args.fold!r}.")
     folder = Path(args.output_dir)
-    return {fold: dataclasses.replace(args, output_dir=str(folder / f"fold_{fold}")) for fold in range(1, count + 1)}
+    return {
+        fold: dataclasses.replace(
+            args,
+            output_dir=str(folder / f"fold_{fold}"),
+            hub_model_id=f"{args.hub_model_id or folder.name}-fold{fold}" if args.push_to_hub else None,
+        )
+        for fold in range(1, count + 1)
+    }
+
+
+def earlier_run(args: SERTrainingArguments, config: MaxMViTConfig, splits: dict) -> str | None:
+    """The checkpoint to go on from, None to start afresh, or `FINISHED`; refuses to go on from a run of other clips
+    or another model, whose weights may have been trained on what is tested here."""
+    folder = Path(args.output_dir)
+    with args.main_process_first(local=False, desc="looking for an earlier run"):
+        if args.overwrite_output_dir and args.should_save:
+            for name in REPORT_FILES:
+                (folder / name).unlink(missing_ok=True)
+        state, checkpoint = resume_or_start(folder, args.overwrite_output_dir and args.should_save)
+    if state == "fresh":
+        return None
+    before = MaxMViTConfig.from_pretrained(checkpoint if state == "resume" else folder)
+    same_model = all(getattr(before, name) == getattr(config, name) for name in (*MODEL_FIELDS, "id2label"))
+    if not same_model or json.loads((folder / "splits.json").read_text()) != splits:
+        raise DataError(
+            f"{folder} holds an earlier run with another model, other classes, or other clips to train and test on. "
+            "Name another --output_dir, or start over in this one by --overwrite_output_dir."
+        )
+    return FINISHED if state == "finished" else checkpoint
 
 
 def train_and_test(
@@ -277,11 +323,6 @@ def train_and_test(
 ) -> None:
     """One fold from split to report; goes on where an earlier run of the same output directory was stopped."""
     started = time.monotonic()
-    with args.main_process_first(desc="looking for an earlier run"):
-        state, checkpoint = resume_or_start(args.output_dir, args.overwrite_output_dir and args.should_save)
-    if state == "finished":
-        say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
-        return
     split = make_split(
         corpus,
         data_args.protocol,
@@ -290,11 +331,16 @@ def train_and_test(
         seed=args.seed,
         test_speakers=data_args.test_speakers,
     )
+    splits = splits_table(corpus, split, args.seed)
+    checkpoint = earlier_run(args, config, splits)
+    if checkpoint == FINISHED:
+        say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
+        return
     say(args, split.describe())
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     if data_args.shuffle_training_labels:
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
-        parts["train"] = parts["train"].remove_columns("label").add_column("label", labels)
+        parts["train"] = relabel(parts["train"], labels)
     set_seed(args.seed)
     augmentation = make_augmentation(
         len(corpus.label_names),
@@ -304,7 +350,7 @@ def train_and_test(
         mixup_alpha=args.mixup_alpha,
     )
     trainer = SERTrainer(
-        model=make_model(copy.deepcopy(config), model_args),
+        model=make_model(copy.deepcopy(config), model_args, resuming=checkpoint is not None),
         args=args,
         data_collator=PairCollator(feature_extractor),
         train_collator=PairCollator(feature_extractor, augmentation),
@@ -314,10 +360,10 @@ def train_and_test(
         compute_metrics=compute_metrics,
     )
     if args.should_save:
-        write_splits(Path(args.output_dir) / "splits.json", corpus, split, args.seed)
+        write_json(Path(args.output_dir) / "splits.json", splits)
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
         report = write_report(
             args.output_dir,
@@ -328,17 +374,18 @@ def train_and_test(
             seed=args.seed,
             duration=time.monotonic() - started,
             log_history=trainer.state.log_history,
-            model_id=args.hub_model_id,
+            model_id=trainer.hub_model_id if args.push_to_hub else None,
             extra={
                 "data_arguments": dataclasses.asdict(data_args),
                 "model_arguments": dataclasses.asdict(model_args),
                 "training_arguments": args.to_sanitized_dict(),
             },
         )
-        mark_finished(args.output_dir)
         say(args, f"{describe(report)}\nReport, predictions and model: {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
+    if args.should_save:
+        mark_finished(args.output_dir)
 
 
 def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:
@@ -358,8 +405,10 @@ def say(args: SERTrainingArguments, text: str) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        logger.debug("Where it came from:", exc_info=True)
+    except (DataError, AudioError, NonFiniteLossError) as error:
         sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        logger.debug("Where it came from:", exc_info=True)
+        sys.exit(f"error: {error} (--log_level debug shows where it came from.)")
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on from the last checkpoint.")
+        sys.exit("Interrupted. The same command, without --overwrite_output_dir, goes on from the last checkpoint.")

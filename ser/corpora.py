@@ -89,7 +89,7 @@ class Corpus:
 
     @cached_property
     def contents(self) -> list[str]:
-        """One digest per clip of its decoded samples: equal for equal sound, whatever the file's name or format."""
+        """One digest per clip of its decoded samples, channels averaged: equal for equal sound in whatever file."""
         if "content" in self.clips.column_names:  # feature extraction has read every clip already
             return self.clips["content"][:]
         audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
@@ -229,9 +229,16 @@ def _emodb_row(row: dict) -> dict:
     return {"file": row["path"], "label": row["emotion"], "speaker": EMODB_SPEAKERS.get((age, row["gender"]))}
 
 
-def _demo_tree(folder: Path) -> Iterator[dict]:
-    if not folder.exists():
+def _make_demo_corpus(cache_dir: str | None) -> str:
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"maxmvit_demo_corpus_{VERSION}"
+    try:
         write_demo_corpus(folder)
+    except FileExistsError as error:
+        raise DataError(str(error)) from error
+    return str(folder)
+
+
+def _demo_tree(folder: Path) -> Iterator[dict]:
     for audio in visible_files(folder, "voice_*/*.wav"):
         file = audio.relative_to(folder).as_posix()
         yield {"file": file, "audio": audio, "label": audio.stem.rpartition("_")[0], "speaker": audio.parent.name}
@@ -349,10 +356,10 @@ def load_corpus(
     record, hub_id, name = _find(dataset_name, data_dir)
     merge = _parse_merge(merge_labels)
     load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision}
-    if dataset_name == "demo" and data_dir is None:
-        data_dir = str(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"maxmvit_demo_corpus_{VERSION}")
-    elif data_dir is not None and dataset_name != "demo" and not Path(data_dir).exists():
+    if data_dir is not None and not Path(data_dir).exists():
         raise DataError(f"data_dir {data_dir} does not exist.")
+    if name == "demo" and data_dir is None:
+        data_dir = _make_demo_corpus(cache_dir)
 
     if record:
         found = _read_record(record, hub_id, name, data_dir, load)
@@ -408,7 +415,9 @@ def _find(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str |
             if dataset_name.lower() == hub_id.lower():
                 return record, hub_id, name
     path = Path(data_dir if data_dir and dataset_name == "audiofolder" else dataset_name).absolute()
-    return None, None, path.stem if path.suffix in {".csv", ".tsv", *TABLE_SUFFIXES} else path.name
+    name = path.stem if path.suffix in {".csv", ".tsv", *TABLE_SUFFIXES} else path.name
+    # A corpus's published folds go by its name, and are not those of somebody's own table of that name.
+    return None, None, f"own-{name}" if name.lower() in RECORDS else name
 
 
 def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -472,12 +481,10 @@ def _check_classes(corpus: Corpus) -> None:
 def _digest(file: str, audio: dict) -> str:
     try:
         source = io.BytesIO(audio["bytes"]) if audio["bytes"] else audio["path"]
-        samples, sampling_rate = soundfile.read(source, dtype="float32")
+        samples, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError):
         return f"unreadable {file}"  # whoever extracts features says so, or counts it
-    digest = hashlib.sha1(f"{sampling_rate} {samples.shape}".encode())
-    digest.update(samples)
-    return digest.hexdigest()
+    return hashlib.sha1(f"{sampling_rate} ".encode() + samples.mean(axis=1).tobytes()).hexdigest()
 
 
 def _drop_duplicates(corpus: Corpus) -> None:
@@ -512,12 +519,13 @@ def _fingerprint(path: Path) -> str | None:
 
 def _read_record(record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict) -> Rows:
     """A corpus of the registry: its original tree, or one of its copies on the Hub (or local tables in that form)."""
-    if data_dir and not (record.hub and holds_tables(Path(data_dir))):
-        rows = list(record.tree(Path(data_dir)))
-        if not rows:
-            raise DataError(f"{data_dir} holds neither the original folder tree of {name} nor parquet files.")
-        return Rows(audio_from_paths(rows), rows, record.labels, data_dir, schema="original tree")
     if data_dir:
+        rows = list(record.tree(Path(data_dir)))
+        tables = record.hub and holds_tables(Path(data_dir))
+        if any("label" in row for row in rows) or (rows and not tables):
+            return Rows(audio_from_paths(rows), rows, record.labels, data_dir, schema="original tree")
+        if not tables:
+            raise DataError(f"{data_dir} holds neither the original folder tree of {name} nor parquet files.")
         table, revision = open_tables(data_dir, load | {"revision": None})
         hub_id = hub_id or _recognise(record, table, data_dir)
     else:

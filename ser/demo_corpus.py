@@ -21,7 +21,7 @@ EMOTIONS = ("neutral", "happy", "angry", "sad")
 SAMPLING_RATE = 44_100
 FRAME = 512  # samples from one value of a control track to the next: 11.6 ms
 MANIFEST = "demo_corpus.json"
-VERSION = 2  # raise it whenever the samples change, so that a folder made by older code is not reused
+VERSION = 3  # raise it whenever the samples change, so that a folder made by older code is not reused
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
     return (peak * speech / np.abs(speech).max()).astype(np.float32)
 
 
-def write_demo_corpus(folder: str | Path, *, n_voices: int = 16, clips_per_emotion: int = 6, seed: int = 0) -> None:
+def write_demo_corpus(folder: str | Path, *, n_voices: int = 24, clips_per_emotion: int = 5, seed: int = 0) -> None:
     """Writes the corpus as `voice_NN/EMOTION_TAKE.wav` (44.1 kHz, mono, 16 bits), or finds it already there.
 
     The folder appears complete or not at all; the same parameters write the same bytes.

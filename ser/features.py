@@ -75,7 +75,7 @@ def extract_features(
             _write_images(clips, feature_extractor, partial, num_workers, on_bad_audio)
             os.replace(partial, folder)
 
-    images = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))])
+    images = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("images*.arrow"))])
     left_out = json.loads((folder / SUMMARY).read_text())["left_out"]
     if left_out and on_bad_audio == "error":
         raise AudioError(next(iter(left_out.values())))
@@ -89,6 +89,13 @@ def extract_features(
     if left_out:
         features = features.select([row for row in range(len(clips)) if str(row) not in left_out])
     return features.with_transform(_images_from_bytes)
+
+
+def relabel(clips: Dataset, labels: Sequence[int]) -> Dataset:
+    """The table of `extract_features` with other labels, one a row. The rows are copied into memory."""
+    # As it is given, `datasets` would copy the decoded images, into the folder of the cache.
+    rows = clips.with_format(None).remove_columns("label").flatten_indices(keep_in_memory=True)
+    return rows.add_column("label", labels).with_transform(_images_from_bytes)
 
 
 def fingerprint(clips: Dataset, feature_extractor: Any) -> str:

@@ -48,7 +48,7 @@ class Split:
     Args:
         name: corpus and protocol, with the fold where there are several ("ravdess/emobox-fold1").
         train: clips to train on.
-        validation: clips cut from the training part, by which checkpoints and learning rates are chosen.
+        validation: clips by which checkpoints and learning rates are chosen; none of them is tested.
         test: clips that choose nothing.
         speaker_disjoint: whether no speaker is in two parts.
     """

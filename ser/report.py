@@ -93,8 +93,11 @@ def write_report(
     return report
 
 
-def write_splits(path: str | Path, corpus: Corpus, split: Split, seed: int) -> None:
-    """`splits.json`: the part, speaker and class of every clip."""
+REPORT_FILES = ("metrics.json", "predictions.csv", "confusion_matrix.png", "training_curves.png", "README.md")
+
+
+def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:
+    """What `splits.json` holds: protocol, classes, and the part, speaker and class of every clip."""
     files, speakers, labels = corpus.files, corpus.speakers, corpus.labels
     clips = [
         {"file": files[i], "part": part, "speaker": speakers[i], "label": corpus.label_names[labels[i]]}
@@ -102,7 +105,7 @@ def write_splits(path: str | Path, corpus: Corpus, split: Split, seed: int) -> N
         for i in indices
     ]
     head = {"protocol": split.name, "speaker_disjoint": split.speaker_disjoint, "seed": seed}
-    write_json(path, head | {"clips": clips})
+    return head | {"label_names": corpus.label_names, "clips": clips}
 
 
 def write_predictions(
@@ -217,8 +220,12 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     protocols = [report["protocol"].rpartition("-fold")[0] for report in reports]
     names = reports[0]["label_names"]
     for path, protocol, report in zip(folders, protocols, reports, strict=True):
-        if (protocol, report["label_names"]) != (protocols[0], names):
-            raise DataError(f"{path} and {folders[0]} differ in protocol or classes, so they are no folds of one run.")
+        first = reports[0]
+        same = all(report["corpus"][key] == first["corpus"][key] for key in ("source", "revision", "options"))
+        if not same or (protocol, report["label_names"], report["seed"]) != (protocols[0], names, first["seed"]):
+            raise DataError(
+                f"{path} and {folders[0]} differ in protocol, classes, seed or corpus: no folds of one run."
+            )
     index = {name: i for i, name in enumerate(names)}
     truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
     speakers = [row["speaker"] or None for row in rows]

@@ -4,10 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
 
 import ser.corpora
 from ser.corpora import RAVDESS_EMOTIONS, Corpus, DataError, load_corpus
+from ser.protocols import resolve_protocol
 from tests.clips import sound, write_parquet, write_sound
 
 RAVDESS = os.environ.get("SER_RAVDESS_DIR")
@@ -230,13 +233,18 @@ def test_emodb(load, tmp_path, form):
     }
 
 
-def test_demo_is_written_where_it_is_missing(load, tmp_path, monkeypatch):
+def test_demo_is_written_into_the_cache_and_never_used_damaged(load, tmp_path, monkeypatch):
     small = partial(ser.corpora.write_demo_corpus, n_voices=3, clips_per_emotion=1)
     monkeypatch.setattr(ser.corpora, "write_demo_corpus", small)
-    corpus = load("demo", str(tmp_path / "demo"))
+    corpus = load("Demo")
     assert Counter(names_of(corpus)) == {"neutral": 3, "happy": 3, "angry": 3, "sad": 3}
     assert len(set(corpus.speakers)) == 3
-    assert len(load("demo")) == 12
+    assert load("demo", corpus.source).files == corpus.files
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        load("demo", str(tmp_path / "nowhere"))
+    (Path(corpus.source) / corpus.files[0]).unlink()
+    with pytest.raises(DataError, match="delete"):
+        load("demo")
 
 
 # --- data sets of one's own ---
@@ -405,6 +413,20 @@ def test_an_unreachable_hub_gives_its_reason_in_one_line(load, monkeypatch):
         load("AbstractTTS/IEMOCAP")
 
 
+@pytest.mark.parametrize("name", ["iemocap", "Ravdess"])
+def test_own_data_named_like_a_corpus_has_none_of_its_folds(load, clips, name):
+    lines = [f"{i}.wav,{'ab'[i % 2]},{i}" for i in range(4)]
+    corpus = load(str(write_csv(clips / f"{name}.csv", "file,label,speaker", lines)))
+    assert corpus.name == f"own-{name}"
+    assert resolve_protocol(corpus) == "speaker"
+
+
+def test_a_stray_table_leaves_a_tree_a_tree(load, tmp_path):
+    ravdess_tree(tmp_path, ".wav")
+    (tmp_path / "timeline.jsonl").write_text('{"start": 0}\n')
+    assert load("ravdess", str(tmp_path)).options["schema"] == "original tree"
+
+
 # --- equal sound ---
 
 
@@ -419,6 +441,13 @@ def test_equal_sound_is_found_across_formats_and_can_be_left_out(load, tmp_path)
     assert less.files == ["test/a/2.flac", "test/b/6.wav", "train/b/5.wav"]
     assert less.contents == [content[file] for file in less.files]
     assert less.dropped == {"equal sound as another clip": 1, "equal sound under different labels": 2}
+
+
+def test_a_stereo_copy_is_the_same_sound(load, tmp_path):
+    mono, rate = soundfile.read(write_sound(tmp_path / "a" / "1.wav", 1))
+    (tmp_path / "b").mkdir()
+    soundfile.write(tmp_path / "b" / "2.wav", np.stack([mono, mono], axis=1), rate)
+    assert len(set(load(str(tmp_path)).contents)) == 1
 
 
 def test_files_that_cannot_be_decoded_equal_nothing(load, tmp_path):

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from sklearn.metrics import balanced_accuracy_score
 
+from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main, parse_arguments
+from ser.corpora import EMODB_SPEAKERS, RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
 from ser.protocols import FOLDS
+from tests.clips import write_parquet
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -102,8 +106,37 @@ def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys
 
 def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
     run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
-        "--labels", "happy", "angry", "sad")  # fmt: skip
-    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "happy", "1": "angry", "2": "sad"}
+        "--labels", "sad", "happy", "angry", "neutral", "--learning_rate", "0")  # fmt: skip
+    models = [MaxMViTForAudioClassification.from_pretrained(folder) for folder in (trained, tmp_path)]
+    assert models[1].config.id2label == {0: "sad", 1: "happy", 2: "angry", 3: "neutral"}
+    first, second = (model.maxmvit.mel_backbone.patch_embed.proj.weight for model in models)
+    assert torch.equal(first, second)
+    assert not torch.equal(*(model.classifier.out_proj.weight for model in models))
+
+
+class PulledPlug(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--num_train_epochs", "2")
+
+    def pull_plug(*args, **kwargs):
+        raise PulledPlug
+
+    with monkeypatch.context() as patch, pytest.raises(PulledPlug):
+        patch.setattr("run_ser.write_report", pull_plug)
+        run(*flags)
+    assert not (tmp_path / "metrics.json").exists()
+    for other in (["--fold", "2"], ["--hidden_size", "32"], ["--labels", "sad", "happy", "angry", "neutral"]):
+        with pytest.raises(ValueError, match="earlier run with another model, other classes, or other clips"):
+            run(*flags, *other)
+    run(*flags)
+    log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["epoch"] for entry in log if "eval_UA" in entry] == [1, 2]
+    assert (tmp_path / "metrics.json").exists()
+    run(*flags, "--fold", "2", "--overwrite_output_dir")
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "demo/speaker-fold2"
 
 
 def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
@@ -120,9 +153,11 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
     assert "pooled" in capsys.readouterr().out
 
 
-def test_features_may_be_computed_in_the_workers(corpus, cache, tmp_path):
-    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--cache_features", "false")
-    assert (tmp_path / "metrics.json").exists()
+def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
+    empty = tmp_path / "cache"
+    run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false")
+    assert len(read_predictions(tmp_path / "out")) == 16
+    assert not list(tmp_path.glob("cache/**/*.arrow"))
 
 
 def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cache, tmp_path):
@@ -152,6 +187,26 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "AbstractTTS/IEMOCAP" in last
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--fold", "9"], "from 1 to 5"),
+        (["--protocol", "nobody"], "has no protocol 'nobody'"),
+        (["--feature_extractor_kwargs", '{"imagesize": 64}'], "no parameter imagesize"),
+        (["--cqt_backbone_kwargs", "[1]"], "no JSON object"),
+        (["--cqt_backbone_kwargs", "{1"], "is not JSON"),
+        (["--cqt_backbone_kwargs", '{"depht": [1]}'], "depht"),
+        (["--cqt_backbone", "resnet18", "--cqt_backbone_kwargs", "{}"], "cqt_backbone='resnet18' cannot be built"),
+        (["--image_size", "100"], "96 or 128"),
+        (["--cache_features", "false", "--on_bad_audio", "skip"], "needs --cache_features"),
+        (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(corpus, cache, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, *flags)
 
 
 def test_flags_go_over_the_recipe(tmp_path):
@@ -187,6 +242,45 @@ def test_defaults_are_the_references(tmp_path):
 def test_every_recipe_is_read(recipe):
     _, data_args, args = parse_arguments([str(recipe)])
     assert data_args.dataset_name in ("demo", "iemocap", "ravdess", "emodb") and args.output_dir
+
+
+def write_iemocap(folder):
+    names = [f"Ses0{k}{a}_impro01_{b}{i:03d}.wav" for k in range(1, 6) for a in "FM" for b in "FM" for i in range(4)]
+    emotions = ["neutral", "happy", "angry", "sad"] * 20
+    write_parquet(folder, "train", {"file": names, "major_emotion": emotions}, names)
+    return "iemocap/sessions-fold1", 16
+
+
+def write_ravdess(folder):
+    columns = {"labels": list(range(8)) * 24, "speaker_id": [str(actor) for actor in range(1, 25) for _ in range(8)]}
+    write_parquet(folder, "train", columns, [None] * 192, {"labels": list(RAVDESS_EMOTIONS)})
+    return "ravdess/emobox-fold1", 32
+
+
+def write_emodb(folder):
+    people = [person for person in EMODB_SPEAKERS for _ in range(7)]
+    columns = {
+        "age": [float(age) for age, _ in people],
+        "gender": [["female", "male"].index(gender) for _, gender in people],
+        "emotion": list(range(7)) * 10,
+    }
+    emotions = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    write_parquet(folder, "train", columns, [None] * 70, {"gender": ["female", "male"], "emotion": emotions})
+    return "emodb/loso-fold1", 7
+
+
+@pytest.mark.parametrize("write", [write_iemocap, write_ravdess, write_emodb], ids=["iemocap", "ravdess", "emodb"])
+def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
+    """With the demo's small backbones: nothing else of the recipe is changed."""
+    protocol, tested = write(tmp_path / "corpus")
+    demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    small = {name: demo[name] for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs")}
+    flags = [f"--{name}={json.dumps(value)}" for name, value in small.items()]
+    flags += ["--image_size=64", "--imagenet_weights=false", f"--cache_dir={tmp_path / 'cache'}"]
+    recipe = write.__name__.removeprefix("write_")
+    run(*flags, "--data_dir", tmp_path / "corpus", "--output_dir", tmp_path / "out", recipe=recipe)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["protocol"], metrics["n_clips"]) == (protocol, tested)
 
 
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import ser.features
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from pipeline_maxmvit import AudioError
-from ser.features import PairCollator, extract_features, fingerprint
+from ser.features import PairCollator, extract_features, fingerprint, relabel
 from tests.tiny import tiny_feature_extractor, voice
 
 IMAGES = ("cqt_values", "mel_values")
@@ -99,6 +99,17 @@ def test_parts_can_be_selected(clips, tmp_path):
     part = features.select([2]).remove_columns(["file", "speaker"])
     assert torch.equal(part[0]["mel_values"], features[2]["mel_values"])
     assert part[:0] == {name: [] for name in part.column_names}
+
+
+def test_other_labels_leave_images_and_cache_as_they_are(clips, tmp_path, no_audio):
+    extractor = tiny_feature_extractor()
+    features = extract_features(clips, extractor, cache_dir=tmp_path)
+    part = features.select([3, 1, 4])
+    other = relabel(part, [7, 8, 9])
+    assert other["label"][:] == [7, 8, 9] and other["file"][:] == part["file"][:]
+    assert same_images(part, other)
+    no_audio()
+    assert same_images(extract_features(clips, extractor, cache_dir=tmp_path), features)
 
 
 def test_content_tells_equal_sound(clips, tmp_path):

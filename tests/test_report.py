@@ -16,12 +16,12 @@ from ser.report import (
     describe,
     plot_confusion_matrix,
     plot_training_curves,
+    splits_table,
     summarize_folds,
     whole,
     write_json,
     write_predictions,
     write_report,
-    write_splits,
 )
 from tests.clips import corpus_of
 
@@ -49,7 +49,7 @@ def run(folder: Path, corpus, protocol: str | None = None, fold: int = 1, seed: 
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     logits = np.random.default_rng(seed + fold).normal(size=(len(split.test), 4)).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    write_splits(folder / "splits.json", corpus, split, seed)
+    write_json(folder / "splits.json", splits_table(corpus, split, seed))
     return write_report(folder, corpus, split, parts, logits, seed=seed, duration=1.26, log_history=HISTORY, **kwargs)
 
 
@@ -111,7 +111,7 @@ def test_the_files_of_a_run(tmp_path):
 def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
     corpus = mine()
     split = make_split(corpus, "loso", 2)
-    write_splits(tmp_path / "splits.json", corpus, split, seed=7)
+    write_json(tmp_path / "splits.json", splits_table(corpus, split, seed=7))
     written = json.loads((tmp_path / "splits.json").read_text())
     assert (written["protocol"], written["speaker_disjoint"], written["seed"]) == ("mine/loso-fold2", True, 7)
     assert {clip["file"] for clip in written["clips"]} == set(corpus.files)
@@ -199,7 +199,7 @@ def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
     with pytest.raises(DataError, match="Fold 2 is not finished: .*fold_2.metrics.json does not exist"):
         summarize_folds(tmp_path, [tmp_path / "fold_1", tmp_path / "fold_2"])
     run(tmp_path / "fold_2", mine(), "speaker", 2)
-    with pytest.raises(DataError, match="differ in protocol or classes"):
+    with pytest.raises(DataError, match="differ in protocol, classes"):
         summarize_folds(tmp_path, [tmp_path / "fold_1", tmp_path / "fold_2"])
     assert not (tmp_path / "metrics.json").exists()
 
