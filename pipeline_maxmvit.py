@@ -7,6 +7,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -247,10 +248,10 @@ _NEVER_NONE = ("on_error", "timeline", "smooth")
 
 
 def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
-    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale."""
-    length = min(len(waveform), round(FRAME_S * sampling_rate))
+    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale; -200 if there is nothing."""
+    length = max(1, min(len(waveform), round(FRAME_S * sampling_rate)))
     frames = waveform[: len(waveform) // length * length].reshape(-1, length)
-    return float(10 * np.log10(np.square(frames).mean(axis=1).max() + 1e-20))
+    return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
 
 
 def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
@@ -347,7 +348,8 @@ def _checked(pieces: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
         if not np.isfinite(piece).all():
             raise AudioError(f"{name} holds NaN or infinite samples; export it again or repair it first.")
         length += len(piece)
-        yield piece
+        if len(piece):
+            yield piece
     if not length:
         raise AudioError(f"{name} is empty: it holds no samples.")
 
@@ -357,12 +359,17 @@ def _mono(array: Any, name: str) -> np.ndarray:
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # a list whose rows differ in length
+        raise AudioError(f"{name} is no waveform: {error}.") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
         raise AudioError(
             f"{name} is no waveform: expected numbers of shape (T,), (channels, T) or (T, channels), "
             f"got {array.dtype} of shape {array.shape}."
         )
+    if not array.size:
+        return np.zeros(0, np.float32)
     if array.dtype.kind in "iu":
         half = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = (array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)) / half
@@ -372,7 +379,8 @@ def _mono(array: Any, name: str) -> np.ndarray:
 
 
 def _checked_rate(rate: Any, name: str) -> int:
-    if not isinstance(rate, (int, float, np.number)) or rate < 1 or rate != int(rate):
+    is_number = isinstance(rate, (int, float, np.integer, np.floating))
+    if not is_number or not 1 <= rate < 2**31 or rate != int(rate):  # NaN is in no range
         raise AudioError(f"{name} has the sampling rate {rate!r}; give a whole number of samples a second.")
     return int(rate)
 
@@ -396,8 +404,10 @@ def _decoded_file(source: Any, name: str) -> Iterator[Any]:
                     yield piece.mean(axis=1)
                 if missing > MOST_MISSING_S * audio.samplerate and (b"Xing" in head or b"Info" in head):
                     raise AudioError(f"{name} is cut off: its last {missing / audio.samplerate:.2f} s are missing.")
-    except OSError as error:
-        reason = error.strerror or error
+    except AudioError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise AudioError(f"{name} cannot be read: {reason}.") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: soundfile's answer to a name ending in .raw
         reason = str(getattr(error, "error_string", error)).rstrip(".")
@@ -413,19 +423,35 @@ def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
     elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        with tempfile.TemporaryFile() as file, urllib.request.urlopen(source, timeout=60) as answer:
-            shutil.copyfileobj(answer, file)
+        with tempfile.TemporaryFile() as file:
+            _download(source, file)
             yield file
     elif isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
             yield file
     elif hasattr(source, "read"):
+        if isinstance(source.read(0), str):
+            raise AudioError(f'{name} is open as text; open it with mode "rb".')
         yield source if hasattr(source, "seek") and source.seekable() else io.BytesIO(source.read())
     else:
         raise AudioError(
             f"{name} is no audio: give a path, a URL, bytes, a binary file object, an array, "
             'or a dict with "bytes", "path" or "array".'
         )
+
+
+def _download(url: str, file: BinaryIO) -> None:
+    """Writes what a URL holds to a file, all of it or an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            shutil.copyfileobj(answer, file)
+            missing = getattr(answer, "length", None)  # what is left of the Content-Length
+    except (InvalidURL, ValueError) as error:  # ValueError: brackets, a host name or letters that no URL can have
+        raise AudioError(
+            f"{url} is no valid URL ({error}); check it, and write spaces and letters beyond ASCII as %20 and so on."
+        ) from error
+    if missing:
+        raise AudioError(f"{url} is cut off: {missing} bytes that the server announced did not come. Try again.")
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
@@ -448,8 +474,8 @@ def _is_cut_off(file: BinaryIO) -> bool:
         file.seek(max(0, size - 0x10000))  # no page is longer
         page = file.read()
         page = page[page.rfind(b"OggS") :]
-        header = 27 + int.from_bytes(page[26:27])
-        is_last = bool(int.from_bytes(page[5:6]) & 4)
+        header = 27 + int.from_bytes(page[26:27], "big")
+        is_last = bool(int.from_bytes(page[5:6], "big") & 4)
         return not is_last or len(page) < header + sum(page[27:header])
     return False
 

@@ -3,13 +3,15 @@ Names the emotion in files, folders and lists of recordings:
 
     python predict_ser.py MODEL FILE_OR_FOLDER... [--window 3 --hop 1] [--output out.csv]
 
-Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again.
-Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row), and 2
-if nothing could be started.
+Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again;
+beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
+Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row), 2 if
+nothing could be started, and 130 if it was interrupted (Ctrl+C).
 """
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
@@ -34,7 +36,8 @@ AUDIO_SUFFIXES = {
     ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4",
     ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma",
 }  # fmt: skip
-FAILED, NOT_STARTED = 1, 2
+FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
+PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
 OUTPUT_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         classify = load_pipeline(args.model, args.device, batch_size=args.batch_size, on_error="skip", **timeline)
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
         items = find_items(args.inputs, label_names)
-        table = open_table(args, items, label_names)
+        table = open_table(args, items, label_names, classify)
     except UsageError as error:
         print(f"predict_ser.py: {error}", file=sys.stderr)
         return NOT_STARTED
@@ -111,6 +114,18 @@ def load_pipeline(model: str, device: str | None = None, **parameters: Any) -> M
         raise UsageError(f"cannot use {model!r}: {error}") from error
 
 
+def fingerprint(classify: MaxMViTAudioClassificationPipeline) -> str:
+    """A hash of all that a checkpoint's scores depend on: both configurations and the weights, wherever they lie."""
+    digest = hashlib.sha256()
+    for part in (classify.model.config, classify.feature_extractor):
+        settings = {name: value for name, value in part.to_dict().items() if name not in PROVENANCE}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weights in classify.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
     """Every recording the inputs name, once, in a fixed order."""
     items = {}
@@ -142,11 +157,15 @@ def _folder_items(folder: Path, label_names: list[str]) -> list[Item]:
 def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file)
+            numbered = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}.") from error
+    rows = [row for _, row in numbered]
     if not rows or "file" not in rows[0]:
         raise UsageError(f"{path} needs a line of column names, among them file, and then a line for each file.")
+    if nameless := [str(line) for line, row in numbered if not row["file"]]:
+        raise UsageError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
     labels = {row["label"] for row in rows if row.get("label")}
     if unknown := sorted(labels - set(label_names)):
         raise UsageError(
@@ -197,16 +216,20 @@ class Table:
         path: The file, or None for CSV on the standard output.
         columns: Names, in order. With `windows` among them, a recording has that many rows.
         label_names: The columns that hold scores.
+        origin: What the scores depend on besides the recording, by name. It is kept in a file beside the table, so
+            that rows are only added to rows of the same origin.
 
     Attributes:
         done: The answered files, each with its label; None if all of it is silence.
 
     Raises:
-        UsageError: The file holds something else, or cannot be read or written.
+        UsageError: The file holds something else or rows of another origin, or cannot be read or written.
     """
 
-    def __init__(self, path: str | None, columns: list[str], label_names: list[str]):
-        self.path, self.columns, self.label_names = path, columns, label_names
+    def __init__(
+        self, path: str | None, columns: list[str], label_names: list[str], origin: dict[str, Any] | None = None
+    ):
+        self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin
         self.suffix = ".csv" if path is None else Path(path).suffix
         self.done: dict[str, str | None] = {}
         try:
@@ -229,12 +252,28 @@ class Table:
             self.file: TextIO = sys.stdout
             self.file.write(head)
             return
-        draft = f"{self.path}.tmp"
         any_name = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be no text
-        with open(draft, "w", **any_name) as file:
-            file.write(head + self._text(kept, is_first=True))
-        os.replace(draft, self.path)
+        origin_path = f"{self.path}.origin.json"
+        if kept:
+            self._check_origin(origin_path)
+        texts = {origin_path: json.dumps(self.origin) + "\n", self.path: head + self._text(kept, is_first=True)}
+        for path, text in texts.items():  # the origin first: there are never rows without
+            with open(f"{path}.tmp", "w", **any_name) as file:
+                file.write(text)
+            os.replace(f"{path}.tmp", path)
         self.file = open(self.path, "a", **any_name)  # noqa: SIM115
+
+    def _check_origin(self, path: str) -> None:
+        """Raises unless the rows that the table holds are of this origin, by what is written at `path`."""
+        remedy = f"give another --output, or remove {self.path} to begin anew."
+        try:
+            known = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{self.path} holds rows, but {path}, which says what made them, is missing or broken; {remedy}"
+            ) from error
+        if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
+            raise UsageError(f"{self.path} holds rows made with another {' and '.join(differing)}; {remedy}")
 
     def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
         """Writes the rows of one recording: its answer or its timeline."""
@@ -307,15 +346,24 @@ class Table:
         return rows
 
 
-def open_table(args: argparse.Namespace, items: list[Item], label_names: list[str]) -> Table:
+def open_table(
+    args: argparse.Namespace, items: list[Item], label_names: list[str], classify: MaxMViTAudioClassificationPipeline
+) -> Table:
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []
     columns += [] if args.window is None else ["start", "end", "windows"]
-    return Table(args.output, [*columns, "prediction", *label_names], label_names)
+    columns += ["prediction", *label_names]
+    if args.output is None:
+        return Table(None, columns, label_names)
+    origin = {"model": fingerprint(classify)}
+    if args.window is not None:
+        origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
+    return Table(args.output, columns, label_names, origin)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("\npredict_ser.py: stopped; the same command goes on from here.")
+        print("\npredict_ser.py: stopped; with --output, the same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

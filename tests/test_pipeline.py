@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 import pipeline_maxmvit
-from pipeline_maxmvit import AudioError, MaxMViTAudioClassificationPipeline, _windows, read_audio, stream_audio
+from pipeline_maxmvit import (
+    AudioError,
+    MaxMViTAudioClassificationPipeline,
+    _windows,
+    loudness,
+    read_audio,
+    stream_audio,
+)
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 RATE = 44_100
@@ -161,6 +168,39 @@ def test_a_url_is_fetched(classify, tmp_path):
         server.shutdown()
 
 
+class Breaking(http.server.BaseHTTPRequestHandler):
+    """Sends a whole clip, but announces more: as a length, or as another chunk."""
+
+    clip = encoded(voice(0.3), RATE)
+
+    def do_GET(self):
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        if self.path == "/chunks.wav":
+            self.send_header("Transfer-Encoding", "chunked")
+            content = b"%x\r\n%b\r\n5\r\nab" % (len(self.clip), self.clip)
+        else:
+            self.send_header("Content-Length", str(len(self.clip) + 100))
+            content = self.clip
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_download_that_ends_early_is_refused():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(AudioError, match="/clip.wav is cut off: 100 bytes that the server announced"):
+            read_audio(f"{base}/clip.wav", RATE)
+        with pytest.raises(AudioError, match="/chunks.wav cannot be read: IncompleteRead"):
+            read_audio(f"{base}/chunks.wav", RATE)
+        server.shutdown()
+
+
 @pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])
 def test_whole_numbers_are_scaled_by_what_their_type_holds(dtype, scale):
     samples = np.array([0.5, -0.25, 0.0]) * scale + (scale if dtype is np.uint8 else 0)
@@ -214,6 +254,53 @@ def test_a_wav_written_into_a_pipe_has_no_length_and_is_read():
     at = whole.index(b"data") + 4
     whole[at : at + 4] = b"\xff\xff\xff\xff"
     assert len(read_audio(bytes(whole), RATE)) == round(0.2 * RATE)
+
+
+@pytest.mark.parametrize("rate", [16_000, RATE, 48_000])
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2), (0, 0)])
+def test_no_samples_at_any_rate_are_refused_as_empty(classify, shape, rate):
+    for array in (np.zeros(shape), np.zeros(shape, np.int16), torch.zeros(shape)):
+        with pytest.raises(AudioError, match="is empty: it holds no samples"):
+            classify({"array": array, "sampling_rate": rate})
+    with pytest.raises(AudioError, match="is empty: it holds no samples"):
+        classify(encoded(np.zeros((0, 2)), rate))
+
+
+def test_the_loudness_of_nothing_is_that_of_silence():
+    assert loudness(np.zeros(0, np.float32), RATE) == loudness(np.zeros(RATE, np.float32), RATE) == -200
+    assert loudness(np.full(9, 0.1), 8) == pytest.approx(-20)  # a rate at which 50 ms are less than a sample
+
+
+def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classify, tmp_path):
+    clip = voice(0.3)
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded(clip, RATE, "wav-float"))
+    closed = io.BytesIO(path.read_bytes())
+    closed.close()
+    with open(path) as as_text:
+        refused = [
+            ("nul\0.wav", "cannot be read: embedded null byte"),
+            ({"path": "nul\0.wav"}, "cannot be read: embedded null byte"),
+            ("http://[bad/x.wav", "is no valid URL"),
+            ("http://127.0.0.1/a b.wav", "is no valid URL .* write spaces"),
+            ("http://127.0.0.1/\u00e9.wav", "is no valid URL"),
+            ("http://127.0.0.1:port/x.wav", "is no valid URL .*nonnumeric port"),
+            ("http://a..b/x.wav", "is no valid URL"),
+            (as_text, 'clip.wav is open as text; open it with mode "rb"'),
+            (io.StringIO("text"), "is open as text"),
+            (closed, "cannot be read: I/O operation on closed file"),
+            ({"array": clip, "sampling_rate": float("nan")}, "has the sampling rate nan"),
+            ({"array": clip, "sampling_rate": float("inf")}, "has the sampling rate inf"),
+            ({"array": clip, "sampling_rate": np.float32("inf")}, "has the sampling rate .*inf"),
+            ({"array": clip, "sampling_rate": 1e300}, "has the sampling rate 1e.300"),
+            ({"array": [[0.1, 0.2], [0.3]], "sampling_rate": RATE}, "is no waveform"),
+        ]
+        for source, complaint in refused:
+            with pytest.raises(AudioError, match=complaint):
+                classify(source)
+        *errors, last = classify([*(source for source, _ in refused), clip], on_error="skip")
+    assert all(set(answer) == {"error"} for answer in errors)
+    assert_same(last, classify(clip))
 
 
 def test_what_is_no_source_is_refused(classify, tmp_path):

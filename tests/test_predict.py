@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,15 +18,18 @@ from tests.tiny import tiny_feature_extractor, tiny_model, voice
 LABELS = ["angry", "happy", "neutral", "sad"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    model = tiny_model()
+def save_checkpoint(folder: Path, seed: int = 0) -> str:
+    model = tiny_model(seed=seed)
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
-    folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     tiny_feature_extractor().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +125,11 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
     (folder / "g.wav").symlink_to(tmp_path / "gone.wav")
     output = tmp_path / "out.csv"
     missing = str(tmp_path / "missing.wav")
-    assert predict_ser.main([checkpoint, str(folder), missing, "--output", str(output)]) == 1
+    assert predict_ser.main([checkpoint, str(folder), missing, "http://[bad/x.wav", "--output", str(output)]) == 1
     assert [Path(row["file"]).name for row in read_rows(output)] == ["a.wav", "e.wav"]
     messages = capsys.readouterr().err
-    assert "8 files: 2 answered, 6 failed." in messages
-    assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing))
+    assert "9 files: 2 answered, 7 failed." in messages
+    assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing, "[bad"))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +177,69 @@ def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(c
     assert [Path(row["file"]).stem for row in read_rows(output)] == [f"{index:02d}" for index in range(20)]
 
 
+def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, clips, tmp_path, capsys):
+    retrained = save_checkpoint(tmp_path / "retrained", seed=1)
+    moved = str(shutil.copytree(checkpoint, tmp_path / "moved"))
+    output = tmp_path / "out.csv"
+
+    def run(model: str, *flags: str) -> tuple[int, str]:
+        code = predict_ser.main([model, str(clips), "--output", str(output), *flags])
+        return code, capsys.readouterr().err
+
+    assert run(checkpoint)[0] == 0
+    whole = output.read_text()
+    code, message = run(retrained)
+    assert code == 2
+    assert f"{output} holds rows made with another model; give another --output, or remove {output}" in message
+    assert output.read_text() == whole
+    code, message = run(moved)
+    assert code == 0
+    assert "holds 6 files already; 0 are left to do." in message
+    output.unlink()
+    assert run(retrained)[0] == 0
+    assert output.read_text() != whole
+
+    output.unlink()
+    assert run(checkpoint, "--window", "0.5")[0] == 0
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:4]))
+    others = {"window and hop": ["0.3"], "hop": ["0.5", "--hop", "0.2"], "smooth": ["0.5", "--smooth", "3"]}
+    for differing, flags in others.items():
+        code, message = run(checkpoint, "--window", *flags)
+        assert code == 2
+        assert f"made with another {differing};" in message
+    assert run(checkpoint, "--window", "0.5", "--hop", "0.5")[0] == 0  # the same windows in other words
+
+
+@pytest.mark.parametrize("origin", [None, "", "3", '{"model": "'])
+def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_path, capsys, origin):
+    output = tmp_path / "out.jsonl"
+    arguments = [checkpoint, str(clips / "angry" / "0.wav"), "--output", str(output)]
+    assert predict_ser.main(arguments) == 0
+    whole = output.read_text()
+    beside = Path(f"{output}.origin.json")
+    beside.unlink() if origin is None else beside.write_text(origin)
+    assert predict_ser.main(arguments) == 2
+    assert f"{beside}, which says what made them, is missing or broken; give another" in capsys.readouterr().err
+    assert output.read_text() == whole
+
+
+def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
+    clip, output = voice(0.5, sampling_rate=16_000), tmp_path / "out.csv"
+    (tmp_path / "clips").mkdir()
+    for index in range(100):
+        soundfile.write(tmp_path / "clips" / f"{index:02d}.wav", clip, 16_000)
+    command = [sys.executable, "predict_ser.py", checkpoint, str(tmp_path / "clips"), "--output", str(output)]
+    root = Path(predict_ser.__file__).parent
+    with subprocess.Popen([*command, "--batch_size", "1"], cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate()
+    assert process.returncode == 130
+    assert "stopped; with --output, the same command goes on from here." in message
+    assert "Traceback" not in message
+
+
 def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("name,age\nx,3\n")
@@ -179,12 +247,15 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     unknown.write_text("file,label\na.wav,bored\n")
     headless = tmp_path / "headless.csv"
     headless.write_text("a.wav\nb.wav\n")
+    short = tmp_path / "short.csv"
+    short.write_text("label,file\nsad,a.wav\nsad\n\nhappy,\n")
     (tmp_path / "empty").mkdir()
     clip = str(clips / "angry" / "0.wav")
     wrong = {
         "is no table of this kind": [checkpoint, clip, "--output", str(other)],
         "labels that the model does not know: bored": [checkpoint, str(unknown)],
         "needs a line of column names": [checkpoint, str(headless)],
+        f"{short} names no file in line 3, 5": [checkpoint, str(short)],
         "holds no audio files": [checkpoint, str(tmp_path / "empty")],
         "cannot use": [str(tmp_path / "empty"), clip],
         "cannot be written": [checkpoint, clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
