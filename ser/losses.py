@@ -63,5 +63,6 @@ class ClassificationLoss:
         if self.weights is not None:
             targets = targets * self.weights.to(targets.device)
         if self.focal_gamma:
-            targets = targets * (1 - log_probabilities.exp()) ** self.focal_gamma
+            # At 1 - p = 0 the power has no gradient for exponents below 1.
+            targets = targets * (-torch.expm1(log_probabilities)).clamp(min=1e-6) ** self.focal_gamma
         return -(targets * log_probabilities).sum(dim=-1).mean()

@@ -1,5 +1,5 @@
 """The training engine: `transformers.Trainer` with an algorithm per branch, checkpoints that are whole and ranked, and
-runs that can be killed at any moment and go on as if nothing had happened."""
+runs whose process can be killed at any moment and that go on as if nothing had happened."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
 from transformers.utils import logging
 
 from ser.losses import ClassificationLoss, class_weights
@@ -131,6 +131,19 @@ class SERTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
                 )
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"--save_total_limit {self.save_total_limit} keeps no checkpoint: it must be 1 or more.")
+        if self.save_only_model:
+            raise ValueError("--save_only_model makes checkpoints that no run can go on from: leave it out.")
+        if (
+            self.load_best_model_at_end
+            and self.save_strategy == SaveStrategy.STEPS
+            and self.save_steps != self.eval_steps
+        ):
+            raise ValueError(
+                "--load_best_model_at_end needs a checkpoint of every evaluation: set --save_steps "
+                f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
+            )
         if self.unfreeze_epoch is not None:
             if not self.freeze_backbones:
                 raise ValueError("--unfreeze_epoch needs --freeze_backbones: nothing is frozen without it.")
@@ -167,6 +180,16 @@ class EarlyStopping(EarlyStoppingCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if metric_name(args) in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+class NonFiniteSteps(TrainerCallback, ExportableState):
+    """How many steps with a loss that is not finite a run has left out; a resumed run goes on counting."""
+
+    def __init__(self, count: int = 0):
+        self.count = count
+
+    def state(self) -> dict:
+        return {"args": {"count": self.count}, "attributes": {}}
 
 
 def metric_name(args: TrainingArguments) -> str:
@@ -210,7 +233,7 @@ class SERTrainer(Trainer):
             model = convert_sync_batchnorm(model)
         if args.activation_checkpointing:
             _count_batches_once(model)
-        callbacks = list(callbacks or [])
+        callbacks = [NonFiniteSteps(), *(callbacks or [])]
         if args.early_stopping_patience > 0 and args.eval_strategy != IntervalStrategy.NO:
             callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
@@ -221,7 +244,6 @@ class SERTrainer(Trainer):
         self._frozen = args.freeze_backbones
         self._loss_is_finite = True
         self._batchnorm_before: list[torch.Tensor] | None = None
-        self._nonfinite_steps = 0
 
     # ---- what is trained, by what and on what
 
@@ -332,8 +354,10 @@ class SERTrainer(Trainer):
     def _skip_or_stop(self, model: nn.Module) -> None:
         step = self.state.global_step + 1
         rates = ", ".join(f"{branch} {rate:g}" for branch, rate in self.branch_learning_rates().items())
-        self._nonfinite_steps += 1
-        if self._nonfinite_steps > self.args.skip_nonfinite_steps:
+        # Not kept in an attribute: a resumed run has another than the one that was made with the trainer.
+        steps = next(each for each in self.callback_handler.callbacks if isinstance(each, NonFiniteSteps))
+        steps.count += 1
+        if steps.count > self.args.skip_nonfinite_steps:
             last = last_checkpoint(self.args.output_dir)
             raise NonFiniteLossError(
                 f"Loss or gradient is not finite at step {step}; learning rates: {rates}. Last good checkpoint: "
@@ -399,10 +423,9 @@ class SERTrainer(Trainer):
 
         self.store_flos()
         self.save_model(str(folder), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if best.name == name or best.is_dir():
             self.state.best_model_checkpoint = str(best)
@@ -419,6 +442,45 @@ class SERTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None and self.state.best_global_step:
+            # The state names the path that the best checkpoint had before the run's folder was moved or copied.
+            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+            if best.is_dir() and str(best) != self.state.best_model_checkpoint:
+                logger.warning(f"The best checkpoint so far is taken from {best}.")
+                self.state.best_model_checkpoint = str(best)
+            self._require_best_checkpoint()
+        return progress
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._require_best_checkpoint()
+        # Given a limit of 1, Trainer's own deletes the newest checkpoint, which a run would go on from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _require_best_checkpoint(self) -> None:
+        # Without it, Trainer's own goes on with a warning, and the last weights pass for the best.
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and self.state.best_global_step and not (best and os.path.isdir(best)):
+            raise FileNotFoundError(
+                f"checkpoint-{self.state.best_global_step}, the best so far, is missing in {self.args.output_dir}: "
+                "put it back beside the others, start over by --overwrite_output_dir, or take the last weights by "
+                "--no_load_best_model_at_end."
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.is_fsdp_enabled:

@@ -1,7 +1,9 @@
 """Two processes on the CPU. Run as a program by `accelerate launch`, this file is one of them."""
 
+import csv
 import hashlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -11,12 +13,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from accelerate.state import DistributedType, PartialState
 from transformers import AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.demo_corpus import write_demo_corpus
 from ser.trainer import NonFiniteLossError, SERTrainer, mark_finished, resume_or_start
 from tests.tiny import tiny_model
 from tests.training import Collator, clips, compute_metrics, make_trainer
@@ -27,7 +31,6 @@ SETTINGS = {
     "num_eval": 7,
     "num_train_epochs": 2,
     "specaugment_masks": 1,
-    "load_best_model_at_end": False,
 }
 NUM_TEST = 9
 
@@ -49,7 +52,20 @@ def written_under(folder: Path) -> list[str]:
         if (opened or changed) and str(args[0]).startswith(str(folder)):
             written.append(f"{event} {args[0]}")
 
+    def watching(module, name):
+        write = getattr(module, name)
+
+        def watched(content, path, *args, **kwargs):
+            if str(path).startswith(str(folder)):
+                written.append(f"{name} {path}")
+            return write(content, path, *args, **kwargs)
+
+        setattr(module, name, watched)
+
     sys.addaudithook(hook)
+    # These two open their files outside Python, unseen by the hook.
+    watching(torch, "save")
+    watching(safetensors.torch, "serialize_file")
     return written
 
 
@@ -81,11 +97,13 @@ def worker(output_dir: Path) -> None:
     report["test"] = prediction.metrics["test_UA"]
     report["predictions"] = prediction.predictions.tolist()
     report["weights"] = digest(trainer.model)
-    report["evaluations"] = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    report["best_loss"] = losses[trainer.state.best_global_step]
     trainer.save_model()
 
     # A second run in the same processes, as for another fold; its backbones join in after an epoch.
-    frozen = make_trainer(output_dir / "second", **SETTINGS, freeze_backbones=True, unfreeze_epoch=1)
+    thawing = {"freeze_backbones": True, "unfreeze_epoch": 1, "load_best_model_at_end": False}
+    frozen = make_trainer(output_dir / "second", **SETTINGS, **thawing)
     before = digest(frozen.model.maxmvit)
     frozen.train()
     report["second"] = digest(frozen.model)
@@ -118,17 +136,21 @@ def worker(output_dir: Path) -> None:
     (output_dir.parent / f"rank{rank}.json").write_text(json.dumps(report))
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("distributed")
+def launch(*program: str | Path) -> None:
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
-    command += ["--main_process_port", str(port), "-m", "tests.test_distributed", str(folder / "out")]
+    command += ["--main_process_port", str(port), *map(str, program)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("distributed")
+    launch("-m", "tests.test_distributed", folder / "out")
     return [{"folder": folder / "out"} | json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -147,7 +169,7 @@ def test_metrics_are_those_of_one_process(reports):
         assert np.shape(report["predictions"]) == (NUM_TEST, 4)
         np.testing.assert_allclose(report["predictions"], alone.predictions, rtol=0, atol=1e-5)
         assert report["test"] == alone.metrics["test_UA"]
-        assert report["evaluations"][-1] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+        assert report["best_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
     assert compute_metrics(alone)["UA"] == alone.metrics["test_UA"]
 
 
@@ -161,7 +183,8 @@ def test_fsdp2_trains_the_same_model_and_saves_it_for_anyone(reports):
 
 def test_only_the_main_process_writes(reports):
     main, other = (report["written"] for report in reports)
-    assert any("trainer_state.json" in line for line in main)
+    for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
+        assert any(name in line for line in main), name
     assert [line for line in other if not line.startswith("os.mkdir")] == []
 
 
@@ -174,6 +197,24 @@ def test_a_resumed_run_ends_like_the_whole_one(reports):
 def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):
     for report in reports:
         assert "not finite at step 1; learning rates: cqt 0.001" in report["stopped"]
+
+
+def test_the_command_runs_all_folds_on_two_processes(tmp_path):
+    corpus, out = tmp_path / "demo", tmp_path / "out"
+    write_demo_corpus(corpus, n_voices=6, clips_per_emotion=2)
+    flags = ["--data_dir", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", out, "--fold", "all"]
+    flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none"]
+    launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
+
+    summary = json.loads((out / "metrics.json").read_text())
+    metrics = [json.loads((out / f"fold_{fold}" / "metrics.json").read_text()) for fold in range(1, 6)]
+    with open(out / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    clips = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.wav"))
+    assert sorted(row["file"] for row in rows) == clips and len(clips) == 48
+    assert summary["pooled"]["n_clips"] == sum(each["n_clips"] for each in metrics) == 48
+    for row in rows:
+        assert all(math.isfinite(float(value)) for name, value in row.items() if name.startswith("p_")), row
 
 
 if __name__ == "__main__":

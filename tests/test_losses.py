@@ -36,6 +36,14 @@ def test_focal_loss_is_its_formula():
     torch.testing.assert_close(ClassificationLoss(focal_gamma=2.0)(LOGITS, LABELS), -((1 - p) ** 2 * p.log()).mean())
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_of_saturated_logits_has_a_gradient(gamma):
+    logits = torch.tensor([[200.0, 0.0, 0.0, 0.0], [200.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    ClassificationLoss(focal_gamma=gamma)(logits, torch.tensor([0, 1])).backward()
+    assert logits.grad[0].abs().max() < 1e-3
+    torch.testing.assert_close(logits.grad[1], torch.tensor([0.5, -0.5, 0.0, 0.0]))
+
+
 def test_class_weights_balance_the_classes():
     labels = torch.tensor([0] * 6 + [1] * 2 + [3] * 4)
     weights = class_weights(labels, 4)

@@ -2,6 +2,7 @@ import copy
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,55 @@ def test_a_scripted_run_keeps_slows_and_stops_as_it_should(tmp_path, metric, val
     assert_same_weights(weights(best), weights(again.model))
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
+    settings = {"num_train": 4, "save_total_limit": 1}
+    trainer = make_trainer(tmp_path, num_train_epochs=3, **settings)
+    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.train()
+    if resumed:
+        trainer = make_trainer(tmp_path, num_train_epochs=4, **settings)
+        trainer.compute_metrics = Script("UA", [0.4])
+        trainer.train(resume_from_checkpoint=resume_or_start(tmp_path)[1])
+    listing = json.loads((tmp_path / "checkpoints.json").read_text())
+    kept = ["checkpoint-2", "checkpoint-4" if resumed else "checkpoint-3"]
+    assert [entry["checkpoint"] for entry in listing["kept"]] == kept and listing["newest"] == kept[1]
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == kept
+    assert trainer.args.save_total_limit == 1
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
+    settings = {"num_train": 4, "num_train_epochs": 3}
+    trainer = make_trainer(tmp_path / "before", **settings)
+    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.train()
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    if not copied:
+        shutil.rmtree(tmp_path / "before")
+
+    resumed = make_trainer(tmp_path / "after", model=tiny_model(seed=3), **settings)
+    resumed.train(resume_from_checkpoint=resume_or_start(tmp_path / "after")[1])
+    assert resumed.state.global_step == 3
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "after" / "checkpoint-2")
+    assert_same_weights(weights(trainer.model), weights(resumed.model))
+
+
+def test_without_the_best_checkpoint_there_is_no_result(tmp_path):
+    settings = {"num_train": 4, "num_train_epochs": 3}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    checkpoint = resume_or_start(tmp_path)[1]
+    with pytest.raises(FileNotFoundError, match="checkpoint-2, the best so far, is missing"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)
+    last = make_trainer(tmp_path, load_best_model_at_end=False, **settings, model=tiny_model(seed=3))
+    last.train(resume_from_checkpoint=checkpoint)
+    saved = MaxMViTForAudioClassification.from_pretrained(tmp_path / "checkpoint-3")
+    assert_same_weights(weights(saved), weights(last.model))
+
+
 # ---- losses that are not finite
 
 
@@ -356,6 +406,17 @@ def test_tolerated_steps_leave_no_trace(tmp_path):
     trainer.train_collator = Poisoned(2, 3)
     with pytest.raises(NonFiniteLossError, match="step 3"):
         trainer.train()
+
+
+def test_a_resumed_run_goes_on_counting_tolerated_steps(tmp_path):
+    settings = {"num_train": 8, "num_train_epochs": 2, "skip_nonfinite_steps": 1}
+    whole = make_trainer(tmp_path, **settings)
+    whole.train_collator = Poisoned(1)
+    whole.train()
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.train_collator = Poisoned(1)
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 # ---- what else may be asked for
@@ -456,6 +517,9 @@ def test_arguments_come_from_flags_and_from_yaml(tmp_path):
         ({"unfreeze_epoch": 3}, "freeze_backbones"),
         ({"lr_scheduler_kwargs": {"mode": "min"}}, "mode must be 'max'"),
         ({"warmup_steps": 10}, "no warm-up"),
+        ({"save_total_limit": 0}, "save_total_limit 0 keeps no checkpoint"),
+        ({"save_only_model": True}, "no run can go on from"),
+        ({**STEPWISE, "save_steps": 4}, "save_steps 4 and --eval_steps 2 to the same number"),
     ],
 )
 def test_arguments_that_contradict_themselves_are_refused(tmp_path, changes, message):

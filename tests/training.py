@@ -83,7 +83,7 @@ def make_trainer(output_dir, *, num_train=14, num_eval=7, model=None, callbacks=
 
 
 class KillAt(TrainerCallback):
-    """What a power cut does, after a given step."""
+    """Kills the process, without a chance to clean up, after a given step."""
 
     def __init__(self, step: int):
         self.step = step
