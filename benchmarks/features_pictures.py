@@ -13,8 +13,7 @@ import numpy as np
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from pipeline_maxmvit import read_audio
-
-EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprised")
+from ser.corpora import RAVDESS_EMOTIONS
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     extractor = MaxMViTFeatureExtractor()
     figure, axes = plt.subplots(2, 8, figsize=(16, 5.6), sharey="row", layout="constrained")
-    for column, emotion in enumerate(EMOTIONS):
+    for column, emotion in enumerate(RAVDESS_EMOTIONS):
         intensity = 1 if emotion == "neutral" else 2  # RAVDESS has no strong neutral
         name = f"03-01-{column + 1:02}-{intensity:02}-01-01-{args.actor:02}.*"
         (path,) = Path(args.data_dir, f"Actor_{args.actor:02}").glob(name)
