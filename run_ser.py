@@ -341,6 +341,7 @@ def train_and_test(
     if data_args.shuffle_training_labels:
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
         parts["train"] = relabel(parts["train"], labels)
+        corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     set_seed(args.seed)
     augmentation = make_augmentation(
         len(corpus.label_names),

@@ -308,5 +308,6 @@ def test_the_demo_learns_prosody_and_no_leak(tmp_path):
     main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true"])
     learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert learnt["UA"] >= 0.8
+    assert shuffled["corpus"]["options"]["shuffled_training_labels"] is True
     low, high = shuffled["intervals"]["by_clip"]["UA"]
     assert low <= 0.25 <= high
