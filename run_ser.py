@@ -41,7 +41,8 @@ from ser.trainer import NonFiniteLossError, SERTrainer, SERTrainingArguments, ma
 logger = logging.get_logger("run_ser")
 
 FINISHED = "finished"
-MODEL_FIELDS = [name for name in MaxMViTConfig.__annotations__ if name != "model_type"]
+MODEL_FIELDS = [*MaxMViTConfig.__annotations__, "id2label"]
+EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
 
 @dataclass
@@ -201,7 +202,7 @@ def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
 def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtractor:
     """The extractor of the checkpoint to start from, or a new one, with the changes that the flags ask for."""
     changes = model_args.feature_extractor_kwargs or {}
-    if unknown := set(changes) - set(inspect.signature(MaxMViTFeatureExtractor).parameters):
+    if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
     if model_args.model_name_or_path:
         return MaxMViTFeatureExtractor.from_pretrained(model_args.model_name_or_path, **changes)
@@ -291,9 +292,11 @@ def plan_folds(
     }
 
 
-def earlier_run(args: SERTrainingArguments, config: MaxMViTConfig, splits: dict) -> str | None:
-    """The checkpoint to go on from, None to start afresh, or `FINISHED`; refuses to go on from a run of other clips
-    or another model, whose weights may have been trained on what is tested here."""
+def earlier_run(
+    args: SERTrainingArguments, config: MaxMViTConfig, feature_extractor: MaxMViTFeatureExtractor, splits: dict
+) -> str | None:
+    """The checkpoint to go on from, None to start afresh, or `FINISHED`; refuses to go on from a run of other clips,
+    images or another model, whose weights may have been trained on what is tested here."""
     folder = Path(args.output_dir)
     with args.main_process_first(local=False, desc="looking for an earlier run"):
         if args.overwrite_output_dir and args.should_save:
@@ -302,12 +305,15 @@ def earlier_run(args: SERTrainingArguments, config: MaxMViTConfig, splits: dict)
         state, checkpoint = resume_or_start(folder, args.overwrite_output_dir and args.should_save)
     if state == "fresh":
         return None
-    before = MaxMViTConfig.from_pretrained(checkpoint if state == "resume" else folder)
-    same_model = all(getattr(before, name) == getattr(config, name) for name in (*MODEL_FIELDS, "id2label"))
-    if not same_model or json.loads((folder / "splits.json").read_text()) != splits:
+    source = checkpoint if state == "resume" else folder
+    before = MaxMViTConfig.from_pretrained(source), MaxMViTFeatureExtractor.from_pretrained(source)
+    same = json.loads((folder / "splits.json").read_text()) == splits
+    for earlier, now, names in zip(before, (config, feature_extractor), (MODEL_FIELDS, EXTRACTOR_FIELDS), strict=True):
+        same = same and all(getattr(earlier, name) == getattr(now, name) for name in names)
+    if not same:
         raise DataError(
-            f"{folder} holds an earlier run with another model, other classes, or other clips to train and test on. "
-            "Name another --output_dir, or start over in this one by --overwrite_output_dir."
+            f"{folder} holds an earlier run with another model or feature extractor, other classes, or other clips to "
+            "train and test on. Name another --output_dir, or start over in this one by --overwrite_output_dir."
         )
     return FINISHED if state == "finished" else checkpoint
 
@@ -332,7 +338,7 @@ def train_and_test(
         test_speakers=data_args.test_speakers,
     )
     splits = splits_table(corpus, split, args.seed)
-    checkpoint = earlier_run(args, config, splits)
+    checkpoint = earlier_run(args, config, feature_extractor, splits)
     if checkpoint == FINISHED:
         say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
         return

@@ -128,8 +128,13 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
         patch.setattr("run_ser.write_report", pull_plug)
         run(*flags)
     assert not (tmp_path / "metrics.json").exists()
-    for other in (["--fold", "2"], ["--hidden_size", "32"], ["--labels", "sad", "happy", "angry", "neutral"]):
-        with pytest.raises(ValueError, match="earlier run with another model, other classes, or other clips"):
+    for other in (
+        ["--fold", "2"],
+        ["--hidden_size", "32"],
+        ["--labels", "sad", "happy", "angry", "neutral"],
+        ["--feature_extractor_kwargs", '{"image_size": 48}'],
+    ):
+        with pytest.raises(ValueError, match="earlier run with another model or feature extractor"):
             run(*flags, *other)
     run(*flags)
     log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
