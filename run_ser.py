@@ -318,6 +318,34 @@ def earlier_run(
     return FINISHED if state == "finished" else checkpoint
 
 
+def make_trainer(
+    model: MaxMViTForAudioClassification,
+    parts: dict[str, datasets.Dataset],
+    feature_extractor: MaxMViTFeatureExtractor,
+    args: SERTrainingArguments,
+    **kwargs,
+) -> SERTrainer:
+    """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
+    augmentation = make_augmentation(
+        model.config.num_labels,
+        specaugment_masks=args.specaugment_masks,
+        specaugment_time=args.specaugment_time,
+        specaugment_frequency=args.specaugment_frequency,
+        mixup_alpha=args.mixup_alpha,
+    )
+    return SERTrainer(
+        model=model,
+        args=args,
+        data_collator=PairCollator(feature_extractor),
+        train_collator=PairCollator(feature_extractor, augmentation),
+        train_dataset=parts["train"],
+        eval_dataset=parts["validation"],
+        processing_class=feature_extractor,
+        compute_metrics=compute_metrics,
+        **kwargs,
+    )
+
+
 def train_and_test(
     corpus: Corpus,
     fold: int,
@@ -349,23 +377,8 @@ def train_and_test(
         parts["train"] = relabel(parts["train"], labels)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     set_seed(args.seed)
-    augmentation = make_augmentation(
-        len(corpus.label_names),
-        specaugment_masks=args.specaugment_masks,
-        specaugment_time=args.specaugment_time,
-        specaugment_frequency=args.specaugment_frequency,
-        mixup_alpha=args.mixup_alpha,
-    )
-    trainer = SERTrainer(
-        model=make_model(copy.deepcopy(config), model_args, resuming=checkpoint is not None),
-        args=args,
-        data_collator=PairCollator(feature_extractor),
-        train_collator=PairCollator(feature_extractor, augmentation),
-        train_dataset=parts["train"],
-        eval_dataset=parts["validation"],
-        processing_class=feature_extractor,
-        compute_metrics=compute_metrics,
-    )
+    model = make_model(copy.deepcopy(config), model_args, resuming=checkpoint is not None)
+    trainer = make_trainer(model, parts, feature_extractor, args)
     if args.should_save:
         write_json(Path(args.output_dir) / "splits.json", splits)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -17,9 +17,6 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
 import run_ser
-from ser.augmentation import make_augmentation
-from ser.features import PairCollator
-from ser.metrics import compute_metrics
 from ser.optimizer import branch_modules
 from ser.protocols import make_split
 from ser.trainer import SERTrainer, SERTrainingArguments
@@ -85,27 +82,11 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
         seed=args.seed,
         test_speakers=data_args.test_speakers,
     )
-    augmentation = make_augmentation(
-        len(corpus.label_names),
-        specaugment_masks=args.specaugment_masks,
-        specaugment_time=args.specaugment_time,
-        specaugment_frequency=args.specaugment_frequency,
-        mixup_alpha=args.mixup_alpha,
-    )
+    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     model = run_ser.make_model(run_ser.make_config(corpus, model_args), model_args)
 
     def make_trainer(**kwargs) -> SERTrainer:
-        return SERTrainer(
-            model=model,
-            args=args,
-            data_collator=PairCollator(feature_extractor),
-            train_collator=PairCollator(feature_extractor, augmentation),
-            train_dataset=corpus.clips.select(split.parts["train"]),
-            eval_dataset=corpus.clips.select(split.parts["validation"]),
-            processing_class=feature_extractor,
-            compute_metrics=compute_metrics,
-            **kwargs,
-        )
+        return run_ser.make_trainer(model, parts, feature_extractor, args, **kwargs)
 
     return make_trainer, args
 
