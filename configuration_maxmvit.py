@@ -7,6 +7,16 @@ from typing import Any
 import timm
 from timm.models.mvitv2 import MultiScaleVitCfg, model_cfgs
 from transformers import PretrainedConfig
+from transformers.utils.versions import require_version
+
+require_version(
+    "timm>=1.0.23",
+    "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U 'timm>=1.0.23'",
+)
+require_version(
+    "transformers>=5.4",
+    "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
+)
 
 
 class MaxMViTConfig(PretrainedConfig):

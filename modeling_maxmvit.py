@@ -15,6 +15,8 @@ from transformers.utils import ModelOutput
 try:
     from .configuration_maxmvit import MaxMViTConfig
 except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
     from configuration_maxmvit import MaxMViTConfig
 
 if TYPE_CHECKING:

@@ -1,5 +1,9 @@
+import importlib.metadata
+import importlib.util
+
 import pytest
 
+import configuration_maxmvit
 from configuration_maxmvit import MaxMViTConfig
 from tests.tiny import tiny_config
 
@@ -47,3 +51,12 @@ def test_configurations_do_not_share_their_kwargs():
     config = MaxMViTConfig(cqt_backbone_kwargs=kwargs)
     kwargs["drop_path_rate"] = 0.9
     assert config.cqt_backbone_kwargs == {"drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize("package, old, needed", [("timm", "1.0.22", "1.0.23"), ("transformers", "5.3.0", "5.4")])
+def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package, old, needed, monkeypatch):
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: old if name == package else installed(name))
+    spec = importlib.util.spec_from_file_location("configuration_again", configuration_maxmvit.__file__)
+    with pytest.raises(ImportError, match=rf"found {package}=={old}(.|\n)*pip install -U '{package}>={needed}'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -1,6 +1,10 @@
+import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,13 @@ from tests.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_mo
 
 def n_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def assert_same_state(model: torch.nn.Module, other: torch.nn.Module):
+    """To the bit. Logits need not be: where a checkpoint puts the weights in memory decides which kernels run."""
+    state, expected = model.state_dict(), other.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 @torch.no_grad()
@@ -38,7 +49,8 @@ def test_base_model_has_the_papers_parameters_trains_and_reloads(tmp_path):
     model.save_pretrained(tmp_path)
     reloaded, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert torch.equal(logits_of(reloaded, **images), logits_of(model, **images))
+    assert_same_state(reloaded, model)
+    torch.testing.assert_close(logits_of(reloaded, **images), logits_of(model, **images))
 
 
 def test_outputs_shapes_and_feature_order():
@@ -88,7 +100,7 @@ def test_a_pair_of_unequal_length_is_refused():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A saved tiny model that has been trained for one step, its extractor, and its logits on fixed images."""
+    """A tiny model that has been trained for one step, the folder it is saved in, and its logits on fixed images."""
     folder = tmp_path_factory.mktemp("checkpoint")
     names = ["neutral", "happy", "angry", "sad"]
     model = tiny_model(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
@@ -97,14 +109,32 @@ def checkpoint(tmp_path_factory):
     optimizer.step()
     model.save_pretrained(folder)
     tiny_feature_extractor().save_pretrained(folder)
-    return folder, logits_of(model, **tiny_images())
+    return model, folder, logits_of(model, **tiny_images())
 
 
 def test_reload_is_exact_and_misses_nothing(checkpoint):
-    folder, logits = checkpoint
-    model, info = MaxMViTForAudioClassification.from_pretrained(folder, output_loading_info=True)
+    model, folder, logits = checkpoint
+    reloaded, info = MaxMViTForAudioClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(logits_of(model, **tiny_images()), logits)
+    assert_same_state(reloaded, model)
+    torch.testing.assert_close(logits_of(reloaded, **tiny_images()), logits)
+
+
+SHIPPED = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("package", ["", "shipped."])
+@pytest.mark.parametrize("name, sibling", [("modeling_maxmvit", "configuration_maxmvit")])
+def test_a_sibling_that_cannot_be_imported_says_so_itself(name, sibling, package, tmp_path, monkeypatch):
+    folder = tmp_path / package.rstrip(".")
+    folder.mkdir(exist_ok=True)
+    shutil.copy(SHIPPED / f"{name}.py", folder)
+    (folder / f"{sibling}.py").write_text("raise ImportError('libsndfile is too old')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in (name, sibling):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError, match="libsndfile is too old"):
+        importlib.import_module(package + name)
 
 
 ELSEWHERE = """
@@ -140,12 +170,21 @@ extractor.save_pretrained(again)
 
 
 def test_every_auto_class_and_pipeline_load_it_elsewhere_and_so_does_what_they_save(checkpoint, tmp_path):
-    folder, logits = checkpoint
+    """Once from a folder, and once, as it was saved from there, from the Hub's cache."""
+    _, folder, logits = checkpoint
     torch.save(tiny_images(), tmp_path / "images.pt")
     np.save(tmp_path / "waveform.npy", voice())
-    for source, again in ((folder, tmp_path / "again"), (tmp_path / "again", tmp_path / "third")):
-        subprocess.run([sys.executable, "-c", ELSEWHERE, source, again], cwd=tmp_path, check=True)
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
+    cached = tmp_path / "hub/models--some-one--tiny.maxmvit"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+    }  # fmt: skip
+    for source, again in ((folder, cached / "snapshots" / ("0" * 40)), ("some-one/tiny.maxmvit", tmp_path / "third")):
+        command = [sys.executable, "-c", ELSEWHERE, source, again]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+        torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits)
 
 
 def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
@@ -156,7 +195,7 @@ def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
 
 
 def test_head_is_resized_and_redrawn(checkpoint):
-    folder, _ = checkpoint
+    _, folder, _ = checkpoint
     model, info = MaxMViTForAudioClassification.from_pretrained(
         folder, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
     )
@@ -194,14 +233,14 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_bfloat16(checkpoint):
-    folder, logits = checkpoint
+    _, folder, logits = checkpoint
     model = MaxMViTForAudioClassification.from_pretrained(folder, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     torch.testing.assert_close(logits_of(model, **tiny_images()).float(), logits, atol=0.1, rtol=0.1)
 
 
 def test_torch_compile_gives_the_same_logits(checkpoint):
-    folder, logits = checkpoint
+    _, folder, logits = checkpoint
     model = MaxMViTForAudioClassification.from_pretrained(folder)
     compiled = torch.compile(model.eval(), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
