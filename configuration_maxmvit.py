@@ -35,8 +35,9 @@ class MaxMViTConfig(PretrainedConfig):
             Passed to `timm.create_model`, e.g. `{"drop_path_rate": 0.2}`, or
             `{"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16, "head_hidden_size": 32}`.
         mel_backbone_kwargs (`dict`, *optional*):
-            The same for the Mel branch. For an MViTv2, fields of timm's `MultiScaleVitCfg` (`depths`, `embed_dim`,
-            `num_heads`, ...) are laid over those of the named variant; the rest goes to the model.
+            The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
+            (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
+            to the model.
         image_size (`int`, defaults to 224):
             Height and width that both backbones see, a multiple of 32. Images of another size are resized to it.
         hidden_size (`int`, defaults to 512):
@@ -84,15 +85,26 @@ class MaxMViTConfig(PretrainedConfig):
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
 
-    def mel_backbone_config(self) -> MultiScaleVitCfg | None:
-        """timm's `MultiScaleVitCfg` that `mel_backbone_kwargs` ask for; None where they leave the variant as it is."""
-        variant = model_cfgs.get(self.mel_backbone.split(".")[0])
+    def reshaped_mvitv2(self, branch: str) -> tuple[MultiScaleVitCfg, dict[str, Any]] | None:
+        """
+        What `timm.create_model` refuses and `MultiScaleVit` takes: an MViTv2 of other depths or widths.
+
+        Args:
+            branch (`str`): `"cqt"` or `"mel"`.
+
+        Returns:
+            The architecture and the remaining keyword arguments; None where the backbone of this branch is no MViTv2
+            or its kwargs leave the named variant's architecture as it is.
+        """
+        variant = model_cfgs.get(getattr(self, f"{branch}_backbone").split(".")[0])
+        kwargs = getattr(self, f"{branch}_backbone_kwargs")
         fields = {field.name for field in dataclasses.fields(MultiScaleVitCfg)}
-        changes = {name: value for name, value in self.mel_backbone_kwargs.items() if name in fields}
+        changes = {name: value for name, value in kwargs.items() if name in fields}
         if variant is None or not changes:
             return None
+        rest = {name: value for name, value in kwargs.items() if name not in fields}
         # The variant's stride_kv is what timm derived from its other fields; None has it derived again.
-        return dataclasses.replace(variant, **{"stride_kv": None, **changes})
+        return dataclasses.replace(variant, **{"stride_kv": None, **changes}), rest
 
 
 def _check_backbone_name(field: str, name: str) -> None:

@@ -1,12 +1,12 @@
 """MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import timm
 import torch
-from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -99,11 +99,18 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MaxxVitBlock", "MultiScaleBlock"]
     _supports_sdpa = True
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+    def branches(self) -> dict[str, nn.Module]:
+        """
+        The backbones by the name of what they see, `"cqt"` and `"mel"`, in the order of their features. Branch `name`
+        sees the input `{name}_values`; `config.{name}_backbone` and `config.{name}_backbone_kwargs` describe it.
+        """
         model = self.base_model
-        model.gradient_checkpointing = enable
-        model.cqt_backbone.set_grad_checkpointing(enable)
-        model.mel_backbone.set_grad_checkpointing(enable)
+        return {"cqt": model.cqt_backbone, "mel": model.mel_backbone}
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        self.base_model.gradient_checkpointing = enable
+        for backbone in self.branches().values():
+            backbone.set_grad_checkpointing(enable)
 
     def get_input_embeddings(self) -> None:
         """None: pictures go in, no tokens."""
@@ -136,9 +143,9 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
         self.gradient_checkpointing = False
-        self.cqt_backbone = _create_cqt_backbone(config)
-        self.mel_backbone = _create_mel_backbone(config)
-        self.num_features = self.cqt_backbone.head_hidden_size + self.mel_backbone.head_hidden_size
+        self.cqt_backbone = _create_backbone("cqt", config)
+        self.mel_backbone = _create_backbone("mel", config)
+        self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
         self.post_init()
 
     @torch.no_grad()
@@ -193,13 +200,9 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             OSError: if the weights can neither be downloaded nor found; the message names both ways out.
             ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
         """
-        for branch, create, weights in (
-            ("cqt", _create_cqt_backbone, cqt_weights),
-            ("mel", _create_mel_backbone, mel_weights),
-        ):
-            name = getattr(self.config, f"{branch}_backbone")
-            pretrained = _create_pretrained(branch, name, lambda create=create, **k: create(self.config, **k), weights)
-            getattr(self, f"{branch}_backbone").load_state_dict(pretrained.state_dict())
+        weights = {"cqt": cqt_weights, "mel": mel_weights}
+        for branch, backbone in self.branches().items():
+            backbone.load_state_dict(_create_pretrained(branch, self.config, weights[branch]).state_dict())
 
     def _to_backbone_input(self, images: torch.Tensor, name: str) -> torch.Tensor:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -258,39 +261,31 @@ def _use_dict(config: MaxMViTConfig, return_dict: bool | None) -> bool:
     return config.return_dict if return_dict is None else return_dict
 
 
-def _create_cqt_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
-    return _create_backbone("cqt", config, **config.cqt_backbone_kwargs, **kwargs)
-
-
-def _create_mel_backbone(config: MaxMViTConfig, **kwargs) -> nn.Module:
-    changed = config.mel_backbone_config()
-    if changed is None:
-        return _create_backbone("mel", config, **config.mel_backbone_kwargs, **kwargs)
-    if kwargs.get("pretrained"):
-        raise ValueError("its depths or widths were changed by mel_backbone_kwargs")
-    architecture = {field.name for field in fields(MultiScaleVitCfg)}
-    rest = {name: value for name, value in config.mel_backbone_kwargs.items() if name not in architecture}
-    return MultiScaleVit(changed, img_size=config.image_size, num_classes=0, **rest)
-
-
 def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs) -> nn.Module:
-    name = getattr(config, f"{branch}_backbone")
+    name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
+    reshaped = config.reshaped_mvitv2(branch)
     try:
-        return timm.create_model(name, num_classes=0, img_size=config.image_size, **kwargs)
+        if reshaped is None:
+            return timm.create_model(name, num_classes=0, img_size=config.image_size, **changes, **kwargs)
+        if kwargs.get("pretrained"):
+            raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
+        architecture, rest = reshaped
+        return MultiScaleVit(architecture, img_size=config.image_size, num_classes=0, **rest)
     except TypeError as error:
         raise ValueError(
             f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
-            f"{branch}_backbone_kwargs={getattr(config, f'{branch}_backbone_kwargs')}: {error}. Choose a vision "
-            "transformer of timm, such as a MaxViT or an MViTv2, and arguments that it takes."
+            f"{branch}_backbone_kwargs={changes}: {error}. Choose a vision transformer of timm, such as a MaxViT or "
+            "an MViTv2, and arguments that it takes."
         ) from error
 
 
-def _create_pretrained(branch: str, name: str, create, weights: str | os.PathLike | None) -> nn.Module:
+def _create_pretrained(branch: str, config: MaxMViTConfig, weights: str | os.PathLike | None) -> nn.Module:
     if weights is not None and not os.path.isfile(weights):
         raise OSError(f"{branch}_weights={os.fspath(weights)!r} is not a file.")
     overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": os.fspath(weights)}}
+    name = getattr(config, f"{branch}_backbone")
     try:
-        return create(pretrained=True, **overlay)
+        return _create_backbone(branch, config, pretrained=True, **overlay)
     except OSError as error:
         raise OSError(
             f"The ImageNet weights of {branch}_backbone={name!r} could not be loaded ({error}). Either run where the "

@@ -39,11 +39,18 @@ def test_head_that_cannot_work_is_refused(field, value):
         MaxMViTConfig(**{field: value})
 
 
-def test_mel_kwargs_are_laid_over_the_named_variant():
-    changed = MaxMViTConfig(mel_backbone_kwargs={"depths": [1, 1, 1, 1], "drop_path_rate": 0.1}).mel_backbone_config()
-    assert list(changed.depths) == [1, 1, 1, 1]
-    assert tuple(changed.embed_dim) == (96, 192, 384, 768)
-    assert MaxMViTConfig(mel_backbone_kwargs={"drop_path_rate": 0.1}).mel_backbone_config() is None
+@pytest.mark.parametrize("branch", ["cqt", "mel"])
+def test_kwargs_of_an_mvitv2_are_laid_over_the_named_variant(branch):
+    def reshaped(**kwargs):
+        fields = {f"{branch}_backbone": "mvitv2_base", f"{branch}_backbone_kwargs": kwargs}
+        return MaxMViTConfig(**fields).reshaped_mvitv2(branch)
+
+    architecture, rest = reshaped(depths=[1, 1, 1, 1], drop_path_rate=0.1)
+    assert list(architecture.depths) == [1, 1, 1, 1]
+    assert tuple(architecture.embed_dim) == (96, 192, 384, 768)
+    assert rest == {"drop_path_rate": 0.1}
+    assert reshaped(drop_path_rate=0.1) is None
+    assert MaxMViTConfig(mel_backbone="maxvit_tiny_tf_224").reshaped_mvitv2("mel") is None
 
 
 def test_configurations_do_not_share_their_kwargs():

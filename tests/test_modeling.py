@@ -65,6 +65,37 @@ def test_outputs_shapes_and_feature_order():
     assert isinstance(plain, tuple) and torch.equal(plain[0], model(**images).logits)
 
 
+def test_branches_are_the_backbones_by_name():
+    model = tiny_model()
+    assert list(model.branches()) == ["cqt", "mel"]
+    assert model.branches() == model.maxmvit.branches()
+    assert model.branches()["cqt"] is model.maxmvit.cqt_backbone
+    assert model.branches()["mel"] is model.maxmvit.mel_backbone
+
+
+def test_the_family_of_a_backbone_counts_not_its_branch():
+    """A reshaped MViTv2 sees the CQT, and a MaxViT the Mel spectrogram."""
+    straight = tiny_config()
+    crossed = tiny_config(
+        cqt_backbone=straight.mel_backbone, cqt_backbone_kwargs=straight.mel_backbone_kwargs,
+        mel_backbone=straight.cqt_backbone, mel_backbone_kwargs=straight.cqt_backbone_kwargs,
+    )  # fmt: skip
+    model, crossed_model = MaxMViTModel(straight).eval(), MaxMViTModel(crossed).eval()
+    crossed_model.cqt_backbone.load_state_dict(model.mel_backbone.state_dict())
+    crossed_model.mel_backbone.load_state_dict(model.cqt_backbone.state_dict())
+    images = tiny_images()
+    output = model(**images)
+    crossed_output = crossed_model(cqt_values=images["mel_values"], mel_values=images["cqt_values"])
+    torch.testing.assert_close(crossed_output.cqt_features, output.mel_features)
+    torch.testing.assert_close(crossed_output.mel_features, output.cqt_features)
+
+
+@pytest.mark.parametrize("branch", ["cqt", "mel"])
+def test_backbone_arguments_that_it_does_not_take_are_named(branch):
+    with pytest.raises(ValueError, match=f"{branch}_backbone=.*no_such_argument"):
+        MaxMViTModel(tiny_config(**{f"{branch}_backbone_kwargs": {"depths": [1] * 4, "no_such_argument": 1}}))
+
+
 def test_loss_is_cross_entropy_for_indices_and_for_probabilities():
     model, images, labels = tiny_model(), tiny_images(3), torch.tensor([0, 3, 1])
     output = model(**images, labels=labels)
