@@ -19,9 +19,12 @@ import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from pipeline_maxmvit import SILENCE, AudioError, MaxMViTAudioClassificationPipeline, stream_audio  # noqa: E402
-from predict_ser import UsageError, load_pipeline  # noqa: E402
-from ser.pictures import clock, envelope, plot_spectrograms, plot_timeline  # noqa: E402
+from audio_maxmvit import AudioError, stream_audio  # noqa: E402
+from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline  # noqa: E402
+from ser.errors import UsageError  # noqa: E402
+from ser.figures import plot_spectrograms  # noqa: E402
+from ser.models import load_pipeline  # noqa: E402
+from ser.timelines import clock, envelope, plot_timeline  # noqa: E402
 
 ENVELOPE_POINTS = 1200
 TITLE = "What does this voice feel?"

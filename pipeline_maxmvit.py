@@ -1,33 +1,25 @@
 """Any recording in, emotions out: reading audio, and the `audio-classification` pipeline of MaxMViT."""
 
-import io
 import os
-import shutil
-import tempfile
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from http.client import HTTPException, InvalidURL
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any
 
-import librosa
 import numpy as np
-import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or hand out stale memory on broken files
 import torch
 from transformers import AudioClassificationPipeline
 from transformers.pipelines.base import ChunkPipeline
 
+try:
+    from .audio_maxmvit import AudioError, loudness, stream_audio
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from audio_maxmvit import AudioError, loudness, stream_audio
+
 CLIP_S = 40  # up to here a recording is one clip (IEMOCAP's longest has 34 s), beyond it is answered window by window
 WINDOW_S = 3.0
-FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
 SILENCE = "silence"
-BLOCK_S = 30  # how much of a file is in memory at a time; whole seconds, so that blocks meet exactly at any two rates
-MOST_MISSING_S = 0.1  # an mp3 may hold this much less than the tag in its first frame says and be whole
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; the message names the item, what is wrong with it and what would do."""
 
 
 class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline):
@@ -244,14 +236,9 @@ _PARAMETERS = {
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
     "smooth": (2, lambda value: isinstance(value, int) and value % 2 == 1 and value > 0, "an odd number of windows"),
 }
+
+
 _NEVER_NONE = ("on_error", "timeline", "smooth")
-
-
-def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
-    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale; -200 if there is nothing."""
-    length = max(1, min(len(waveform), round(FRAME_S * sampling_rate)))
-    frames = waveform[: len(waveform) // length * length].reshape(-1, length)
-    return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
 
 
 def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
@@ -279,221 +266,3 @@ def _windows(pieces: Iterable[np.ndarray], length: float, hop: float) -> Iterato
     if index == 0 or round((index - 1) * hop) + size < end:
         start = max(0, end - size)
         yield start, kept[start - first :]
-
-
-def read_audio(source: Any, sampling_rate: int) -> np.ndarray:
-    """
-    Reads a whole recording: wav, flac, ogg, opus, mp3 and whatever else libsndfile decodes, without FFmpeg.
-
-    Args:
-        source: A path, a URL, the bytes of a file, a binary file object, a dict as `datasets` yields it (`"bytes"` and
-            `"path"`, or `"array"` or `"raw"` with its `"sampling_rate"`), a `datasets` audio decoder, or an array of
-            shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`.
-        sampling_rate (`int`): Of the answer, in Hz. Other rates are resampled (soxr, high quality).
-
-    Returns:
-        `np.ndarray` of shape `(T,)`: float32, the mean over the channels.
-
-    Raises:
-        AudioError: The source is missing, not audio, empty, cut off, or holds NaN or infinity.
-    """
-    return np.concatenate(list(stream_audio(source, sampling_rate)))
-
-
-def stream_audio(source: Any, sampling_rate: int) -> Iterator[np.ndarray]:
-    """Yields what `read_audio` returns in consecutive pieces of `BLOCK_S` seconds, so that memory stays flat."""
-    name = describe(source)
-    pieces, rate = _decoded(source, name, sampling_rate)
-    yield from _resampled(_checked(pieces, name), rate, sampling_rate)
-
-
-def describe(source: Any) -> str:
-    """What an error message and a table call this source."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if isinstance(source, dict):
-        return str(source.get("path") or "a dict with the keys " + ", ".join(map(str, source)))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"a file of {len(source)} bytes"
-    if hasattr(source, "shape"):
-        return f"an array of shape {tuple(source.shape)}"
-    return str(getattr(source, "name", None) or f"a {type(source).__name__} object")
-
-
-def _decoded(source: Any, name: str, sampling_rate: int) -> tuple[Iterator[np.ndarray], int]:
-    """Mono pieces of whatever `source` is, at its own rate, and that rate."""
-    if isinstance(source, dict):
-        array = source.get("array", source.get("raw"))
-        if array is not None:
-            if "sampling_rate" not in source:
-                raise AudioError(f'{name} has no "sampling_rate"; give it in Hz beside the array.')
-            return iter([_mono(array, name)]), _checked_rate(source["sampling_rate"], name)
-        contents = source.get("bytes") or source.get("path")
-        if not contents:
-            raise AudioError(f'{name} has neither "bytes" nor "path", nor "array" with its "sampling_rate".')
-        source = contents
-    if hasattr(source, "get_all_samples"):  # torchcodec's decoder, as `datasets` wraps it
-        samples = source.get_all_samples()
-        return iter([_mono(samples.data, name)]), _checked_rate(samples.sample_rate, name)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
-        return iter([_mono(source, name)]), sampling_rate
-    pieces = _decoded_file(source, name)
-    return pieces, next(pieces)
-
-
-def _checked(pieces: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """The pieces, once it is sure that they hold samples, and numbers only."""
-    length = 0
-    for piece in pieces:
-        if not np.isfinite(piece).all():
-            raise AudioError(f"{name} holds NaN or infinite samples; export it again or repair it first.")
-        length += len(piece)
-        if len(piece):
-            yield piece
-    if not length:
-        raise AudioError(f"{name} is empty: it holds no samples.")
-
-
-def _mono(array: Any, name: str) -> np.ndarray:
-    """float32 `(T,)` in [-1, 1] of an array of samples; integers are scaled by what their type holds."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
-    try:
-        array = np.asarray(array)
-    except ValueError as error:  # a list whose rows differ in length
-        raise AudioError(f"{name} is no waveform: {error}.") from error
-    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
-        raise AudioError(
-            f"{name} is no waveform: expected numbers of shape (T,), (channels, T) or (T, channels), "
-            f"got {array.dtype} of shape {array.shape}."
-        )
-    if not array.size:
-        return np.zeros(0, np.float32)
-    if array.dtype.kind in "iu":
-        half = 2.0 ** (8 * array.dtype.itemsize - 1)
-        array = (array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)) / half
-    if array.ndim == 2:
-        array = array.mean(axis=int(array.shape[0] >= array.shape[1]))
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _checked_rate(rate: Any, name: str) -> int:
-    is_number = isinstance(rate, (int, float, np.integer, np.floating))
-    if not is_number or not 1 <= rate < 2**31 or rate != int(rate):  # NaN is in no range
-        raise AudioError(f"{name} has the sampling rate {rate!r}; give a whole number of samples a second.")
-    return int(rate)
-
-
-def _decoded_file(source: Any, name: str) -> Iterator[Any]:
-    """First the rate of a file, then its mono pieces of `BLOCK_S` seconds."""
-    try:
-        with _opened(source, name) as file:
-            if not file.seek(0, io.SEEK_END):
-                raise AudioError(f"{name} is empty: it holds no bytes.")
-            if _is_cut_off(file):
-                raise AudioError(f"{name} is cut off: it ends before its own header says. Copy or download it again.")
-            file.seek(0)
-            head = file.read(0x10000)
-            file.seek(0)
-            with soundfile.SoundFile(file) as audio:
-                yield audio.samplerate
-                missing = audio.frames
-                while len(piece := audio.read(BLOCK_S * audio.samplerate, dtype="float32", always_2d=True)):
-                    missing -= len(piece)
-                    yield piece.mean(axis=1)
-                if missing > MOST_MISSING_S * audio.samplerate and (b"Xing" in head or b"Info" in head):
-                    raise AudioError(f"{name} is cut off: its last {missing / audio.samplerate:.2f} s are missing.")
-    except AudioError:
-        raise
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
-        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise AudioError(f"{name} cannot be read: {reason}.") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: soundfile's answer to a name ending in .raw
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        raise AudioError(
-            f"{name} cannot be decoded ({reason}). Whole wav, flac, ogg, opus, mp3 and aiff files are read; convert "
-            "anything else first."
-        ) from error
-
-
-@contextmanager
-def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
-    """A seekable binary file of a path, URL, bytes or file object; a file object given stays open."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source)
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        with tempfile.TemporaryFile() as file:
-            _download(source, file)
-            yield file
-    elif isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
-            yield file
-    elif hasattr(source, "read"):
-        if isinstance(source.read(0), str):
-            raise AudioError(f'{name} is open as text; open it with mode "rb".')
-        yield source if hasattr(source, "seek") and source.seekable() else io.BytesIO(source.read())
-    else:
-        raise AudioError(
-            f"{name} is no audio: give a path, a URL, bytes, a binary file object, an array, "
-            'or a dict with "bytes", "path" or "array".'
-        )
-
-
-def _download(url: str, file: BinaryIO) -> None:
-    """Writes what a URL holds to a file, all of it or an error."""
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            shutil.copyfileobj(answer, file)
-            missing = getattr(answer, "length", None)  # what is left of the Content-Length
-    except (InvalidURL, ValueError) as error:  # ValueError: brackets, a host name or letters that no URL can have
-        raise AudioError(
-            f"{url} is no valid URL ({error}); check it, and write spaces and letters beyond ASCII as %20 and so on."
-        ) from error
-    if missing:
-        raise AudioError(f"{url} is cut off: {missing} bytes that the server announced did not come. Try again.")
-
-
-def _is_cut_off(file: BinaryIO) -> bool:
-    """
-    Whether a wav, aiff or ogg file lacks its end. libsndfile decodes what there is of those without a word; of flac
-    it complains by itself, and an mp3 whose first frame counts the others (tag Xing or Info) shows it at its end.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    kind = file.read(4)
-    if kind in (b"RIFF", b"FORM"):
-        order, position = ("little" if kind == b"RIFF" else "big"), 12
-        while position + 8 <= size:
-            file.seek(position)
-            chunk, length = file.read(4), int.from_bytes(file.read(4), order)
-            if chunk in (b"data", b"SSND"):  # written into a pipe, its length is unknown and given as the largest
-                return length < 0x7FFFF000 and position + 8 + length > size
-            position += 8 + length + length % 2
-    elif kind == b"OggS":
-        file.seek(max(0, size - 0x10000))  # no page is longer
-        page = file.read()
-        page = page[page.rfind(b"OggS") :]
-        header = 27 + int.from_bytes(page[26:27], "big")
-        is_last = bool(int.from_bytes(page[5:6], "big") & 4)
-        return not is_last or len(page) < header + sum(page[27:header])
-    return False
-
-
-def _resampled(pieces: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """
-    Resamples consecutive pieces, each but the last a whole number of seconds long. Every piece is resampled with a
-    second of its neighbours on either side, so that no seam is heard.
-    """
-    if rate == target:
-        yield from pieces
-        return
-    nothing = np.zeros(0, np.float32)
-    before, piece = nothing, next(pieces, nothing)
-    while len(piece):
-        after = next(pieces, nothing)
-        around = np.concatenate([before, piece, after[:rate]])
-        around = librosa.resample(around, orig_sr=rate, target_sr=target, res_type="soxr_hq")
-        start = len(before) * target // rate
-        yield around[start : start + -(-len(piece) * target // rate)]
-        before, piece = piece[-rate:], after

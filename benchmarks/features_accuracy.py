@@ -15,8 +15,9 @@ import librosa
 import numpy as np
 import torch
 
-from feature_extraction_maxmvit import C1, MaxMViTFeatureExtractor, cqt_magnitude, images_from_power
-from pipeline_maxmvit import read_audio
+from audio_maxmvit import read_audio
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor, images_from_power
+from spectrograms_maxmvit import C1, cqt_magnitude
 
 RATE = 44_100
 

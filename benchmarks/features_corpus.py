@@ -19,7 +19,8 @@ from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.features import PairCollator, extract_features
+from ser.batches import PairCollator
+from ser.features import extract_features
 
 
 def main() -> None:

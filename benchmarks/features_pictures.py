@@ -11,9 +11,9 @@ import librosa
 import matplotlib.pyplot as plt
 import numpy as np
 
+from audio_maxmvit import read_audio
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from pipeline_maxmvit import read_audio
-from ser.corpora import RAVDESS_EMOTIONS
+from ser.corpora.ravdess import RAVDESS_EMOTIONS
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor, cqt_magnitude
-from pipeline_maxmvit import read_audio
+from audio_maxmvit import read_audio
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from spectrograms_maxmvit import cqt_magnitude
 
 RATE = 44_100
 

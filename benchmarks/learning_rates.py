@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import run_ser
-from ser.trainer import last_checkpoint
+from ser.checkpoints import last_checkpoint
 
 RECIPE = Path(__file__).parent.parent / "configs" / "demo.yaml"
 PLATEAU = ["--lr_scheduler_type", "reduce_lr_on_plateau"]

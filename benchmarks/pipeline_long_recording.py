@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline_maxmvit import SILENCE, read_audio, stream_audio
-from predict_ser import load_pipeline
-from ser.pictures import clock, envelope, plot_timeline
+from audio_maxmvit import read_audio, stream_audio
+from pipeline_maxmvit import SILENCE
+from ser.models import load_pipeline
+from ser.timelines import clock, envelope, plot_timeline
 
 RATE = 48_000
 CODES = {"angry": "05", "calm": "02"}

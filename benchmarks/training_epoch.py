@@ -19,13 +19,15 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-import run_ser
+from audio_maxmvit import read_audio
 from benchmarks.training_overhead import STEPS, StepClock, now, prepare
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
-from pipeline_maxmvit import read_audio
+from ser.arguments import parse_arguments
+from ser.models import make_feature_extractor
 from ser.optimizer import BranchOptimizer, branch_modules, branch_parameter_groups
+from ser.training import read_corpus
 
 ROUNDS, BATCHES = 3, 2
 # Dense bfloat16 peaks from NVIDIA's data sheets, in FLOP per second.
@@ -42,10 +44,10 @@ def main() -> None:
 
 def recipe_epoch(arguments: list[str]) -> None:
     make_trainer, args = prepare(arguments)
-    model_args, data_args, _ = run_ser.parse_arguments(arguments)
-    settings = run_ser.make_feature_extractor(model_args).to_dict()
+    model_args, data_args, _ = parse_arguments(arguments)
+    settings = make_feature_extractor(model_args).to_dict()
     extractor = MaxMViTFeatureExtractor.from_dict(settings | {"backend": "librosa"})
-    audio = run_ser.read_corpus(data_args, args).clips
+    audio = read_corpus(data_args, args).clips
     rows = {file: row for row, file in enumerate(audio["file"])}
     batch_size = args.per_device_train_batch_size
     seconds = {"here": 0.0, "the reference's way": 0.0}

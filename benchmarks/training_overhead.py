@@ -16,10 +16,12 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
-import run_ser
+from ser.arguments import SERTrainingArguments, parse_arguments
+from ser.models import make_config, make_feature_extractor, make_model
 from ser.optimizer import branch_modules
 from ser.protocols import make_split
-from ser.trainer import SERTrainer, SERTrainingArguments
+from ser.trainer import SERTrainer
+from ser.training import read_corpus, with_features
 
 ROUNDS, STEPS = 4, 16
 
@@ -64,16 +66,16 @@ def main() -> None:
 
 def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainingArguments]:
     """What makes a trainer as run_ser.py would for these flags, to train `STEPS` steps and nothing besides."""
-    model_args, data_args, args = run_ser.parse_arguments(arguments)
+    model_args, data_args, args = parse_arguments(arguments)
     if args.gradient_accumulation_steps > 1:
         sys.exit("error: a step must be one batch here: leave out --gradient_accumulation_steps.")
     args = dataclasses.replace(
         args, max_steps=STEPS, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, warmup_steps=0,
         lr_scheduler_type="constant", lr_scheduler_kwargs=None, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    corpus = run_ser.read_corpus(data_args, args)
-    feature_extractor = run_ser.make_feature_extractor(model_args)
-    corpus = run_ser.with_features(corpus, feature_extractor, data_args, args)
+    corpus = read_corpus(data_args, args)
+    feature_extractor = make_feature_extractor(model_args)
+    corpus = with_features(corpus, feature_extractor, data_args, args)
     split = make_split(
         corpus,
         data_args.protocol,
@@ -83,10 +85,10 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
         test_speakers=data_args.test_speakers,
     )
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
-    model = run_ser.make_model(run_ser.make_config(corpus, model_args), model_args)
+    model = make_model(make_config(corpus, model_args), model_args)
 
     def make_trainer(**kwargs) -> SERTrainer:
-        return run_ser.make_trainer(model, parts, feature_extractor, args, **kwargs)
+        return make_trainer(model, parts, feature_extractor, args, **kwargs)
 
     return make_trainer, args
 

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from datasets import Audio, Dataset, Features, Value, concatenate_datasets
 from filelock import FileLock
 from transformers.utils import logging
 
-import pipeline_maxmvit
-from pipeline_maxmvit import AudioError, read_audio
+import audio_maxmvit
+import spectrograms_maxmvit
+from audio_maxmvit import AudioError, read_audio
 
 logger = logging.get_logger(__name__)
-
 IMAGES = ("cqt_values", "mel_values")
 # An image is stored as the bytes of its float16 pixels: a batch is read several times as fast as from Array3D.
 STORED = Features({**{name: Value("binary") for name in IMAGES}, "content": Value("string"), "error": Value("string")})
@@ -37,7 +37,7 @@ def extract_features(
 ) -> Dataset:
     """The table of clips with its `audio` replaced by the images of `feature_extractor.extract`.
 
-    Each clip is decoded and transformed once. The images lie in `cache_dir`, in a folder named by `fingerprint`, are
+    Each clip is decoded and transformed once. The images lie in `cache_dir`, in a folder named by `cache_key`, are
     memory-mapped from there, and are used again whenever the same clips in the same order meet the same extractor;
     labels and all other columns come from `clips` and may change freely. So give it the whole corpus and `select` the
     parts afterwards. The folder gets its name only when it is complete. Processes that want the same folder wait for
@@ -64,7 +64,7 @@ def extract_features(
     if not len(clips):
         raise ValueError("there are no clips to extract features from")
     cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "maxmvit_features"))
-    folder = cache_dir / fingerprint(clips, feature_extractor)
+    folder = cache_dir / cache_key(clips, feature_extractor)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists():
@@ -98,7 +98,7 @@ def relabel(clips: Dataset, labels: Sequence[int]) -> Dataset:
     return rows.add_column("label", labels).with_transform(_images_from_bytes)
 
 
-def fingerprint(clips: Dataset, feature_extractor: Any) -> str:
+def cache_key(clips: Dataset, feature_extractor: Any) -> str:
     """Name for the images of these clips, in this order, by this extractor.
 
     It changes with every parameter of the extractor, with the source files of the extractor and of `read_audio` (so
@@ -107,7 +107,7 @@ def fingerprint(clips: Dataset, feature_extractor: Any) -> str:
     time.
     """
     digest = hashlib.sha1(usedforsecurity=False)
-    for source in (inspect.getfile(type(feature_extractor)), pipeline_maxmvit.__file__):
+    for source in (inspect.getfile(type(feature_extractor)), spectrograms_maxmvit.__file__, audio_maxmvit.__file__):
         digest.update(Path(source).read_bytes())
     digest.update(json.dumps([_parameters(feature_extractor), list(STORED)], sort_keys=True).encode())
     column = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns("audio")
@@ -122,51 +122,14 @@ def fingerprint(clips: Dataset, feature_extractor: Any) -> str:
     return digest.hexdigest()
 
 
-class PairCollator:
-    """Rows of a table of clips -> a batch for the model.
-
-    Rows that hold images (from `extract_features`) are stacked. Rows that still hold `audio` are decoded and
-    transformed here, in the data loader's workers, which PyTorch limits to one thread each; that is how a waveform
-    that changes from epoch to epoch is trained on (`audio` may also be `{"array": ..., "sampling_rate": ...}`).
-
-    Args:
-        feature_extractor (`MaxMViTFeatureExtractor`): for `extract` and `normalize`.
-        augmentation (`Callable`, *optional*): `(cqt_images, mel_images, labels) -> (cqt_images, mel_images, labels)`
-            on images `(B, 1, H, W)` in [0, 1], before normalisation.
-
-    Returns:
-        `cqt_values` and `mel_values`, float32 `(B, 3, H, W)`, and `labels` as `augmentation` left them, otherwise
-        int64 `(B,)`; no `labels` if the rows have no `label`.
-
-    Raises:
-        AudioError: a clip cannot be decoded; its name is in the message.
-    """
-
-    def __init__(self, feature_extractor: Any, augmentation: Callable | None = None):
-        self.feature_extractor = feature_extractor
-        self.augmentation = augmentation
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        if IMAGES[0] not in rows[0]:
-            extractor = self.feature_extractor
-            rows = [{**row, **_extract_clip(_read_clip(row, extractor), extractor)} for row in rows]
-        cqt, mel = (torch.stack([row[name] for row in rows]).float() for name in IMAGES)
-        labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
-        if self.augmentation is not None:
-            cqt, mel, labels = self.augmentation(cqt, mel, labels)
-        normalize = self.feature_extractor.normalize
-        batch = {"cqt_values": normalize(cqt), "mel_values": normalize(mel)}
-        return batch if labels is None else {**batch, "labels": labels}
-
-
-def _read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
+def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
     try:
         return read_audio(row["audio"], feature_extractor.sampling_rate)
     except AudioError as error:
         raise AudioError(f"{row['file']}: {error}") from error
 
 
-def _extract_clip(waveform: np.ndarray, feature_extractor: Any) -> dict[str, torch.Tensor]:
+def extract_clip(waveform: np.ndarray, feature_extractor: Any) -> dict[str, torch.Tensor]:
     """`(1, H, W)` images of one clip."""
     return {name: images[0] for name, images in feature_extractor.extract(waveform).items()}
 
@@ -199,12 +162,12 @@ def _bytes_of_clip(row: Mapping[str, Any], feature_extractor: Any, one_thread: b
     if one_thread:
         torch.set_num_threads(1)
     try:
-        waveform = _read_clip(row, feature_extractor)
+        waveform = read_clip(row, feature_extractor)
     except AudioError as error:
         if not skip:
             raise
         return {**dict.fromkeys((*IMAGES, "content")), "error": str(error)}
-    images = _extract_clip(waveform, feature_extractor)
+    images = extract_clip(waveform, feature_extractor)
     content = hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest()
     pixels = {name: image.half().numpy().tobytes() for name, image in images.items()}
     return {**pixels, "content": content, "error": None}

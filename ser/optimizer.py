@@ -17,6 +17,7 @@ ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+BRANCHES = ("cqt", "mel", "head")
 FUSED = {"adam", "adamw", "sgd"}
 
 

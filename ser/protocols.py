@@ -7,38 +7,19 @@ different tasks. Every split has a name ("ravdess/emobox-fold1"), and is checked
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from ser.corpora import Corpus, DataError
+from ser.corpora.known import RECORDS
+from ser.corpora.table import Corpus
+from ser.errors import DataError
 
 PROTOCOLS = ("predefined", "random", "speaker", "loso")
 RANDOM_TEST_SHARE = 0.2
 SPEAKER_FOLDS = 5  # where nobody has published folds
-
-
-def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(f"{actor:02d}" for actor in fold) for fold in folds)
-
-
-# corpus -> name of the folds -> who is tested in fold 1, 2, ...; a corpus's first entry is its "speaker" protocol.
-# EmoBox: Ma et al. (2024), "EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark".
-# Luna-Jimenez et al. (2021), "Multimodal Emotion Recognition on RAVDESS Dataset Using Transfer Learning", which counts
-# its folds from 0. Sessions of IEMOCAP: as in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
-FOLDS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
-    "ravdess": {
-        "emobox": _actors(
-            (1, 11, 20, 21), (4, 10, 12, 14), (8, 9, 19, 23), (3, 5, 7, 24), (2, 15, 16, 18), (6, 13, 17, 22)
-        ),
-        "luna-jimenez": _actors(
-            (2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (8, 17, 21, 23, 24), (1, 4, 9, 22)
-        ),
-    },
-    "iemocap": {"sessions": tuple((f"Ses0{session}",) for session in range(1, 6))},
-}
 
 
 @dataclass
@@ -63,16 +44,21 @@ class Split:
     def parts(self) -> dict[str, list[int]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in self.parts.items())
         speakers = "no speaker in two parts" if self.speaker_disjoint else "SPEAKERS SHARED between parts (or unknown)"
         return f"Protocol {self.name}: {sizes} clips; {speakers}"
 
 
+def published_folds(corpus: Corpus) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """Name of published folds of this corpus -> who is tested in fold 1, 2, ..."""
+    return RECORDS[corpus.name].folds if corpus.name in RECORDS else {}
+
+
 def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
     """The protocol by its full name: "speaker" becomes the corpus's published folds ("emobox"); without a protocol,
     the data set's own test split if it has one, else speaker folds, else "random"."""
-    published = FOLDS.get(corpus.name, {})
+    published = published_folds(corpus)
     if protocol is None:
         if "test" in corpus.clips["split"][:]:
             return "predefined"
@@ -201,8 +187,8 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
     """Groups tested fold by fold; None for a protocol of one fold."""
     if name in ("predefined", "random"):
         return None
-    if name in FOLDS.get(corpus.name, {}):
-        return list(FOLDS[corpus.name][name])
+    if name in published_folds(corpus):
+        return list(published_folds(corpus)[name])
     speakers = sorted({*_known(corpus, name)}, key=_natural)
     if name == "loso":
         return [(speaker,) for speaker in speakers]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import ser.corpora
-from ser.corpora import RAVDESS_EMOTIONS, Corpus, DataError, load_corpus
+import ser.corpora.demo
+from ser.corpora import Corpus, load_corpus
+from ser.corpora.ravdess import RAVDESS_EMOTIONS
+from ser.errors import DataError
 from ser.protocols import resolve_protocol
 from tests.clips import sound, write_parquet, write_sound
 
@@ -234,8 +236,8 @@ def test_emodb(load, tmp_path, form):
 
 
 def test_demo_is_written_into_the_cache_and_never_used_damaged(load, tmp_path, monkeypatch):
-    small = partial(ser.corpora.write_demo_corpus, n_voices=3, clips_per_emotion=1)
-    monkeypatch.setattr(ser.corpora, "write_demo_corpus", small)
+    small = partial(ser.corpora.demo.write_demo_corpus, n_voices=3, clips_per_emotion=1)
+    monkeypatch.setattr(ser.corpora.demo, "write_demo_corpus", small)
     corpus = load("Demo")
     assert Counter(names_of(corpus)) == {"neutral": 3, "happy": 3, "angry": 3, "sad": 3}
     assert len(set(corpus.speakers)) == 3

@@ -21,8 +21,10 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.demo_corpus import write_demo_corpus
-from ser.trainer import NonFiniteLossError, SERTrainer, mark_finished, resume_or_start
-from tests.tiny import tiny_model
+from ser.errors import NonFiniteLossError
+from ser.runs import mark_finished, resume_or_start
+from ser.trainer import SERTrainer
+from tests.tiny import tiny_images, tiny_model
 from tests.training import Collator, clips, compute_metrics, make_trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -176,8 +178,13 @@ def test_metrics_are_those_of_one_process(reports):
 def test_fsdp2_trains_the_same_model_and_saves_it_for_anyone(reports):
     folder = reports[0]["folder"] / "sharded"
     assert {report["sharded"] for report in reports} == {"DTensor"}
-    model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
-    assert digest(model) == reports[0]["weights"]
+    sharded = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+    replicated = MaxMViTForAudioClassification.from_pretrained(reports[0]["folder"] / "first")
+    # Up to rounding, which follows where in memory a tensor lies, and which Adam blows up where a gradient is nothing
+    # else (a bias before BatchNorm): so what the models say is compared, not each weight.
+    with torch.no_grad():
+        said = [model.eval()(**tiny_images(8)).logits for model in (sharded, replicated)]
+    torch.testing.assert_close(*said, rtol=0, atol=1e-3)
     assert {p.name for p in folder.glob("*.py")} == {p.name for p in (folder.parent / "first").glob("*.py")}
 
 

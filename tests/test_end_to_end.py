@@ -14,10 +14,12 @@ import yaml
 from sklearn.metrics import balanced_accuracy_score
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from run_ser import main, parse_arguments
-from ser.corpora import EMODB_SPEAKERS, RAVDESS_EMOTIONS
+from run_ser import main
+from ser.arguments import parse_arguments
+from ser.corpora import RECORDS
+from ser.corpora.emodb import EMODB_SPEAKERS
+from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
-from ser.protocols import FOLDS
 from tests.clips import write_parquet
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +127,7 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
         raise PulledPlug
 
     with monkeypatch.context() as patch, pytest.raises(PulledPlug):
-        patch.setattr("run_ser.write_report", pull_plug)
+        patch.setattr("ser.training.write_report", pull_plug)
         run(*flags)
     assert not (tmp_path / "metrics.json").exists()
     for other in (
@@ -291,7 +293,7 @@ def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
 def test_real_speech_from_the_original_tree(tmp_path):
     source = Path(os.environ["SER_RAVDESS_DIR"])
-    tested = {int(actor) for actor in FOLDS["ravdess"]["emobox"][0]}
+    tested = {int(actor) for actor in RECORDS["ravdess"].folds["emobox"][0]}
     for actor in (1, 11, 20, 21, 2, 3, 4):
         folder = tmp_path / "ravdess" / f"Actor_{actor:02d}"
         folder.mkdir(parents=True)

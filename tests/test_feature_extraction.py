@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
-from feature_extraction_maxmvit import C1, MaxMViTFeatureExtractor, cqt_magnitude, mel_power
-from pipeline_maxmvit import read_audio
+from audio_maxmvit import read_audio
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from spectrograms_maxmvit import C1, cqt_magnitude, mel_power
 from tests.tiny import tiny_feature_extractor, voice
 
 RATE = 44_100

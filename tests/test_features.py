@@ -12,9 +12,10 @@ from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
 import ser.features
+from audio_maxmvit import AudioError
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from pipeline_maxmvit import AudioError
-from ser.features import PairCollator, extract_features, fingerprint, relabel
+from ser.batches import PairCollator
+from ser.features import cache_key, extract_features, relabel
 from tests.tiny import tiny_feature_extractor, voice
 
 IMAGES = ("cqt_values", "mel_values")
@@ -130,36 +131,36 @@ def test_fingerprint_changes_with_every_parameter(clips):
         "image_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "backend": "librosa",
     }  # fmt: skip
     assert set(changed) == set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
-    names = [fingerprint(clips, MaxMViTFeatureExtractor(**{name: value})) for name, value in changed.items()]
-    assert len({*names, fingerprint(clips, MaxMViTFeatureExtractor())}) == len(changed) + 1
+    names = [cache_key(clips, MaxMViTFeatureExtractor(**{name: value})) for name, value in changed.items()]
+    assert len({*names, cache_key(clips, MaxMViTFeatureExtractor())}) == len(changed) + 1
 
 
 def test_fingerprint_changes_with_the_audio(clips, embedded):
     extractor = tiny_feature_extractor()
-    name = fingerprint(clips, extractor)
-    assert name == fingerprint(clips, tiny_feature_extractor())
-    assert name != fingerprint(clips.select([1, 0, 2, 3, 4]), extractor)
-    assert name != fingerprint(clips.select(range(4)), extractor)
+    name = cache_key(clips, extractor)
+    assert name == cache_key(clips, tiny_feature_extractor())
+    assert name != cache_key(clips.select([1, 0, 2, 3, 4]), extractor)
+    assert name != cache_key(clips.select(range(4)), extractor)
     path = clips[0]["audio"]["path"]
     os.utime(path, ns=(0, 12345))
-    touched = fingerprint(clips, extractor)
+    touched = cache_key(clips, extractor)
     assert touched != name
     with open(path, "ab") as file:
         file.write(b"x")
     os.utime(path, ns=(0, 12345))
-    assert fingerprint(clips, extractor) != touched
+    assert cache_key(clips, extractor) != touched
 
     def flip_last_byte(row):
         contents = row["audio"]["bytes"]
         return {"audio": {"path": None, "bytes": contents[:-1] + bytes([contents[-1] ^ 1])}}
 
-    assert fingerprint(embedded, extractor) != fingerprint(embedded.map(flip_last_byte), extractor)
+    assert cache_key(embedded, extractor) != cache_key(embedded.map(flip_last_byte), extractor)
 
 
 def test_fingerprint_outlives_saving(clips, tmp_path):
     extractor = tiny_feature_extractor()
     extractor.save_pretrained(tmp_path)
-    assert fingerprint(clips, MaxMViTFeatureExtractor.from_pretrained(tmp_path)) == fingerprint(clips, extractor)
+    assert cache_key(clips, MaxMViTFeatureExtractor.from_pretrained(tmp_path)) == cache_key(clips, extractor)
 
 
 # --- interruptions and bad clips ---
@@ -179,7 +180,7 @@ def test_half_done_is_not_taken_for_whole(clips, tmp_path, monkeypatch, workers)
         patch.setattr(ser.features, "read_audio", stop_at_the_fourth)
         with pytest.raises(RuntimeError, match="lights"):
             extract_features(clips, extractor, num_workers=workers, cache_dir=tmp_path)
-    assert not (tmp_path / fingerprint(clips, extractor)).exists()
+    assert not (tmp_path / cache_key(clips, extractor)).exists()
     later = extract_features(clips, extractor, cache_dir=tmp_path)
     assert same_images(later, extract_features(clips, extractor, cache_dir=tmp_path / "fresh"))
     assert not list(tmp_path.glob("*.partial"))
@@ -188,7 +189,7 @@ def test_half_done_is_not_taken_for_whole(clips, tmp_path, monkeypatch, workers)
 def test_a_killed_run_is_not_taken_for_whole(clips, tmp_path, monkeypatch):
     """As a kill leaves it: whole files of some workers, no farewell."""
     extractor = tiny_feature_extractor()
-    name = fingerprint(clips, extractor)
+    name = cache_key(clips, extractor)
     monkeypatch.setattr(ser.features.os, "replace", lambda *paths: os._exit(1))
     if (child := os.fork()) == 0:
         extract_features(clips, extractor, cache_dir=tmp_path)

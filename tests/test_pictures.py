@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser.pictures import clock, envelope, plot_spectrograms, plot_timeline
+from ser.figures import plot_spectrograms
+from ser.timelines import clock, envelope, plot_timeline
 from tests.tiny import tiny_feature_extractor
 
 RATE = 44_100

@@ -15,15 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
 
+import audio_maxmvit
 import pipeline_maxmvit
-from pipeline_maxmvit import (
-    AudioError,
-    MaxMViTAudioClassificationPipeline,
-    _windows,
-    loudness,
-    read_audio,
-    stream_audio,
-)
+from audio_maxmvit import AudioError, loudness, read_audio, stream_audio
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 RATE = 44_100
@@ -210,7 +205,7 @@ def test_whole_numbers_are_scaled_by_what_their_type_holds(dtype, scale):
 
 def test_a_seam_between_pieces_is_not_heard(monkeypatch):
     clip = np.random.default_rng(0).normal(scale=0.1, size=round(7.3 * 11_025)).astype(np.float32)
-    monkeypatch.setattr(pipeline_maxmvit, "BLOCK_S", 2)
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 2)
     file = encoded(clip, 11_025, "wav-float")
     assert len(list(stream_audio(file, 16_000))) == 4
     whole = librosa.resample(clip, orig_sr=11_025, target_sr=16_000, res_type="soxr_hq")
@@ -485,7 +480,7 @@ def test_windows_of_several_recordings_share_a_batch(parts, monkeypatch):
 
 
 def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline_maxmvit, "BLOCK_S", 3)
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 3)
     peaks = []
     for minutes in (1, 8):
         path = tmp_path / f"{minutes}.flac"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ser.corpora import Corpus, DataError, load_corpus
-from ser.protocols import FOLDS, Split, check_split, make_split, n_folds, resolve_protocol
+from ser.corpora import RECORDS, Corpus, load_corpus
+from ser.errors import DataError
+from ser.protocols import Split, check_split, make_split, n_folds, resolve_protocol
 from tests.clips import corpus_of
 
 RAVDESS = os.environ.get("SER_RAVDESS_DIR")
@@ -88,14 +89,15 @@ def test_every_fold_of_ravdess_can_be_made(ravdess):
 
 
 def test_embedded_folds_equal_the_published_ones():
-    assert sorted(actor for fold in FOLDS["ravdess"]["emobox"] for actor in fold) == [f"{a:02d}" for a in range(1, 25)]
-    luna = FOLDS["ravdess"]["luna-jimenez"]
+    folds = RECORDS["ravdess"].folds
+    assert sorted(actor for fold in folds["emobox"] for actor in fold) == [f"{a:02d}" for a in range(1, 25)]
+    luna = folds["luna-jimenez"]
     assert luna[0] == ("02", "05", "14", "15", "16") and luna[4] == ("01", "04", "09", "22")
     assert sorted(actor for fold in luna for actor in fold) == [f"{a:02d}" for a in range(1, 25)]
     if RAVDESS and (Path(RAVDESS).parent / "folds.json").is_file():
         published = json.loads((Path(RAVDESS).parent / "folds.json").read_text())
         for ours, theirs in (("emobox", "emobox_ravdess_6fold"), ("luna-jimenez", "luna_jimenez_ravdess_5fold")):
-            assert [list(map(int, fold)) for fold in FOLDS["ravdess"][ours]] == list(published[theirs].values())
+            assert [list(map(int, fold)) for fold in folds[ours]] == list(published[theirs].values())
 
 
 # --- which protocol ---
@@ -141,7 +143,7 @@ def test_predefined_uses_the_own_validation_split():
 def test_predefined_with_a_shared_speaker_does_not_claim_to_keep_speakers_apart():
     split = make_split(voices(6, splits=["train"] * 18 + ["test"] * 6))
     assert not split.speaker_disjoint
-    assert "SPEAKERS SHARED" in split.describe()
+    assert "SPEAKERS SHARED" in split.summary()
 
 
 @pytest.mark.parametrize(

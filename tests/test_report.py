@@ -9,20 +9,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from ser.corpora import DataError
+from ser.errors import DataError
+from ser.figures import plot_confusion_matrix, plot_training_curves
+from ser.files import whole, write_json
 from ser.metrics import SCORES
 from ser.protocols import make_split, n_folds
-from ser.report import (
-    describe,
-    plot_confusion_matrix,
-    plot_training_curves,
-    splits_table,
-    summarize_folds,
-    whole,
-    write_json,
-    write_predictions,
-    write_report,
-)
+from ser.report import in_words, splits_table, summarize_folds, write_predictions, write_report
 from tests.clips import corpus_of
 
 HISTORY = [
@@ -97,7 +89,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert {"python", "torch", "transformers", "timm", "datasets"} <= set(report["versions"])
     assert report["epochs"] == 2
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
-    lines = describe(report).splitlines()
+    lines = in_words(report).splitlines()
     assert len(lines) == 4 and all("(mine/loso-fold1)" in line for line in lines)
 
 

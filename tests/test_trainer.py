@@ -15,14 +15,11 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import HfArgumentParser
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.trainer import (
-    NonFiniteLossError,
-    SERTrainer,
-    SERTrainingArguments,
-    _SeededCollator,
-    mark_finished,
-    resume_or_start,
-)
+from ser.arguments import SERTrainingArguments
+from ser.batches import SeededCollator
+from ser.errors import NonFiniteLossError
+from ser.runs import mark_finished, resume_or_start
+from ser.trainer import SERTrainer
 from tests.tiny import tiny_model
 from tests.training import Collator, clips, make_arguments, make_trainer
 
@@ -169,7 +166,7 @@ def test_augmentation_depends_on_seed_and_clips_not_on_workers(tmp_path):
     alone, helped, other = batches(), batches(dataloader_num_workers=2), batches(seed=43, data_seed=42)
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
     assert not torch.equal(alone[0], alone[3]) and not torch.equal(alone[0], other[0])
-    collate = _SeededCollator(lambda features: {"x": torch.rand(3)}, seed=0)
+    collate = SeededCollator(lambda features: {"x": torch.rand(3)}, seed=0)
     before = torch.get_rng_state()
     draws = [collate([(i, None), (j, None)])["x"].tolist() for i, j in ((0, 1), (1, 0), (0, 2), (0, 1))]
     assert draws[0] == draws[3] and len({tuple(draw) for draw in draws}) == 3

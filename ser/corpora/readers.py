@@ -13,17 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+from audio_maxmvit import AUDIO_SUFFIXES
+from ser.errors import DataError
+
 TABLE_SUFFIXES = {".parquet", ".arrow", ".jsonl"}
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-
-
-class DataError(ValueError):
-    """Something about the data, or about what was asked of it, that its user can mend; the message says how."""
 
 
 @dataclass

@@ -1,28 +1,18 @@
-"""Where clips come from: each corpus with its published copies, what a row of them says, and its classes.
-
-Every source ends in the same table of clips with the columns `file`, `audio` ({"path", "bytes"}, never decoded here),
-`label`, `speaker`, `session` and `split`. Adding a corpus is one [`Record`] in `RECORDS`.
-"""
+"""A name and a few choices -> one table of clips."""
 
 import hashlib
-import io
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
-import soundfile
-from datasets.utils import tqdm
 
-from ser.demo_corpus import VERSION, write_demo_corpus
-from ser.readers import (
+from ser.corpora.demo import make_demo_corpus
+from ser.corpora.duplicates import keep_one_of_equal_sound
+from ser.corpora.known import RECORDS
+from ser.corpora.readers import (
     TABLE_SUFFIXES,
-    DataError,
     Rows,
-    audio_files,
     audio_from_paths,
     distinct_labels,
     holds_tables,
@@ -32,280 +22,9 @@ from ser.readers import (
     rows_of_tables,
     visible_files,
 )
-
-CLIP_FEATURES = datasets.Features(
-    {
-        "file": datasets.Value("string"),
-        "label": datasets.Value("int64"),
-        "speaker": datasets.Value("string"),
-        "session": datasets.Value("string"),
-        "split": datasets.Value("string"),
-    }
-)
-
-
-@dataclass
-class Corpus:
-    """Clips of one corpus and how they were chosen.
-
-    Args:
-        name: short name, the first part of every protocol's name ("ravdess").
-        source: Hub id or local path the clips were read from.
-        revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
-        label_names: classes in the order of the label indices.
-        clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `session`, `split`.
-        dropped: reason -> number of rows left out.
-        options: the choices that shaped the table (merged classes, vote rule, ...).
-        speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    label_names: list[str]
-    clips: datasets.Dataset
-    dropped: dict[str, int] = field(default_factory=dict)
-    options: dict[str, object] = field(default_factory=dict)
-    speaker_hint: str = ""
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    @property
-    def files(self) -> list[str]:
-        return self.clips["file"][:]
-
-    @property
-    def labels(self) -> list[int]:
-        return self.clips["label"][:]
-
-    @property
-    def speakers(self) -> list[str | None]:
-        return self.clips["speaker"][:]
-
-    @property
-    def sessions(self) -> list[str | None]:
-        return self.clips["session"][:]
-
-    @cached_property
-    def contents(self) -> list[str]:
-        """One digest per clip of its decoded samples, channels averaged: equal for equal sound in whatever file."""
-        if "content" in self.clips.column_names:  # feature extraction has read every clip already
-            return self.clips["content"][:]
-        audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
-        return [_digest(file, item) for file, item in zip(self.files, audio, strict=True)]
-
-
-# --- the corpora ---
-
-
-@dataclass(frozen=True)
-class Source:
-    """One copy of a corpus on the Hub.
-
-    Args:
-        read: a row without its audio bytes (plus `path`, the name kept with the audio, and `split`) -> a dict with
-            `file`, `label` and, where the source tells, `speaker` and `session`.
-        columns: columns that `read` needs.
-        splits: splits to read; empty for all.
-        votes: columns with the annotators' votes, for the unique-vote rule.
-        revision: Hub revision read by default.
-    """
-
-    read: Callable[[dict], dict]
-    columns: tuple[str, ...]
-    splits: tuple[str, ...] = ()
-    votes: tuple[str, ...] = ()
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """One corpus.
-
-    Args:
-        labels: default classes in order.
-        aliases: spelling in some source (lower case) -> emotion.
-        hub: Hub id -> [`Source`]; the first is read when no source is named.
-        tree: reads the original local folder: yields dicts as `Source.read` does, plus `audio` (a path); a row with
-            `drop` is left out and counted under that reason.
-        with_speaker: sources that tell the speaker, named when another source is asked for one.
-    """
-
-    labels: tuple[str, ...]
-    aliases: Mapping[str, str]
-    hub: Mapping[str, Source]
-    tree: Callable[[Path], Iterator[dict]] | None
-    with_speaker: str = ""
-
-
-def _iemocap_names(file: str) -> dict:
-    """Session and speaker of `Ses01F_impro01_M000`: the first token's letter is the one who wears the motion-capture
-    markers, the last token's the one who speaks."""
-    match = re.match(r"(Ses0\d)[FM]_.+_([FM])\w+$", Path(file).stem)
-    return {"session": match[1], "speaker": match[1] + match[2]} if match else {}
-
-
-ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
-
-
-def _zahra_row(row: dict) -> dict:
-    session = ZAHRA_SESSIONS.get(row["split"])
-    return {"file": row["path"], "label": row["label"], "session": session} | _iemocap_names(row["path"] or "")
-
-
-def _iemocap_tree(folder: Path) -> Iterator[dict]:
-    line_of = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
-    for notes in visible_files(folder, "Session[1-5]/dialog/EmoEvaluation/*.txt"):
-        for line in notes.read_text(encoding="utf-8", errors="replace").splitlines():
-            if match := line_of.match(line):
-                name, label = match["utterance"], match["emotion"]
-                audio = notes.parents[2] / "sentences" / "wav" / notes.stem / f"{name}.wav"
-                drop = "annotators do not agree (xxx)" if label == "xxx" else None
-                yield {"file": audio.name, "audio": audio, "label": label, "drop": drop, **_iemocap_names(name)}
-
-
-RAVDESS_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)$")
-RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
-
-
-def _ravdess_row(file: str | None, emotion: str) -> dict:
-    match = RAVDESS_NAME.match(Path(file or "").stem)
-    return {"file": file, "label": emotion, "speaker": match[4] if match else None}
-
-
-def _narad_row(row: dict) -> dict:
-    speaker = None if row["speaker_id"] is None else f"{int(row['speaker_id']):02d}"
-    return {"file": row["path"], "label": row["labels"], "speaker": speaker}
-
-
-def _ravdess_tree(folder: Path) -> Iterator[dict]:
-    for audio in audio_files(folder):
-        match = RAVDESS_NAME.match(audio.stem)
-        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
-        if not match or not 1 <= int(match[3]) <= len(RAVDESS_EMOTIONS):
-            yield row | {"drop": "not named as a RAVDESS clip"}
-        elif match[2] != "01":
-            yield row | {"drop": "song, not speech"}
-        else:
-            yield row | {"label": RAVDESS_EMOTIONS[int(match[3]) - 1], "speaker": match[4]}
-
-
-EMODB_LETTERS = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "N": "neutral",
-    "T": "sadness",
-}
-EMODB_SPEAKERS = {
-    (31, "male"): "03",
-    (34, "female"): "08",
-    (21, "female"): "09",
-    (32, "male"): "10",
-    (26, "male"): "11",
-    (30, "male"): "12",
-    (32, "female"): "13",
-    (35, "female"): "14",
-    (25, "male"): "15",
-    (31, "female"): "16",
-}
-
-
-def _emodb_tree(folder: Path) -> Iterator[dict]:
-    for audio in audio_files(folder):
-        match = re.match(r"(\d\d)[ab]\d\d([A-Z])[a-z]?$", audio.stem)
-        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
-        if match and match[2] in EMODB_LETTERS:
-            yield row | {"label": EMODB_LETTERS[match[2]], "speaker": match[1]}
-        else:
-            yield row | {"drop": "not named as an EMO-DB clip"}
-
-
-def _emodb_row(row: dict) -> dict:
-    age = None if row["age"] is None else int(row["age"])
-    return {"file": row["path"], "label": row["emotion"], "speaker": EMODB_SPEAKERS.get((age, row["gender"]))}
-
-
-def _make_demo_corpus(cache_dir: str | None) -> str:
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"maxmvit_demo_corpus_{VERSION}"
-    try:
-        write_demo_corpus(folder)
-    except FileExistsError as error:
-        raise DataError(str(error)) from error
-    return str(folder)
-
-
-def _demo_tree(folder: Path) -> Iterator[dict]:
-    for audio in visible_files(folder, "voice_*/*.wav"):
-        file = audio.relative_to(folder).as_posix()
-        yield {"file": file, "audio": audio, "label": audio.stem.rpartition("_")[0], "speaker": audio.parent.name}
-
-
-IEMOCAP_VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
-
-RECORDS: dict[str, Record] = {
-    "iemocap": Record(
-        labels=("neutral", "happy", "angry", "sad"),
-        aliases={name: name for name in (*IEMOCAP_VOTES, "other")}
-        | {"neu": "neutral", "hap": "happy", "exc": "excited", "ang": "angry", "fru": "frustrated"}
-        | {"fea": "fear", "sur": "surprise", "dis": "disgust", "oth": "other"},
-        hub={
-            "AbstractTTS/IEMOCAP": Source(
-                lambda row: {"file": row["file"], "label": row["major_emotion"], **_iemocap_names(row["file"])},
-                columns=("file", "major_emotion"),
-                votes=IEMOCAP_VOTES,
-            ),
-            "Zahra99/IEMOCAP_Audio": Source(
-                _zahra_row,
-                columns=("label",),
-                splits=tuple(ZAHRA_SESSIONS),
-            ),
-        },
-        tree=_iemocap_tree,
-        with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",
-    ),
-    "ravdess": Record(
-        labels=RAVDESS_EMOTIONS,
-        aliases={name: name for name in RAVDESS_EMOTIONS} | {"fearful": "fear", "surprised": "surprise"},
-        hub={
-            "narad/ravdess": Source(
-                _narad_row,
-                columns=("labels", "speaker_id"),
-                revision="refs/convert/parquet",
-            ),
-            "AbstractTTS/RAVDESS": Source(
-                lambda row: _ravdess_row(row["file"], row["emotion"]),
-                columns=("file", "emotion"),
-            ),
-            "TwinkStart/RAVDESS": Source(
-                lambda row: _ravdess_row(row["path"], row["emotion"]),
-                columns=("emotion",),
-                splits=("ravdess_emo",),
-            ),
-        },
-        tree=_ravdess_tree,
-        with_speaker="narad/ravdess or a local folder of Actor_NN",
-    ),
-    "emodb": Record(
-        labels=tuple(sorted(EMODB_LETTERS.values())),
-        aliases={name: name for name in EMODB_LETTERS.values()},
-        hub={"renumics/emodb": Source(_emodb_row, columns=("age", "gender", "emotion"))},
-        tree=_emodb_tree,
-        with_speaker="renumics/emodb or a local folder of 03a01Fa.wav names",
-    ),
-    "demo": Record(
-        labels=("neutral", "happy", "angry", "sad"),
-        aliases={name: name for name in ("neutral", "happy", "angry", "sad")},
-        hub={},
-        tree=_demo_tree,
-    ),
-}
-
-
-# --- loading ---
+from ser.corpora.records import Record
+from ser.corpora.table import CLIP_FEATURES, Corpus
+from ser.errors import DataError
 
 
 def load_corpus(
@@ -359,7 +78,7 @@ def load_corpus(
     if data_dir is not None and not Path(data_dir).exists():
         raise DataError(f"data_dir {data_dir} does not exist.")
     if name == "demo" and data_dir is None:
-        data_dir = _make_demo_corpus(cache_dir)
+        data_dir = make_demo_corpus(cache_dir)
 
     if record:
         found = _read_record(record, hub_id, name, data_dir, load)
@@ -392,7 +111,7 @@ def load_corpus(
     corpus = Corpus(
         name=name,
         source=found.location,
-        revision=found.revision or _fingerprint(Path(found.location)),
+        revision=found.revision or _files_digest(Path(found.location)),
         label_names=names,
         clips=_clips(found.audio, found.rows),
         dropped=found.dropped | Counter(row["drop"] for row in found.rows if row["drop"]),
@@ -401,7 +120,7 @@ def load_corpus(
     )
     _check_classes(corpus)
     if drop_duplicates:
-        _drop_duplicates(corpus)
+        keep_one_of_equal_sound(corpus)
         _check_classes(corpus)
     return corpus
 
@@ -478,37 +197,7 @@ def _check_classes(corpus: Corpus) -> None:
         )
 
 
-def _digest(file: str, audio: dict) -> str:
-    try:
-        source = io.BytesIO(audio["bytes"]) if audio["bytes"] else audio["path"]
-        samples, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError):
-        return f"unreadable {file}"  # whoever extracts features says so, or counts it
-    return hashlib.sha1(f"{sampling_rate} ".encode() + samples.mean(axis=1).tobytes()).hexdigest()
-
-
-def _drop_duplicates(corpus: Corpus) -> None:
-    groups = defaultdict(list)
-    for index, content in enumerate(corpus.contents):
-        groups[content].append(index)
-    labels, splits = corpus.labels, corpus.clips["split"][:]
-    order = {"test": 0, "validation": 1, "train": 2, None: 3}
-    keep, conflicts = [], 0
-    for group in groups.values():
-        if len({labels[i] for i in group}) > 1:
-            conflicts += len(group)
-        else:
-            keep.append(min(group, key=lambda i: (order[splits[i]], i)))
-    keep.sort()
-    repeats = len(corpus) - len(keep) - conflicts
-    reasons = {"equal sound as another clip": repeats, "equal sound under different labels": conflicts}
-    corpus.dropped |= {reason: n for reason, n in reasons.items() if n}
-    contents = [corpus.contents[i] for i in keep]
-    corpus.clips = corpus.clips.select(keep)
-    corpus.contents = contents
-
-
-def _fingerprint(path: Path) -> str | None:
+def _files_digest(path: Path) -> str | None:
     """Stands for a revision where there is none: a digest of the names and sizes of the files."""
     if not path.exists():
         return None

@@ -1,66 +1,24 @@
-"""What the model saw and what it answered, drawn: the two spectrogram images, and emotions along a recording."""
+"""Emotions along a recording, drawn."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import librosa
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from pipeline_maxmvit import SILENCE
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too, then darker ones; silence is grey
 COLOURS = (
     "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7f6000", "#4b2e83", "#a0a000", "#00504a",
 )  # fmt: skip
+
+
 SILENCE_COLOUR = "#cccccc"
-CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
 TIME_TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_COLUMNS = 120  # of a timeline's picture; an hour of single windows would be noise to the eye
-MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
-
-
-def plot_spectrograms(
-    feature_extractor: MaxMViTFeatureExtractor, waveform: np.ndarray, start: float = 0.0
-) -> tuple[Figure, Figure]:
-    """
-    The CQT image and the Mel image of a clip as the model gets them, with axes in seconds and Hz.
-
-    Args:
-        feature_extractor: Makes the images.
-        waveform: `(T,)` at the extractor's rate.
-        start: Where in its recording the clip begins, in seconds.
-    """
-    images = feature_extractor.extract(waveform)
-    end = start + len(waveform) / feature_extractor.sampling_rate
-    bins = {
-        "CQT": librosa.cqt_frequencies(
-            feature_extractor.cqt_n_bins,
-            fmin=feature_extractor.cqt_fmin,
-            bins_per_octave=feature_extractor.cqt_bins_per_octave,
-        ),
-        "Mel": librosa.mel_frequencies(
-            feature_extractor.n_mels + 2, fmax=feature_extractor.sampling_rate / 2
-        )[1:-1],
-    }  # fmt: skip
-    figures = []
-    for name, branch, ticks in (("CQT", "MaxViT", CQT_TICKS_HZ), ("Mel", "MViTv2", MEL_TICKS_HZ)):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
-        image = images[f"{name.lower()}_values"][0, 0].numpy()
-        picture = axes.imshow(
-            image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, len(bins[name]))
-        )
-        shown = [hertz for hertz in ticks if bins[name][0] <= hertz <= bins[name][-1]]
-        rows = np.interp(shown, bins[name], np.arange(len(bins[name])) + 0.5)
-        axes.set_yticks(rows, [f"{hertz:,}" for hertz in shown])
-        axes.set(title=f"{branch} sees: {name} spectrogram", xlabel="seconds", ylabel="Hz")
-        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
-        figures.append(figure)
-    return figures[0], figures[1]
 
 
 def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) -> np.ndarray:

@@ -1,0 +1,233 @@
+"""What is to be predicted, and the table in which the answers are kept."""
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TextIO
+
+from audio_maxmvit import AUDIO_SUFFIXES
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.errors import UsageError
+from ser.models import checkpoint_digest
+
+OUTPUT_SUFFIXES = (".csv", ".json", ".jsonl")
+
+
+@dataclass
+class Item:
+    """A recording to be answered: its path or URL, and the true label where the input tells it."""
+
+    file: str
+    label: str | None = None
+
+
+def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
+    """Every recording the inputs name, once, in a fixed order."""
+    items = {}
+    for source in inputs:
+        path = Path(source)
+        if path.is_dir():
+            found = _folder_items(path, label_names)
+        elif path.suffix == ".csv":
+            found = _listed_items(path, label_names)
+        else:
+            found = [Item(source)]
+        for item in found:
+            items.setdefault(item.file, item)
+    return list(items.values())
+
+
+def _folder_items(folder: Path, label_names: list[str]) -> list[Item]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir() and not path.name.startswith(".")
+    )
+    if not files:
+        raise UsageError(f"{folder} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+    names = {name.lower(): name for name in label_names}
+    return [Item(str(path), names.get(path.parent.name.lower())) for path in files]
+
+
+def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            numbered = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from error
+    rows = [row for _, row in numbered]
+    if not rows or "file" not in rows[0]:
+        raise UsageError(f"{path} needs a line of column names, among them file, and then a line for each file.")
+    if nameless := [str(line) for line, row in numbered if not row["file"]]:
+        raise UsageError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
+    labels = {row["label"] for row in rows if row.get("label")}
+    if unknown := sorted(labels - set(label_names)):
+        raise UsageError(
+            f"{path} holds labels that the model does not know: {', '.join(unknown)}. It knows "
+            f"{', '.join(label_names)}. Rename them, or leave the column label out."
+        )
+    base = path.parent
+    names = (row["file"] if "://" in row["file"] else str(base / row["file"]) for row in rows)
+    return [Item(name, row.get("label") or None) for name, row in zip(names, rows, strict=True)]
+
+
+class Table:
+    """
+    Rows in a .csv, .json or .jsonl file, added recording by recording. What an earlier run left in the file is kept,
+    but for a row or a recording of which only a part was written: that is done again.
+
+    Args:
+        path: The file, or None for CSV on the standard output.
+        columns: Names, in order. With `windows` among them, a recording has that many rows.
+        label_names: The columns that hold scores.
+        origin: What the scores depend on besides the recording, by name. It is kept in a file beside the table, so
+            that rows are only added to rows of the same origin.
+
+    Attributes:
+        done: The answered files, each with its label; None if all of it is silence.
+
+    Raises:
+        UsageError: The file holds something else or rows of another origin, or cannot be read or written.
+    """
+
+    def __init__(
+        self, path: str | None, columns: list[str], label_names: list[str], origin: dict[str, Any] | None = None
+    ):
+        self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin
+        self.suffix = ".csv" if path is None else Path(path).suffix
+        self.done: dict[str, str | None] = {}
+        try:
+            self._start()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def _start(self) -> None:
+        kept: list[dict[str, Any]] = []
+        if self.path is not None and os.path.exists(self.path):
+            rows = self._parse(Path(self.path).read_text(encoding="utf-8", errors="surrogateescape"))
+            for file, group in groupby(rows, key=lambda row: row["file"]):
+                recording = list(group)
+                if len(recording) == int(recording[0].get("windows", 1)):
+                    kept += recording
+                    self.done[file] = self._overall(recording)
+        head = {".csv": self._csv_line(self.columns), ".json": "[\n", ".jsonl": ""}[self.suffix]
+        self.is_empty = not kept
+        if self.path is None:
+            self.file: TextIO = sys.stdout
+            self.file.write(head)
+            return
+        any_name = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be no text
+        origin_path = f"{self.path}.origin.json"
+        if kept:
+            self._check_origin(origin_path)
+        texts = {origin_path: json.dumps(self.origin) + "\n", self.path: head + self._text(kept, is_first=True)}
+        for path, text in texts.items():  # the origin first: there are never rows without
+            with open(f"{path}.tmp", "w", **any_name) as file:
+                file.write(text)
+            os.replace(f"{path}.tmp", path)
+        self.file = open(self.path, "a", **any_name)  # noqa: SIM115
+
+    def _check_origin(self, path: str) -> None:
+        """Raises unless the rows that the table holds are of this origin, by what is written at `path`."""
+        remedy = f"give another --output, or remove {self.path} to begin anew."
+        try:
+            known = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{self.path} holds rows, but {path}, which says what made them, is missing or broken; {remedy}"
+            ) from error
+        if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
+            raise UsageError(f"{self.path} holds rows made with another {' and '.join(differing)}; {remedy}")
+
+    def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
+        """Writes the rows of one recording: its answer or its timeline."""
+        if "windows" not in self.columns:
+            scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
+            rows = [{"prediction": answer[0]["label"], **scores_by_label}]
+        else:
+            rows = [
+                {"start": window["start"], "end": window["end"], "windows": len(answer), "prediction": window["label"]}
+                | {label: round(score, 6) for label, score in window["scores"].items()}
+                for window in answer
+            ]
+        given = {"file": item.file, "label": item.label}
+        rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
+        self.file.write(self._text(rows, is_first=self.is_empty))
+        self.file.flush()
+        self.is_empty = False
+        self.done[item.file] = self._overall(rows)
+
+    def close(self) -> None:
+        if self.suffix == ".json":
+            self.file.write("\n]\n")
+        if self.path is not None:
+            self.file.close()
+
+    def _overall(self, rows: list[dict[str, Any]]) -> str | None:
+        """The label of a recording by the mean scores of its rows, None if they have none."""
+        first = self.label_names[0]
+        heard = [row for row in rows if row[first] not in (None, "")]
+        if not heard:
+            return None
+        return max(self.label_names, key=lambda label: sum(float(row[label]) for row in heard))
+
+    def _csv_line(self, values: Iterable[Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(values)
+        return line.getvalue()
+
+    def _text(self, rows: list[dict[str, Any]], is_first: bool) -> str:
+        if self.suffix == ".csv":
+            return "".join(self._csv_line(row[column] for column in self.columns) for row in rows)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        if self.suffix == ".jsonl":
+            return "".join(line + "\n" for line in lines)
+        return "".join(line if is_first and not index else ",\n" + line for index, line in enumerate(lines))
+
+    def _parse(self, text: str) -> list[dict[str, Any]]:
+        """The whole rows in the text of a table that may have been broken off anywhere."""
+        whole = text[: text.rfind("\n") + 1]
+        rows: list[dict[str, Any]] = []
+        if self.suffix == ".csv":
+            rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]
+            head = self._csv_line(self.columns)
+            is_ours = whole.startswith(head) if whole else head.startswith(text)
+        else:
+            lines = [line.strip().rstrip(",") for line in text.splitlines()]
+            lines = [line for line in lines if line not in ("", "[", "]")]
+            for index, line in enumerate(lines):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    if index < len(lines) - 1:
+                        rows.append({})
+            is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
+        if not is_ours:
+            raise UsageError(
+                f"{self.path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
+                "--output, or remove it."
+            )
+        return rows
+
+
+def open_table(
+    args: argparse.Namespace, items: list[Item], label_names: list[str], classify: MaxMViTAudioClassificationPipeline
+) -> Table:
+    columns = ["file"]
+    columns += ["label"] if any(item.label for item in items) else []
+    columns += [] if args.window is None else ["start", "end", "windows"]
+    columns += ["prediction", *label_names]
+    if args.output is None:
+        return Table(None, columns, label_names)
+    origin = {"model": checkpoint_digest(classify)}
+    if args.window is not None:
+        origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
+    return Table(args.output, columns, label_names, origin)

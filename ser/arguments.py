@@ -1,0 +1,255 @@
+"""Every flag of the training command, and recipes of them: one field is one flag is one line of help."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.utils import logging
+
+from ser.optimizer import ALGORITHMS, BRANCHES
+
+logger = logging.get_logger(__name__)
+
+PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
+
+
+@dataclass
+class DataArguments:
+    """Which clips, and who is tested."""
+
+    dataset_name: str = field(
+        default="demo",
+        metadata={
+            "help": "demo, iemocap, ravdess, emodb; the Hub id of one of their copies; or a data set of your own: Hub "
+            "id, folder with a sub-folder per class, CSV of file,label[,speaker][,split]."
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder where the data of dataset_name lies."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the Hub data set."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and features are kept."})
+    train_split_name: str = field(default="train", metadata={"help": "Training split of your own data set."})
+    eval_split_name: str = field(default="validation", metadata={"help": "Its validation split."})
+    test_split_name: str = field(default="test", metadata={"help": "Its test split."})
+    audio_column_name: str | None = field(default=None, metadata={"help": "Its column of audio."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Its column of classes."})
+    speaker_column_name: str | None = field(default=None, metadata={"help": "Its column of speakers."})
+    labels: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in this order."})
+    merge_labels: list[str] | None = field(default=None, metadata={"help": "Such as excited=happy."})
+    unique_vote: bool = field(default=False, metadata={"help": "IEMOCAP: keep clips whose highest vote is unique."})
+    drop_duplicates: bool = field(default=False, metadata={"help": "Keep one of several clips of equal sound."})
+    protocol: str | None = field(
+        default=None,
+        metadata={
+            "help": "predefined, random, speaker, loso, or the name of published folds (emobox, luna-jimenez, "
+            "sessions). Default: the data set's test split if it has one, else speaker folds, else random."
+        },
+    )
+    fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})
+    test_speakers: list[str] | None = field(default=None, metadata={"help": "Test these, instead of a protocol."})
+    validation_share: float = field(
+        default=0.15, metadata={"help": "Share of the training part (of its speakers) that chooses the checkpoint."}
+    )
+    shuffle_training_labels: bool = field(
+        default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}
+    )
+    on_bad_audio: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "Stop at a clip that cannot be read, or leave it out and count it."}
+    )
+    cache_features: bool = field(
+        default=True, metadata={"help": "Extract once and keep on disk, or compute in the loader's workers each time."}
+    )
+    preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that extract features."})
+
+
+@dataclass
+class ModelArguments:
+    """Which model. `model_name_or_path` brings all of it; only `feature_extractor_kwargs` goes over what it holds."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
+    cqt_backbone: str = field(default="maxvit_base_tf_224", metadata={"help": "timm model that sees the CQT."})
+    mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model that sees the Mel spectrogram."})
+    cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
+    mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
+    image_size: int = field(default=224, metadata={"help": "Height and width that the backbones see."})
+    hidden_size: int = field(default=512, metadata={"help": "Width of the head's hidden layer."})
+    hidden_dropout: float = field(default=0.2, metadata={"help": "Dropout of the head."})
+    feature_extractor_kwargs: str | None = field(
+        default=None, metadata={"help": 'JSON: changes to the feature extractor, such as {"image_size": 128}.'}
+    )
+    imagenet_weights: bool = field(default=True, metadata={"help": "Start from timm's ImageNet weights."})
+    cqt_weights: str | None = field(default=None, metadata={"help": "Local file of those of the CQT backbone."})
+    mel_weights: str | None = field(default=None, metadata={"help": "Local file of those of the Mel backbone."})
+
+    def __post_init__(self) -> None:
+        for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs"):
+            if text := getattr(self, name):
+                try:
+                    setattr(self, name, json.loads(text))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"--{name} {text!r} is not JSON: {error}.") from error
+                if not isinstance(getattr(self, name), dict):
+                    raise ValueError(f'--{name} {text!r} is no JSON object, such as {{"image_size": 128}}.')
+
+
+@dataclass
+class SERTrainingArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` with the defaults of the reference and what this engine adds; each field is a flag
+    of the command. `load_best_model_at_end`, `reduce_lr_on_plateau` and early stopping all follow
+    `metric_for_best_model`, and its direction where none is given.
+    """
+
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per device and training step."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips per device and evaluation step."})
+    num_train_epochs: float = field(default=50, metadata={"help": "Epochs at most; early stopping may end sooner."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of every branch not given its own."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="reduce_lr_on_plateau", metadata={"help": "The scheduler type to use."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the scheduler, as JSON. For reduce_lr_on_plateau these go over factor 0.1, "
+            "patience 2, min_lr 1e-6 and the mode that fits the metric."
+        },
+    )
+    logging_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to log."})
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate."})
+    save_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "How many of the best checkpoints are kept. The newest is kept besides."}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best weights are the result."})
+    metric_for_best_model: str | None = field(
+        default="UA", metadata={"help": "The validation metric that best model, plateau and early stopping follow."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Whether a resumed run goes on counting towards early stopping."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether non-finite losses go unlogged."})
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Whether the collator sees only the columns that the model's forward names."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DDP looks for parameters without a gradient."}
+    )
+
+    early_stopping_patience: int = field(
+        default=5, metadata={"help": "Evaluations without improvement after which training stops; 0 never stops."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to start over in an output directory that holds a run."}
+    )
+    cqt_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the CQT backbone."})
+    mel_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the Mel backbone."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    cqt_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the CQT backbone."})
+    mel_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the Mel backbone."})
+    head_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the head."})
+    cqt_optimizer: str = field(default="adam", metadata={"help": f"CQT backbone: one of {', '.join(ALGORITHMS)}."})
+    mel_optimizer: str = field(default="radam", metadata={"help": "Optimizer of the Mel backbone, likewise."})
+    head_optimizer: str = field(default="adam", metadata={"help": "Optimizer of the head, likewise."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor between the learning rates of a backbone stage and the one before it."}
+    )
+    freeze_backbones: bool = field(default=False, metadata={"help": "Whether only the head is trained."})
+    unfreeze_epoch: int | None = field(
+        default=None, metadata={"help": "Epoch (from 0) from which frozen backbones are trained too."}
+    )
+    skip_nonfinite_steps: int = field(
+        default=0, metadata={"help": "Steps with a non-finite loss that are left out before the run stops."}
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Whether the CQT backbone computes in the channels_last memory format."}
+    )
+    sync_batchnorm: bool = field(
+        default=False, metadata={"help": "Whether batch statistics are shared by all GPUs of a distributed run."}
+    )
+    specaugment_masks: int = field(default=0, metadata={"help": "SpecAugment: masks per clip and axis; 0 for none."})
+    specaugment_time: float = field(default=0.1, metadata={"help": "SpecAugment: widest time mask, as a share."})
+    specaugment_frequency: float = field(default=0.15, metadata={"help": "SpecAugment: widest band, as a share."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none."})
+    class_weights: Literal["none", "balanced"] = field(
+        default="none", metadata={"help": "Whether rare classes weigh more in the loss."}
+    )
+    focal_gamma: float = field(default=0.0, metadata={"help": "Focal loss: its exponent; 0 for cross-entropy."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for branch, algorithm in self.by_branch("optimizer").items():
+            if algorithm not in ALGORITHMS:
+                raise ValueError(
+                    f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
+                )
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"--save_total_limit {self.save_total_limit} keeps no checkpoint: it must be 1 or more.")
+        if self.save_only_model:
+            raise ValueError("--save_only_model makes checkpoints that no run can go on from: leave it out.")
+        if (
+            self.load_best_model_at_end
+            and self.save_strategy == SaveStrategy.STEPS
+            and self.save_steps != self.eval_steps
+        ):
+            raise ValueError(
+                "--load_best_model_at_end needs a checkpoint of every evaluation: set --save_steps "
+                f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
+            )
+        if self.unfreeze_epoch is not None:
+            if not self.freeze_backbones:
+                raise ValueError("--unfreeze_epoch needs --freeze_backbones: nothing is frozen without it.")
+            self.ddp_find_unused_parameters = True
+        if self.skip_nonfinite_steps:
+            self.logging_nan_inf_filter = True
+        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **PLATEAU, **(self.lr_scheduler_kwargs or {})}
+            if self.lr_scheduler_kwargs["mode"] != mode:
+                raise ValueError(f"For {self.metric_for_best_model} the plateau's mode must be {mode!r}.")
+            if self.warmup_steps:
+                raise ValueError("reduce_lr_on_plateau has no warm-up: choose another --lr_scheduler_type for it.")
+        if self.n_gpu > 1:
+            logger.warning(f"Only one of {self.n_gpu} GPUs is used: start with `accelerate launch` to use them all.")
+            self._n_gpu = 1
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+
+    def by_branch(self, setting: Literal["optimizer", "learning_rate", "weight_decay"]) -> dict[str, Any]:
+        """What each branch uses: its own `setting` or, where it has none, the one given for all."""
+        own = {branch: getattr(self, f"{branch}_{setting}") for branch in BRANCHES}
+        return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
+    """Reads an optional YAML recipe, then the flags over it. A key that is no flag is an error, as a flag would be."""
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe, arguments = arguments[0], arguments[1:]
+        try:
+            settings = yaml.safe_load(Path(recipe).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            sys.exit(f"error: recipe {recipe} cannot be read: {error}")
+        if not isinstance(settings, dict):
+            sys.exit(f"error: recipe {recipe} is not a list of `flag: value` lines.")
+        arguments = [*_as_flags(settings), *arguments]
+    parser = HfArgumentParser((ModelArguments, DataArguments, SERTrainingArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if not data_args.cache_features:
+        args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
+    return model_args, data_args, args
+
+
+def _as_flags(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags

@@ -1,0 +1,58 @@
+"""IEMOCAP (Busso et al. 2008)."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ser.corpora.readers import visible_files
+from ser.corpora.records import Record, Source
+
+IEMOCAP_VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
+ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
+
+
+def _names(file: str) -> dict:
+    """Session and speaker of `Ses01F_impro01_M000`: the first token's letter is the one who wears the motion-capture
+    markers, the last token's the one who speaks."""
+    match = re.match(r"(Ses0\d)[FM]_.+_([FM])\w+$", Path(file).stem)
+    return {"session": match[1], "speaker": match[1] + match[2]} if match else {}
+
+
+def _zahra_row(row: dict) -> dict:
+    session = ZAHRA_SESSIONS.get(row["split"])
+    return {"file": row["path"], "label": row["label"], "session": session} | _names(row["path"] or "")
+
+
+def _tree(folder: Path) -> Iterator[dict]:
+    line_of = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
+    for notes in visible_files(folder, "Session[1-5]/dialog/EmoEvaluation/*.txt"):
+        for line in notes.read_text(encoding="utf-8", errors="replace").splitlines():
+            if match := line_of.match(line):
+                name, label = match["utterance"], match["emotion"]
+                audio = notes.parents[2] / "sentences" / "wav" / notes.stem / f"{name}.wav"
+                drop = "annotators do not agree (xxx)" if label == "xxx" else None
+                yield {"file": audio.name, "audio": audio, "label": label, "drop": drop, **_names(name)}
+
+
+RECORD = Record(
+    labels=("neutral", "happy", "angry", "sad"),
+    aliases={name: name for name in (*IEMOCAP_VOTES, "other")}
+    | {"neu": "neutral", "hap": "happy", "exc": "excited", "ang": "angry", "fru": "frustrated"}
+    | {"fea": "fear", "sur": "surprise", "dis": "disgust", "oth": "other"},
+    hub={
+        "AbstractTTS/IEMOCAP": Source(
+            lambda row: {"file": row["file"], "label": row["major_emotion"], **_names(row["file"])},
+            columns=("file", "major_emotion"),
+            votes=IEMOCAP_VOTES,
+        ),
+        "Zahra99/IEMOCAP_Audio": Source(
+            _zahra_row,
+            columns=("label",),
+            splits=tuple(ZAHRA_SESSIONS),
+        ),
+    },
+    tree=_tree,
+    # As in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
+    folds={"sessions": tuple((session,) for session in ZAHRA_SESSIONS.values())},
+    with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",
+)

@@ -1,0 +1,72 @@
+"""RAVDESS, the speech clips (Livingstone and Russo 2018)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ser.corpora.readers import audio_files
+from ser.corpora.records import Record, Source
+
+RAVDESS_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)$")
+RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
+
+
+def _row(file: str | None, emotion: str) -> dict:
+    match = RAVDESS_NAME.match(Path(file or "").stem)
+    return {"file": file, "label": emotion, "speaker": match[4] if match else None}
+
+
+def _narad_row(row: dict) -> dict:
+    speaker = None if row["speaker_id"] is None else f"{int(row['speaker_id']):02d}"
+    return {"file": row["path"], "label": row["labels"], "speaker": speaker}
+
+
+def _tree(folder: Path) -> Iterator[dict]:
+    for audio in audio_files(folder):
+        match = RAVDESS_NAME.match(audio.stem)
+        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
+        if not match or not 1 <= int(match[3]) <= len(RAVDESS_EMOTIONS):
+            yield row | {"drop": "not named as a RAVDESS clip"}
+        elif match[2] != "01":
+            yield row | {"drop": "song, not speech"}
+        else:
+            yield row | {"label": RAVDESS_EMOTIONS[int(match[3]) - 1], "speaker": match[4]}
+
+
+def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{actor:02d}" for actor in fold) for fold in folds)
+
+
+RECORD = Record(
+    labels=RAVDESS_EMOTIONS,
+    aliases={name: name for name in RAVDESS_EMOTIONS} | {"fearful": "fear", "surprised": "surprise"},
+    hub={
+        "narad/ravdess": Source(
+            _narad_row,
+            columns=("labels", "speaker_id"),
+            revision="refs/convert/parquet",
+        ),
+        "AbstractTTS/RAVDESS": Source(
+            lambda row: _row(row["file"], row["emotion"]),
+            columns=("file", "emotion"),
+        ),
+        "TwinkStart/RAVDESS": Source(
+            lambda row: _row(row["path"], row["emotion"]),
+            columns=("emotion",),
+            splits=("ravdess_emo",),
+        ),
+    },
+    tree=_tree,
+    # EmoBox: Ma et al. (2024), "EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark".
+    # Luna-Jimenez et al. (2021), "Multimodal Emotion Recognition on RAVDESS Dataset Using Transfer Learning", which
+    # counts its folds from 0.
+    folds={
+        "emobox": _actors(
+            (1, 11, 20, 21), (4, 10, 12, 14), (8, 9, 19, 23), (3, 5, 7, 24), (2, 15, 16, 18), (6, 13, 17, 22)
+        ),
+        "luna-jimenez": _actors(
+            (2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (8, 17, 21, 23, 24), (1, 4, 9, 22)
+        ),
+    },
+    with_speaker="narad/ravdess or a local folder of Actor_NN",
+)

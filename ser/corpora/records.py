@@ -1,0 +1,48 @@
+"""What is known of a corpus: its published copies, its original tree, its classes and folds."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """One copy of a corpus on the Hub.
+
+    Args:
+        read: a row without its audio bytes (plus `path`, the name kept with the audio, and `split`) -> a dict with
+            `file`, `label` and, where the source tells, `speaker` and `session`.
+        columns: columns that `read` needs.
+        splits: splits to read; empty for all.
+        votes: columns with the annotators' votes, for the unique-vote rule.
+        revision: Hub revision read by default.
+    """
+
+    read: Callable[[dict], dict]
+    columns: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One corpus.
+
+    Args:
+        labels: default classes in order.
+        aliases: spelling in some source (lower case) -> emotion.
+        hub: Hub id -> [`Source`]; the first is read when no source is named.
+        tree: reads the original local folder: yields dicts as `Source.read` does, plus `audio` (a path); a row with
+            `drop` is left out and counted under that reason.
+        with_speaker: sources that tell the speaker, named when another source is asked for one.
+        folds: name of published folds -> who is tested in fold 1, 2, ...: speakers, or sessions where the name is
+            "sessions". The first entry is the corpus's "speaker" protocol.
+    """
+
+    labels: tuple[str, ...]
+    aliases: Mapping[str, str]
+    hub: Mapping[str, Source]
+    tree: Callable[[Path], Iterator[dict]] | None
+    with_speaker: str = ""
+    folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)

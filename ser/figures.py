@@ -1,0 +1,139 @@
+"""What a run looks like: its confusion matrix, its curves, and the two pictures that the model sees."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import librosa
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from ser.files import whole
+
+BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d1741f", "#3a8a3f", "#666666"
+CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
+MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+def plot_confusion_matrix(
+    path: str | Path, matrix: Sequence[Sequence[int]], label_names: Sequence[str], heading: str
+) -> None:
+    """Counts and, below them, their share of the true class (the row); the shade shows the share."""
+    counts = np.asarray(matrix)
+    support = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    names = [textwrap.fill(name, 16, break_long_words=False) for name in label_names]
+    side = 1.6 + 0.75 * max(len(names), 4)
+    figure = Figure(figsize=(side + 0.9, side), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, [f"{name}\n(n = {int(n):,})" for name, n in zip(names, support[:, 0], strict=True)])
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, column in np.ndindex(*counts.shape):
+        text = f"{counts[row, column]:,}\n" + (f"{100 * shares[row, column]:.0f} %" if support[row, 0] else "-")
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    _save(figure, path, heading)
+
+
+def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
+    """Losses, validation UA and the learning rate of each branch, by epoch.
+
+    Args:
+        log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `learning_rate`,
+            `<branch>_learning_rate`, as `trainer.state.log_history` holds them.
+    """
+    figure = Figure(figsize=(8, 8.5), dpi=150, layout="constrained")
+    losses, accuracy, rates = figure.subplots(3, 1, sharex=True)
+    for key, label, colour in (("loss", "training", BLUE), ("eval_loss", "validation", ORANGE)):
+        epochs, values = _series(log_history, key)
+        if values:
+            losses.plot(epochs, values, color=colour, label=label, marker=".")
+    epochs, values = _series(log_history, "eval_UA")
+    if values:
+        best = int(np.argmax(values))
+        label = f"best: {values[best]:.3f} after epoch {epochs[best]:g}"
+        accuracy.plot(epochs, values, color=ORANGE, label="validation", marker=".")
+        accuracy.plot(epochs[best], values[best], "o", color=ORANGE, markersize=9, label=label)
+    found = dict.fromkeys(key for entry in log_history for key in entry if key.endswith("_learning_rate"))
+    keys = list(found) or ["learning_rate"]
+    styles = zip(keys, (BLUE, ORANGE, GREEN, GREY), (6.0, 3.5, 1.4, 1.0), ("-", "-", "--", ":"), strict=False)
+    for key, colour, width, style in styles:  # equal rates lie on each other, so the lines differ in width
+        epochs, values = _series(log_history, key)
+        if values:
+            label = key.removesuffix("learning_rate").rstrip("_") or "all parameters"
+            look = {"color": colour, "linewidth": width, "linestyle": style, "marker": ".", "markersize": width + 1}
+            rates.step(epochs, values, where="post", label=label, **look)
+    if any(value > 0 for key in keys for value in _series(log_history, key)[1]):
+        rates.set_yscale("log")
+    losses.set(ylabel="loss")
+    accuracy.set(ylabel="UA", ylim=(0, 1.02))
+    rates.set(ylabel="learning rate", xlabel="epoch")
+    rates.set_xlim(left=0)
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (losses, accuracy, rates):
+        axes.grid(alpha=0.3)
+        if axes.get_lines():
+            axes.legend(loc="best")
+    _save(figure, path, heading)
+
+
+def plot_spectrograms(
+    feature_extractor: MaxMViTFeatureExtractor, waveform: np.ndarray, start: float = 0.0
+) -> tuple[Figure, Figure]:
+    """
+    The CQT image and the Mel image of a clip as the model gets them, with axes in seconds and Hz.
+
+    Args:
+        feature_extractor: Makes the images.
+        waveform: `(T,)` at the extractor's rate.
+        start: Where in its recording the clip begins, in seconds.
+    """
+    images = feature_extractor.extract(waveform)
+    end = start + len(waveform) / feature_extractor.sampling_rate
+    bins = {
+        "CQT": librosa.cqt_frequencies(
+            feature_extractor.cqt_n_bins,
+            fmin=feature_extractor.cqt_fmin,
+            bins_per_octave=feature_extractor.cqt_bins_per_octave,
+        ),
+        "Mel": librosa.mel_frequencies(
+            feature_extractor.n_mels + 2, fmax=feature_extractor.sampling_rate / 2
+        )[1:-1],
+    }  # fmt: skip
+    figures = []
+    for name, branch, ticks in (("CQT", "MaxViT", CQT_TICKS_HZ), ("Mel", "MViTv2", MEL_TICKS_HZ)):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        image = images[f"{name.lower()}_values"][0, 0].numpy()
+        picture = axes.imshow(
+            image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, len(bins[name]))
+        )
+        shown = [hertz for hertz in ticks if bins[name][0] <= hertz <= bins[name][-1]]
+        rows = np.interp(shown, bins[name], np.arange(len(bins[name])) + 0.5)
+        axes.set_yticks(rows, [f"{hertz:,}" for hertz in shown])
+        axes.set(title=f"{branch} sees: {name} spectrogram", xlabel="seconds", ylabel="Hz")
+        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
+        figures.append(figure)
+    return figures[0], figures[1]
+
+
+def _save(figure: Figure, path: str | Path, heading: str) -> None:
+    width = int(10 * figure.get_figwidth())
+    lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in heading.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _series(log_history: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
+    """(epochs, values) of the entries that have a finite `key`."""
+    entries = [entry for entry in log_history if key in entry and math.isfinite(entry[key])]
+    return [entry["epoch"] for entry in entries], [entry[key] for entry in entries]

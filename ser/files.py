@@ -1,0 +1,50 @@
+"""Files that are whole or absent, and the versions that stand in them."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A name to write under; renamed to `path` once all is written."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """JSON that any parser reads: no NaN, numpy numbers as plain ones."""
+    with whole(path) as unfinished:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide over results."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+PACKAGES = ("torch", "transformers", "timm", "datasets", "accelerate", "librosa", "numpy", "scikit-learn")

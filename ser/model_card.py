@@ -1,0 +1,141 @@
+"""The model card that a checkpoint carries to the Hub."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ser.files import whole
+from ser.metrics import SCORES
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_METRICS = {"UA": "recall", "WA": "accuracy", "macro_f1": "f1", "weighted_f1": "f1"}
+UNITS = ("by_clip", "by_speaker")
+SPEAKERS_APART = "No speaker of the test part was heard in training or validation."
+SPEAKERS_SHARED = (
+    "**Speakers are shared between training and test, or not known**: the scores say little about new voices, and "
+    "must not be compared with speaker-independent ones."
+)
+
+
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+MaxMViT-MLP: recognises the emotion of a speech clip from two pictures of it, a constant-Q transform seen by MaxViT and
+a mel spectrogram seen by MViTv2. Classes: {labels}.
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("audio-classification", model="{model_id}", trust_remote_code=True)
+print(classify("clip.wav"))
+```
+
+## Scores
+
+Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
+
+| score | value | 95 % by clip | 95 % by speaker |
+|---|---|---|---|
+{rows}
+
+UA is the mean of the class recalls, WA the accuracy. The intervals are bootstrap intervals, drawn by clip and by
+speaker.
+
+| class | recall | precision | clips |
+|---|---|---|---|
+{classes}
+
+![confusion matrix](confusion_matrix.png)
+
+## Training
+
+- Corpus: {corpus}; choices: {choices}
+- Clips: {used}
+- Left out: {left_out}
+- Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
+
+## Limits
+
+- It knows only the classes above and always answers one of them, also for noise, music or silence.
+- It was trained and tested on the recordings of one corpus; other languages, microphones, noise and spontaneous speech
+  lower the scores by an amount not measured here.
+- It hears expression, not what somebody feels. Do not base decisions about people on it.
+"""
+
+
+def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
+    """`README.md` of a checkpoint: metadata for the Hub, scores, how to use it, its limits.
+
+    Args:
+        report: what [`write_report`] returns.
+        model_id: Hub id or path, as `from_pretrained` takes it.
+    """
+    corpus, protocol = report["corpus"], report["protocol"]
+    candidates = (corpus["source"], corpus["options"].get("schema"))
+    hub_id = next((c for c in candidates if c and HUB_ID.fullmatch(c) and not Path(c).exists()), None)
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition",
+            dataset_type=hub_id or corpus["name"],
+            dataset_name=f"{corpus['name']} ({protocol})",
+            dataset_split="test",
+            metric_type=HUB_METRICS[name],
+            metric_name=f"{name} ({protocol})",
+            metric_value=round(report[name], 4),
+        )
+        for name in ("UA", "WA", "macro_f1", "weighted_f1")
+    ]
+    metadata = ModelCardData(
+        model_name=model_id.rpartition("/")[2],
+        eval_results=results,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["speech-emotion-recognition", "maxmvit"],
+        datasets=[hub_id] if hub_id else None,
+        metrics=["recall", "accuracy", "f1"],
+    )
+    rows = "\n".join(
+        f"| {name} | {report[name]:.3f} | " + " | ".join(_range(report, unit, name) for unit in UNITS) + " |"
+        for name in SCORES
+    )
+    classes = "\n".join(
+        f"| {name} | {_score(c['recall'])} | {_score(c['precision'])} | {c['support']} |"
+        for name, c in report["per_class"].items()
+    )
+    used, left_out = corpus["rows_used"], corpus["rows_left_out"]
+    fields = {
+        "metadata": metadata.to_yaml(),
+        "model_id": model_id,
+        "name": model_id.rpartition("/")[2],
+        "protocol": protocol,
+        "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
+        "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
+        "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
+        "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
+        "speakers": SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
+        "labels": ", ".join(report["label_names"]),
+        "rows": rows,
+        "classes": classes,
+        "seed": report["seed"],
+        "n_test": f"{report['n_clips']:,}",
+        "n_speakers": f" of {len(report['test_speakers'])} speakers" if report["test_speakers"] else "",
+    }
+    with whole(path) as unfinished:
+        unfinished.write_text(CARD.format(**fields), encoding="utf-8")
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _range(report: Mapping, unit: str, name: str) -> str:
+    low, high = report["intervals"].get(unit, {}).get(name, (None, None))
+    return "-" if low is None else f"{low:.3f} to {high:.3f}"

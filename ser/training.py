@@ -1,0 +1,214 @@
+"""The steps of the training command, from flags to a report."""
+
+import copy
+import dataclasses
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+from transformers import set_seed
+from transformers.utils import logging
+
+from configuration_maxmvit import MaxMViTConfig
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
+from ser.augmentation import make_augmentation
+from ser.batches import PairCollator
+from ser.corpora.loading import load_corpus
+from ser.corpora.table import Corpus
+from ser.errors import DataError
+from ser.features import extract_features, relabel
+from ser.files import write_json
+from ser.metrics import compute_metrics
+from ser.models import make_model
+from ser.protocols import make_split, n_folds, resolve_protocol
+from ser.report import in_words, splits_table, summarize_folds, write_report
+from ser.runs import earlier_run, mark_finished
+from ser.trainer import SERTrainer
+
+logger = logging.get_logger(__name__)
+
+
+def set_up_logging(args: SERTrainingArguments) -> None:
+    """One process speaks, at the level of `--log_level`."""
+    level = args.get_process_log_level()
+    logging.set_verbosity(level)
+    datasets.utils.logging.set_verbosity(max(level, logging.WARNING))
+    logging.enable_explicit_format()
+    if not args.should_log:
+        datasets.disable_progress_bars()
+
+
+def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
+    """The clips, their classes and speakers, as the flags choose them."""
+    with args.main_process_first(desc="reading the corpus"):
+        corpus = load_corpus(
+            data_args.dataset_name,
+            data_args.data_dir,
+            dataset_config_name=data_args.dataset_config_name,
+            dataset_revision=data_args.dataset_revision,
+            cache_dir=data_args.cache_dir,
+            train_split_name=data_args.train_split_name,
+            eval_split_name=data_args.eval_split_name,
+            test_split_name=data_args.test_split_name,
+            audio_column_name=data_args.audio_column_name,
+            label_column_name=data_args.label_column_name,
+            speaker_column_name=data_args.speaker_column_name,
+            labels=data_args.labels,
+            merge_labels=data_args.merge_labels,
+            unique_vote=data_args.unique_vote,
+            drop_duplicates=data_args.drop_duplicates,
+        )
+    return corpus
+
+
+def with_features(
+    corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: DataArguments, args: SERTrainingArguments
+) -> Corpus:
+    """The corpus with images in place of audio, less the clips that cannot be read where `--on_bad_audio skip`."""
+    if not data_args.cache_features:
+        if data_args.on_bad_audio == "skip":
+            raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
+        return corpus
+    with args.main_process_first(desc="extracting features"):
+        clips = extract_features(
+            corpus.clips,
+            feature_extractor,
+            num_workers=data_args.preprocessing_num_workers,
+            cache_dir=data_args.cache_dir,
+            on_bad_audio=data_args.on_bad_audio,
+        )
+    unreadable = len(corpus) - len(clips)
+    dropped = {**corpus.dropped, **({"cannot be decoded": unreadable} if unreadable else {})}
+    return dataclasses.replace(corpus, clips=clips, dropped=dropped)
+
+
+def plan_folds(
+    corpus: Corpus, data_args: DataArguments, args: SERTrainingArguments
+) -> dict[int, SERTrainingArguments]:
+    """The folds to run, each with its own output directory if there are several."""
+    protocol = "test speakers" if data_args.test_speakers else resolve_protocol(corpus, data_args.protocol)
+    count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
+    say(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "
+        f"fold {data_args.fold} of {count}")  # fmt: skip
+    for reason, clips in corpus.dropped.items():
+        say(args, f"Left out: {clips:,} clips: {reason}")
+    if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
+        return {int(data_args.fold): args}
+    if data_args.fold != "all":
+        raise DataError(f"--fold takes a number from 1 to {count}, or all; not {data_args.fold!r}.")
+    folder = Path(args.output_dir)
+    return {
+        fold: dataclasses.replace(
+            args,
+            output_dir=str(folder / f"fold_{fold}"),
+            hub_model_id=f"{args.hub_model_id or folder.name}-fold{fold}" if args.push_to_hub else None,
+        )
+        for fold in range(1, count + 1)
+    }
+
+
+def make_trainer(
+    model: MaxMViTForAudioClassification,
+    parts: dict[str, datasets.Dataset],
+    feature_extractor: MaxMViTFeatureExtractor,
+    args: SERTrainingArguments,
+    **kwargs,
+) -> SERTrainer:
+    """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
+    augmentation = make_augmentation(
+        model.config.num_labels,
+        specaugment_masks=args.specaugment_masks,
+        specaugment_time=args.specaugment_time,
+        specaugment_frequency=args.specaugment_frequency,
+        mixup_alpha=args.mixup_alpha,
+    )
+    return SERTrainer(
+        model=model,
+        args=args,
+        data_collator=PairCollator(feature_extractor),
+        train_collator=PairCollator(feature_extractor, augmentation),
+        train_dataset=parts["train"],
+        eval_dataset=parts["validation"],
+        processing_class=feature_extractor,
+        compute_metrics=compute_metrics,
+        **kwargs,
+    )
+
+
+def train_and_test(
+    corpus: Corpus,
+    fold: int,
+    config: MaxMViTConfig,
+    feature_extractor: MaxMViTFeatureExtractor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+) -> None:
+    """One fold from split to report; goes on where an earlier run of the same output directory was stopped."""
+    started = time.monotonic()
+    split = make_split(
+        corpus,
+        data_args.protocol,
+        fold,
+        validation_share=data_args.validation_share,
+        seed=args.seed,
+        test_speakers=data_args.test_speakers,
+    )
+    splits = splits_table(corpus, split, args.seed)
+    checkpoint = earlier_run(args, config, feature_extractor, splits)
+    if checkpoint == "finished":
+        say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
+        return
+    say(args, split.summary())
+    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    if data_args.shuffle_training_labels:
+        labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
+        parts["train"] = relabel(parts["train"], labels)
+        corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
+    set_seed(args.seed)
+    model = make_model(copy.deepcopy(config), model_args, resuming=checkpoint is not None)
+    trainer = make_trainer(model, parts, feature_extractor, args)
+    if args.should_save:
+        write_json(Path(args.output_dir) / "splits.json", splits)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
+    trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
+    if args.should_save:
+        report = write_report(
+            args.output_dir,
+            corpus,
+            split,
+            parts,
+            logits,
+            seed=args.seed,
+            duration=time.monotonic() - started,
+            log_history=trainer.state.log_history,
+            model_id=trainer.hub_model_id if args.push_to_hub else None,
+            extra={
+                "data_arguments": dataclasses.asdict(data_args),
+                "model_arguments": dataclasses.asdict(model_args),
+                "training_arguments": args.to_sanitized_dict(),
+            },
+        )
+        say(args, f"{in_words(report)}\nReport, predictions and model: {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if args.should_save:
+        mark_finished(args.output_dir)
+
+
+def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:
+    """Mean, standard deviation and pooled scores over the folds."""
+    if args.should_save:
+        summary = summarize_folds(args.output_dir, [fold_args.output_dir for fold_args in runs.values()])
+        for name, mean in summary["mean"].items():
+            pooled = summary["pooled"][name]
+            say(args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}")
+
+
+def say(args: SERTrainingArguments, text: str) -> None:
+    if args.should_log:
+        print(text, flush=True)
