@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from typing import Any
 
 import timm
@@ -84,6 +85,26 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} does not work: the head needs at least one hidden unit.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        See [`~transformers.PreTrainedConfig.get_config_dict`]. transformers only warns of a checkpoint of another
+        model type, and takes every field that it lacks from the defaults.
+
+        Raises:
+            ValueError: if the configuration is that of another model.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict and config_dict.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{os.fspath(pretrained_model_name_or_path)!r} holds a model of type "
+                f"{config_dict.get('model_type')!r}, not {cls.model_type!r}. Name a checkpoint of MaxMViT, or load "
+                "this one by its own class."
+            )
+        return config_dict, kwargs
 
     def reshaped_mvitv2(self, branch: str) -> tuple[MultiScaleVitCfg, dict[str, Any]] | None:
         """

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import timm
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .feature_extraction_maxmvit import MaxMViTFeatureExtractor  # noqa: F401
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
 
+FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
 AUTO_MAP = {
     "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
     "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
@@ -107,6 +109,21 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
         model = self.base_model
         return {"cqt": model.cqt_backbone, "mel": model.mel_backbone}
 
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """
+        Draws what neither a checkpoint nor timm has filled: transformers calls it after building a model, and after
+        loading one. Weights that a checkpoint lacks get the values of a backbone that timm has just built.
+        """
+        super().initialize_weights()
+        for branch, backbone in self.branches().items():
+            state = backbone.state_dict(keep_vars=True)
+            missing = [name for name, tensor in state.items() if not getattr(tensor, FILLED, False)]
+            if missing:
+                drawn = _create_backbone(branch, self.config).state_dict()
+                for name in missing:
+                    state[name].copy_(drawn[name])
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.base_model.gradient_checkpointing = enable
         for backbone in self.branches().values():
@@ -146,13 +163,16 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         self.cqt_backbone = _create_backbone("cqt", config)
         self.mel_backbone = _create_backbone("mel", config)
         self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
+        for backbone in self.branches().values():
+            for tensor in chain(backbone.parameters(), backbone.buffers()):
+                setattr(tensor, FILLED, not tensor.is_meta)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # timm initialises the backbones when it builds them, so transformers must not redraw them. What
-        # `from_pretrained` cannot restore are buffers that no checkpoint holds, such as MaxViT's relative-position
-        # tables: built on the meta device, they come out of it as uninitialised memory.
+        # timm draws the weights of the backbones when it builds them, so transformers must not redraw them. Buffers
+        # that no checkpoint holds, such as MaxViT's relative-position tables, come off the meta device, on which
+        # `from_pretrained` builds, as uninitialised memory.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 

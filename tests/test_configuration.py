@@ -2,6 +2,7 @@ import importlib.metadata
 import importlib.util
 
 import pytest
+from transformers import PretrainedConfig, Wav2Vec2Config
 
 import configuration_maxmvit
 from configuration_maxmvit import MaxMViTConfig
@@ -18,6 +19,13 @@ def test_json_round_trip(tmp_path):
     config = tiny_config(id2label={0: "neutral", 1: "happy"}, label2id={"neutral": 0, "happy": 1}, hidden_dropout=0.5)
     config.save_pretrained(tmp_path)
     assert MaxMViTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("saved, kind", [(Wav2Vec2Config(), "'wav2vec2'"), (PretrainedConfig(), "None")])
+def test_the_configuration_of_another_model_is_refused(saved, kind, tmp_path):
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}' holds a model of type {kind}, not 'maxmvit'"):
+        MaxMViTConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("size, remedy", [(100, "96 or 128"), (244, "224 or 256"), (0, "32 or 64"), (7, "32 or 64")])

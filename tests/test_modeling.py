@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
@@ -248,6 +250,59 @@ def test_timm_keeps_its_own_initialisation():
         assert torch.equal(model.cqt_backbone.state_dict()[name], value), name
 
 
+LACKING = [
+    "cqt_backbone.stem.conv1.weight",
+    "cqt_backbone.stages.0.blocks.0.conv.norm1.running_var",
+    "cqt_backbone.stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table",
+    "mel_backbone.stages.1.blocks.0.attn.rel_pos_h",
+    "mel_backbone.stages.1.blocks.0.mlp.fc1.weight",
+    "mel_backbone.norm.weight",
+]
+
+
+@pytest.mark.parametrize("lacking", [LACKING, ["mel_backbone.norm.bias"], None], ids=["some", "one", "all"])
+@pytest.mark.parametrize("model_class", [MaxMViTModel, MaxMViTForAudioClassification])
+def test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm(model_class, lacking, tmp_path):
+    saved_model = model_class(tiny_config())
+    with torch.no_grad():
+        for parameter in saved_model.parameters():
+            parameter.fill_(3.0)
+    saved_model.save_pretrained(tmp_path)
+    prefix = "" if model_class is MaxMViTModel else "maxmvit."
+    saved = load_file(tmp_path / "model.safetensors")
+    gone = {key for key in saved if "backbone." in key} if lacking is None else {prefix + name for name in lacking}
+    kept = {key: value for key, value in saved.items() if key not in gone}
+    save_file(kept or {"nothing": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    torch.manual_seed(0)
+    model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == gone
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in kept.items())
+    torch.manual_seed(0)
+    drawn = MaxMViTModel(tiny_config()).state_dict()
+    for key in gone:
+        assert torch.equal(state[key], drawn[key.removeprefix(prefix)]), key
+
+
+def test_a_model_is_drawn_once(monkeypatch):
+    """Building one must not build its backbones a second time for want of a mark."""
+    built = []
+    create_model = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **kwargs: built.append(name) or create_model(name, **kwargs)
+    )
+    model = tiny_model()
+    assert built == [model.config.cqt_backbone]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a model of type 'vit', not 'maxmvit'"):
+        MaxMViTForAudioClassification.from_pretrained(tmp_path)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
@@ -283,8 +338,6 @@ SMALL_NAMES = {"cqt_backbone": "maxvit_rmlp_pico_rw_256", "mel_backbone": "mvitv
 
 def test_imagenet_weights_come_from_local_files(tmp_path):
     """The files are in the format timm publishes: the state dict of the named model, its 1000-class head included."""
-    from safetensors.torch import save_file
-
     config = MaxMViTConfig(**SMALL_NAMES)
     files, states = {}, {}
     for branch in ("cqt", "mel"):
@@ -311,8 +364,6 @@ def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkey
 
 
 def test_imagenet_weights_do_not_fit_a_reshaped_backbone(tmp_path):
-    from safetensors.torch import save_file
-
     file = tmp_path / "mvitv2.safetensors"
     save_file(timm.create_model("mvitv2_base", pretrained=False, num_classes=0).state_dict(), file)
     with pytest.raises(ValueError, match="remove what reshapes it from (cqt|mel)_backbone_kwargs"):
