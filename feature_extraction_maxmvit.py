@@ -14,7 +14,7 @@ This file is shipped with every checkpoint and needs nothing of the repository i
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import librosa
@@ -26,43 +26,38 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
 try:
-    from .spectrograms_maxmvit import C1, GPU_SEGMENTS, cqt_layout, cqt_magnitude, mel_power, wavelets
+    from .spectrograms_maxmvit import (
+        C1,
+        GPU_SEGMENTS,
+        MIN_POWER,
+        RMS_LENGTH,
+        cqt_layout,
+        cqt_magnitude,
+        decibels,
+        frame_power,
+        mel_power,
+        wavelets,
+    )
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from spectrograms_maxmvit import C1, GPU_SEGMENTS, cqt_layout, cqt_magnitude, mel_power, wavelets
+    from spectrograms_maxmvit import (
+        C1,
+        GPU_SEGMENTS,
+        MIN_POWER,
+        RMS_LENGTH,
+        cqt_layout,
+        cqt_magnitude,
+        decibels,
+        frame_power,
+        mel_power,
+        wavelets,
+    )
 
 logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much
 LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
-
-
-def images_from_power(power: torch.Tensor, frames: Sequence[int], image_size: int, top_db: float) -> torch.Tensor:
-    """dB below each clip's maximum, floored at -top_db, min-max to [0, 1], resized bilinearly; silence becomes 0.
-
-    Args:
-        power (`torch.Tensor` of shape `(B, bins, T)`): overwritten.
-        frames (`Sequence[int]`): how many of the T frames belong to each clip.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, image_size, image_size)`.
-    """
-    db = power.clamp_(min=MIN_POWER).log10_().mul_(10)
-    if min(frames) < db.shape[-1]:  # what lies beyond a clip's end becomes its first value, which changes no extreme
-        beyond = torch.arange(db.shape[-1], device=db.device) >= torch.tensor(frames, device=db.device)[:, None, None]
-        db = torch.where(beyond, db[:, :1, :1], db)
-    top = db.amax((1, 2), keepdim=True)
-    torch.maximum(db, top - top_db, out=db)
-    low = db.amin((1, 2), keepdim=True)
-    db.sub_(low).div_(torch.where(top > low, top - low, 1))
-    return torch.cat(
-        [
-            F.interpolate(image[None, None, :, :count], size=(image_size, image_size), mode="bilinear")
-            for image, count in zip(db, frames, strict=True)
-        ]
-    )
 
 
 @contextmanager
@@ -81,9 +76,10 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Turns mono waveforms into the CQT image and the Mel image of MaxMViT-MLP.
 
-    `extract` gives one-channel images in [0, 1], `normalize` makes three ImageNet-normalised channels of them, and
-    calling the extractor does both. A clip's images do not depend on the clips beside it. On a CPU it computes in one
-    thread, whatever torch is set to.
+    Three steps: `spectrograms` of waveforms, computed once and worth keeping; `images` of spectrograms, in [0, 1],
+    cheap enough to be drawn anew each time; `normalize`, which makes three ImageNet-normalised channels of them.
+    Calling the extractor does all three, `extract` the first two. A clip's images do not depend on the clips beside
+    it. On a CPU it computes in one thread, whatever torch is set to.
 
     Any length is taken as it is, never cut: an hour becomes one image as wide as a second's. Spectra are computed in
     pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform. Who wants an answer for
@@ -202,10 +198,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             values = {name: value.cpu().numpy() for name, value in values.items()}
         return BatchFeature(values, tensor_type=return_tensors)
 
-    @torch.no_grad()
-    @_one_thread()
     def extract(self, waveforms, device: str | torch.device = "cpu") -> BatchFeature:
-        """The images before normalisation: one channel, in [0, 1]; caches and workers carry this form.
+        """The images before normalisation: `images` of `spectrograms`.
 
         Args:
             waveforms: as `raw_speech` of `__call__`, at `self.sampling_rate`.
@@ -217,19 +211,89 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
         """
+        return self.images(self.spectrograms(waveforms, device=device))
+
+    @torch.no_grad()
+    @_one_thread()
+    def spectrograms(self, waveforms, device: str | torch.device = "cpu") -> list[dict[str, torch.Tensor]]:
+        """What is computed once and can be kept: all that `images` are drawn from, at its native time resolution.
+
+        Args:
+            waveforms: as `raw_speech` of `__call__`, at `self.sampling_rate`.
+            device (`str`, defaults to `"cpu"`): where the torch back end computes and leaves the spectrograms.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`, one per clip of T samples, each with three float32 tensors in dB re an
+            amplitude of 1, floored at -100 dB:
+
+            - `cqt`, `(cqt_n_bins, 1 + T // cqt_hop_length)`: magnitude of the constant-Q transform;
+            - `mel`, `(n_mels, 1 + T // mel_hop_length)`: power of the Mel spectrogram;
+            - `rms`, `(1 + T // mel_hop_length,)`: level of the waveform around each Mel frame, the root mean square
+              of 2,048 samples as `librosa.feature.rms` and `librosa.effects.trim` have it.
+
+        Raises:
+            ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
+        """
         device = torch.device(device)
         waveforms = [self._prepare(waveform, i) for i, waveform in enumerate(_as_list(waveforms))]
-        pairs = [None] * len(waveforms)
+        compute = self._librosa_spectrograms if self.backend == "librosa" else self._torch_spectrograms
+        clips: list[dict[str, torch.Tensor]] = [{} for _ in waveforms]
         # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
         with torch.autocast(device.type, enabled=False):
             for group in self._groups(waveforms, device):
                 batch = [waveforms[i].to(device) for i in group]
-                batch = _finite(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), group)
-                compute = self._librosa_images if self.backend == "librosa" else self._torch_images
-                cqt, mel = compute(batch, [len(waveforms[i]) for i in group])
-                for i, *images in zip(group, cqt, mel, strict=True):
-                    pairs[i] = images
-        cqt, mel = (torch.stack(images) for images in zip(*pairs, strict=True))
+                batch, turned_down = _finite(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), group)
+                batches = compute(batch)
+                for row, i in enumerate(group):
+                    frames = self._frames(len(waveforms[i]))
+                    clips[i] = {name: db[row, ..., : frames[name]] for name, db in batches.items()}
+                    if turned_down[row]:
+                        clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
+        return clips
+
+    def cut(self, spectrogram: Mapping[str, torch.Tensor], start: float, end: float) -> dict[str, torch.Tensor]:
+        """The stretch from `start` to `end`: views of as many frames as a waveform of this length has, from the one
+        nearest to `start` on, where the clip goes that far; one frame at least.
+
+        Args:
+            spectrogram: one clip, from `spectrograms`.
+            start (`float`): in seconds.
+            end (`float`): in seconds.
+
+        Raises:
+            ValueError: `end` is not after `start`, or `start` is not within the clip.
+        """
+        if not end > start:
+            raise ValueError(f"a stretch from {start} to {end} seconds does not work: its end comes after its start")
+        stretch = {}
+        for name, db in spectrogram.items():
+            hop = self.cqt_hop_length if name == "cqt" else self.mel_hop_length
+            first, frames = round(start * self.sampling_rate / hop), db.shape[-1]
+            if not 0 <= first <= frames:
+                seconds = (frames - 1) * hop / self.sampling_rate
+                raise ValueError(f"start={start} does not lie within the clip's {seconds:.3f} seconds")
+            first = min(first, frames - 1)
+            # Seconds come from whole samples: without the rounding, 3 x 0.1 s would be a sample short of its frames.
+            stretch[name] = db[..., first : first + 1 + round((end - start) * self.sampling_rate) // hop]
+        return stretch
+
+    @torch.no_grad()
+    def images(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
+        """Pictures of spectrograms, before normalisation: one channel, in [0, 1]. A fraction of a millisecond each.
+
+        Args:
+            spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; left as they are.
+
+        Returns:
+            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, image_size, image_size)`.
+
+        Raises:
+            ValueError: there is no clip.
+        """
+        if not len(spectrograms):
+            raise ValueError("no spectrogram given: the list is empty")
+        images = [[self._image(spectrogram[name].float()) for spectrogram in spectrograms] for name in ("cqt", "mel")]
+        cqt, mel = map(torch.cat, images)
         return BatchFeature({"cqt_values": cqt, "mel_values": mel})
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -266,15 +330,19 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             groups[size if frames <= step else -i - 1].append(i)
         return [group[i : i + GPU_SEGMENTS] for group in groups.values() for i in range(0, len(group), GPU_SEGMENTS)]
 
-    def _torch_images(self, batch: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        cqt_frames = [cqt_layout(length, *self._cqt_parameters)[0] for length in lengths]
-        mel_frames = [1 + length // self.mel_hop_length for length in lengths]
-        cqt = cqt_magnitude(batch, *self._cqt_parameters).square_()
-        cqt = images_from_power(cqt, cqt_frames, self.image_size, self.top_db)
-        mel = mel_power(batch, self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels)
-        return cqt, images_from_power(mel, mel_frames, self.image_size, self.top_db)
+    def _frames(self, samples: int) -> dict[str, int]:
+        """How many frames of each spectrogram a clip has."""
+        mel = 1 + samples // self.mel_hop_length
+        return {"cqt": cqt_layout(samples, *self._cqt_parameters)[0], "mel": mel, "rms": mel}
 
-    def _librosa_images(self, batch: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _torch_spectrograms(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "cqt": decibels(cqt_magnitude(batch, *self._cqt_parameters).square_()),
+            "mel": decibels(mel_power(batch, self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels)),
+            "rms": decibels(frame_power(batch, self.mel_hop_length)),
+        }
+
+    def _librosa_spectrograms(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         y = batch[0].cpu().numpy()
         cqt = librosa.cqt(
             y,
@@ -287,16 +355,27 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         mel = librosa.feature.melspectrogram(
             y=y, sr=self.sampling_rate, n_fft=self.mel_n_fft, hop_length=self.mel_hop_length, n_mels=self.n_mels
         )
-        images = []
-        for db in (
-            librosa.amplitude_to_db(np.abs(cqt), ref=np.max, top_db=self.top_db),
-            librosa.power_to_db(mel, ref=np.max, top_db=self.top_db),
-        ):
-            spread = db.max() - db.min()
-            image = torch.from_numpy((db - db.min()) / (spread if spread > 0 else 1))
-            image = F.interpolate(image[None, None], size=(self.image_size, self.image_size), mode="bilinear")
-            images.append(image.to(batch.device))
-        return images[0], images[1]
+        rms = librosa.feature.rms(y=y, frame_length=RMS_LENGTH, hop_length=self.mel_hop_length)[0]
+        spectrograms = {
+            "cqt": librosa.amplitude_to_db(np.abs(cqt), amin=MIN_POWER**0.5, top_db=None),
+            "mel": librosa.power_to_db(mel, amin=MIN_POWER, top_db=None),
+            "rms": librosa.amplitude_to_db(rms, amin=MIN_POWER**0.5, top_db=None),
+        }
+        return {name: torch.from_numpy(db)[None].to(batch.device) for name, db in spectrograms.items()}
+
+    def _image(self, db: torch.Tensor) -> torch.Tensor:
+        """dB below the clip's maximum, floored at -top_db, min-max to [0, 1], resized; silence becomes 0.
+
+        Args:
+            db (`torch.Tensor` of shape `(bins, T)`).
+
+        Returns:
+            `torch.Tensor` of shape `(1, 1, image_size, image_size)`.
+        """
+        low, top = db.aminmax()
+        low = torch.maximum(low, top - self.top_db)
+        image = (db - low).clamp_(min=0).div_(torch.where(top > low, top - low, 1))
+        return F.interpolate(image[None, None], size=(self.image_size, self.image_size), mode="bilinear")
 
 
 def _as_list(waveforms) -> list:
@@ -310,16 +389,16 @@ def _as_list(waveforms) -> list:
     return [waveforms] if np.isscalar(waveforms[0]) else list(waveforms)
 
 
-def _finite(batch: torch.Tensor, items: list[int]) -> torch.Tensor:
-    """Refuses NaN and infinity, by item; scales what is too loud for float32 powers."""
+def _finite(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:
+    """Refuses NaN and infinity, by item; scales to 1 what is too loud for float32 powers, and says by how many dB."""
     low, high = batch.aminmax(dim=1)
     peaks = torch.maximum(-low, high)  # NaN and infinity come through
-    loudest = 0.0
+    turned_down = []
     for item, peak in zip(items, peaks.tolist(), strict=True):
         if not math.isfinite(peak):
             raise ValueError(f"item {item} holds NaN or infinite samples")
-        loudest = max(loudest, peak)
-    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if loudest > LOUDEST else batch
+        turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
+    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

@@ -17,6 +17,8 @@ LONGEST_SEGMENT = 512  # CQT frames; longer clips are transformed piece by piece
 CPU_STFT_FRAMES = 64  # frames whose spectra (1 MiB) stay in a core's cache between FFT and filter bank
 GPU_STFT_FRAMES = 8192
 GPU_SEGMENTS = 64
+MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
+RMS_LENGTH = 2048  # samples, librosa's `frame_length` for levels and for trimming
 
 
 def cqt_magnitude(
@@ -88,6 +90,28 @@ def mel_power(
             out[..., first:last] = squares[..., columns].to(weights.dtype) @ weights
             first = last
     return mels.transpose(1, 2)
+
+
+def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
+    """Mean square of 2,048 samples around each frame, the square of `librosa.feature.rms`.
+
+    Args:
+        waveforms (`torch.Tensor` of shape `(B, T)`): float32.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1 + T // hop_length)`.
+    """
+    block = math.gcd(RMS_LENGTH, hop_length)  # frames overlap: the sums that they share are added up once
+    frames = 1 + waveforms.shape[-1] // hop_length
+    end = (frames - 1) * hop_length + RMS_LENGTH // 2
+    squares = F.pad(waveforms, (RMS_LENGTH // 2, end - waveforms.shape[-1])).square_()
+    sums = squares.unflatten(-1, (-1, block)).sum(-1)
+    return sums.unfold(-1, RMS_LENGTH // block, hop_length // block).sum(-1).div_(RMS_LENGTH)
+
+
+def decibels(power: torch.Tensor) -> torch.Tensor:
+    """10 log10 of a power, floored at -100 dB, in place of it."""
+    return power.clamp_(min=MIN_POWER).log10_().mul_(10)
 
 
 def cqt_layout(samples: int, *parameters: float) -> tuple[int, int, int, int]:

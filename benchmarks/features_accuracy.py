@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from audio_maxmvit import read_audio
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor, images_from_power
-from spectrograms_maxmvit import C1, cqt_magnitude
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from spectrograms_maxmvit import C1, cqt_magnitude, decibels
 
 RATE = 44_100
 
@@ -77,8 +77,9 @@ def against_librosa(paths: list[Path]) -> None:
     print(f"CQT images: {np.median(cqt):.1e} {cqt.max():.1e} (0.003), {np.mean(cqt <= 0.003):.2%} of the clips within")
     print(f"Mel images: {np.median(mel):.1e} {mel.max():.1e} (1e-5)")
     y = read_audio(paths[cqt.argmax()], RATE)
-    power = torch.from_numpy(cqt_by_definition(y) ** 2)[None].float()
-    truth = images_from_power(power, [power.shape[2]], fast.image_size, fast.top_db)
+    (clip,) = fast.spectrograms(y)
+    clip["cqt"] = decibels(torch.from_numpy(cqt_by_definition(y) ** 2))
+    truth = fast.images([clip])["cqt_values"]
     own, other = ((extractor.extract(y)["cqt_values"] - truth).abs().mean() for extractor in (fast, reference))
     print(f"the worst one, {paths[cqt.argmax()].name}, against the image of the float64 definition: ", end="")
     print(f"torch {own:.1e}, librosa {other:.1e}")

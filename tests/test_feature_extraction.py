@@ -4,6 +4,7 @@ import inspect
 import os
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import librosa
@@ -16,12 +17,13 @@ from transformers import AutoFeatureExtractor
 
 from audio_maxmvit import read_audio
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from spectrograms_maxmvit import C1, cqt_magnitude, mel_power
+from spectrograms_maxmvit import C1, cqt_magnitude, frame_power, mel_power
 from tests.tiny import tiny_feature_extractor, voice
 
 RATE = 44_100
 FREQUENCIES = librosa.cqt_frequencies(84, fmin=C1)
 IMAGES = ("cqt_values", "mel_values")
+SPECTROGRAMS = ("cqt", "mel", "rms")
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
@@ -98,6 +100,33 @@ def test_librosa_backend_is_the_table():
         np.testing.assert_allclose(pair[name][0], image, atol=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore:n_fft")
+@pytest.mark.parametrize("samples", [4097, 30_001, 2 * RATE])
+def test_spectrograms_are_librosas_in_absolute_db(samples):
+    y = voice(samples / RATE)
+    mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256, n_mels=128)
+    rms = librosa.feature.rms(y=y, frame_length=2048, hop_length=256)[0]
+    cqt = {
+        "torch": librosa.amplitude_to_db(cqt_by_definition(y, range(1 + samples // 512)), top_db=None),
+        "librosa": librosa.amplitude_to_db(np.abs(librosa.cqt(y, sr=RATE)), top_db=None),
+    }
+    for backend, truth in cqt.items():
+        (clip,) = MaxMViTFeatureExtractor(backend=backend).spectrograms(y)
+        assert tuple(clip) == SPECTROGRAMS and all(db.dtype == torch.float32 for db in clip.values())
+        loud = truth > truth.max() - 50  # further down, what is left of the wavelets' cut tails shows
+        np.testing.assert_allclose(clip["cqt"].numpy()[loud], truth[loud], atol=0.05)
+        np.testing.assert_allclose(clip["mel"], librosa.power_to_db(mel, top_db=None), atol=1e-3)
+        np.testing.assert_allclose(clip["rms"], librosa.amplitude_to_db(rms, top_db=None), atol=1e-4)
+
+
+@pytest.mark.parametrize("hop", [255, 256, 512, 2048, 3000])
+def test_levels_are_librosas_at_any_hop(hop):
+    for samples in (1, 2047, 4 * hop, 4 * hop + 1, 20_000):
+        y = noise(samples)
+        rms = librosa.feature.rms(y=y, frame_length=2048, hop_length=hop)[0]
+        np.testing.assert_allclose(frame_power(torch.from_numpy(y)[None], hop)[0].sqrt(), rms, rtol=1e-5)
+
+
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 def test_backends_agree_on_speech():
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::199]
@@ -125,6 +154,17 @@ def test_gain_does_not_show_in_the_images():
         loud = extractor.extract(voice(0.5) * np.float32(gain))
         for name in IMAGES:
             torch.testing.assert_close(loud[name], plain[name], rtol=0, atol=1e-4)
+
+
+@given(gain=st.floats(-20, 200), seed=st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_a_gain_moves_the_spectrograms_by_its_db(gain, seed):
+    """Also where the power of the waveform would overflow float32."""
+    extractor, y = tiny_feature_extractor(), noise(9000, seed)
+    (plain,), (loud,) = extractor.spectrograms(y), extractor.spectrograms(y * np.float32(10 ** (gain / 20)))
+    for name in SPECTROGRAMS:
+        audible = plain[name] > -79
+        torch.testing.assert_close(loud[name][audible], plain[name][audible] + gain, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("k", [0, 1, 24, 57, 83])
@@ -164,16 +204,16 @@ def test_images_do_not_depend_on_the_batch():
             assert torch.equal(batch[name][i : i + 1], images)
 
 
-def test_padding_in_a_gpu_batch_is_masked():
+def test_padding_in_a_gpu_batch_does_not_show():
     """What a GPU computes together is computed together here, on the CPU."""
     extractor = tiny_feature_extractor()
     waveforms = [torch.from_numpy(voice(seconds)) for seconds in (1.0, 1.04, 1.07)] + [torch.zeros(RATE)]
-    batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-    cqt, mel = extractor._torch_images(batch, [len(waveform) for waveform in waveforms])
-    for i, waveform in enumerate(waveforms):
-        alone = extractor.extract(waveform)
-        torch.testing.assert_close(cqt[i : i + 1], alone["cqt_values"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(mel[i : i + 1], alone["mel_values"], rtol=0, atol=1e-5)
+    with mock.patch.object(extractor, "_groups", return_value=[[3, 0, 2, 1]]):
+        together = extractor.spectrograms(waveforms)
+    for clip, waveform in zip(together, waveforms, strict=True):
+        (alone,) = extractor.spectrograms(waveform)
+        for name in SPECTROGRAMS:
+            torch.testing.assert_close(clip[name], alone[name], rtol=0, atol=1e-3)  # dB
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -294,6 +334,39 @@ def test_call_is_extract_and_normalize():
         torch.testing.assert_close(extractor.normalize(images.half()), both[name], rtol=0, atol=0.005)
         mean, std = torch.tensor(extractor.image_mean), torch.tensor(extractor.image_std)
         torch.testing.assert_close(both[name] * std[:, None, None] + mean[:, None, None], images.expand(1, 3, 64, 64))
+
+
+def test_extract_is_spectrograms_and_images():
+    extractor, waveforms = tiny_feature_extractor(), [voice(0.4), noise(7)]
+    clips = extractor.spectrograms(waveforms)
+    before = [{name: db.clone() for name, db in clip.items()} for clip in clips]
+    for name, images in extractor.extract(waveforms).items():
+        assert torch.equal(images, extractor.images(clips)[name])
+        halves = [{key: db.half() for key, db in clip.items()} for clip in clips]
+        torch.testing.assert_close(extractor.images(halves)[name], images, rtol=0, atol=1e-3)
+    for clip, copy in zip(clips, before, strict=True):
+        assert all(torch.equal(clip[key], copy[key]) for key in SPECTROGRAMS)  # not drawn upon
+    with pytest.raises(ValueError, match="no spectrogram"):
+        extractor.images([])
+
+
+def test_cut_has_the_frames_of_a_waveform_of_this_length():
+    extractor = tiny_feature_extractor()
+    (clip,) = extractor.spectrograms(voice(2.0))
+    hops = {"cqt": 512, "mel": 256, "rms": 256}
+    for start, seconds in ((0.0, 2.0), (0.3, 0.1), (0.7, 1.0), (1.0, 0.5)):
+        (window,) = extractor.spectrograms(np.zeros(round(seconds * RATE)))
+        for name, db in extractor.cut(clip, start, start + seconds).items():
+            assert db.shape == window[name].shape
+            first = round(start * RATE / hops[name])
+            assert torch.equal(db, clip[name][..., first : first + db.shape[-1]])
+    for name, db in extractor.cut(clip, 1.5, 9.0).items():  # as far as the clip goes
+        assert torch.equal(db, clip[name][..., round(1.5 * RATE / hops[name]) :])
+    assert all(db.shape[-1] == 1 for db in extractor.cut(clip, 0.5, 0.501).values())
+    assert all(db.shape[-1] == 1 for db in extractor.cut(clip, 2.0, 3.0).values())
+    for start, end in ((1.0, 1.0), (1.0, 0.5), (-0.1, 1.0), (2.1, 3.0)):
+        with pytest.raises(ValueError, match="seconds"):
+            extractor.cut(clip, start, end)
 
 
 def test_autocast_does_not_reach_the_filter_bank():
