@@ -52,7 +52,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             A clip taken as one is always classified.
         sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` answers `{"error": message}` to input that cannot
-            be used, and goes on.
+            be used, or has no finite scores, and goes on.
         batch_size (`int`, *optional*, defaults to 8): Clips or windows in one forward; windows of several recordings
             share one.
     """
@@ -61,7 +61,17 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         super().__init__(*args, **{"top_k": None, "batch_size": 8, **kwargs})
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Does nothing: transformers' list of audio classifiers cannot hold a checkpoint that brings its own code."""
+        """
+        Refuses a checkpoint that was saved without its head, which every load would draw anew. transformers' own list
+        of audio classifiers cannot hold a checkpoint that brings its own code.
+        """
+        saved = self.model.config.architectures
+        if saved and type(self.model).__name__ not in saved:
+            raise ValueError(
+                f"{self.model.name_or_path!r} was saved as {', '.join(saved)}, without the head of "
+                f"{type(self.model).__name__}: its answers would be drawn at random. Name a checkpoint that was saved "
+                "with its head."
+            )
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
@@ -78,6 +88,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
         Raises:
             AudioError: Names the source that cannot be used.
+            FloatingPointError: Names the source for which the model's scores are not finite.
         """
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview)):
             return list(super().__call__((source for source in inputs), **kwargs))
@@ -112,10 +123,12 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             postprocess_params = {"timeline": timeline, **postprocess_params}
         elif postprocess_params.get("timeline"):
             preprocess_params = {**preprocess_params, "window_s": WINDOW_S}
+        on_error = forward_params.get("on_error", "raise")
         waiting: list[dict] = []  # recordings not answered yet, the oldest first
         batch: list[dict] = []  # windows of theirs that are not classified yet
         for index, source in enumerate(inputs):
-            recording = {"windows": [], "error": None}
+            has_name = isinstance(source, (str, os.PathLike))
+            recording = {"name": str(source) if has_name else f"Input {index}", "windows": [], "error": None}
             waiting.append(recording)
             try:
                 for window in self.preprocess(source, **preprocess_params):
@@ -126,16 +139,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                         self._classify(batch)
                         batch = []
             except AudioError as error:
-                has_name = isinstance(source, (str, os.PathLike))
-                recording["error"] = str(error) if has_name else f"Input {index}: {error}"
-                if forward_params.get("on_error", "raise") == "raise":
+                recording["error"] = str(error) if has_name else f"{recording['name']}: {error}"
+                if on_error == "raise":
                     raise AudioError(recording["error"]) from error
             while waiting and all(window.get("waveform") is None for window in waiting[0]["windows"]):
-                yield self.postprocess(waiting.pop(0), **postprocess_params)
+                yield self.postprocess(_checked(waiting.pop(0), on_error), **postprocess_params)
         if batch:
             self._classify(batch)
         for recording in waiting:
-            yield self.postprocess(recording, **postprocess_params)
+            yield self.postprocess(_checked(recording, on_error), **postprocess_params)
 
     def preprocess(
         self,
@@ -236,6 +248,19 @@ _PARAMETERS = {
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
     "smooth": (2, lambda value: isinstance(value, int) and value % 2 == 1 and value > 0, "an odd number of windows"),
 }
+
+
+def _checked(recording: dict[str, Any], on_error: str) -> dict[str, Any]:
+    """The recording, whose windows' logits are finite if it has no error."""
+    logits = [window["logits"] for window in recording["windows"] if "logits" in window]
+    if not recording["error"] and not all(torch.isfinite(row).all() for row in logits):
+        recording["error"] = (
+            f"{recording['name']}: the model's scores are not finite. Its weights are broken, or overflow in their "
+            "precision: try float32, or another checkpoint."
+        )
+        if on_error == "raise":
+            raise FloatingPointError(recording["error"])
+    return recording
 
 
 _NEVER_NONE = ("on_error", "timeline", "smooth")

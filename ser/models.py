@@ -3,9 +3,13 @@
 import hashlib
 import inspect
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
@@ -14,9 +18,10 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
 from ser.corpora.table import Corpus
-from ser.errors import UsageError
+from ser.errors import DataError, UsageError
 
 PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
+LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias")
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
 
@@ -46,7 +51,7 @@ def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtracto
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
     if model_args.model_name_or_path:
-        return MaxMViTFeatureExtractor.from_pretrained(model_args.model_name_or_path, **changes)
+        return load_feature_extractor(model_args.model_name_or_path, **changes)
     return MaxMViTFeatureExtractor(**changes)
 
 
@@ -56,15 +61,90 @@ def make_model(
     """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights, or from scratch."""
     start = None if resuming else model_args.model_name_or_path
     if start:
-        model = MaxMViTForAudioClassification.from_pretrained(start, config=config, ignore_mismatched_sizes=True)
-        if MaxMViTConfig.from_pretrained(start).id2label != config.id2label:
-            torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.02)
-            torch.nn.init.zeros_(model.classifier.out_proj.bias)
-        return model
+        return load_model(start, config)
     model = MaxMViTForAudioClassification(config)
     if model_args.imagenet_weights and not resuming and not model_args.model_name_or_path:
         model.maxmvit.load_imagenet_weights(model_args.cqt_weights, model_args.mel_weights)
     return model
+
+
+def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = None) -> MaxMViTForAudioClassification:
+    """
+    The model of a checkpoint, every one of its weights as it was saved.
+
+    Args:
+        checkpoint: A folder, or a name on the Hugging Face Hub.
+        config (`MaxMViTConfig`, *optional*): Instead of the checkpoint's own. Where its classes are others, the last
+            layer is drawn anew.
+
+    Raises:
+        DataError: A weight is missing, has another shape, has no place in the model, or is not finite.
+        ValueError, OSError: The checkpoint is one of another model, or cannot be found or read.
+    """
+    own = MaxMViTConfig.from_pretrained(checkpoint)
+    config = own if config is None else config
+    with _quietly():
+        model, info = MaxMViTForAudioClassification.from_pretrained(
+            checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise DataError(_incomplete(checkpoint, model, missing))
+    new_classes = own.id2label != config.id2label
+    mismatched = sorted(name for name, *_ in info["mismatched_keys"] if not (new_classes and name in LAST_LAYER))
+    if mismatched or info["unexpected_keys"]:
+        name = (mismatched or sorted(info["unexpected_keys"]))[0]
+        raise DataError(
+            f"{checkpoint} holds weights of another model than its config.json describes, such as {name}: put the two "
+            "that belong together into one folder, or name another checkpoint."
+        )
+    if new_classes:
+        torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.02)
+        torch.nn.init.zeros_(model.classifier.out_proj.bias)
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(
+                f"{checkpoint} holds weights that are not finite, such as {name}: name another checkpoint."
+            )
+    return model
+
+
+def _incomplete(checkpoint: str | os.PathLike, model: MaxMViTForAudioClassification, missing: list[str]) -> str:
+    head = {f"classifier.{name}" for name in model.classifier.state_dict()}
+    if head <= {*missing, *(name for name in head if name.endswith("num_batches_tracked"))}:
+        return (
+            f"{checkpoint} holds no classification head, so it knows no emotions: name a checkpoint of "
+            "MaxMViTForAudioClassification, as training writes it, rather than one of its backbones alone."
+        )
+    return (
+        f"{checkpoint} lacks {len(missing)} weight(s) of its model, such as {missing[0]}: copy it again whole, or "
+        "name another checkpoint."
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own report of a load: what it finds is an error, or meant."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> MaxMViTFeatureExtractor:
+    """
+    The feature extractor of a checkpoint.
+
+    Raises:
+        DataError: It is that of another model.
+        OSError: The checkpoint has none.
+    """
+    settings, _ = MaxMViTFeatureExtractor.get_feature_extractor_dict(checkpoint)
+    kind = settings.get("feature_extractor_type", MaxMViTFeatureExtractor.__name__)
+    if kind != MaxMViTFeatureExtractor.__name__:
+        raise DataError(f"{checkpoint} holds a {kind}, no MaxMViTFeatureExtractor: name a checkpoint of MaxMViT.")
+    return MaxMViTFeatureExtractor.from_pretrained(checkpoint, **changes)
 
 
 def load_pipeline(model: str, device: str | None = None, **parameters: Any) -> MaxMViTAudioClassificationPipeline:
@@ -72,13 +152,15 @@ def load_pipeline(model: str, device: str | None = None, **parameters: Any) -> M
     logging.disable_progress_bar()
     try:
         return MaxMViTAudioClassificationPipeline(
-            model=MaxMViTForAudioClassification.from_pretrained(model),
-            feature_extractor=MaxMViTFeatureExtractor.from_pretrained(model),
+            model=load_model(model),
+            feature_extractor=load_feature_extractor(model),
             task="audio-classification",
             device=None if device is None else torch.device(device),
             **parameters,
         )
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a device that is not there
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: a device that is not there
         raise UsageError(f"cannot use {model!r}: {error}") from error
 
 

@@ -1,0 +1,188 @@
+"""Checkpoints that are not what they seem are refused, wherever one is loaded."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, pipeline
+
+import predict_ser
+from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.arguments import ModelArguments
+from ser.errors import UsageError
+from ser.models import LAST_LAYER, load_model, load_pipeline, make_config, make_feature_extractor, make_model
+from tests.clips import corpus_of
+from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model, voice
+
+
+def save(folder: Path, model=None) -> Path:
+    (model or tiny_model()).save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder
+
+
+def change_weights(folder: Path, change) -> Path:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    change(weights)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def headless(folder):
+    return save(folder, tiny_model().maxmvit)
+
+
+def other_model(folder):
+    save(folder)
+    Wav2Vec2Config(num_labels=4).save_pretrained(folder)
+    return folder
+
+
+def other_extractor(folder):
+    save(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def without_a_backbone_weight(folder):
+    return change_weights(save(folder), lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight"))
+
+
+def without_half_its_head(folder):
+    return change_weights(save(folder), lambda weights: weights.pop("classifier.out_proj.weight"))
+
+
+def with_a_weight_too_many(folder):
+    return change_weights(save(folder), lambda weights: weights.update({"maxmvit.third.weight": torch.zeros(3)}))
+
+
+def of_another_shape(folder):
+    save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    return folder
+
+
+def of_more_classes_than_it_says(folder):
+    return change_weights(save(folder), lambda weights: weights.update({LAST_LAYER[0]: torch.zeros(5, 32)}))
+
+
+def not_finite(folder):
+    return change_weights(save(folder), lambda weights: weights["classifier.dense.weight"].fill_(float("nan")))
+
+
+def cut_off(folder):
+    weights = save(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    return folder
+
+
+WRONG = {
+    headless: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
+    other_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
+    other_extractor: "holds a Wav2Vec2FeatureExtractor, no MaxMViTFeatureExtractor: name",
+    without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy it again",
+    without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy it again",
+    with_a_weight_too_many: "weights of another model than its config.json describes, such as maxmvit.third.weight",
+    of_another_shape: "weights of another model than its config.json describes, such as classifier.dense.bias",
+    of_more_classes_than_it_says: "another model than its config.json describes, such as classifier.out_proj.weight",
+    not_finite: "weights that are not finite, such as classifier.dense.weight",
+    cut_off: "cannot use",
+}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recording") / "voice.wav"
+    soundfile.write(path, voice(0.5), 44_100)
+    return path
+
+
+@pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
+def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
+    folder = spoil(tmp_path / "checkpoint")
+    output = tmp_path / "out.csv"
+    capsys.readouterr()  # of saving it
+    assert predict_ser.main([str(folder), str(recording), "--output", str(output)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(WRONG[spoil], said) and str(folder) in said
+    assert len(said.splitlines()) == 1
+    assert not output.exists()
+    with pytest.raises(UsageError):
+        load_pipeline(str(folder))  # as the page does
+
+
+@pytest.mark.parametrize(
+    "spoil", WRONG.keys() - {cut_off, of_more_classes_than_it_says}, ids=lambda spoil: spoil.__name__
+)
+def test_no_training_starts_from_a_wrong_checkpoint(spoil, tmp_path):
+    start = ModelArguments(model_name_or_path=str(spoil(tmp_path / "checkpoint")))
+    corpus = corpus_of([0, 1, 2, 3] * 2)
+    with pytest.raises(ValueError, match=WRONG[spoil]):
+        make_feature_extractor(start)
+        make_model(make_config(corpus, start), start)
+
+
+def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
+    model = tiny_model()
+    loaded = load_model(save(tmp_path, model)).state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("n_classes", [4, 6])
+def test_only_the_last_layer_is_new_where_the_classes_are(n_classes, tmp_path):
+    before = tiny_model()
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    model = make_model(make_config(corpus_of(list(range(n_classes))), start), start)
+    assert model.config.id2label == {index: f"class{index}" for index in range(n_classes)}
+    assert model(torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)).logits.shape == (1, n_classes)
+    new = {
+        name
+        for name, tensor in before.state_dict().items()
+        if name != LAST_LAYER[1] and not torch.equal(tensor, model.state_dict()[name])
+    }  # fmt: skip
+    assert new == {LAST_LAYER[0]}
+
+
+def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
+    config = tiny_config(2, id2label={0: "class0", 1: "class1"}, label2id={"class0": 0, "class1": 1})
+    before = MaxMViTForAudioClassification(config)
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    after = make_model(make_config(corpus_of([0, 1]), start), start)
+    assert torch.equal(after.classifier.out_proj.weight, before.classifier.out_proj.weight)
+
+
+def test_pipeline_refuses_a_checkpoint_without_a_head(tmp_path):
+    folder = headless(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="without the head of MaxMViTForAudioClassification"):
+        pipeline("audio-classification", model=str(folder), trust_remote_code=True)
+
+
+def test_scores_that_are_not_finite_are_an_error_and_never_a_row():
+    model = tiny_model()
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = float("inf")
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification"
+    )
+    with pytest.raises(FloatingPointError, match="Input 0: the model's scores are not finite.* try float32"):
+        classify(voice(0.5))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        classify(voice(0.5), window_s=0.25)
+    answers = classify([voice(0.5), voice(0.6)], on_error="skip")
+    assert [answer["error"].partition(".")[0] for answer in answers] == [
+        f"Input {index}: the model's scores are not finite" for index in range(2)
+    ]
+
+
+def test_a_model_that_was_never_saved_has_a_pipeline_too():
+    classify = MaxMViTAudioClassificationPipeline(
+        model=tiny_model(), feature_extractor=tiny_feature_extractor(), task="audio-classification"
+    )
+    assert len(classify(voice(0.5))) == 4
