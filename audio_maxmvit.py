@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from http.client import HTTPException, InvalidURL
 from typing import Any, BinaryIO
 
-import librosa
 import numpy as np
 import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or hand out stale memory on broken files
+import soxr  # comes with librosa too
 import torch
 
-BLOCK_S = 30  # how much of a file is in memory at a time; whole seconds, so that blocks meet exactly at any two rates
+BLOCK_S = 30  # how much of a file is in memory at a time
 MOST_MISSING_S = 0.1  # an mp3 may hold this much less than the tag in its first frame says and be whole
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
 # What a folder is searched for. Some of it libsndfile cannot decode: those files are named, not overlooked.
@@ -37,7 +37,8 @@ def read_audio(source: Any, sampling_rate: int) -> np.ndarray:
         source: A path, a URL, the bytes of a file, a binary file object, a dict as `datasets` yields it (`"bytes"` and
             `"path"`, or `"array"` or `"raw"` with its `"sampling_rate"`), a `datasets` audio decoder, or an array of
             shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`.
-        sampling_rate (`int`): Of the answer, in Hz. Other rates are resampled (soxr, high quality).
+        sampling_rate (`int`): Of the answer, in Hz. Other rates are resampled (soxr, high quality) to the samples and
+            the length that `librosa.resample` gives.
 
     Returns:
         `np.ndarray` of shape `(T,)`: float32, the mean over the channels.
@@ -235,20 +236,18 @@ def _is_cut_off(file: BinaryIO) -> bool:
     return False
 
 
-def _resampled(pieces: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """
-    Resamples consecutive pieces, each but the last a whole number of seconds long. Every piece is resampled with a
-    second of its neighbours on either side, so that no seam is heard.
-    """
+def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
+    """Resamples consecutive pieces as if they were one: no seam, whatever their lengths."""
     if rate == target:
         yield from pieces
         return
-    nothing = np.zeros(0, np.float32)
-    before, piece = nothing, next(pieces, nothing)
-    while len(piece):
-        after = next(pieces, nothing)
-        around = np.concatenate([before, piece, after[:rate]])
-        around = librosa.resample(around, orig_sr=rate, target_sr=target, res_type="soxr_hq")
-        start = len(before) * target // rate
-        yield around[start : start + -(-len(piece) * target // rate)]
-        before, piece = piece[-rate:], after
+    resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
+    n_read = n_made = 0
+    for piece in pieces:
+        made = resampler.resample_chunk(piece)
+        n_read, n_made = n_read + len(piece), n_made + len(made)
+        if len(made):
+            yield made
+    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    missing = -(-n_read * target // rate) - n_made - len(rest)  # soxr rounds the length, librosa rounds it up
+    yield np.pad(rest, (0, missing))
