@@ -2,12 +2,9 @@
 
 import io
 import os
-import shutil
 import tempfile
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, InvalidURL
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +12,20 @@ import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or ha
 import soxr  # comes with librosa too
 import torch
 
-BLOCK_S = 30  # how much of a file is in memory at a time
+try:
+    from .download_maxmvit import DownloadError, download
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from download_maxmvit import DownloadError, download
+
+BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
+LONGEST_CLIP_S = 600.0  # a picture of more would show nothing
+LOWEST_RATE, HIGHEST_RATE = (
+    1_000,
+    4_000_000,
+)  # Hz; beyond are broken headers, which blow a clip up or shrink it to none
+MOST_CHUNKS = 1_000  # of a wav or aiff file before its samples; those of recorders and editors are some dozen
 MOST_MISSING_S = 0.1  # an mp3 may hold this much less than the tag in its first frame says and be whole
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
 # What a folder is searched for. Some of it libsndfile cannot decode: those files are named, not overlooked.
@@ -29,7 +39,9 @@ class AudioError(ValueError):
     """Audio that cannot be used; the message names the item, what is wrong with it and what would do."""
 
 
-def read_audio(source: Any, sampling_rate: int) -> np.ndarray:
+def read_audio(
+    source: Any, sampling_rate: int, *, max_s: float | None = LONGEST_CLIP_S, allow_private_urls: bool = False
+) -> np.ndarray:
     """
     Reads a whole recording: wav, flac, ogg, opus, mp3 and whatever else libsndfile decodes, without FFmpeg.
 
@@ -37,23 +49,33 @@ def read_audio(source: Any, sampling_rate: int) -> np.ndarray:
         source: A path, a URL, the bytes of a file, a binary file object, a dict as `datasets` yields it (`"bytes"` and
             `"path"`, or `"array"` or `"raw"` with its `"sampling_rate"`), a `datasets` audio decoder, or an array of
             shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`.
-        sampling_rate (`int`): Of the answer, in Hz. Other rates are resampled (soxr, high quality) to the samples and
-            the length that `librosa.resample` gives.
+        sampling_rate (`int`): Of the answer, in Hz. Other rates, of 1 kHz to 4 MHz, are resampled (soxr, high quality)
+            to the samples and the length that `librosa.resample` gives.
+        max_s (`float`, *optional*, defaults to 600): Seconds that it may last; None for any length.
+        allow_private_urls (`bool`, defaults to `False`): Whether a URL may lie in this machine's own network.
 
     Returns:
         `np.ndarray` of shape `(T,)`: float32, the mean over the channels.
 
     Raises:
-        AudioError: The source is missing, not audio, empty, cut off, or holds NaN or infinity.
+        AudioError: The source is missing, not audio, empty, cut off, too long, or holds NaN or infinity.
     """
-    return np.concatenate(list(stream_audio(source, sampling_rate)))
+    pieces = stream_audio(source, sampling_rate, max_s=max_s, allow_private_urls=allow_private_urls)
+    return np.concatenate(list(pieces))
 
 
-def stream_audio(source: Any, sampling_rate: int) -> Iterator[np.ndarray]:
+def stream_audio(
+    source: Any, sampling_rate: int, *, max_s: float | None = None, allow_private_urls: bool = False
+) -> Iterator[np.ndarray]:
     """Yields what `read_audio` returns in consecutive pieces of `BLOCK_S` seconds, so that memory stays flat."""
     name = name_of(source)
-    pieces, rate = _decoded(source, name, sampling_rate)
-    yield from _resampled(_checked(pieces, name), rate, sampling_rate)
+    pieces, rate = _decoded(source, name, sampling_rate, allow_private_urls)
+    left = float("inf") if max_s is None else max_s * sampling_rate
+    for piece in _resampled(_checked(pieces, name), rate, sampling_rate):
+        left -= len(piece)
+        if left < 0:
+            raise AudioError(f"{name} lasts longer than {max_s:g} s; cut it up or, if that is meant, raise max_s.")
+        yield piece
 
 
 def name_of(source: Any) -> str:
@@ -76,7 +98,7 @@ def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
     return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
 
 
-def _decoded(source: Any, name: str, sampling_rate: int) -> tuple[Iterator[np.ndarray], int]:
+def _decoded(source: Any, name: str, sampling_rate: int, allow_private_urls: bool) -> tuple[Iterator[np.ndarray], int]:
     """Mono pieces of whatever `source` is, at its own rate, and that rate."""
     if isinstance(source, dict):
         array = source.get("array", source.get("raw"))
@@ -93,7 +115,7 @@ def _decoded(source: Any, name: str, sampling_rate: int) -> tuple[Iterator[np.nd
         return iter([_mono(samples.data, name)]), _checked_rate(samples.sample_rate, name)
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return iter([_mono(source, name)]), sampling_rate
-    pieces = _decoded_file(source, name)
+    pieces = _decoded_file(source, name, allow_private_urls)
     return pieces, next(pieces)
 
 
@@ -136,33 +158,40 @@ def _mono(array: Any, name: str) -> np.ndarray:
 
 def _checked_rate(rate: Any, name: str) -> int:
     is_number = isinstance(rate, (int, float, np.integer, np.floating))
-    if not is_number or not 1 <= rate < 2**31 or rate != int(rate):  # NaN is in no range
-        raise AudioError(f"{name} has the sampling rate {rate!r}; give a whole number of samples a second.")
+    if not is_number or not LOWEST_RATE <= rate <= HIGHEST_RATE or rate != int(rate):  # NaN is in no range
+        raise AudioError(
+            f"{name} has the sampling rate {rate!r}; only whole numbers of samples a second from {LOWEST_RATE:,} to "
+            f"{HIGHEST_RATE:,} are read. Correct it, or resample it first."
+        )
     return int(rate)
 
 
-def _decoded_file(source: Any, name: str) -> Iterator[Any]:
-    """First the rate of a file, then its mono pieces of `BLOCK_S` seconds."""
+def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[Any]:
+    """First the rate of a file, then its mono pieces."""
     try:
-        with _opened(source, name) as file:
+        with _opened(source, name, allow_private_urls) as file:
             if not file.seek(0, io.SEEK_END):
                 raise AudioError(f"{name} is empty: it holds no bytes.")
-            if _is_cut_off(file):
+            if _is_cut_off(file, name):
                 raise AudioError(f"{name} is cut off: it ends before its own header says. Copy or download it again.")
             file.seek(0)
             head = file.read(0x10000)
             file.seek(0)
             with soundfile.SoundFile(file) as audio:
-                yield audio.samplerate
+                rate = _checked_rate(audio.samplerate, name)
+                yield rate
                 missing = audio.frames
-                while len(piece := audio.read(BLOCK_S * audio.samplerate, dtype="float32", always_2d=True)):
+                length = min(BLOCK_S * rate, BLOCK_VALUES // audio.channels)
+                while len(piece := audio.read(length, dtype="float32", always_2d=True)):
                     missing -= len(piece)
                     yield piece.mean(axis=1)
-                if missing > MOST_MISSING_S * audio.samplerate and (b"Xing" in head or b"Info" in head):
-                    raise AudioError(f"{name} is cut off: its last {missing / audio.samplerate:.2f} s are missing.")
+                if missing > MOST_MISSING_S * rate and (b"Xing" in head or b"Info" in head):
+                    raise AudioError(f"{name} is cut off: its last {missing / rate:.2f} s are missing.")
     except AudioError:
         raise
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
+    except DownloadError as error:
+        raise AudioError(str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise AudioError(f"{name} cannot be read: {reason}.") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: soundfile's answer to a name ending in .raw
@@ -174,15 +203,17 @@ def _decoded_file(source: Any, name: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
+def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[BinaryIO]:
     """A seekable binary file of a path, URL, bytes or file object; a file object given stays open."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
+    elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
-            _download(source, file)
+            download(source, file, allow_private_urls)
             yield file
     elif isinstance(source, (str, os.PathLike)):
+        if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
+            raise AudioError(f"{name} is no file but a device or a pipe, whose end nobody knows; give a file.")
         with open(source, "rb") as file:
             yield file
     elif hasattr(source, "read"):
@@ -196,21 +227,7 @@ def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
         )
 
 
-def _download(url: str, file: BinaryIO) -> None:
-    """Writes what a URL holds to a file, all of it or an error."""
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            shutil.copyfileobj(answer, file)
-            missing = getattr(answer, "length", None)  # what is left of the Content-Length
-    except (InvalidURL, ValueError) as error:  # ValueError: brackets, a host name or letters that no URL can have
-        raise AudioError(
-            f"{url} is no valid URL ({error}); check it, and write spaces and letters beyond ASCII as %20 and so on."
-        ) from error
-    if missing:
-        raise AudioError(f"{url} is cut off: {missing} bytes that the server announced did not come. Try again.")
-
-
-def _is_cut_off(file: BinaryIO) -> bool:
+def _is_cut_off(file: BinaryIO, name: str) -> bool:
     """
     Whether a wav, aiff or ogg file lacks its end. libsndfile decodes what there is of those without a word; of flac
     it complains by itself, and an mp3 whose first frame counts the others (tag Xing or Info) shows it at its end.
@@ -220,13 +237,16 @@ def _is_cut_off(file: BinaryIO) -> bool:
     kind = file.read(4)
     if kind in (b"RIFF", b"FORM"):
         order, position = ("little" if kind == b"RIFF" else "big"), 12
-        while position + 8 <= size:
+        for _ in range(MOST_CHUNKS):
+            if position + 8 > size:
+                return False
             file.seek(position)
             chunk, length = file.read(4), int.from_bytes(file.read(4), order)
             if chunk in (b"data", b"SSND"):  # written into a pipe, its length is unknown and given as the largest
                 return length < 0x7FFFF000 and position + 8 + length > size
             position += 8 + length + length % 2
-    elif kind == b"OggS":
+        raise AudioError(f"{name} cannot be decoded (over {MOST_CHUNKS:,} chunks and no samples); export it again.")
+    if kind == b"OggS":
         file.seek(max(0, size - 0x10000))  # no page is longer
         page = file.read()
         page = page[page.rfind(b"OggS") :]

@@ -1,8 +1,10 @@
 """Any recording in, emotions out: reading audio, and the `audio-classification` pipeline of MaxMViT."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,15 @@ from transformers import AudioClassificationPipeline
 from transformers.pipelines.base import ChunkPipeline
 
 try:
-    from .audio_maxmvit import AudioError, loudness, stream_audio
+    from .audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from audio_maxmvit import AudioError, loudness, stream_audio
+    from audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
 
 CLIP_S = 40  # up to here a recording is one clip (IEMOCAP's longest has 34 s), beyond it is answered window by window
 WINDOW_S = 3.0
+SHORTEST_WINDOW_S = 0.01  # and hop
 SILENCE = "silence"
 
 
@@ -39,10 +42,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     Args:
         top_k (`int`, *optional*): Best labels to return; all by default.
         function_to_apply (`str`, *optional*): `"softmax"` (default), `"sigmoid"` or `"none"`.
-        window_s (`float`, *optional*): Length of a window in seconds. Given, it asks for a timeline. None reads any
-            recording as one clip, the whole of it in memory. By default recordings of up to 40 s are one clip, and
-            longer ones are answered by the mean of their windows of 3 s.
-        hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next, at most
+        window_s (`float`, *optional*): Length of a window in seconds, 0.01 to 600. Given, it asks for a timeline. None
+            takes any recording as one clip, the whole of it in memory. By default recordings of up to 40 s are one
+            clip, and longer ones are answered by the mean of their windows of 3 s.
+        hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next, from 0.01 to
             `window_s`. One more window ends where the recording ends, so that nothing is left out.
         timeline (`bool`, *optional*): True for the timeline, False for one answer (the mean of the windows' scores).
         smooth (`int`, *optional*, defaults to 1): Each window of a timeline gets the mean scores of this odd number of
@@ -51,6 +54,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             scale) are labelled "silence", with no scores, and are not classified. None classifies every window.
             A clip taken as one is always classified.
         sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
+        max_s (`float`, *optional*): Seconds a recording may last, None for any length. By default 600 where it is
+            taken as one clip (`window_s=None`), and any length in windows.
+        allow_private_urls (`bool`, *optional*, defaults to False): Whether URLs may lie in the network of the machine
+            that runs the pipeline (loopback, private and link-local addresses). Leave it where strangers give them.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` answers `{"error": message}` to input that cannot
             be used, or has no finite scores, and goes on.
         batch_size (`int`, *optional*, defaults to 8): Clips or windows in one forward; windows of several recordings
@@ -156,12 +163,16 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         hop_s: float | None = None,
         silence_db: float | None = -60.0,
         sampling_rate: int | None = None,
+        max_s: float | str | None = "auto",
+        allow_private_urls: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Yields the windows of a recording, `{"start", "end", "waveform"}`; a silent one has no waveform."""
         rate = self.feature_extractor.sampling_rate
         if sampling_rate is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             source = {"array": source, "sampling_rate": sampling_rate}
-        pieces = stream_audio(source, rate)
+        if max_s == "auto":
+            max_s = LONGEST_CLIP_S if window_s is None else None
+        pieces = stream_audio(source, rate, max_s=max_s, allow_private_urls=allow_private_urls)
         if window_s == "auto":
             begin = list(_until(pieces, CLIP_S * rate))
             is_clip = sum(map(len, begin)) <= CLIP_S * rate
@@ -232,21 +243,31 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         return apply[function_to_apply](window["logits"]).numpy()
 
 
-def _is_number(value: Any, low: float = 0.0) -> bool:
-    return isinstance(value, (int, float)) and low < value < float("inf")
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf, kind: type = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+
+
+def _is_window(value: Any) -> bool:
+    return _is_number(value, SHORTEST_WINDOW_S, LONGEST_CLIP_S)
 
 
 # name: (the step that takes it: 0 preprocess, 1 forward, 2 postprocess; what fits besides None; the same in words)
 _PARAMETERS = {
-    "window_s": (0, _is_number, "a length in seconds, or None for one clip"),
-    "hop_s": (0, _is_number, "a length in seconds, or None for the window's"),
-    "silence_db": (0, lambda value: _is_number(value, -float("inf")), "a level in dB below full scale, or None"),
-    "sampling_rate": (0, _is_number, "a rate in Hz, or None for the model's"),
+    "window_s": (0, _is_window, "a length from 0.01 to 600 seconds, or None for one clip"),
+    "hop_s": (0, _is_window, "a length from 0.01 to 600 seconds, or None for the window's"),
+    "silence_db": (0, _is_number, "a level in dB below full scale, or None"),
+    "sampling_rate": (
+        0,
+        lambda value: _is_number(value, LOWEST_RATE, HIGHEST_RATE) and value == int(value),
+        f"a whole number of Hz from {LOWEST_RATE:,} to {HIGHEST_RATE:,}, or None for the model's",
+    ),
+    "max_s": (0, lambda value: _is_number(value, SHORTEST_WINDOW_S), "a length in seconds, or None for any"),
+    "allow_private_urls": (0, lambda value: isinstance(value, bool), "True or False"),
     "on_error": (1, lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
-    "top_k": (2, lambda value: isinstance(value, int) and value > 0, "a whole number from 1 on, or None for all"),
+    "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number from 1 on, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
-    "smooth": (2, lambda value: isinstance(value, int) and value % 2 == 1 and value > 0, "an odd number of windows"),
+    "smooth": (2, lambda value: _is_number(value, 1, kind=Integral) and value % 2 == 1, "an odd number of windows"),
 }
 
 
@@ -263,7 +284,7 @@ def _checked(recording: dict[str, Any], on_error: str) -> dict[str, Any]:
     return recording
 
 
-_NEVER_NONE = ("on_error", "timeline", "smooth")
+_NEVER_NONE = ("on_error", "timeline", "smooth", "allow_private_urls")
 
 
 def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from audio_maxmvit import LONGEST_CLIP_S
+from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table
 from ser.errors import UsageError
 from ser.metrics import confusion_matrix, scores_from_confusion
@@ -28,7 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     timeline = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
     try:
-        classify = load_pipeline(args.model, args.device, batch_size=args.batch_size, on_error="skip", **timeline)
+        classify = load_pipeline(
+            args.model,
+            args.device,
+            batch_size=args.batch_size,
+            on_error="skip",
+            allow_private_urls=args.allow_private_urls,
+            **timeline,
+        )
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
         items = find_items(args.inputs, label_names)
         table = open_table(args, items, label_names, classify)
@@ -52,6 +60,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
     parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
+    parser.add_argument(
+        "--allow_private_urls", action="store_true", help="fetch URLs in this machine's own network too"
+    )
     parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
     parser.add_argument("--output", help=".csv, .json or .jsonl file (default: CSV on the standard output)")
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
@@ -59,8 +70,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
-    if args.window is not None and not 0 < (args.hop or args.window) <= args.window:
-        parser.error("--window and --hop must be above 0, and --hop no longer than --window")
+    if args.window is not None:
+        hop = args.window if args.hop is None else args.hop
+        if not SHORTEST_WINDOW_S <= hop <= args.window <= LONGEST_CLIP_S:
+            parser.error(
+                f"--window and --hop must be from {SHORTEST_WINDOW_S:g} to {LONGEST_CLIP_S:g} seconds, and --hop no "
+                "longer than --window"
+            )
     if args.smooth < 1 or args.smooth % 2 == 0:
         parser.error("--smooth must be an odd number of windows")
     if args.batch_size < 1:

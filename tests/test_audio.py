@@ -1,16 +1,19 @@
-"""Reading files: what is exact."""
+"""Reading files: what is exact, and where it ends."""
 
 import io
+import os
+import time
 
 import librosa
 import numpy as np
+import pytest
 import soundfile
 import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import audio_maxmvit
-from audio_maxmvit import read_audio, stream_audio
+from audio_maxmvit import AudioError, read_audio, stream_audio
 
 
 def wav(samples: np.ndarray, rate: int) -> bytes:
@@ -43,11 +46,61 @@ def test_blocks_are_resampled_to_what_the_whole_file_gives_sample_for_sample(rat
 
 def test_a_file_read_in_blocks_equals_librosa_on_the_whole_of_it(monkeypatch):
     clip = noise(round(7.3 * 11_025))
-    monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 1)
-    assert len(list(stream_audio(wav(clip, 11_025), 11_025))) == 8
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 12_345)
+    assert len(list(stream_audio(wav(clip, 11_025), 11_025))) == 7
     whole = librosa.resample(clip, orig_sr=11_025, target_sr=16_000, res_type="soxr_hq")
     np.testing.assert_array_equal(read_audio(wav(clip, 11_025), 16_000), whole)
 
 
 def test_a_clip_of_one_sample_is_never_resampled_to_none():
     assert len(read_audio(wav(noise(1), 192_000), 16_000)) == 1
+
+
+@pytest.mark.parametrize("rate", [1, 999, 4_000_001, 2**31 - 1])
+def test_a_rate_that_nobody_records_at_is_refused(rate):
+    content = bytearray(wav(noise(500), 8_000))
+    content[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(AudioError, match=f"sampling rate {rate}; only whole numbers .* from 1,000 to 4,000,000"):
+        read_audio(bytes(content), 44_100)
+    with pytest.raises(AudioError, match=f"sampling rate {rate}; only"):
+        read_audio({"array": noise(500), "sampling_rate": rate}, 44_100)
+
+
+@pytest.mark.parametrize("filler", [bytes(8), b"JUNK\0\0\0\0"])
+@pytest.mark.parametrize("kind", [b"RIFF", b"FORM"])
+def test_a_header_without_an_end_costs_no_time(kind, filler):
+    form = b"WAVE" if kind == b"RIFF" else b"AIFF"
+    content = kind + b"\x00\x00\x40\x01" + form + filler * (20 * 2**20 // 8)
+    start = time.monotonic()
+    with pytest.raises(AudioError, match=r"cannot be decoded \(over 1,000 chunks and no samples\)"):
+        read_audio(content, 44_100)
+    assert time.monotonic() - start < 0.5
+
+
+def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
+    """A flac of silence unpacks ten-thousand-fold."""
+    path = tmp_path / "bomb.flac"
+    with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(11):
+            file.write(np.zeros(60 * 16_000, np.int16))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(AudioError, match="bomb.flac lasts longer than 600 s; cut it up or, if that is meant, raise"):
+        read_audio(path, 16_000)
+    assert len(read_audio(path, 16_000, max_s=660)) == len(read_audio(path, 16_000, max_s=None)) == 660 * 16_000
+    assert sum(map(len, stream_audio(path, 16_000))) == 660 * 16_000
+
+
+def test_many_channels_take_no_more_memory_than_one(monkeypatch):
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 8_000)
+    clip = np.repeat(noise(1_000)[:, None], 200, axis=1)
+    pieces = list(stream_audio(wav(clip, 8_000), 8_000))
+    assert max(map(len, pieces)) == 40
+    np.testing.assert_allclose(np.concatenate(pieces), clip[:, 0], atol=1e-6)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "voice.wav")
+    with pytest.raises(AudioError, match="voice.wav is no file but a device or a pipe"):
+        read_audio(tmp_path / "voice.wav", 16_000)
+    with pytest.raises(AudioError, match="/dev/zero is no file but a device"):
+        read_audio("/dev/zero", 16_000)

@@ -157,7 +157,9 @@ SHIPPED = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("package", ["", "shipped."])
-@pytest.mark.parametrize("name, sibling", [("modeling_maxmvit", "configuration_maxmvit")])
+@pytest.mark.parametrize(
+    "name, sibling", [("modeling_maxmvit", "configuration_maxmvit"), ("audio_maxmvit", "download_maxmvit")]
+)
 def test_a_sibling_that_cannot_be_imported_says_so_itself(name, sibling, package, tmp_path, monkeypatch):
     folder = tmp_path / package.rstrip(".")
     folder.mkdir(exist_ok=True)

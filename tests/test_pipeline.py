@@ -1,8 +1,6 @@
 import functools
-import http.server
 import io
 import subprocess
-import threading
 import tracemalloc
 
 import datasets
@@ -19,6 +17,7 @@ import audio_maxmvit
 import pipeline_maxmvit
 from audio_maxmvit import AudioError, loudness, read_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
+from tests.servers import Folder, serving
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 RATE = 44_100
@@ -150,50 +149,15 @@ def test_every_kind_of_source_gives_one_answer(classify, tmp_path):
     assert_same(classify({"array": whole_numbers, "sampling_rate": 16_000}), expected, tolerance=0.02)
 
 
-def test_a_url_is_fetched(classify, tmp_path):
+def test_a_url_of_the_own_network_is_fetched_where_that_is_permitted(classify, tmp_path):
     (tmp_path / "clip.flac").write_bytes(encoded(voice(0.3), RATE, "flac"))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *args: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        assert_same(classify(f"{base}/clip.flac"), classify(str(tmp_path / "clip.flac")))
+    with serving(functools.partial(Folder, directory=tmp_path)) as base:
+        with pytest.raises(AudioError, match="/clip.flac cannot be read: .*own network; allow_private_urls permits"):
+            classify(f"{base}/clip.flac")
+        permitted = functools.partial(classify, allow_private_urls=True)
+        assert_same(permitted(f"{base}/clip.flac"), classify(str(tmp_path / "clip.flac")))
         with pytest.raises(AudioError, match="/nothing.flac cannot be read: .*404"):
-            classify(f"{base}/nothing.flac")
-        server.shutdown()
-
-
-class Breaking(http.server.BaseHTTPRequestHandler):
-    """Sends a whole clip, but announces more: as a length, or as another chunk."""
-
-    clip = encoded(voice(0.3), RATE)
-
-    def do_GET(self):
-        self.protocol_version = "HTTP/1.1"
-        self.send_response(200)
-        if self.path == "/chunks.wav":
-            self.send_header("Transfer-Encoding", "chunked")
-            content = b"%x\r\n%b\r\n5\r\nab" % (len(self.clip), self.clip)
-        else:
-            self.send_header("Content-Length", str(len(self.clip) + 100))
-            content = self.clip
-        self.end_headers()
-        self.wfile.write(content)
-        self.close_connection = True
-
-    def log_message(self, *args):
-        pass
-
-
-def test_a_download_that_ends_early_is_refused():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(AudioError, match="/clip.wav is cut off: 100 bytes that the server announced"):
-            read_audio(f"{base}/clip.wav", RATE)
-        with pytest.raises(AudioError, match="/chunks.wav cannot be read: IncompleteRead"):
-            read_audio(f"{base}/chunks.wav", RATE)
-        server.shutdown()
+            permitted(f"{base}/nothing.flac")
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])
@@ -362,9 +326,14 @@ def test_a_generator_is_read_as_answers_are_asked_for(classify):
 
 
 def test_wrong_parameters_are_refused(classify):
-    for wrong in ({"window_s": 0}, {"hop_s": -1}, {"top_k": 0}, {"smooth": 2}, {"on_error": "ignore"}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* does not work"):
-            classify(voice(0.1), **wrong)
+    wrong = {
+        "window_s": (0, 1e-9, 601, float("nan"), True, "3"), "hop_s": (-1, 1e-9), "top_k": (0, 1.5),
+        "smooth": (2, None), "on_error": ("ignore",), "sampling_rate": (1, 0.5, 16_000.5, 10**8),
+        "max_s": (0, float("inf")), "allow_private_urls": (None, "yes"), "silence_db": (float("-inf"),),
+    }  # fmt: skip
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
+        with pytest.raises(ValueError, match=f"{name}=.* does not work; {name} is "):
+            classify(voice(0.1), **{name: value})
     with pytest.raises(ValueError, match="leaves out audio"):
         classify(voice(0.1), window_s=1.0, hop_s=2.0)
     with pytest.raises(TypeError, match="'chunk_length_s' is not a parameter"):
@@ -458,6 +427,17 @@ def test_a_long_recording_is_answered_by_windows_unless_one_clip_is_asked_for(pa
     assert_same(pipe(long, window_s=None), as_one)
     assert_same(pipe(long[: 4 * RATE]), pipe(long[: 4 * RATE], window_s=None))
     assert len(pipe(long, timeline=True)) == 2
+
+
+def test_a_recording_is_as_long_as_it_may_be(classify, monkeypatch):
+    long = voice(2.0)
+    with pytest.raises(AudioError, match="lasts longer than 1.5 s; cut it up or, if that is meant, raise max_s"):
+        classify(long, max_s=1.5)
+    assert len(classify(long, max_s=2.0, window_s=1.0)) == 2
+    monkeypatch.setattr(pipeline_maxmvit, "LONGEST_CLIP_S", 1.5)
+    with pytest.raises(AudioError, match="lasts longer than 1.5 s"):
+        classify(long, window_s=None)
+    assert_same(classify(long, window_s=None, max_s=None), classify(long))
 
 
 def test_windows_of_several_recordings_share_a_batch(parts, monkeypatch):

@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 import predict_ser
+from tests.servers import Folder, serving
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
@@ -130,6 +132,13 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
     messages = capsys.readouterr().err
     assert "9 files: 2 answered, 7 failed." in messages
     assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing, "[bad"))
+
+
+def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
+    with serving(functools.partial(Folder, directory=clips)) as base:
+        assert predict_ser.main([checkpoint, f"{base}/angry/0.wav"]) == 1
+        assert "own network; allow_private_urls permits that" in capsys.readouterr().err
+        assert predict_ser.main([checkpoint, f"{base}/angry/0.wav", "--allow_private_urls"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -266,7 +275,11 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
         assert complaint in message
         assert "Traceback" not in message
     assert other.read_text() == "name,age\nx,3\n"
-    for flags in (["--hop", "1"], ["--window", "1", "--hop", "2"], ["--output", "out.txt"], ["--smooth", "2"]):
+    wrong_flags = (
+        "--hop 1", "--window 1 --hop 2", "--window 1 --hop 0", "--window 1 --hop 1e-9", "--window nan", "--window 601",
+        "--output out.txt", "--smooth 2",
+    )  # fmt: skip
+    for flags in map(str.split, wrong_flags):
         with pytest.raises(SystemExit) as stopped:
             predict_ser.main([checkpoint, clip, *flags])
         assert stopped.value.code == 2
