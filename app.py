@@ -21,7 +21,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from audio_maxmvit import AudioError, stream_audio  # noqa: E402
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline  # noqa: E402
-from ser.errors import UsageError  # noqa: E402
+from ser.commands import exit_code  # noqa: E402
 from ser.figures import plot_spectrograms  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.timelines import clock, envelope, plot_timeline  # noqa: E402
@@ -39,18 +39,15 @@ STYLE = """
 """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=os.environ.get("SER_MODEL"), help="folder or name on the Hub")
     parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not args.model:
         parser.error("name a checkpoint: python app.py MODEL, or the environment variable SER_MODEL")
-    try:
-        classify = load_pipeline(args.model, args.device)
-    except UsageError as error:
-        sys.exit(f"app.py: {error}")
+    classify = load_pipeline(args.model, args.device)
     build_page(classify).launch(server_port=args.port, theme=theme(), css=STYLE, footer_links=["gradio"])
 
 
@@ -173,5 +170,9 @@ def write_csv(rows: list[dict[str, Any]], labels: list[str], name: str) -> str:
     return str(path)
 
 
+def command() -> int:
+    return exit_code(main, "The page is closed.")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

@@ -18,11 +18,10 @@ from tqdm import tqdm
 from audio_maxmvit import LONGEST_CLIP_S
 from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table
+from ser.commands import FAILED, NOT_STARTED, exit_code
 from ser.errors import UsageError
 from ser.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_pipeline
-
-FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         items = find_items(args.inputs, label_names)
         table = open_table(args, items, label_names, classify)
     except UsageError as error:
-        print(f"predict_ser.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
     n_failed = predict(classify, items, table)
     summarise(items, table, n_failed, label_names)
@@ -116,9 +115,9 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
         print(f"WA {scores['WA']:.4f}  UA {scores['UA']:.4f} on {len(judged)} labelled files{silent}", file=sys.stderr)
 
 
+def command() -> int:
+    return exit_code(main, "Stopped; with --output, the same command goes on from here.")
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\npredict_ser.py: stopped; with --output, the same command goes on from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    sys.exit(command())

@@ -11,12 +11,10 @@ transformers can load it, what it scored on clips that chose nothing, and each c
 
 import sys
 
-from audio_maxmvit import AudioError
 from ser.arguments import parse_arguments
-from ser.errors import DataError, NonFiniteLossError
+from ser.commands import exit_code
 from ser.models import make_config, make_feature_extractor
 from ser.training import (
-    logger,
     plan_folds,
     read_corpus,
     report_all_folds,
@@ -40,13 +38,13 @@ def main(arguments: list[str] | None = None) -> None:
         report_all_folds(runs, training_args)
 
 
+def command() -> int:
+    return exit_code(
+        main,
+        "Interrupted. The same command, without --overwrite_output_dir, goes on from the last checkpoint.",
+        debug_flag="--log_level debug",
+    )
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, AudioError, NonFiniteLossError) as error:
-        sys.exit(f"error: {error}")
-    except (ValueError, OSError) as error:
-        logger.debug("Where it came from:", exc_info=True)
-        sys.exit(f"error: {error} (--log_level debug shows where it came from.)")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command, without --overwrite_output_dir, goes on from the last checkpoint.")
+    sys.exit(command())

@@ -232,7 +232,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe, arguments = arguments[0], arguments[1:]
         try:
-            settings = yaml.safe_load(Path(recipe).read_text())
+            settings = yaml.safe_load(find_recipe(recipe).read_text())
         except (OSError, yaml.YAMLError) as error:
             sys.exit(f"error: recipe {recipe} cannot be read: {error}")
         if not isinstance(settings, dict):
@@ -243,6 +243,15 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args
+
+
+def find_recipe(name: str) -> Path:
+    """The file of that name or, where there is none and it is named as in the project's root (`configs/demo.yaml`),
+    the recipe that is installed beside this code."""
+    path, root = Path(name), Path(__file__).parents[1]
+    if path.parent != Path("configs") or path.exists():
+        return path
+    return next((p for p in (root / path, root / "ser" / "recipes" / path.name) if p.is_file()), path)
 
 
 def _as_flags(settings: dict) -> list[str]:

@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
-from ser.arguments import parse_arguments
+from ser.arguments import find_recipe, parse_arguments
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
@@ -249,6 +249,17 @@ def test_defaults_are_the_references(tmp_path):
 def test_every_recipe_is_read(recipe):
     _, data_args, args = parse_arguments([str(recipe)])
     assert data_args.dataset_name in ("demo", "iemocap", "ravdess", "emodb") and args.output_dir
+
+
+def test_recipes_are_found_from_any_folder_and_files_of_ones_own_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("configs/demo.yaml") == ROOT / "configs" / "demo.yaml"
+    for name in ("configs/nothing.yaml", "demo.yaml", "other/demo.yaml"):
+        assert find_recipe(name) == Path(name)
+    own = tmp_path / "configs" / "demo.yaml"
+    own.parent.mkdir()
+    own.write_text("dataset_name: demo")
+    assert find_recipe("configs/demo.yaml") == Path("configs/demo.yaml")
 
 
 def write_iemocap(folder):

@@ -245,7 +245,7 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
         process.send_signal(signal.SIGINT)
         _, message = process.communicate()
     assert process.returncode == 130
-    assert "stopped; with --output, the same command goes on from here." in message
+    assert "Stopped; with --output, the same command goes on from here." in message
     assert "Traceback" not in message
 
 
