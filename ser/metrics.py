@@ -17,6 +17,7 @@ import datasets
 import evaluate
 import numpy as np
 from numpy.typing import ArrayLike
+from transformers import EvalPrediction
 
 SCORES = ("WA", "UA", "macro_f1", "weighted_f1")
 
@@ -131,18 +132,10 @@ def bootstrap_intervals(
     return intervals
 
 
-def compute_metrics(evaluation: object) -> dict[str, float]:
-    """The four scores of a `transformers.EvalPrediction` (logits `(N, C)`, or a tuple that starts with them), for
-    `Trainer(compute_metrics=...)`, which gathers the clips of all processes first."""
-    logits = evaluation.predictions
-    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
-    matrix = confusion_matrix(evaluation.label_ids, logits.argmax(-1), logits.shape[-1])
-    return {name: float(value) for name, value in scores_from_confusion(matrix).items()}
-
-
 class SpeechEmotionScores(evaluate.Metric):
-    """WA, UA, macro F1 and weighted F1 as an `evaluate` metric that needs no network: `SpeechEmotionScores()`, or
-    `evaluate.load("ser/metrics.py")`. Under several processes give `num_process`, `process_id` and `experiment_id`."""
+    """WA, UA, macro F1 and weighted F1 as an `evaluate` metric that needs no network and, besides `evaluate`, none of
+    this project: `SpeechEmotionScores()`, or `evaluate.load("ser/metrics.py")`. Under several processes give
+    `num_process`, `process_id` and `experiment_id`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -157,3 +150,12 @@ class SpeechEmotionScores(evaluate.Metric):
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         matrix = confusion_matrix(references, predictions, max(*predictions, *references) + 1)
         return {name: float(value) for name, value in scores_from_confusion(matrix).items()}
+
+
+def compute_metrics(evaluation: EvalPrediction) -> dict[str, float]:
+    """The metric [`SpeechEmotionScores`] of logits `(N, C)`, or of a tuple that starts with them, for
+    `Trainer(compute_metrics=...)`, which gathers the clips of all processes first."""
+    logits = evaluation.predictions
+    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+    metric = SpeechEmotionScores(keep_in_memory=True)
+    return metric.compute(predictions=logits.argmax(-1), references=evaluation.label_ids)
