@@ -25,6 +25,7 @@ import yaml
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from benchmarks.results import add_json, write_results
 from ser.files import whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--part", choices=PREDICTIONS, default="validation")
+    add_json(parser)
     args, flags = parser.parse_known_args()
     variations = read_variations(args.variations, args.recipe.stem)
     for fold in args.folds:
@@ -53,6 +55,7 @@ def main() -> None:
                 )
     rows = table({name: results(args, name) for name in variations})
     write(args.output_dir, rows, args)
+    write_results(args.json, {"part": args.part, "rows": rows})
 
 
 def read_variations(path: Path, recipe: str) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from audio_maxmvit import read_audio
+from benchmarks.results import add_json, write_results
 from ser.corpora import Corpus, load_corpus
 from ser.metrics import scores
 from ser.protocols import make_split, n_folds
@@ -35,12 +36,12 @@ def main() -> None:
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
     parser.add_argument("--protocol", nargs="+", default=["emobox", "luna-jimenez"])
     parser.add_argument("--num_workers", type=int, default=2)
+    add_json(parser)
     args = parser.parse_args()
     corpus = load_corpus("ravdess", args.data_dir)
     with ProcessPoolExecutor(args.num_workers) as workers:
         features = np.stack(list(workers.map(describe_clip, (clip["path"] for clip in corpus.clips["audio"]))))
-    for protocol in args.protocol:
-        report(corpus, features, protocol)
+    write_results(args.json, {protocol: report(corpus, features, protocol) for protocol in args.protocol})
 
 
 def describe_clip(path: str) -> np.ndarray:
@@ -52,7 +53,7 @@ def describe_clip(path: str) -> np.ndarray:
     return np.concatenate([*statistics, [np.log(len(waveform) / SAMPLING_RATE)]])
 
 
-def report(corpus: Corpus, features: np.ndarray, protocol: str) -> None:
+def report(corpus: Corpus, features: np.ndarray, protocol: str) -> dict[str, object]:
     """Trains and tests every fold, and prints its UA, their mean and deviation, and the pooled one."""
     labels, speakers = np.array(corpus.labels), np.array(corpus.speakers)
     per_fold, tested, answered = [], [], []
@@ -74,6 +75,7 @@ def report(corpus: Corpus, features: np.ndarray, protocol: str) -> None:
         f"{corpus.name}/{protocol}: UA {np.mean(per_fold):.3f} +- {np.std(per_fold, ddof=1):.3f}, pooled "
         f"{pooled['UA']:.3f} ({low:.3f} to {high:.3f} by speaker), WA pooled {pooled['WA']:.3f}"
     )
+    return {"UA_per_fold": per_fold, "pooled": pooled}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from audio_maxmvit import read_audio
+from benchmarks.results import add_json, write_results
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from spectrograms_maxmvit import C1, cqt_magnitude, decibels
 
@@ -26,15 +27,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
     parser.add_argument("--clips", type=int, default=144, help="clips for the comparison of images, evenly chosen")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "n_fft=.* is too large")  # librosa on clips of 0.1 s
     paths = sorted(Path(args.data_dir).glob("Actor_*/*"))
-    against_definition(paths)
-    against_librosa(paths[:: max(1, len(paths) // args.clips)])
+    worst = against_definition(paths)
+    images = against_librosa(paths[:: max(1, len(paths) // args.clips)])
+    write_results(args.json, {"cqt_worst_relative_rms": worst, **images})
 
 
-def against_definition(paths: list[Path]) -> None:
+def against_definition(paths: list[Path]) -> float:
     speech = np.concatenate([read_audio(path, RATE) for path in paths[::60]])
     print("relative RMS error of the CQT magnitude against a direct float64 evaluation")
     print(f"{'seconds':>8} {'torch':>10} {'librosa':>10}")
@@ -49,6 +52,7 @@ def against_definition(paths: list[Path]) -> None:
             worst = max(worst, own)
             print(f"{seconds:8} {own:10.1e} {other:10.1e}")
     print(f"worst: {worst:.1e} (wanted: at most 1e-4)\n")
+    return worst
 
 
 def cqt_by_definition(y: np.ndarray, hop_length: int = 512) -> np.ndarray:
@@ -65,7 +69,7 @@ def relative_rms(value: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
 
 
-def against_librosa(paths: list[Path]) -> None:
+def against_librosa(paths: list[Path]) -> dict[str, float]:
     fast, reference = MaxMViTFeatureExtractor(), MaxMViTFeatureExtractor(backend="librosa")
     differences = []
     for path in paths:
@@ -83,6 +87,12 @@ def against_librosa(paths: list[Path]) -> None:
     own, other = ((extractor.extract(y)["cqt_values"] - truth).abs().mean() for extractor in (fast, reference))
     print(f"the worst one, {paths[cqt.argmax()].name}, against the image of the float64 definition: ", end="")
     print(f"torch {own:.1e}, librosa {other:.1e}")
+    return {
+        "clips": len(paths),
+        "cqt_image_median": np.median(cqt), "cqt_image_worst": cqt.max(),
+        "mel_image_median": np.median(mel), "mel_image_worst": mel.max(),
+        "worst_cqt_image_against_definition": float(own), "librosas_against_definition": float(other),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The second start is a new process that counts the audio files it opens.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
+from benchmarks.results import add_json, write_results
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.batches import PairCollator
 from ser.features import extract_features
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--cache_dir", help="an empty folder; a temporary one by default")
     parser.add_argument("--second_start", action="store_true", help=argparse.SUPPRESS)
+    add_json(parser)
     args = parser.parse_args()
     if args.second_start:
         return second_start(args)
@@ -40,6 +43,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(args.cache_dir).rglob("*.arrow"))
         print(f"first start: {len(features)} clips in {elapsed:.1f} s, {size / 2**20:.0f} MiB on disk")
         sys.stdout.flush()
+        second = Path(folder) / "second.json"
         again = [
             args.data_dir,
             "--cache_dir",
@@ -47,8 +51,12 @@ def main() -> None:
             "--num_workers",
             str(args.num_workers),
             "--second_start",
+            "--json",
+            str(second),
         ]
         subprocess.run([sys.executable, "-m", "benchmarks.features_corpus", *again], check=True)
+        first = {"clips": len(features), "first_start_s": elapsed, "disk_mib": size / 2**20}
+        write_results(args.json, first | json.loads(second.read_text())["figures"])
 
 
 def extracted(args: argparse.Namespace) -> Dataset:
@@ -80,7 +88,9 @@ def second_start(args: argparse.Namespace) -> None:
     print(f"{len(opened)} audio files opened")
     start = time.perf_counter()
     count = sum(1 for _ in batches)
-    print(f"then {1e3 * (time.perf_counter() - start) / count:.1f} ms per shuffled batch of 16, in this process")
+    batch_ms = 1e3 * (time.perf_counter() - start) / count
+    print(f"then {batch_ms:.1f} ms per shuffled batch of 16, in this process")
+    write_results(args.json, {"second_start_s": elapsed, "audio_files_opened": len(opened), "batch_ms": batch_ms})
 
 
 if __name__ == "__main__":

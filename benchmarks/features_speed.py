@@ -20,6 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from audio_maxmvit import read_audio
+from benchmarks.results import add_json, write_results
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from spectrograms_maxmvit import cqt_magnitude
 
@@ -32,12 +33,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24, help="evenly chosen")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    add_json(parser)
     args = parser.parse_args()
     paths = sorted(Path(args.data_dir).glob("Actor_*/*"))
     waveforms = [read_audio(path, RATE) for path in paths[:: max(1, len(paths) // args.clips)]]
     seconds = np.mean([len(y) / RATE for y in waveforms])
     print(f"{len(waveforms)} clips of {seconds:.1f} s on average, {args.rounds} rounds; milliseconds per clip")
     extractor = MaxMViTFeatureExtractor()
+    figures: dict[str, object] = {"clips": len(waveforms), "mean_clip_s": seconds}
     for threads in args.threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
@@ -45,12 +48,15 @@ def main() -> None:
             images = compare(waveforms, args.rounds, {"torch": extractor.extract, "librosa + cv2": reference})
             cqts = {"torch": own_cqt, "librosa": lambda y: np.abs(librosa.cqt(y, sr=RATE)), **nnaudio_cqt()}
             report(f"waveform to both images, {threads} thread(s)", images)
-            report(f"CQT magnitude alone, {threads} thread(s)", compare(waveforms, args.rounds, cqts))
-    long_audio(extractor, waveforms)
+            alone = compare(waveforms, args.rounds, cqts)
+            report(f"CQT magnitude alone, {threads} thread(s)", alone)
+        figures[f"{threads}_threads"] = {"images_ms": images, "cqt_ms": alone}
+    figures |= long_audio(extractor, waveforms)
     if torch.cuda.is_available():
-        gpu(extractor, [read_audio(path, RATE) for path in paths[:256]])
+        figures |= gpu(extractor, [read_audio(path, RATE) for path in paths[:256]])
     else:
         print("no GPU here: clips per second on one not measured")
+    write_results(args.json, figures)
 
 
 def reference(y: np.ndarray) -> list[np.ndarray]:
@@ -83,7 +89,7 @@ def nnaudio_cqt() -> dict[str, Callable]:
 
 def compare(waveforms: list[np.ndarray], rounds: int, sides: dict[str, Callable]) -> dict[str, float]:
     """Median milliseconds per clip of each side; the sides take turns clip by clip."""
-    times = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for y in waveforms:  # fills every cache
         for side in sides.values():
             side(y)
@@ -103,7 +109,7 @@ def report(title: str, medians: dict[str, float]) -> None:
         print(f"{name:20} {value:8.2f} ms {value / own:8.2f} x")
 
 
-def long_audio(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> None:
+def long_audio(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> dict[str, float]:
     speech = np.concatenate(waveforms)
     hour = np.resize(speech, 3600 * RATE)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -112,14 +118,16 @@ def long_audio(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) 
     elapsed = time.perf_counter() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     print(f"\none hour of audio: {elapsed:.1f} s, {grown:.2f} GiB above the waveform's {hour.nbytes / 2**30:.2f} GiB")
+    return {"hour_s": elapsed, "hour_grown_gib": grown}
 
 
-def gpu(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> None:
+def gpu(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> dict[str, float]:
     """Clips per second of a batch, from host memory and from waveforms that lie on the GPU, against one CPU core."""
     torch.set_num_threads(1)
     one_core = 1e3 / compare(waveforms[:32], 3, {"torch": extractor.extract})["torch"]
     resident = [torch.from_numpy(y).cuda() for y in waveforms]
     print(f"\n{torch.cuda.get_device_name()}: one CPU core {one_core:.0f} clips per second")
+    rates = {"one core, clips per second": one_core}
     for title, batch in (("from host memory", waveforms), ("from GPU memory", resident)):
         times = []
         for _ in range(12):
@@ -129,7 +137,9 @@ def gpu(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> None
             torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         rate = len(batch) / np.median(times[2:])
+        rates[f"{title}, clips per second"] = rate
         print(f"{title}: {rate:.0f} clips per second, {rate / one_core:.0f} x")
+    return rates
 
 
 if __name__ == "__main__":

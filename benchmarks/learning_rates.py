@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import run_ser
+from benchmarks.results import add_json, write_results
 from ser.checkpoints import last_checkpoint
 
 RECIPE = Path(__file__).parent.parent / "configs" / "demo.yaml"
@@ -29,18 +30,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", default="docs/learning_rates.png")
     parser.add_argument("--cache_dir", help="where the demo corpus and its features are kept")
+    add_json(parser)
     args = parser.parse_args()
     cache = ["--cache_dir", args.cache_dir] if args.cache_dir else []
-    histories, lines = {}, []
+    histories, scores = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, flags) in enumerate(RUNS.items()):
             output = Path(folder) / str(index)
             run_ser.main([str(RECIPE), *flags, *cache, "--report_to", "none", "--output_dir", str(output)])
             state = json.loads((Path(last_checkpoint(output)) / "trainer_state.json").read_text())
             histories[name] = state["log_history"]
-            lines.append(f"{name}: test UA {json.loads((output / 'metrics.json').read_text())['UA']:.3f}")
+            scores[name] = json.loads((output / "metrics.json").read_text())["UA"]
     plot(histories, Path(args.picture))
-    print("\n".join(lines))
+    print("\n".join(f"{name}: test UA {score:.3f}" for name, score in scores.items()))
+    write_results(args.json, {"test_UA": scores, "histories": histories})
 
 
 def plot(histories: dict[str, list[dict]], path: Path) -> None:

@@ -18,6 +18,7 @@ import librosa
 import numpy as np
 
 from audio_maxmvit import read_audio
+from benchmarks.results import add_json, write_results
 from ser.corpora import Corpus, load_corpus
 from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
 from ser.models import load_pipeline
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--smooth", type=int, nargs="+", default=[1, 3, 5], help="each is tried")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", help="where to draw the first recording's timeline")
+    add_json(parser)
     args = parser.parse_args()
     actors = [f"{actor:02d}" for actor in args.actors] if args.actors else tested_speakers(args.checkpoint)
     classify = load_pipeline(str(args.checkpoint), batch_size=16)
@@ -46,7 +48,10 @@ def main() -> None:
     rate = classify.feature_extractor.sampling_rate
     print(f"actors {', '.join(actors)}; windows of {args.window:g} s every {args.hop:g} s; chance {1 / 8:.3f}")
     print("| levels | smooth | time named right | EDER | segment F1 |\n|---|---|---|---|---|")
+    figures: dict[str, dict[int, dict[str, float]]] = {}
     for equalised in (False, True):
+        levels = "equalised" if equalised else "as recorded"
+        figures[levels] = {}
         recordings = [glue(corpus, actor, rate, equalised, args.seed) for actor in actors]
         for smooth in args.smooth:
             scores = []
@@ -55,8 +60,10 @@ def main() -> None:
                 answer = timeline_segments(rows)
                 scores.append(diarization_scores(reference, answer, max(len(waveform) / rate, rows[-1]["end"])))
             pooled = pooled_scores(scores)
-            print(f"| {'equalised' if equalised else 'as recorded'} | {smooth} | {pooled['time_right']:.3f} | "
+            figures[levels][smooth] = pooled
+            print(f"| {levels} | {smooth} | {pooled['time_right']:.3f} | "
                   f"{pooled['EDER']:.3f} | {pooled['segment_F1']:.3f} |", flush=True)  # fmt: skip
+    write_results(args.json, {"by_levels_and_smooth": figures})
     if args.picture:
         draw(classify, *glue(corpus, actors[0], rate, False, args.seed), args)
 

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 
 from audio_maxmvit import read_audio, stream_audio
+from benchmarks.results import add_json, write_results
 from pipeline_maxmvit import SILENCE
 from ser.models import load_pipeline
 from ser.timelines import clock, envelope, plot_timeline
@@ -39,10 +40,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 11, 20, 21])
     parser.add_argument("--picture", default="timeline.png")
+    add_json(parser)
     args = parser.parse_args()
     classify = load_pipeline(
         args.checkpoint, batch_size=args.batch_size, window_s=args.window, hop_s=args.hop, smooth=args.smooth
     )
+    lengths = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in (args.minutes / 10, args.minutes):
             path = Path(folder) / "recording.flac"
@@ -50,6 +53,7 @@ def main() -> None:
             before, start = peak_mib(), time.perf_counter()
             rows = classify(path)
             took, size = time.perf_counter() - start, path.stat().st_size / 2**20
+            lengths.append({"minutes": minutes, "windows": len(rows), "took_s": took, "peak_mib": peak_mib()})
             print(f"{minutes:g} minutes, {size:.0f} MiB of flac: {len(rows)} windows in {took:.0f} s, "
                   f"peak memory {before:.0f} -> {peak_mib():.0f} MiB")  # fmt: skip
         rate = classify.feature_extractor.sampling_rate
@@ -58,7 +62,7 @@ def main() -> None:
         shape = envelope(stream_audio(path, rate), rate, step_s)
     labels = list(classify.model.config.id2label.values())
     plot_timeline(rows, shape, step_s, labels).savefig(args.picture)
-    report_border(rows, args.minutes * 30)
+    write_results(args.json, {"recordings": lengths, **report_border(rows, args.minutes * 30)})
     print(f"drawn in {args.picture}")
 
 
@@ -81,13 +85,15 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def report_border(rows: list[dict], border_s: float) -> None:
+def report_border(rows: list[dict], border_s: float) -> dict[str, float]:
     heard = [row for row in rows if row["label"] != SILENCE]
     centres = np.array([(row["start"] + row["end"]) / 2 for row in heard])
     angry, calm = (np.array([row["scores"][label] for row in heard]) for label in CODES)
+    figures = {"border_s": border_s}
     for name, half in (("angry", centres < border_s), ("calm", centres >= border_s)):
         rightly = np.mean((angry > calm)[half] == (name == "angry"))
         named = np.mean([row["label"] == name for row in np.array(heard, dtype=object)[half]])
+        figures |= {f"{name}_half_rightly": float(rightly), f"{name}_half_named": float(named)}
         print(f"{name} half: {100 * rightly:.1f} % of windows nearer to {name} than to the other, "
               f"{100 * named:.1f} % named {name}")  # fmt: skip
     evidence = np.log(angry + 1e-6) - np.log(calm + 1e-6)
@@ -97,6 +103,7 @@ def report_border(rows: list[dict], border_s: float) -> None:
     best = int(np.argmax(before * (len(evidence) - before) * apart**2))  # the step that fits the evidence best
     found = (centres[best] + centres[best + 1]) / 2
     print(f"the border lies at {clock(border_s)}; the scores put it at {clock(found)}")
+    return figures | {"border_found_s": float(found)}
 
 
 if __name__ == "__main__":

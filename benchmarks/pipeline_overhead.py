@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from benchmarks.results import add_json, write_results
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.7, help="length of a clip")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    add_json(parser)
     args = parser.parse_args()
     torch.manual_seed(0)
     build = MaxMViTForAudioClassification
@@ -82,6 +84,7 @@ def main() -> None:
           f"images of {size}, {args.device}, median of {args.rounds}")  # fmt: skip
     print(f"model {model_s * 1e3:.1f} ms   pipeline {pipeline_s * 1e3:.1f} ms   "
           f"overhead {100 * (pipeline_s / model_s - 1):+.1f} %")  # fmt: skip
+    write_results(args.json, {"clips": args.clips, "model_s": model_s, "pipeline_s": pipeline_s})
 
 
 if __name__ == "__main__":

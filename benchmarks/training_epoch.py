@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 from audio_maxmvit import read_audio
+from benchmarks.results import take_json, write_results
 from benchmarks.training_overhead import STEPS, StepClock, now, prepare
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
@@ -35,14 +36,16 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 
 
 def main() -> None:
-    recipe_epoch(sys.argv[1:])
+    json_path, flags = take_json(sys.argv[1:])
+    figures: dict[str, object] = {"recipe": recipe_epoch(flags)}
     if torch.cuda.is_available():
-        base_model(torch.device("cuda"))
+        figures["base_model"] = base_model(torch.device("cuda"))
     else:
         print("No GPU here: base + base in bfloat16 not measured.")
+    write_results(json_path, figures)
 
 
-def recipe_epoch(arguments: list[str]) -> None:
+def recipe_epoch(arguments: list[str]) -> dict[str, float]:
     make_trainer, args = prepare(arguments)
     model_args, data_args, _ = parse_arguments(arguments)
     settings = make_feature_extractor(model_args).to_dict()
@@ -75,6 +78,7 @@ def recipe_epoch(arguments: list[str]) -> None:
         print(f"{name:>20}: {1000 * each:7.1f} ms per clip, {each * count:7.1f} s per epoch of {count} clips")
     here, reference = per_clip.values()
     print(f"{'ratio':>20}: {reference / here:.2f}")
+    return {"here_ms_per_clip": 1000 * here, "reference_ms_per_clip": 1000 * reference, "clips": count}
 
 
 def reference_step(
@@ -111,7 +115,7 @@ def train_step(
 
 def base_model(
     device: torch.device, config: MaxMViTConfig | None = None, batch_size: int = 16, steps: int = 20
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Clips per second, share of the peak and memory of training, for three ways to do it."""
     config = config or MaxMViTConfig(num_labels=4)
     shape = (batch_size, 3, config.image_size, config.image_size)
@@ -128,7 +132,7 @@ def base_model(
     }
     chip = torch.cuda.get_device_name() if device.type == "cuda" else str(device)
     peak = next((value for key, value in PEAKS.items() if key in chip), None)
-    rates, flops = [], 0
+    rates, flops, figures = [], 0, {}
     for name, prepare_model in ways.items():
         model = MaxMViTForAudioClassification(config).to(device)
         optimizers, bf16 = prepare_model(model)
@@ -146,12 +150,15 @@ def base_model(
         seconds = (now(device) - started) / steps
         rates.append(batch_size / seconds)
         line = f"{name:>27}: {rates[-1]:7.1f} clips per second, {flops / seconds / 1e12:.1f} TFLOP/s"
+        figures[name] = {"clips per second": rates[-1], "TFLOP per second": flops / seconds / 1e12}
         if peak and bf16:
             line += f" ({flops / seconds / peak:.0%} of the bfloat16 peak)"
         if device.type == "cuda":
-            line += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            figures[name]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            line += f", {figures[name]['peak_gib']:.1f} GiB"
         print(f"{line}, {chip}")
     print(f"{'ratio of the first two':>27}: {rates[1] / rates[0]:.2f}")
+    return figures
 
 
 def plain(model: torch.nn.Module) -> tuple[list[torch.optim.Optimizer], bool]:

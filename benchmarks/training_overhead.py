@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
+from benchmarks.results import take_json, write_results
 from ser.arguments import SERTrainingArguments, parse_arguments
 from ser.models import make_config, make_feature_extractor, make_model
 from ser.optimizer import branch_modules
@@ -47,7 +48,8 @@ def now(device: torch.device) -> float:
 
 
 def main() -> None:
-    make_trainer, args = prepare(sys.argv[1:])
+    json_path, flags = take_json(sys.argv[1:])
+    make_trainer, args = prepare(flags)
     seconds = {"engine": 0.0, "bare loop": 0.0}
     for _ in range(ROUNDS):
         clock = StepClock()
@@ -62,6 +64,8 @@ def main() -> None:
             f"{args.device}, {count} steps)"
         )
     print(f"     ratio: {seconds['bare loop'] / seconds['engine']:.3f}")
+    rates = {f"{name}, steps per second": count / total for name, total in seconds.items()}
+    write_results(json_path, {"batch_size": args.per_device_train_batch_size, **rates})
 
 
 def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainingArguments]:

@@ -1,0 +1,45 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import take_json, write_results
+
+ROOT = Path(__file__).parents[1]
+DRAW_ONLY = {"features_pictures"}
+
+
+def test_json_is_taken_out_of_flags_that_are_handed_on():
+    assert take_json(["configs/demo.yaml", "--json", "a.json", "--fold", "2"]) == (
+        Path("a.json"),
+        ["configs/demo.yaml", "--fold", "2"],
+    )
+    assert take_json(["--js", "a.json"]) == (None, ["--js", "a.json"])
+
+
+def test_nothing_is_written_without_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_results(None, {"took_s": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"results"} - DRAW_ONLY)
+)
+def test_every_benchmark_keeps_its_figures(name):
+    source = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    assert "write_results(" in source and ("add_json(" in source or "take_json(" in source)
+
+
+@pytest.mark.slow
+def test_figures_come_with_command_machine_and_versions(tmp_path):
+    flags = ["--clips", "2", "--batch_size", "2", "--seconds", "0.1", "--rounds", "1"]
+    command = [sys.executable, "-m", "benchmarks.pipeline_overhead", *flags, "--json", tmp_path / "made" / "a.json"]
+    printed = subprocess.run(command, cwd=ROOT, env=os.environ, check=True, capture_output=True, text=True).stdout
+    kept = json.loads((tmp_path / "made" / "a.json").read_text())
+    assert kept["command"].startswith("python -m benchmarks.pipeline_overhead --clips 2")
+    assert kept["machine"]["cores"] == os.cpu_count() and "torch" in kept["versions"]
+    assert f"model {kept['figures']['model_s'] * 1e3:.1f} ms" in printed
