@@ -68,14 +68,22 @@ def stream_audio(
     source: Any, sampling_rate: int, *, max_s: float | None = None, allow_private_urls: bool = False
 ) -> Iterator[np.ndarray]:
     """Yields what `read_audio` returns in consecutive pieces of `BLOCK_S` seconds, so that memory stays flat."""
+    pieces, rate = decode_audio(source, sampling_rate, max_s=max_s, allow_private_urls=allow_private_urls)
+    yield from _resampled(pieces, rate, sampling_rate)
+
+
+def decode_audio(
+    source: Any, sampling_rate: int | None = None, *, max_s: float | None = None, allow_private_urls: bool = False
+) -> tuple[Iterator[np.ndarray], int]:
+    """
+    Opens what `read_audio` reads: its mono pieces at its own rate, and that rate.
+
+    Args:
+        sampling_rate (`int`, *optional*): Of an array that comes without its own.
+    """
     name = name_of(source)
     pieces, rate = _decoded(source, name, sampling_rate, allow_private_urls)
-    left = float("inf") if max_s is None else max_s * sampling_rate
-    for piece in _resampled(_checked(pieces, name), rate, sampling_rate):
-        left -= len(piece)
-        if left < 0:
-            raise AudioError(f"{name} lasts longer than {max_s:g} s; cut it up or, if that is meant, raise max_s.")
-        yield piece
+    return _checked(pieces, name, rate, max_s), rate
 
 
 def name_of(source: Any) -> str:
@@ -114,18 +122,20 @@ def _decoded(source: Any, name: str, sampling_rate: int, allow_private_urls: boo
         samples = source.get_all_samples()
         return iter([_mono(samples.data, name)]), _checked_rate(samples.sample_rate, name)
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return iter([_mono(source, name)]), sampling_rate
+        return iter([_mono(source, name)]), _checked_rate(sampling_rate, name)
     pieces = _decoded_file(source, name, allow_private_urls)
     return pieces, next(pieces)
 
 
-def _checked(pieces: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """The pieces, once it is sure that they hold samples, and numbers only."""
+def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | None) -> Iterator[np.ndarray]:
+    """The pieces, once it is sure that they hold samples, numbers only, and not too many."""
     length = 0
     for piece in pieces:
         if not np.isfinite(piece).all():
             raise AudioError(f"{name} holds NaN or infinite samples; export it again or repair it first.")
         length += len(piece)
+        if max_s is not None and length > max_s * rate:
+            raise AudioError(f"{name} lasts longer than {max_s:g} s; cut it up or, if that is meant, raise max_s.")
         if len(piece):
             yield piece
     if not length:

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 
 import ser.corpora.demo
+from audio_maxmvit import AudioError
 from ser.corpora import Corpus, load_corpus
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.errors import DataError
+from ser.features import extract_features
 from ser.protocols import resolve_protocol
 from tests.clips import sound, write_parquet, write_sound
+from tests.tiny import tiny_feature_extractor
 
 RAVDESS = os.environ.get("SER_RAVDESS_DIR")
 VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
@@ -76,6 +80,28 @@ def test_iemocap_rules_give_the_expected_rows(load, iemocap, options, expected):
     assert corpus.dropped["unknown label 'bored'"] == 1
     assert corpus.dropped["class 'frustrated' not among those kept"] == 1
     assert corpus.options["unique_vote"] == options.get("unique_vote", False)
+
+
+def test_incomplete_votes_are_counted_where_votes_are_asked_for(load, tmp_path):
+    files, emotions, votes = zip(*IEMOCAP_ROWS, strict=True)
+    columns = {"file": [None, *files[1:]], "major_emotion": emotions}
+    columns |= {name: [float(vote.get(name, 0)) for vote in votes] for name in VOTES}
+    columns["angry"][3], columns["sad"][4] = None, float("nan")
+    write_parquet(tmp_path, "train", columns, list(files))
+    corpus = load("AbstractTTS/IEMOCAP", str(tmp_path), unique_vote=True, labels=["neutral", "happy"])
+    assert corpus.speakers == [None, "Ses01M"]
+    with pytest.raises(DataError, match="annotators' votes are incomplete: 2"):
+        load("AbstractTTS/IEMOCAP", str(tmp_path), unique_vote=True)
+    assert len(load("AbstractTTS/IEMOCAP", str(tmp_path))) == 6
+
+
+def test_a_row_in_another_form_than_the_copy_is_named(load, tmp_path):
+    columns = {"labels": [0, 1], "speaker_id": ["1", "anna"]}
+    write_parquet(tmp_path, "train", columns, ["a.wav", "b.wav"], {"labels": list(RAVDESS_EMOTIONS)})
+    with pytest.raises(
+        DataError, match=r"Row 1 of .* is not as in narad/ravdess \(labels 'calm', speaker_id 'anna'\)"
+    ):
+        load("narad/ravdess", str(tmp_path))
 
 
 def test_iemocap_speaker_is_the_letter_of_the_last_token(load, iemocap):
@@ -308,6 +334,44 @@ def test_class_folders_keep_every_clip_whatever_its_name(load, tmp_path):
     write_sound(tmp_path / "loose.wav", 9)
     with pytest.raises(DataError, match="loose.wav lies in no class folder"):
         load(str(tmp_path))
+
+
+def test_class_folders_count_all_that_may_be_audio_and_say_what_is_not(load, tmp_path):
+    suffixes = [".opus", ".oga", ".m4a", ".au", ".caf", ".WAV", ".aiff", ".webm"]
+    for seed, suffix in enumerate(suffixes):
+        write_sound(tmp_path / "happy" / f"clip{suffix}", seed)
+    write_sound(tmp_path / "sad" / "1.wav", 99)
+    for name in ("happy/notes.txt", "sad/deep/face.jpg", "sad/LICENSE", "README.txt", "happy/._clip.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no audio")
+    corpus = load(str(tmp_path))
+    assert Counter(names_of(corpus)) == {"happy": len(suffixes), "sad": 1}
+    assert corpus.dropped == {f"no audio by its name ({suffix})": 1 for suffix in (".txt", ".jpg", "no suffix")}
+
+
+def test_what_of_a_class_folder_cannot_be_decoded_is_named_or_counted(load, tmp_path):
+    for name in ("happy/1.wav", "sad/2.au", "sad/film.m4a"):
+        write_sound(tmp_path / name, len(name))
+    (tmp_path / "sad/film.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(2_000))
+    clips = load(str(tmp_path)).clips
+    with pytest.raises(AudioError, match="sad/film.m4a: .*film.m4a cannot be decoded"):
+        extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path / "features")
+    kept = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path / "others", on_bad_audio="skip")
+    assert kept["file"][:] == ["happy/1.wav", "sad/2.au"]
+
+
+def test_rows_without_audio_are_counted(load, tmp_path):
+    columns = {"label": ["up", "down", "up", "down"]}
+    write_parquet(tmp_path, "train", columns, [f"{i}.wav" for i in range(4)])
+    path = next(tmp_path.rglob("*.parquet"))
+    table = pyarrow.parquet.read_table(path)
+    cells = table["audio"].to_pylist()
+    cells[1], cells[2] = None, {"bytes": None, "path": None}
+    audio = pyarrow.array(cells, table.schema.field("audio").type)
+    pyarrow.parquet.write_table(table.set_column(0, table.schema.field("audio"), audio), path)
+    corpus = load(str(tmp_path))
+    assert (corpus.files, corpus.dropped) == (["0.wav", "3.wav"], {"no audio": 2})
+    assert len(set(corpus.contents)) == 2
 
 
 def test_class_folders_below_splits(load, tmp_path):

@@ -41,7 +41,7 @@ RECORD = Record(
     | {"fea": "fear", "sur": "surprise", "dis": "disgust", "oth": "other"},
     hub={
         "AbstractTTS/IEMOCAP": Source(
-            lambda row: {"file": row["file"], "label": row["major_emotion"], **_names(row["file"])},
+            lambda row: {"file": row["file"], "label": row["major_emotion"], **_names(row["file"] or "")},
             columns=("file", "major_emotion"),
             votes=IEMOCAP_VOTES,
         ),

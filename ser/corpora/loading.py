@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 import datasets
@@ -162,8 +163,11 @@ def _settle(
     label = merge.get(label, label)
     if label not in names:
         return f"class {label!r} not among those kept"
-    if unique_vote and row["votes"].count(max(row["votes"])) > 1:
-        return "annotators' votes tie"
+    if unique_vote:
+        if not all(isinstance(vote, int | float) and isfinite(vote) for vote in row["votes"]):
+            return "annotators' votes are incomplete"
+        if row["votes"].count(max(row["votes"])) > 1:
+            return "annotators' votes tie"
     row["class"] = names.index(label)
     return None
 
@@ -226,7 +230,14 @@ def _read_record(record: Record, hub_id: str | None, name: str, data_dir: str | 
         raise DataError(f"{where} has the splits {', '.join(splits)}; expected {', '.join(source.splits)}.")
     votes = [v for v in source.votes if v in table[splits[0]].column_names]
     audio, raw = rows_of_tables(table, splits, "audio", (*source.columns, *votes), where)
-    rows = [source.read(row) | ({"votes": [row[v] for v in votes]} if votes else {}) for row in raw]
+    rows = []
+    for index, row in enumerate(raw):
+        try:
+            read = source.read(row)
+        except (TypeError, ValueError, OverflowError) as error:
+            facts = ", ".join(f"{name} {row[name]!r}" for name in source.columns)
+            raise DataError(f"Row {index} of {where} is not as in {hub_id} ({facts}): {error}.") from error
+        rows.append(read | {"drop": row["drop"]} | ({"votes": [row[v] for v in votes]} if votes else {}))
     return Rows(audio, rows, record.labels, where, revision, schema=hub_id)
 
 
@@ -273,7 +284,8 @@ def _read_own(
     rows = []
     for row in raw:
         speaker = row.get(speaker_column)
-        rows.append({"file": row["path"], "label": row[label_column], "split": part_of.get(row["split"])})
+        split = part_of.get(row["split"])
+        rows.append({"file": row["path"], "label": row[label_column], "split": split, "drop": row["drop"]})
         rows[-1]["speaker"] = None if speaker is None else str(speaker)
     feature = table[used[0]].features[label_column]
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ def rows_of_tables(
     table: datasets.DatasetDict, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
 ) -> tuple[datasets.Dataset, list[dict]]:
     """The audio column of the splits, and their rows without it: `columns` with class names for class numbers, `path`
-    (the name kept with the audio) and `split`."""
+    (the name kept with the audio), `split`, and `drop`, why a row is left out."""
     parts, rows = [], []
     for split in splits:
         part = table[split]
@@ -105,13 +106,16 @@ def rows_of_tables(
         except (TypeError, pa.ArrowException) as error:
             kind = part.features[audio_column]
             raise DataError(f"Column {audio_column!r} of {where} holds no audio, but {kind}.") from error
-        paths = pc.struct_field(audio.with_format("arrow")[:]["audio"], "path").to_pylist()
+        cells = audio.with_format("arrow")[:]["audio"]
+        paths = pc.struct_field(cells, "path").to_pylist()
+        has_bytes = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
         facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
         for name in columns:
             if isinstance(feature := part.features[name], datasets.ClassLabel):
                 facts[name] = [None if v is None or v < 0 else feature.int2str(v) for v in facts[name]]
         names = [None if path is None else Path(path).name for path in paths]
-        facts |= {"path": names, "split": [split] * len(names)}
+        reasons = [None if known or path else "no audio" for known, path in zip(has_bytes, paths, strict=True)]
+        facts |= {"path": names, "split": [split] * len(names), "drop": reasons}
         rows += [dict(zip(facts, values, strict=True)) for values in zip(*facts.values(), strict=True)]
         parts.append(audio)
     return datasets.concatenate_datasets(parts), rows
@@ -129,9 +133,11 @@ def _split_name(name: str, where: str) -> str:
 
 
 def read_class_folders(folder: Path) -> Rows:
-    """`[split/]class/.../clip.wav`; `datasets` would take any "test" in a file's name for a split and leave out the
-    files without one."""
+    """`[split/]class/.../clip.wav`, other files counted; `datasets` would take any "test" in a file's name for a split
+    and leave out the files without one."""
     files = [p.relative_to(folder) for p in audio_files(folder)]
+    others = [p for p in visible_files(folder, "*/**/*") if p.suffix.lower() not in AUDIO_SUFFIXES]
+    dropped = Counter(f"no audio by its name ({p.suffix.lower() or 'no suffix'})" for p in others)
     if loose := [p for p in files if len(p.parts) < 2]:
         raise DataError(f"{folder / loose[0]} lies in no class folder.")
     if not files:
@@ -141,7 +147,7 @@ def read_class_folders(folder: Path) -> Rows:
     for file in files:
         split = SPLIT_NAMES[file.parts[0].lower()] if by_split else None
         rows.append({"file": file.as_posix(), "audio": folder / file, "label": file.parts[by_split], "split": split})
-    return Rows(audio_from_paths(rows), rows, distinct_labels(rows), str(folder))
+    return Rows(audio_from_paths(rows), rows, distinct_labels(rows), str(folder), dropped=dropped)
 
 
 def read_csv(path: Path, base: Path, columns: tuple[str | None, str, str | None]) -> Rows:
