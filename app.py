@@ -9,7 +9,7 @@ import argparse
 import csv
 import os
 import sys
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from ser.models import load_pipeline  # noqa: E402
 from ser.timelines import clock, envelope, plot_timeline  # noqa: E402
 
 ENVELOPE_POINTS = 1200
+KEEP_S, CHECK_S = 600, 30  # recordings, and tables made of them, are deleted when so old, looked for so often
 TITLE = "What does this voice feel?"
 INTRODUCTION = (
     "Upload or record speech. MaxMViT-MLP looks at two pictures of the sound and names the emotion it hears; "
-    "a recording longer than two windows is also followed along its length."
+    "a recording longer than two windows is also followed along its length. What you upload is deleted after "
+    f"{KEEP_S // 60} minutes."
 )
 STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
@@ -44,11 +46,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", nargs="?", default=os.environ.get("SER_MODEL"), help="folder or name on the Hub")
     parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
+    parser.add_argument("--max_mb", type=_above_zero, default=50, help="of an upload; more is refused (default 50)")
+    parser.add_argument("--max_minutes", type=_above_zero, default=15, help="of a recording, likewise (default 15)")
+    parser.add_argument("--max_queue", type=_above_zero, default=20, help="visitors who wait, likewise (default 20)")
     args = parser.parse_args(arguments)
     if not args.model:
         parser.error("name a checkpoint: python app.py MODEL, or the environment variable SER_MODEL")
     classify = load_pipeline(args.model, args.device)
-    build_page(classify).launch(server_port=args.port, theme=theme(), css=STYLE, footer_links=["gradio"])
+    page = build_page(classify, args.max_minutes, args.max_queue)
+    page.launch(
+        server_port=args.port, max_file_size=f"{args.max_mb}mb", theme=theme(), css=STYLE, footer_links=["gradio"]
+    )
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def theme() -> gr.Theme:
@@ -56,15 +70,18 @@ def theme() -> gr.Theme:
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def build_page(classify: MaxMViTAudioClassificationPipeline) -> gr.Blocks:
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+def build_page(
+    classify: MaxMViTAudioClassificationPipeline, max_minutes: float = 15, max_queue: int = 20
+) -> gr.Blocks:
+    """The page, for recordings of up to `max_minutes`, answered one by one while up to `max_queue` visitors wait."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CHECK_S, KEEP_S)) as page:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
                     type="filepath",
                     sources=["upload", "microphone"],
-                    label="Speech",
+                    label=f"Speech (at most {max_minutes:g} minutes)",
                     buttons=["download"],
                     elem_id="speech",
                 )
@@ -84,7 +101,7 @@ def build_page(classify: MaxMViTAudioClassificationPipeline) -> gr.Blocks:
 
         def show(path: str | None, window_s: float, hop_s: float) -> dict[Any, Any]:
             try:
-                seen = analyse(classify, path, window_s, hop_s)
+                seen = analyse(classify, path, window_s, hop_s, 60 * max_minutes)
             except AudioError as error:
                 name = str(error).replace(str(path), Path(path or "").name)
                 hidden = {part: gr.update(visible=False) for part in (along, pictures)}
@@ -94,7 +111,7 @@ def build_page(classify: MaxMViTAudioClassificationPipeline) -> gr.Blocks:
                 answer: seen["scores"],
                 along: gr.update(visible=seen["timeline"] is not None),
                 timeline: seen["timeline"],
-                table: seen["csv"],
+                table: seen["rows"] and write_csv(seen["rows"], Path(table.GRADIO_CACHE), Path(path).stem),
                 pictures: gr.update(visible=True),
                 cqt: seen["cqt"],
                 mel: seen["mel"],
@@ -102,23 +119,25 @@ def build_page(classify: MaxMViTAudioClassificationPipeline) -> gr.Blocks:
 
         shown = [message, answer, along, timeline, table, pictures, cqt, mel]
         gr.on([button.click, audio.stop_recording], show, [audio, window_s, hop_s], shown, show_progress_on=answer)
-    return page
+    return page.queue(max_size=max_queue)
 
 
 def analyse(
-    classify: MaxMViTAudioClassificationPipeline, path: str | None, window_s: float, hop_s: float
+    classify: MaxMViTAudioClassificationPipeline, path: str | None, window_s: float, hop_s: float, max_s: float
 ) -> dict[str, Any]:
     """
     All that the page shows of a recording.
 
     Raises:
-        AudioError: There is none, or it cannot be read.
+        AudioError: There is none, or it cannot be read, or lasts longer than `max_s` seconds.
     """
     if path is None:
         raise AudioError("Upload or record some speech first.")
+    if not os.path.exists(path):
+        raise AudioError(f"This recording was deleted, as all are after {KEEP_S / 60:g} minutes. Upload it again.")
     rate = classify.feature_extractor.sampling_rate
     labels = list(classify.model.config.id2label.values())
-    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s))
+    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s)
     duration = rows[-1]["end"]
     heard = [row for row in rows if row["label"] != SILENCE]
     if not heard:
@@ -128,7 +147,7 @@ def analyse(
         waveform, start = np.concatenate(list(stream_audio(path, rate))), 0.0
         return _picture(classify, waveform, start) | {
             "message": f"**{clock(duration)}** of speech, taken as one clip.",
-            "scores": scores, "timeline": None, "csv": None,
+            "scores": scores, "timeline": None, "rows": None,
         }  # fmt: skip
     scores = {label: float(np.mean([row["scores"][label] for row in heard])) for label in labels}
     best = max(scores, key=scores.get)
@@ -141,7 +160,7 @@ def analyse(
         f"scores are their mean; the pictures show where “{best}” is clearest, from {clock(clearest['start'])} on.",
         "scores": scores,
         "timeline": plot_timeline(rows, shape, step_s, labels),
-        "csv": write_csv(rows, labels, Path(path).stem),
+        "rows": rows,
     }
 
 
@@ -159,8 +178,11 @@ def _stretch(path: str, rate: int, start: float, end: float) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def write_csv(rows: list[dict[str, Any]], labels: list[str], name: str) -> str:
-    path = Path(tempfile.mkdtemp()) / f"{name}_emotions.csv"
+def write_csv(rows: list[dict[str, Any]], folder: Path, name: str) -> str:
+    """Writes a timeline to a folder of its own below `folder`, gradio's, which is tidied up as uploads are."""
+    labels = next(list(row["scores"]) for row in rows if row["scores"])
+    path = folder / uuid.uuid4().hex / f"{name}_emotions.csv"
+    path.parent.mkdir(parents=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["start", "end", "label", *labels])

@@ -135,7 +135,7 @@ def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | 
             raise AudioError(f"{name} holds NaN or infinite samples; export it again or repair it first.")
         length += len(piece)
         if max_s is not None and length > max_s * rate:
-            raise AudioError(f"{name} lasts longer than {max_s:g} s; cut it up or, if that is meant, raise max_s.")
+            raise AudioError(f"{name} lasts longer than {max_s:g} s, the most that is taken (max_s); cut it up.")
         if len(piece):
             yield piece
     if not length:

@@ -84,7 +84,7 @@ def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
         for _ in range(11):
             file.write(np.zeros(60 * 16_000, np.int16))
     assert path.stat().st_size < 100_000
-    with pytest.raises(AudioError, match="bomb.flac lasts longer than 600 s; cut it up or, if that is meant, raise"):
+    with pytest.raises(AudioError, match="bomb.flac lasts longer than 600 s, the most that is taken"):
         read_audio(path, 16_000)
     assert len(read_audio(path, 16_000, max_s=660)) == len(read_audio(path, 16_000, max_s=None)) == 660 * 16_000
     assert sum(map(len, stream_audio(path, 16_000))) == 660 * 16_000

@@ -1,0 +1,79 @@
+"""What strangers may ask of the page, and what it keeps of them. Needs requirements-app.txt, but no browser."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from tests.tiny import tiny_feature_extractor, tiny_model, voice
+
+pytest.importorskip("gradio", reason="gradio is not installed (pip install -r requirements-app.txt)")
+import httpx  # noqa: E402
+from gradio_client import Client, handle_file  # noqa: E402
+
+import app  # noqa: E402
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """The page with limits of 1 MB, 0.1 minutes and one who waits; and the folder of its files."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(app, "KEEP_S", 3)
+    monkeypatch.setattr(app, "CHECK_S", 0.1)
+    model = tiny_model()
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"
+    )
+    page = app.build_page(classify, max_minutes=0.1, max_queue=1)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size="1mb")
+    yield page, address.rstrip("/"), tmp_path / "uploads"
+    page.close()
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_recordings_and_tables_are_deleted(launched, tmp_path):
+    _, address, uploads = launched
+    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 4), 16_000)
+    client = Client(address, verbose=False, download_files=False)
+    client.predict(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
+    assert files_in(uploads) == ["mine.flac", "mine_emotions.csv"]
+    deadline = time.monotonic() + 20
+    while files_in(uploads) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert files_in(uploads) == []
+
+
+def test_all_is_deleted_as_the_page_closes(launched):
+    page, address, uploads = launched
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("mine.wav", b"voice")})
+    assert files_in(uploads) == ["mine.wav"]
+    assert answer.json()[0].endswith("mine.wav")
+    page.close()
+    assert files_in(uploads) == []
+
+
+def test_uploads_have_a_largest_size(launched):
+    _, address, uploads = launched
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("long.wav", bytes(1_100_000))})
+    assert answer.status_code == 413
+    assert files_in(uploads) == []
+
+
+def test_recordings_have_a_greatest_length_and_the_queue_too(launched, tmp_path):
+    page, address, _ = launched
+    soundfile.write(tmp_path / "long.flac", np.tile(voice(1.0, sampling_rate=16_000), 7), 16_000)
+    client = Client(address, verbose=False, download_files=False)
+    message = client.predict(handle_file(tmp_path / "long.flac"), 3.0, 1.0, api_name="/show")[0]["value"]
+    assert "long.flac lasts longer than 6 s, the most that is taken" in message
+    assert page._queue.max_size == 1
+
+
+def test_a_recording_that_was_deleted_is_asked_for_again(launched, tmp_path):
+    with pytest.raises(app.AudioError, match="was deleted, as all are after .* minutes. Upload it again"):
+        app.analyse(None, str(tmp_path / "gone.wav"), 3.0, 1.0, 60)
