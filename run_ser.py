@@ -5,32 +5,32 @@
     python run_ser.py configs/ravdess.yaml --data_dir RAVDESS        a recipe, and flags over it
     accelerate launch run_ser.py --dataset_name AbstractTTS/IEMOCAP --output_dir out
 
-`python run_ser.py --help` lists every flag. The output directory ends up holding the trained model as any user of
-transformers can load it, what it scored on clips that chose nothing, and each clip's prediction.
+A recipe is a YAML file of flags and may stand anywhere. The output directory ends up holding the trained model as any
+user of transformers can load it, what it scored on clips that chose nothing, and each clip's prediction.
 """
 
 import sys
 
-from ser.arguments import parse_arguments
 from ser.commands import exit_code
-from ser.models import make_config, make_feature_extractor
-from ser.training import (
-    plan_folds,
-    read_corpus,
-    report_all_folds,
-    set_up_logging,
-    train_and_test,
-    with_features,
-)
+from ser.environment import wait_passively
+from ser.flags import check_flags
 
 
 def main(arguments: list[str] | None = None) -> None:
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    check_flags(arguments, __doc__)
+    wait_passively()
+    # torch takes seconds to import: help and slips of the pen are answered without it.
+    from ser.arguments import parse_arguments
+    from ser.models import make_config, make_feature_extractor
+    from ser.training import plan_folds, read_corpus, report_all_folds, set_up_logging, train_and_test, with_features
+
+    model_args, data_args, training_args = parse_arguments(arguments)
     set_up_logging(training_args)
+    feature_extractor = make_feature_extractor(model_args)
+    config = make_config(model_args)
     corpus = read_corpus(data_args, training_args)
     runs = plan_folds(corpus, data_args, training_args)
-    config = make_config(corpus, model_args)
-    feature_extractor = make_feature_extractor(model_args)
     corpus = with_features(corpus, feature_extractor, data_args, training_args)
     for fold, fold_args in runs.items():
         train_and_test(corpus, fold, config, feature_extractor, model_args, data_args, fold_args)

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from benchmarks.results import take_json, write_results
 from ser.arguments import SERTrainingArguments, parse_arguments
-from ser.models import make_config, make_feature_extractor, make_model
+from ser.models import make_config, make_feature_extractor, make_model, name_classes
 from ser.optimizer import branch_modules
 from ser.protocols import make_split
 from ser.trainer import SERTrainer
@@ -89,7 +89,7 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
         test_speakers=data_args.test_speakers,
     )
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
-    model = make_model(make_config(corpus, model_args), model_args)
+    model = make_model(name_classes(make_config(model_args), corpus.label_names), model_args)
 
     def make_trainer(**kwargs) -> SERTrainer:
         return make_trainer(model, parts, feature_extractor, args, **kwargs)

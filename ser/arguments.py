@@ -1,18 +1,21 @@
-"""Every flag of the training command, and recipes of them: one field is one flag is one line of help."""
+"""Every flag of the training command: one field is one flag is one line of help.
+
+`--help` is made from this text (see `ser/flags.py`): the classes that have fields of their own are its groups, in this
+order, under their docstrings. What `TrainingArguments` has besides is behind `--help_all`.
+"""
 
 import json
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.utils import logging
 
-from ser.optimizer import ALGORITHMS, BRANCHES
+from ser.flags import as_flags
+from ser.optimizer import ALGORITHMS
+from ser.unheard import refuse_unheard
 
 logger = logging.get_logger(__name__)
 
@@ -20,8 +23,8 @@ PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
 
 
 @dataclass
-class DataArguments:
-    """Which clips, and who is tested."""
+class CorpusArguments:
+    """Data: which clips, of which classes"""
 
     dataset_name: str = field(
         default="demo",
@@ -44,6 +47,12 @@ class DataArguments:
     merge_labels: list[str] | None = field(default=None, metadata={"help": "Such as excited=happy."})
     unique_vote: bool = field(default=False, metadata={"help": "IEMOCAP: keep clips whose highest vote is unique."})
     drop_duplicates: bool = field(default=False, metadata={"help": "Keep one of several clips of equal sound."})
+
+
+@dataclass
+class ProtocolArguments:
+    """Protocol: who is tested"""
+
     protocol: str | None = field(
         default=None,
         metadata={
@@ -53,12 +62,19 @@ class DataArguments:
     )
     fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})
     test_speakers: list[str] | None = field(default=None, metadata={"help": "Test these, instead of a protocol."})
-    validation_share: float = field(
-        default=0.15, metadata={"help": "Share of the training part (of its speakers) that chooses the checkpoint."}
+    validation_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training part (of its speakers) that chooses the checkpoint (default: 0.15)."},
     )
     shuffle_training_labels: bool = field(
         default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}
     )
+
+
+@dataclass
+class FeatureArguments:
+    """Features: how clips become pictures"""
+
     on_bad_audio: Literal["error", "skip"] = field(
         default="error", metadata={"help": "Stop at a clip that cannot be read, or leave it out and count it."}
     )
@@ -69,8 +85,17 @@ class DataArguments:
 
 
 @dataclass
+class DataArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
+    """All about the clips."""
+
+    def __post_init__(self) -> None:
+        if self.test_speakers and self.protocol:
+            raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
+
+
+@dataclass
 class ModelArguments:
-    """Which model. `model_name_or_path` brings all of it; only `feature_extractor_kwargs` goes over what it holds."""
+    """Model: what is trained, and from where it starts"""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
     cqt_backbone: str = field(default="maxvit_base_tf_224", metadata={"help": "timm model that sees the CQT."})
@@ -96,20 +121,30 @@ class ModelArguments:
                     raise ValueError(f"--{name} {text!r} is not JSON: {error}.") from error
                 if not isinstance(getattr(self, name), dict):
                     raise ValueError(f'--{name} {text!r} is no JSON object, such as {{"image_size": 128}}.')
+        if weights := [f"--{name}" for name in ("cqt_weights", "mel_weights") if getattr(self, name)]:
+            if self.model_name_or_path:
+                raise ValueError(f"--model_name_or_path brings its own weights: leave out {' and '.join(weights)}.")
+            if not self.imagenet_weights:
+                raise ValueError(
+                    f"--imagenet_weights false starts at random: leave it out, or leave out {' and '.join(weights)}."
+                )
 
 
 @dataclass
-class SERTrainingArguments(TrainingArguments):
-    """
-    `transformers.TrainingArguments` with the defaults of the reference and what this engine adds; each field is a flag
-    of the command. `load_best_model_at_end`, `reduce_lr_on_plateau` and early stopping all follow
-    `metric_for_best_model`, and its direction where none is given.
-    """
+class ScheduleArguments:
+    """Training: how long, how fast"""
 
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per device and training step."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips per device and evaluation step."})
     num_train_epochs: float = field(default=50, metadata={"help": "Epochs at most; early stopping may end sooner."})
+    max_steps: int = field(default=-1, metadata={"help": "Updates at most, instead of num_train_epochs."})
+    early_stopping_patience: int = field(
+        default=5, metadata={"help": "Evaluations without improvement after which training stops; 0 never stops."}
+    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per device and training step."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches that make one update."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of every branch not given its own."})
+    warmup_steps: float = field(
+        default=0, metadata={"help": "Updates (below 1: share of all) in which the learning rate rises from 0."}
+    )
     lr_scheduler_type: SchedulerType | str = field(
         default="reduce_lr_on_plateau", metadata={"help": "The scheduler type to use."}
     )
@@ -120,41 +155,24 @@ class SERTrainingArguments(TrainingArguments):
             "patience 2, min_lr 1e-6 and the mode that fits the metric."
         },
     )
-    logging_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to log."})
-    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate."})
-    save_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
-    save_total_limit: int | None = field(
-        default=3, metadata={"help": "How many of the best checkpoints are kept. The newest is kept besides."}
-    )
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best weights are the result."})
-    metric_for_best_model: str | None = field(
-        default="UA", metadata={"help": "The validation metric that best model, plateau and early stopping follow."}
-    )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Whether a resumed run goes on counting towards early stopping."}
-    )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether non-finite losses go unlogged."})
-    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether the collator sees only the columns that the model's forward names."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Whether DDP looks for parameters without a gradient."}
-    )
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of every branch not given its own."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which gradients are clipped; 0 for none."})
+    seed: int = field(default=42, metadata={"help": "Of all that is random."})
 
-    early_stopping_patience: int = field(
-        default=5, metadata={"help": "Evaluations without improvement after which training stops; 0 never stops."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Whether to start over in an output directory that holds a run."}
-    )
+
+@dataclass
+class BranchArguments:
+    """Training by branch"""
+
     cqt_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the CQT backbone."})
     mel_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the Mel backbone."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
     cqt_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the CQT backbone."})
     mel_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the Mel backbone."})
     head_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the head."})
-    cqt_optimizer: str = field(default="adam", metadata={"help": f"CQT backbone: one of {', '.join(ALGORITHMS)}."})
+    cqt_optimizer: str = field(
+        default="adam", metadata={"help": "CQT backbone: adam, adamw, radam, nadam, adamax, rmsprop or sgd."}
+    )
     mel_optimizer: str = field(default="radam", metadata={"help": "Optimizer of the Mel backbone, likewise."})
     head_optimizer: str = field(default="adam", metadata={"help": "Optimizer of the head, likewise."})
     layer_decay: float = field(
@@ -164,23 +182,106 @@ class SERTrainingArguments(TrainingArguments):
     unfreeze_epoch: int | None = field(
         default=None, metadata={"help": "Epoch (from 0) from which frozen backbones are trained too."}
     )
+
+
+@dataclass
+class LossArguments:
+    """Loss"""
+
+    class_weights: Literal["none", "balanced"] = field(
+        default="none", metadata={"help": "Whether rare classes weigh more in the loss."}
+    )
+    label_smoothing_factor: float = field(
+        default=0.0, metadata={"help": "Share of the target that is spread over all classes."}
+    )
+    focal_gamma: float = field(default=0.0, metadata={"help": "Focal loss: its exponent; 0 for cross-entropy."})
     skip_nonfinite_steps: int = field(
         default=0, metadata={"help": "Steps with a non-finite loss that are left out before the run stops."}
     )
+
+
+@dataclass
+class AugmentationArguments:
+    """Augmentation of the training clips"""
+
+    specaugment_masks: int = field(default=0, metadata={"help": "SpecAugment: masks per clip and axis; 0 for none."})
+    specaugment_time: float = field(default=0.1, metadata={"help": "SpecAugment: widest time mask, as a share."})
+    specaugment_frequency: float = field(default=0.15, metadata={"help": "SpecAugment: widest band, as a share."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none."})
+
+
+@dataclass
+class MachineArguments:
+    """Precision, memory and machines"""
+
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to leave accelerators alone."})
+    bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16 where that is safe."})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Whether to compute activations twice instead of keeping them in memory."}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "Whether to compile the model."})
     channels_last: bool = field(
         default=False, metadata={"help": "Whether the CQT backbone computes in the channels_last memory format."}
     )
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Whether batch statistics are shared by all GPUs of a distributed run."}
     )
-    specaugment_masks: int = field(default=0, metadata={"help": "SpecAugment: masks per clip and axis; 0 for none."})
-    specaugment_time: float = field(default=0.1, metadata={"help": "SpecAugment: widest time mask, as a share."})
-    specaugment_frequency: float = field(default=0.15, metadata={"help": "SpecAugment: widest band, as a share."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none."})
-    class_weights: Literal["none", "balanced"] = field(
-        default="none", metadata={"help": "Whether rare classes weigh more in the loss."}
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips per device and evaluation step."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that make batches."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DDP looks for parameters without a gradient."}
     )
-    focal_gamma: float = field(default=0.0, metadata={"help": "Focal loss: its exponent; 0 for cross-entropy."})
+
+
+@dataclass
+class ReportArguments:
+    """Checkpoints and report"""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run: model, checkpoints, report."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to start over in an output directory that holds a run."}
+    )
+    metric_for_best_model: str | None = field(
+        default="UA", metadata={"help": "The validation metric that best model, plateau and early stopping follow."}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best weights are the result."})
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate."})
+    eval_steps: float | None = field(default=None, metadata={"help": "Updates between evaluations by steps."})
+    save_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_steps: float = field(default=500, metadata={"help": "Updates between checkpoints by steps."})
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "How many of the best checkpoints are kept. The newest is kept besides."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Whether a resumed run goes on counting towards early stopping."}
+    )
+    logging_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to log."})
+    logging_steps: float = field(default=500, metadata={"help": "Updates between logs by steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether non-finite losses go unlogged."})
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
+    log_level: str = field(default="passive", metadata={"help": "debug, info, warning, error or passive."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Whether the model goes to the Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Its name there."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Whether the collator sees only the columns that the model's forward names."}
+    )
+
+
+@dataclass
+class SERTrainingArguments(
+    ReportArguments,
+    MachineArguments,
+    AugmentationArguments,
+    LossArguments,
+    BranchArguments,
+    ScheduleArguments,
+    TrainingArguments,
+):
+    """
+    `transformers.TrainingArguments` with the defaults of the reference and what this engine adds; each field is a flag
+    of the command. `load_best_model_at_end`, `reduce_lr_on_plateau` and early stopping all follow
+    `metric_for_best_model`, and its direction where none is given.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,10 +290,9 @@ class SERTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
                 )
+        refuse_unheard(self)
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"--save_total_limit {self.save_total_limit} keeps no checkpoint: it must be 1 or more.")
-        if self.save_only_model:
-            raise ValueError("--save_only_model makes checkpoints that no run can go on from: leave it out.")
         if (
             self.load_best_model_at_end
             and self.save_strategy == SaveStrategy.STEPS
@@ -203,8 +303,6 @@ class SERTrainingArguments(TrainingArguments):
                 f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
             )
         if self.unfreeze_epoch is not None:
-            if not self.freeze_backbones:
-                raise ValueError("--unfreeze_epoch needs --freeze_backbones: nothing is frozen without it.")
             self.ddp_find_unused_parameters = True
         if self.skip_nonfinite_steps:
             self.logging_nan_inf_filter = True
@@ -222,43 +320,27 @@ class SERTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
 
     def by_branch(self, setting: Literal["optimizer", "learning_rate", "weight_decay"]) -> dict[str, Any]:
-        """What each branch uses: its own `setting` or, where it has none, the one given for all."""
-        own = {branch: getattr(self, f"{branch}_{setting}") for branch in BRANCHES}
+        """What each branch that has flags uses: its own `setting` or, where it has none, the one given for all."""
+        branches = [each.name.removesuffix("_optimizer") for each in fields(self) if each.name.endswith("_optimizer")]
+        own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
         return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}
 
 
+def values_of(group: type, arguments: Any) -> dict[str, Any]:
+    """What the fields of a group (a dataclass above) are in arguments that have them."""
+    return {each.name: getattr(arguments, each.name) for each in fields(group)}
+
+
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
-    """Reads an optional YAML recipe, then the flags over it. A key that is no flag is an error, as a flag would be."""
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe, arguments = arguments[0], arguments[1:]
-        try:
-            settings = yaml.safe_load(find_recipe(recipe).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            sys.exit(f"error: recipe {recipe} cannot be read: {error}")
-        if not isinstance(settings, dict):
-            sys.exit(f"error: recipe {recipe} is not a list of `flag: value` lines.")
-        arguments = [*_as_flags(settings), *arguments]
-    parser = HfArgumentParser((ModelArguments, DataArguments, SERTrainingArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    """Reads YAML recipes, wherever they stand, then the flags over them. A key that is no flag is an error, as a flag
+    would be."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, SERTrainingArguments),
+        usage="[RECIPE.yaml] [--FLAG VALUE ...] (--help lists the flags)",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    model_args, data_args, args = parser.parse_args_into_dataclasses(as_flags(arguments), look_for_args_file=False)
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args
-
-
-def find_recipe(name: str) -> Path:
-    """The file of that name or, where there is none and it is named as in the project's root (`configs/demo.yaml`),
-    the recipe that is installed beside this code."""
-    path, root = Path(name), Path(__file__).parents[1]
-    if path.parent != Path("configs") or path.exists():
-        return path
-    return next((p for p in (root / path, root / "ser" / "recipes" / path.name) if p.is_file()), path)
-
-
-def _as_flags(settings: dict) -> list[str]:
-    flags = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        if value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags

@@ -4,9 +4,6 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from transformers.utils import logging
-
-from audio_maxmvit import AudioError
 from ser.errors import DataError, NonFiniteLossError, UsageError
 
 FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
@@ -27,16 +24,21 @@ def exit_code(main: Callable[[], int | None], interrupted: str, debug_flag: str 
     """
     try:
         return main() or 0
-    except (DataError, AudioError, UsageError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, UsageError, NonFiniteLossError) as error:
+        # Not imported before they are needed: help and mistyped flags are answered without them.
+        from transformers.utils import logging
+
+        from audio_maxmvit import AudioError
+
+        if isinstance(error, DataError | AudioError | UsageError | NonFiniteLossError):
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
         if debug_flag is None:
             raise
         if logging.get_verbosity() <= logging.DEBUG:
             traceback.print_exc()
         print(f"error: {error} ({debug_flag} shows where it came from.)", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        return INTERRUPTED

@@ -1,10 +1,12 @@
 """From arguments to a configuration, a feature extractor and a model; from a checkpoint to a pipeline."""
 
+import copy
+import dataclasses
 import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,32 +19,42 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
-from ser.corpora.table import Corpus
 from ser.errors import DataError, UsageError
 
 PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
 LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias")
+MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
 
-def make_config(corpus: Corpus, model_args: ModelArguments) -> MaxMViTConfig:
-    """What the model is: as the flags say, or as the checkpoint to start from was; with this corpus's classes."""
-    labels = {
-        "id2label": dict(enumerate(corpus.label_names)),
-        "label2id": {name: index for index, name in enumerate(corpus.label_names)},
-    }
-    if model_args.model_name_or_path:
-        return MaxMViTConfig.from_pretrained(model_args.model_name_or_path, **labels)
-    return MaxMViTConfig(
-        cqt_backbone=model_args.cqt_backbone,
-        mel_backbone=model_args.mel_backbone,
-        cqt_backbone_kwargs=model_args.cqt_backbone_kwargs,
-        mel_backbone_kwargs=model_args.mel_backbone_kwargs,
-        image_size=model_args.image_size,
-        hidden_size=model_args.hidden_size,
-        hidden_dropout=model_args.hidden_dropout,
-        **labels,
-    )
+def make_config(model_args: ModelArguments) -> MaxMViTConfig:
+    """
+    What the model is: as the flags say, or as the checkpoint to start from was.
+
+    Raises:
+        DataError: A flag asks for another model than the checkpoint's.
+    """
+    chosen = {name: getattr(model_args, name) for name in MODEL_FIELDS if hasattr(model_args, name)}
+    start = model_args.model_name_or_path
+    if not start:
+        return MaxMViTConfig(**chosen)
+    config = MaxMViTConfig.from_pretrained(start)
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
+    others = [name for name, value in chosen.items() if value not in (defaults[name], getattr(config, name))]
+    if others:
+        raise DataError(
+            f"--model_name_or_path {start} brings the whole model, and with another {' and '.join(others)}: leave out "
+            f"{', '.join(f'--{name}' for name in others)}."
+        )
+    return config
+
+
+def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
+    """The same model, of these classes."""
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: index for index, name in enumerate(label_names)}
+    return config
 
 
 def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtractor:

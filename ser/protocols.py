@@ -19,6 +19,7 @@ from ser.errors import DataError
 
 PROTOCOLS = ("predefined", "random", "speaker", "loso")
 RANDOM_TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.15
 SPEAKER_FOLDS = 5  # where nobody has published folds
 
 
@@ -80,7 +81,7 @@ def make_split(
     corpus: Corpus,
     protocol: str | None = None,
     fold: int = 1,
-    validation_share: float = 0.15,
+    validation_share: float | None = None,
     seed: int = 42,
     test_speakers: Sequence[str] | None = None,
 ) -> Split:
@@ -93,15 +94,15 @@ def make_split(
             [`resolve_protocol`].
         fold: 1-based.
         validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
-            apart (at least one). Not used where the data set brings its own validation split, nor by `loso` on
-            IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
+            apart (at least one); 0.15 by default. Not taken where the data set brings its own validation split, nor by
+            `loso` on IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
         seed: of the random cuts.
         test_speakers: tests exactly these speakers, instead of a protocol.
 
     Raises:
         DataError: the protocol cannot be had from this corpus, or its parts would share a speaker or a clip.
     """
-    if not 0 < validation_share < 1:
+    if validation_share is not None and not 0 < validation_share < 1:
         raise DataError(f"validation_share must lie between 0 and 1, not {validation_share}.")
     everything, validation = range(len(corpus)), None
     if test_speakers:
@@ -126,7 +127,10 @@ def make_split(
     train = sorted({*everything} - {*test} - {*(validation or ())})
     if not validation:
         cut = _whole_speakers if apart else _stratified
-        train, validation = cut(corpus, train, validation_share, seed)
+        share = VALIDATION_SHARE if validation_share is None else validation_share
+        train, validation = cut(corpus, train, share, seed)
+    elif validation_share is not None:
+        raise DataError(f"{corpus.name}/{name} has a validation part of its own: leave out --validation_share.")
     split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
     check_split(corpus, split)
     return split

@@ -10,11 +10,10 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.arguments import SERTrainingArguments
 from ser.checkpoints import CHECKPOINT_LIST, last_checkpoint, list_checkpoints, remove, remove_leftovers
 from ser.errors import DataError
-from ser.models import EXTRACTOR_FIELDS
+from ser.models import EXTRACTOR_FIELDS, MODEL_FIELDS
 from ser.report import REPORT_FILES
 
 FINISHED_MARK = "FINISHED"
-MODEL_FIELDS = [*MaxMViTConfig.__annotations__, "id2label"]
 
 
 def resume_or_start(
@@ -66,7 +65,9 @@ def earlier_run(
     source = checkpoint if state == "resume" else folder
     before = MaxMViTConfig.from_pretrained(source), MaxMViTFeatureExtractor.from_pretrained(source)
     same = json.loads((folder / "splits.json").read_text()) == splits
-    for earlier, now, names in zip(before, (config, feature_extractor), (MODEL_FIELDS, EXTRACTOR_FIELDS), strict=True):
+    for earlier, now, names in zip(
+        before, (config, feature_extractor), ((*MODEL_FIELDS, "id2label"), EXTRACTOR_FIELDS), strict=True
+    ):
         same = same and all(getattr(earlier, name) == getattr(now, name) for name in names)
     if not same:
         raise DataError(

@@ -1,6 +1,5 @@
 """The steps of the training command, from flags to a report."""
 
-import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -13,7 +12,14 @@ from transformers.utils import logging
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
+from ser.arguments import (
+    AugmentationArguments,
+    CorpusArguments,
+    DataArguments,
+    ModelArguments,
+    SERTrainingArguments,
+    values_of,
+)
 from ser.augmentation import make_augmentation
 from ser.batches import PairCollator
 from ser.corpora.loading import load_corpus
@@ -22,7 +28,7 @@ from ser.errors import DataError
 from ser.features import extract_features, relabel
 from ser.files import write_json
 from ser.metrics import compute_metrics
-from ser.models import make_model
+from ser.models import make_model, name_classes
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import earlier_run, mark_finished
@@ -44,24 +50,7 @@ def set_up_logging(args: SERTrainingArguments) -> None:
 def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
     """The clips, their classes and speakers, as the flags choose them."""
     with args.main_process_first(desc="reading the corpus"):
-        corpus = load_corpus(
-            data_args.dataset_name,
-            data_args.data_dir,
-            dataset_config_name=data_args.dataset_config_name,
-            dataset_revision=data_args.dataset_revision,
-            cache_dir=data_args.cache_dir,
-            train_split_name=data_args.train_split_name,
-            eval_split_name=data_args.eval_split_name,
-            test_split_name=data_args.test_split_name,
-            audio_column_name=data_args.audio_column_name,
-            label_column_name=data_args.label_column_name,
-            speaker_column_name=data_args.speaker_column_name,
-            labels=data_args.labels,
-            merge_labels=data_args.merge_labels,
-            unique_vote=data_args.unique_vote,
-            drop_duplicates=data_args.drop_duplicates,
-        )
-    return corpus
+        return load_corpus(**values_of(CorpusArguments, data_args))
 
 
 def with_features(
@@ -118,13 +107,7 @@ def make_trainer(
     **kwargs,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
-    augmentation = make_augmentation(
-        model.config.num_labels,
-        specaugment_masks=args.specaugment_masks,
-        specaugment_time=args.specaugment_time,
-        specaugment_frequency=args.specaugment_frequency,
-        mixup_alpha=args.mixup_alpha,
-    )
+    augmentation = make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args))
     return SERTrainer(
         model=model,
         args=args,
@@ -158,6 +141,7 @@ def train_and_test(
         test_speakers=data_args.test_speakers,
     )
     splits = splits_table(corpus, split, args.seed)
+    config = name_classes(config, corpus.label_names)
     checkpoint = earlier_run(args, config, feature_extractor, splits)
     if checkpoint == "finished":
         say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
@@ -169,7 +153,7 @@ def train_and_test(
         parts["train"] = relabel(parts["train"], labels)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     set_seed(args.seed)
-    model = make_model(copy.deepcopy(config), model_args, resuming=checkpoint is not None)
+    model = make_model(config, model_args, resuming=checkpoint is not None)
     trainer = make_trainer(model, parts, feature_extractor, args)
     if args.should_save:
         write_json(Path(args.output_dir) / "splits.json", splits)

@@ -15,11 +15,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
-from ser.arguments import find_recipe, parse_arguments
+from ser.arguments import parse_arguments
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
+from ser.flags import find_recipe
 from tests.clips import write_parquet
 
 ROOT = Path(__file__).parent.parent
@@ -214,35 +215,6 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
 def test_what_cannot_work_is_said_in_a_sentence(corpus, cache, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, *flags)
-
-
-def test_flags_go_over_the_recipe(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "output_dir: out\nlearning_rate: 1e-3\nlabels: [happy, sad]\ncqt_backbone_kwargs: {depths: [1]}\n"
-    )
-    model_args, data_args, args = parse_arguments([str(recipe), "--learning_rate", "2e-4"])
-    assert (args.learning_rate, data_args.labels) == (2e-4, ["happy", "sad"])
-    assert model_args.cqt_backbone_kwargs == {"depths": [1]}
-
-
-@pytest.mark.parametrize(
-    "text, message", [("no_such_flag: 1", "no_such_flag"), ("- a\n- b", "flag: value"), ("a: [", "cannot be read")]
-)
-def test_a_recipe_that_makes_no_sense_is_named(tmp_path, capsys, text, message):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"{text}\n")
-    with pytest.raises((SystemExit, ValueError)) as error:
-        parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
-    assert message in str(error.value) + capsys.readouterr().err
-
-
-def test_defaults_are_the_references(tmp_path):
-    model_args, data_args, args = parse_arguments(["--output_dir", str(tmp_path)])
-    assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (16, 50, 42)
-    assert (args.max_grad_norm, args.eval_strategy, args.lr_scheduler_type) == (1.0, "epoch", "reduce_lr_on_plateau")
-    assert args.lr_scheduler_kwargs == {"mode": "max", "factor": 0.1, "patience": 2, "min_lr": 1e-6}
-    assert (args.early_stopping_patience, data_args.dataset_name, model_args.imagenet_weights) == (5, "demo", True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

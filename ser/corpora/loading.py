@@ -78,15 +78,26 @@ def load_corpus(
     load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision}
     if data_dir is not None and not Path(data_dir).exists():
         raise DataError(f"data_dir {data_dir} does not exist.")
+
+    columns = (audio_column_name, label_column_name or "label", speaker_column_name)
+    splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
+    given = {
+        "audio_column_name": audio_column_name,
+        "label_column_name": label_column_name,
+        "speaker_column_name": speaker_column_name,
+        "train_split_name": None if train_split_name == "train" else train_split_name,
+        "eval_split_name": None if eval_split_name == "validation" else eval_split_name,
+        "test_split_name": None if test_split_name == "test" else test_split_name,
+        "dataset_config_name": dataset_config_name,
+        "dataset_revision": dataset_revision,
+    }
+    _refuse_unheard({flag for flag, value in given.items() if value is not None}, record, dataset_name, data_dir)
     if name == "demo" and data_dir is None:
         data_dir = make_demo_corpus(cache_dir)
-
     if record:
         found = _read_record(record, hub_id, name, data_dir, load)
         known = set(record.aliases.values())
     else:
-        columns = (audio_column_name, label_column_name or "label", speaker_column_name)
-        splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
         found = _read_own(dataset_name, data_dir, columns, splits, load)
         known = set(found.labels)
     if unique_vote and not any("votes" in row for row in found.rows):
@@ -138,6 +149,25 @@ def _find(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str |
     name = path.stem if path.suffix in {".csv", ".tsv", *TABLE_SUFFIXES} else path.name
     # A corpus's published folds go by its name, and are not those of somebody's own table of that name.
     return None, None, f"own-{name}" if name.lower() in RECORDS else name
+
+
+def _refuse_unheard(given: set[str], record: Record | None, dataset_name: str, data_dir: str | None) -> None:
+    """Raises if flags were given that the form in which the data lies has no use for."""
+    path = Path(data_dir or dataset_name)
+    hub, tables = {"dataset_config_name", "dataset_revision"}, {flag for flag in given if flag.endswith("_split_name")}
+    columns = {flag for flag in given if flag.endswith("_column_name")}
+    if record:
+        form, unheard = f"{dataset_name} is known, with its columns and splits", columns | tables
+        if data_dir or not record.hub:
+            form, unheard = f"{form}, and {path} is no Hub data set", unheard | hub
+    elif Path(dataset_name).suffix.lower() in {".csv", ".tsv"} or (path / "metadata.csv").is_file():
+        form, unheard = f"{dataset_name} is a list of files, whose splits are its column split", tables | hub
+    elif path.is_dir() and not holds_tables(path):
+        form, unheard = f"{path} is a folder of class folders", columns | tables | hub
+    else:
+        form, unheard = f"{path} is no Hub data set", {"dataset_revision"} if path.exists() else set()
+    if unheard := sorted(given & unheard):
+        raise DataError(f"{form}: leave out {', '.join(f'--{flag}' for flag in unheard)}.")
 
 
 def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -1,0 +1,13 @@
+"""What a command tells OpenMP before torch is imported. Imports no other module."""
+
+import os
+
+
+def wait_passively() -> None:
+    """
+    Has OpenMP's threads sleep at a barrier instead of spinning on a core that the one they wait for may need: on a
+    busy machine a step of training is many times as fast, on an idle one as fast as ever
+    (`python -m benchmarks.busy_machine`). What the user has set is left as it is.
+    """
+    if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,0 +1,89 @@
+"""Flags of training that nothing would heed: each is refused in a sentence."""
+
+import inspect
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from ser.optimizer import ALGORITHMS
+
+if TYPE_CHECKING:
+    from ser.arguments import SERTrainingArguments
+
+UNHEARD = {
+    "optim": "every branch has its own: --cqt_optimizer, --mel_optimizer, --head_optimizer",
+    **dict.fromkeys(("optim_args", "optim_target_modules"), "the branches' optimizers take none"),
+    "activation_checkpointing_kwargs": "timm's checkpointing takes none",
+    "gradient_checkpointing_kwargs": "timm's checkpointing takes none",
+    "average_tokens_across_devices": "there are no tokens: the loss is the mean over clips",
+    **dict.fromkeys(("use_cache", "use_liger_kernel", "liger_kernel_config"), "it is for language models"),
+    **dict.fromkeys(("neftune_noise_alpha", "include_num_input_tokens_seen"), "it is for language models"),
+    "length_column_name": "all pictures have one size",
+    "label_names": "the labels are always called labels",
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics"), "the scores need all predictions at once"),
+    **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches"), "the scores need all predictions at once"),
+    "dataloader_drop_last": "training leaves out the last short batch by itself, and no clip is left untested",
+    **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), "the order of batches is fixed"),
+    **dict.fromkeys(("do_train", "do_predict"), "this command always trains and tests"),
+    "resume_from_checkpoint": "the same command goes on by itself, from the newest checkpoint of --output_dir",
+    "save_only_model": "it makes checkpoints that no run can go on from",
+}
+"""Fields of `TrainingArguments` that this engine does not heed, and why."""
+
+
+def refuse_unheard(args: "SERTrainingArguments") -> None:
+    """
+    Raises:
+        ValueError: a field differs from its default, and would change nothing; says why.
+    """
+    given = [each.name for each in fields(args) if each.init and getattr(args, each.name) != _default(each)]
+    for name in given:
+        if name in UNHEARD:
+            raise ValueError(f"--{name} is not used here: {UNHEARD[name]}. Leave it out.")
+    needs = _needs(args)
+    for name in given:
+        wanted = needs.get(name)
+        if name.startswith("hub_") and not args.push_to_hub:
+            wanted = "--push_to_hub"
+        if wanted:
+            raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
+
+
+def _needs(args: "SERTrainingArguments") -> dict[str, str]:
+    """Field that is not heeded as things stand -> what it would need."""
+    missing: dict[str, str] = {}
+    if args.eval_strategy != IntervalStrategy.STEPS:
+        missing["eval_steps"] = "--eval_strategy steps"
+    if args.save_strategy != SaveStrategy.STEPS:
+        missing["save_steps"] = "--save_strategy steps"
+    if args.logging_strategy != IntervalStrategy.STEPS:
+        missing["logging_steps"] = "--logging_strategy steps"
+    if args.eval_strategy == IntervalStrategy.NO and args.early_stopping_patience:
+        missing["early_stopping_patience"] = "--eval_strategy epoch or steps"
+    if args.lr_scheduler_type == SchedulerType.CONSTANT:
+        missing["warmup_steps"] = "another --lr_scheduler_type, such as constant_with_warmup"
+    if not args.specaugment_masks:
+        missing |= dict.fromkeys(("specaugment_time", "specaugment_frequency"), "--specaugment_masks")
+    if not args.freeze_backbones:
+        missing["unfreeze_epoch"] = "--freeze_backbones"
+    elif args.unfreeze_epoch is None:
+        settings = [f"{branch}_{kind}" for branch in args.by_branch("optimizer") if branch != "head" for kind in OWN]
+        missing |= dict.fromkeys(("layer_decay", *settings), "backbones that are trained (--unfreeze_epoch)")
+    known = {name for used in args.by_branch("optimizer").values() for name in _parameters(used)}
+    if "betas" not in known:
+        missing |= dict.fromkeys(("adam_beta1", "adam_beta2"), "an optimizer with betas, such as adam")
+    if "eps" not in known:
+        missing["adam_epsilon"] = "an optimizer with an epsilon, such as adam"
+    return missing
+
+
+OWN = ("learning_rate", "weight_decay", "optimizer")
+
+
+def _default(each: Field) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _parameters(algorithm: str) -> set[str]:
+    return {*inspect.signature(ALGORITHMS[algorithm]).parameters}
