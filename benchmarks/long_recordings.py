@@ -10,7 +10,6 @@ those of the checkpoint's own test part.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
+from benchmarks.speakers import speakers_of
 from ser.corpora import Corpus, load_corpus
 from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
 from ser.models import load_pipeline
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--picture", help="where to draw the first recording's timeline")
     add_json(parser)
     args = parser.parse_args()
-    actors = [f"{actor:02d}" for actor in args.actors] if args.actors else tested_speakers(args.checkpoint)
+    actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint)
     classify = load_pipeline(str(args.checkpoint), batch_size=16)
     corpus = load_corpus("ravdess", args.ravdess)
     rate = classify.feature_extractor.sampling_rate
@@ -66,15 +66,6 @@ def main() -> None:
     write_results(args.json, {"by_levels_and_smooth": figures})
     if args.picture:
         draw(classify, *glue(corpus, actors[0], rate, False, args.seed), args)
-
-
-def tested_speakers(checkpoint: Path) -> list[str]:
-    """Speakers of the checkpoint's test part, whom it has not heard."""
-    try:
-        clips = json.loads((checkpoint / "splits.json").read_text(encoding="utf-8"))["clips"]
-    except FileNotFoundError:
-        sys.exit(f"error: {checkpoint} has no splits.json that tells whom it has not heard; name them by --actors.")
-    return sorted({clip["speaker"] for clip in clips if clip["part"] == "test"})
 
 
 def glue(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> tuple[np.ndarray, list[Segment]]:

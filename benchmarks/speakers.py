@@ -1,0 +1,14 @@
+"""Whom a checkpoint has not heard, by its own splits.json."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def speakers_of(checkpoint: Path, part: str = "test") -> list[str]:
+    """Speakers of one part ("train", "validation" or "test") of a checkpoint's corpus."""
+    try:
+        clips = json.loads((checkpoint / "splits.json").read_text(encoding="utf-8"))["clips"]
+    except FileNotFoundError:
+        sys.exit(f"error: {checkpoint} has no splits.json that tells whom it has not heard; name them by --actors.")
+    return sorted({clip["speaker"] for clip in clips if clip["part"] == part})
