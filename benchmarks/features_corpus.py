@@ -84,7 +84,7 @@ def second_start(args: argparse.Namespace) -> None:
     batches = iter(loader)
     batch = next(batches)
     elapsed = time.perf_counter() - start
-    print(f"second start: first batch {tuple(batch['cqt_values'].shape)} after {elapsed:.2f} s", end=", ")
+    print(f"second start: first batch {tuple(batch['images']['cqt'].shape)} after {elapsed:.2f} s", end=", ")
     print(f"{len(opened)} audio files opened")
     start = time.perf_counter()
     count = sum(1 for _ in batches)

@@ -1,9 +1,9 @@
-"""What the engine costs: steps per second of a run on cached features, against a bare loop over ready batches.
+"""What the engine costs: steps per second of a run on cached spectrograms, against a bare loop over ready batches.
 
     python -m benchmarks.training_overhead configs/ravdess_small.yaml --data_dir ../shared/data/ravdess
 
 Takes the recipe and flags of run_ser.py. Both sides do the same forward, backward, clipping and update on batches of
-the same size, in turns in one process; the bare loop loads, augments, logs and watches nothing. All the time counts
+the same size, in turns in one process; the bare loop draws, augments, logs and watches nothing. All the time counts
 that passes from the end of the first step of a turn to the end of its last.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -22,7 +23,7 @@ from ser.models import make_config, make_feature_extractor, make_model, name_cla
 from ser.optimizer import branch_modules
 from ser.protocols import make_split
 from ser.trainer import SERTrainer
-from ser.training import read_corpus, with_features
+from ser.training import make_trainer, read_corpus, with_features
 
 ROUNDS, STEPS = 4, 16
 
@@ -91,16 +92,14 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     model = make_model(name_classes(make_config(model_args), corpus.label_names), model_args)
 
-    def make_trainer(**kwargs) -> SERTrainer:
-        return make_trainer(model, parts, feature_extractor, args, **kwargs)
-
-    return make_trainer, args
+    return partial(make_trainer, model, parts, feature_extractor, args), args
 
 
 def bare_loop(model: torch.nn.Module, trainer: SERTrainer, args: SERTrainingArguments) -> float:
     """Adam and RAdam on batches that lie ready on the device; the seconds from the first step's end to the last's."""
     loader = iter(trainer.get_train_dataloader())
-    batches = [next(loader) for _ in range(min(4, len(trainer.get_train_dataloader())))]
+    count = min(4, len(trainer.get_train_dataloader()))
+    batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]
     mel = set(branch_modules(model)["mel"].parameters())
     rest = [p for p in model.parameters() if p not in mel]
     fused = {"fused": True} if args.device.type == "cuda" else {}

@@ -81,6 +81,9 @@ class FeatureArguments:
     cache_features: bool = field(
         default=True, metadata={"help": "Extract once and keep on disk, or compute in the loader's workers each time."}
     )
+    feature_cache_gib: float = field(
+        default=50.0, metadata={"help": "Size in GiB that the kept spectrograms of all runs may have together."}
+    )
     preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that extract features."})
 
 

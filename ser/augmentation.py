@@ -1,7 +1,7 @@
 """What training adds to a batch of images: SpecAugment's masks and mixup.
 
-Every augmentation is a callable `(cqt_images, mel_images, labels) -> (cqt_images, mel_images, labels)` on images
-`(batch_size, channels, height, width)` in [0, 1], before they are normalised; height is frequency, width is time. The
+An augmentation is a callable `(images, labels) -> (images, labels)` on a batch of pictures before they
+are normalised, `{branch: (batch_size, channels, height, width)}` in [0, 1]; height is frequency, width is time. The
 randomness is torch's global generator, and the inputs are left as they were.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import one_hot
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Augmentation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Batch]
+Images = dict[str, torch.Tensor]
+Augmentation = Callable[[Images, torch.Tensor], tuple[Images, torch.Tensor]]
 
 
 def random_masks(batch_size: int, length: int, num_masks: int, max_share: float) -> torch.Tensor:
@@ -29,8 +29,8 @@ def random_masks(batch_size: int, length: int, num_masks: int, max_share: float)
 
 class SpecAugment:
     """
-    Masks bands of frequency and spans of time. A span of time is hidden from both images of a clip, so that neither
-    branch can look it up in the other's; bands of frequency differ, since the two axes do.
+    Masks bands of frequency and spans of time. A span of time is hidden from all images of a clip, so that no branch
+    can look it up in another's; bands of frequency differ, since the axes do.
 
     Args:
         num_masks (`int`, defaults to 2): Masks per clip and axis.
@@ -50,18 +50,18 @@ class SpecAugment:
         self.time_share = time_share
         self.frequency_share = frequency_share
 
-    def __call__(self, cqt_images: torch.Tensor, mel_images: torch.Tensor, labels: torch.Tensor) -> Batch:
-        batch_size, _, _, width = cqt_images.shape
-        if mel_images.shape[-1] != width:
-            raise ValueError(
-                f"CQT and Mel images are {width} and {mel_images.shape[-1]} wide: they share one time axis."
-            )
+    def __call__(self, images: Images, labels: torch.Tensor) -> tuple[Images, torch.Tensor]:
+        widths = {branch: values.shape[-1] for branch, values in images.items()}
+        if len(set(widths.values())) > 1:
+            found = ", ".join(f"{branch} {width}" for branch, width in widths.items())
+            raise ValueError(f"Images of one clip share one time axis, but are not equally wide: {found}.")
+        batch_size, width = len(labels), next(iter(widths.values()))
         time = random_masks(batch_size, width, self.num_masks, self.time_share)[:, None, None, :]
-        masked = []
-        for images in (cqt_images, mel_images):
-            bands = random_masks(batch_size, images.shape[-2], self.num_masks, self.frequency_share)[:, None, :, None]
-            masked.append(images.masked_fill(time | bands, 0.0))
-        return masked[0], masked[1], labels
+        masked = {}
+        for branch, values in images.items():
+            bands = random_masks(batch_size, values.shape[-2], self.num_masks, self.frequency_share)
+            masked[branch] = values.masked_fill(time | bands[:, None, :, None], 0.0)
+        return masked, labels
 
 
 class Mixup:
@@ -82,7 +82,7 @@ class Mixup:
         self.num_labels = num_labels
         self.shares = torch.distributions.Beta(float(alpha), float(alpha))
 
-    def __call__(self, cqt_images: torch.Tensor, mel_images: torch.Tensor, labels: torch.Tensor) -> Batch:
+    def __call__(self, images: Images, labels: torch.Tensor) -> tuple[Images, torch.Tensor]:
         share = self.shares.sample((len(labels),))
         partner = torch.randperm(len(labels))
 
@@ -90,7 +90,8 @@ class Mixup:
             own = share.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
             return own * values + (1 - own) * values[partner]
 
-        return blend(cqt_images), blend(mel_images), blend(one_hot(labels, self.num_labels).float())
+        blended = {branch: blend(values) for branch, values in images.items()}
+        return blended, blend(one_hot(labels, self.num_labels).float())
 
 
 class Compose:
@@ -99,11 +100,10 @@ class Compose:
     def __init__(self, *augmentations: Augmentation):
         self.augmentations = augmentations
 
-    def __call__(self, cqt_images: torch.Tensor, mel_images: torch.Tensor, labels: torch.Tensor) -> Batch:
-        batch = (cqt_images, mel_images, labels)
+    def __call__(self, images: Images, labels: torch.Tensor) -> tuple[Images, torch.Tensor]:
         for augmentation in self.augmentations:
-            batch = augmentation(*batch)
-        return batch
+            images, labels = augmentation(images, labels)
+        return images, labels
 
 
 def make_augmentation(
@@ -114,7 +114,8 @@ def make_augmentation(
     specaugment_frequency: float = 0.15,
     mixup_alpha: float = 0.0,
 ) -> Augmentation | None:
-    """The augmentation that these settings ask for; None if they ask for none (no masks and a `mixup_alpha` of 0)."""
+    """The augmentation that these settings ask for; None if they ask for none (no masks and a
+    `mixup_alpha` of 0)."""
     chosen = []
     if specaugment_masks:
         chosen.append(SpecAugment(specaugment_masks, specaugment_time, specaugment_frequency))

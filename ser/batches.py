@@ -7,44 +7,51 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ser.features import IMAGES, extract_clip, read_clip
+from ser.augmentation import Augmentation
+from ser.features import read_clip
 
 
 class PairCollator:
-    """Rows of a table of clips -> a batch for the model.
+    """Rows of a table of clips -> a batch of pictures, drawn here and now: in the data loader's workers, if any.
 
-    Rows that hold images (from `extract_features`) are stacked. Rows that still hold `audio` are decoded and
-    transformed here, in the data loader's workers, which PyTorch limits to one thread each; that is how a waveform
-    that changes from epoch to epoch is trained on (`audio` may also be `{"array": ..., "sampling_rate": ...}`).
+    Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that still hold `audio` are
+    decoded and transformed here; that is how a waveform that changes from epoch to epoch is trained on (`audio` may
+    also be `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end`, in seconds, is cut to that stretch.
 
     Args:
-        feature_extractor (`MaxMViTFeatureExtractor`): for `extract` and `normalize`.
-        augmentation (`Callable`, *optional*): `(cqt_images, mel_images, labels) -> (cqt_images, mel_images, labels)`
-            on images `(B, 1, H, W)` in [0, 1], before normalisation.
+        feature_extractor (`MaxMViTFeatureExtractor`): for `spectrograms` and `images`.
+        augmentation (`Callable`, *optional*): `(images, labels) -> (images, labels)`, where `images` are
+            `{branch: (B, channels, H, W)}` in [0, 1].
 
     Returns:
-        `cqt_values` and `mel_values`, float32 `(B, 3, H, W)`, and `labels` as `augmentation` left them, otherwise
-        int64 `(B,)`; no `labels` if the rows have no `label`.
+        `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
+        sixth of the bytes that three normalised float32 channels are. And `labels` as `augmentation` left them,
+        otherwise int64 `(B,)`; none if the rows have no `label`.
 
     Raises:
         AudioError: a clip cannot be decoded; its name is in the message.
     """
 
-    def __init__(self, feature_extractor: Any, augmentation: Callable | None = None):
+    def __init__(self, feature_extractor: Any, augmentation: Augmentation | None = None):
         self.feature_extractor = feature_extractor
         self.augmentation = augmentation
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        if IMAGES[0] not in rows[0]:
-            extractor = self.feature_extractor
-            rows = [{**row, **extract_clip(read_clip(row, extractor), extractor)} for row in rows]
-        cqt, mel = (torch.stack([row[name] for row in rows]).float() for name in IMAGES)
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        clips = [self._spectrograms(row) for row in rows]
+        images = {
+            name.removesuffix("_values"): values for name, values in self.feature_extractor.images(clips).items()
+        }
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
         if self.augmentation is not None:
-            cqt, mel, labels = self.augmentation(cqt, mel, labels)
-        normalize = self.feature_extractor.normalize
-        batch = {"cqt_values": normalize(cqt), "mel_values": normalize(mel)}
+            images, labels = self.augmentation(images, labels)
+        batch = {"images": {branch: values.half() for branch, values in images.items()}}
         return batch if labels is None else {**batch, "labels": labels}
+
+    def _spectrograms(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if "spectrograms" not in row:
+            return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0]
+        clip = row["spectrograms"][0]
+        return self.feature_extractor.cut(clip, row["start"], row["end"]) if "start" in row else clip
 
 
 class Numbered(Dataset):

@@ -1,30 +1,21 @@
-"""Clips -> images, once: extracted in parallel, kept on disk, handed to the model in batches."""
+"""Clips -> spectrograms, once: extracted in parallel, kept on disk, read row by row."""
 
 import hashlib
-import inspect
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import torch
-from datasets import Audio, Dataset, Features, Value, concatenate_datasets
-from filelock import FileLock
+from datasets import Audio, Dataset
 from transformers.utils import logging
 
-import audio_maxmvit
-import spectrograms_maxmvit
 from audio_maxmvit import AudioError, read_audio
+from ser.spectrogram_cache import STORED, SpectrogramCache, StoredSpectrograms, Versions, clip_keys, pack
 
 logger = logging.get_logger(__name__)
-IMAGES = ("cqt_values", "mel_values")
-# An image is stored as the bytes of its float16 pixels: a batch is read several times as fast as from Array3D.
-STORED = Features({**{name: Value("binary") for name in IMAGES}, "content": Value("string"), "error": Value("string")})
-SUMMARY = "features.json"
 
 
 def extract_features(
@@ -33,28 +24,29 @@ def extract_features(
     *,
     num_workers: int = 1,
     cache_dir: str | os.PathLike | None = None,
+    cache_gib: float = 50.0,
     on_bad_audio: Literal["error", "skip"] = "error",
 ) -> Dataset:
-    """The table of clips with its `audio` replaced by the images of `feature_extractor.extract`.
+    """The table of clips with its `audio` replaced by the spectrograms of `feature_extractor.spectrograms`.
 
-    Each clip is decoded and transformed once. The images lie in `cache_dir`, in a folder named by `cache_key`, are
-    memory-mapped from there, and are used again whenever the same clips in the same order meet the same extractor;
-    labels and all other columns come from `clips` and may change freely. So give it the whole corpus and `select` the
-    parts afterwards. The folder gets its name only when it is complete. Processes that want the same folder wait for
-    the one that began it.
+    Each clip is decoded and transformed once, and kept in a [`SpectrogramCache`] under a name of what its audio is and
+    of what shapes its spectrograms. It is used again in whatever table it stands, by every extractor that differs in
+    how it draws pictures only; labels and all other columns come from `clips` and may change freely.
 
     Args:
         clips (`Dataset`): columns `file` (a name for messages) and `audio` (path or bytes), and any others.
-        feature_extractor (`MaxMViTFeatureExtractor`): makes the images.
+        feature_extractor (`MaxMViTFeatureExtractor`): makes the spectrograms.
         num_workers (`int`, defaults to 1): processes, of one thread each if more than one.
-        cache_dir (`str`, *optional*): defaults to `maxmvit_features` in the cache folder of `datasets`.
+        cache_dir (`str`, *optional*): defaults to the cache folder of `datasets`.
+        cache_gib (`float`, defaults to 50): see [`SpectrogramCache`].
         on_bad_audio (`str`, defaults to `"error"`): `"error"` stops at the first clip that cannot be decoded; `"skip"`
             leaves such clips out, with a warning that names each, here and at every later start. What was left out is
             what `clips["file"]` has and the result has not.
 
     Returns:
-        `Dataset` with the columns of `clips` less `audio`, and `cqt_values`, `mel_values`: float16 tensors
-        `(1, image_size, image_size)` in [0, 1], and `content`: a digest of the waveform, equal for equal sound.
+        `Dataset` with the columns of `clips` less `audio`, and `spectrograms`: of each clip its [`Versions`], of which
+        the first (and only) is a dict as the extractor returns it, read from disk when it is indexed; `content`: a
+        digest of the waveform, equal for equal sound; and `seconds`: its length.
 
     Raises:
         AudioError: a clip cannot be decoded (its name is in the message), or none can.
@@ -63,132 +55,101 @@ def extract_features(
         raise ValueError(f'on_bad_audio must be "error" or "skip", got {on_bad_audio!r}')
     if not len(clips):
         raise ValueError("there are no clips to extract features from")
-    cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "maxmvit_features"))
-    folder = cache_dir / cache_key(clips, feature_extractor)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            logger.info(f"Using the images in {folder}")
-        else:
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _write_images(clips, feature_extractor, partial, num_workers, on_bad_audio)
-            os.replace(partial, folder)
+    extract = partial(
+        _packed, feature_extractor=feature_extractor, one_thread=num_workers > 1, skip=on_bad_audio == "skip"
+    )
 
-    images = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("images*.arrow"))])
-    left_out = json.loads((folder / SUMMARY).read_text())["left_out"]
+    def write(missing: list[int], folder: Path) -> None:
+        _write_rows(clips.select(missing), [keys[i] for i in missing], extract, folder, num_workers)
+
+    keys = list(clip_keys(clips))
+    stored = SpectrogramCache(cache_dir, feature_extractor, cache_gib).find_or_write(keys, write)
+    names = clips["file"][:]
+    errors = [f"{name}: {error}" if error else None for name, error in zip(names, stored.facts("error"), strict=True)]
+    left_out = [error for error in errors if error]
     if left_out and on_bad_audio == "error":
-        raise AudioError(next(iter(left_out.values())))
-    for message in left_out.values():
+        raise AudioError(left_out[0])
+    for message in left_out:
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
         raise AudioError(f"none of the {len(clips)} clips can be decoded")
-    others = clips.remove_columns("audio")
-    others = Dataset(others.with_format("arrow")[:], info=others.info)  # in memory, without the rows not selected
-    features = concatenate_datasets([others, images.remove_columns("error")], axis=1)
+    facts = {name: stored.facts(name) for name in ("content", "seconds")}
+    features = _table(clips, stored, [[row] for row in stored.rows], facts)
     if left_out:
-        features = features.select([row for row in range(len(clips)) if str(row) not in left_out])
-    return features.with_transform(_images_from_bytes)
+        features = features.select([row for row, error in enumerate(errors) if error is None])
+    return features
 
 
-def relabel(clips: Dataset, labels: Sequence[int]) -> Dataset:
-    """The table of `extract_features` with other labels, one a row. The rows are copied into memory."""
-    # As it is given, `datasets` would copy the decoded images, into the folder of the cache.
-    rows = clips.with_format(None).remove_columns("label").flatten_indices(keep_in_memory=True)
-    return rows.add_column("label", labels).with_transform(_images_from_bytes)
+def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> Dataset:
+    """Rows of a table of `extract_features`, each as often as it is named, with further or other columns."""
+    table = features.with_format(None).select(rows).flatten_indices(keep_in_memory=True)
+    for name, values in columns.items():
+        if name in table.column_names:
+            table = table.remove_columns(name)
+        table = table.add_column(name, list(values))
+    return table.with_transform(features.format["format_kwargs"]["transform"])
 
 
-def cache_key(clips: Dataset, feature_extractor: Any) -> str:
-    """Name for the images of these clips, in this order, by this extractor.
-
-    It changes with every parameter of the extractor, with the source files of the extractor and of `read_audio` (so
-    an edited algorithm never meets images of the old one), and with the audio: of clips held in the table all bytes
-    are hashed, undecoded, at a few GB/s; of files on disk, which are not opened, the path, size and modification
-    time.
-    """
-    digest = hashlib.sha1(usedforsecurity=False)
-    for source in (inspect.getfile(type(feature_extractor)), spectrograms_maxmvit.__file__, audio_maxmvit.__file__):
-        digest.update(Path(source).read_bytes())
-    digest.update(json.dumps([_parameters(feature_extractor), list(STORED)], sort_keys=True).encode())
-    column = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns("audio")
-    for table in column.with_format("arrow").iter(batch_size=256):
-        audio = table["audio"].combine_chunks()
-        for contents, path in zip(audio.field("bytes"), audio.field("path").to_pylist(), strict=True):
-            if contents.is_valid:
-                digest.update(f"{len(contents.as_buffer())} bytes:".encode())
-                digest.update(contents.as_buffer())
-            else:
-                digest.update(f"{os.path.abspath(path)} {_size_and_time(path)}:".encode())
-    return digest.hexdigest()
+def relabel(features: Dataset, labels: Sequence[int]) -> Dataset:
+    """The table of `extract_features` with other labels, one a row."""
+    return rearranged(features, range(len(features)), label=labels)
 
 
 def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
+    """The waveform of a row at the extractor's rate; an error names the row's `file`."""
     try:
         return read_audio(row["audio"], feature_extractor.sampling_rate)
     except AudioError as error:
         raise AudioError(f"{row['file']}: {error}") from error
 
 
-def extract_clip(waveform: np.ndarray, feature_extractor: Any) -> dict[str, torch.Tensor]:
-    """`(1, H, W)` images of one clip."""
-    return {name: images[0] for name, images in feature_extractor.extract(waveform).items()}
+def _table(clips: Dataset, stored: StoredSpectrograms, rows: list[list[int]], facts: dict[str, list]) -> Dataset:
+    """The columns of `clips` less `audio`, in memory, beside the places of their spectrograms in the store."""
+    others = clips.remove_columns("audio")
+    others = Dataset(others.with_format("arrow")[:], info=others.info)  # without the rows not selected
+    for name, values in {"spectrograms": rows, **facts}.items():
+        others = others.add_column(name, values)
+    return others.with_transform(partial(_open_versions, stored=stored))
 
 
-def _write_images(clips: Dataset, feature_extractor: Any, folder: Path, num_workers: int, on_bad_audio: str) -> None:
-    """Fills a folder with Arrow files of images, row by row as in `clips`, and a summary."""
-    folder.mkdir()
-    clips = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns(["file", "audio"])
-    images = clips.map(
-        _bytes_of_clip,
-        fn_kwargs={
-            "feature_extractor": feature_extractor,
-            "one_thread": num_workers > 1,
-            "skip": on_bad_audio == "skip",
-        },
-        remove_columns=clips.column_names,
-        features=STORED,
-        num_proc=num_workers if num_workers > 1 else None,
-        writer_batch_size=64,
-        cache_file_name=str(folder / "images.arrow"),
-        new_fingerprint=folder.stem,
-        desc="Extracting CQT and Mel images",
-    )
-    left_out = {str(row): error for row, error in enumerate(images["error"]) if error is not None}
-    summary = {"clips": len(clips), "left_out": left_out, "extractor": _parameters(feature_extractor)}
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2))
-
-
-def _bytes_of_clip(row: Mapping[str, Any], feature_extractor: Any, one_thread: bool, skip: bool) -> dict[str, Any]:
-    if one_thread:
-        torch.set_num_threads(1)
-    try:
-        waveform = read_clip(row, feature_extractor)
-    except AudioError as error:
-        if not skip:
-            raise
-        return {**dict.fromkeys((*IMAGES, "content")), "error": str(error)}
-    images = extract_clip(waveform, feature_extractor)
-    content = hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest()
-    pixels = {name: image.half().numpy().tobytes() for name, image in images.items()}
-    return {**pixels, "content": content, "error": None}
-
-
-def _images_from_bytes(batch: dict[str, list]) -> dict[str, list]:
-    for name in IMAGES:
-        if batch.get(name):
-            pixels = [np.frombuffer(contents, np.float16) for contents in batch[name]]
-            side = round(len(pixels[0]) ** 0.5)
-            batch[name] = list(torch.from_numpy(np.stack(pixels)).view(-1, 1, side, side))
+def _open_versions(batch: dict[str, list], stored: StoredSpectrograms) -> dict[str, list]:
+    if "spectrograms" in batch:
+        batch["spectrograms"] = [Versions(stored, rows) for rows in batch["spectrograms"]]
     return batch
 
 
-def _parameters(feature_extractor: Any) -> dict[str, Any]:
-    """Without what saving and loading add to it."""
-    return {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
+def _write_rows(clips: Dataset, keys: list[str], extract: partial, folder: Path, num_workers: int) -> None:
+    """Fills a folder with Arrow files of packed spectrograms, row by row as in `clips`."""
+    clips = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns(["file", "audio"])
+    clips.map(
+        extract,
+        with_indices=True,
+        fn_kwargs={"keys": keys},
+        remove_columns=clips.column_names,
+        features=STORED,
+        num_proc=min(num_workers, len(clips)) if num_workers > 1 else None,
+        writer_batch_size=64,
+        cache_file_name=str(folder / "spectrograms.arrow"),
+        new_fingerprint=folder.stem[-40:],
+        desc="Extracting CQT and Mel spectrograms",
+    )
 
 
-def _size_and_time(path: str) -> str:
-    if not os.path.exists(path):  # extraction says so, by name
-        return "missing"
-    status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns}"
+def _packed(
+    row: Mapping[str, Any], index: int, keys: list[str], feature_extractor: Any, one_thread: bool, skip: bool
+) -> dict[str, Any]:
+    if one_thread:
+        torch.set_num_threads(1)
+    try:
+        waveform = read_audio(row["audio"], feature_extractor.sampling_rate)
+    except AudioError as error:
+        if not skip:
+            raise AudioError(f"{row['file']}: {error}") from error
+        return {**dict.fromkeys(STORED), "key": keys[index], "error": str(error)}
+    return {
+        "key": keys[index],
+        "spectrograms": pack(feature_extractor.spectrograms(waveform)[0]),
+        "content": hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest(),
+        "seconds": len(waveform) / feature_extractor.sampling_rate,
+        "error": None,
+    }

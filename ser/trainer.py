@@ -124,6 +124,15 @@ class SERTrainer(Trainer):
         self.accelerator.dataloader_config.data_seed = seed
         return self.accelerator.prepare(loader)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device, and makes the model's inputs of its plain pictures there."""
+        inputs = super()._prepare_inputs(inputs)
+        if "images" not in inputs:
+            return inputs
+        normalize = self.processing_class.normalize
+        values = {f"{branch}_values": normalize(pictures) for branch, pictures in inputs["images"].items()}
+        return values | {name: value for name, value in inputs.items() if name != "images"}
+
     def _make_loss(self) -> ClassificationLoss | None:
         args, weights = self.args, None
         if args.class_weights == "balanced":

@@ -56,7 +56,7 @@ def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
 def with_features(
     corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: DataArguments, args: SERTrainingArguments
 ) -> Corpus:
-    """The corpus with images in place of audio, less the clips that cannot be read where `--on_bad_audio skip`."""
+    """The corpus with spectrograms for audio, less the clips that cannot be read where `--on_bad_audio skip`."""
     if not data_args.cache_features:
         if data_args.on_bad_audio == "skip":
             raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
@@ -67,6 +67,7 @@ def with_features(
             feature_extractor,
             num_workers=data_args.preprocessing_num_workers,
             cache_dir=data_args.cache_dir,
+            cache_gib=data_args.feature_cache_gib,
             on_bad_audio=data_args.on_bad_audio,
         )
     unreadable = len(corpus) - len(clips)

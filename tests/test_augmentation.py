@@ -39,7 +39,8 @@ def test_specaugment_hides_the_same_time_from_both_images():
     torch.manual_seed(1)
     cqt, mel = images(seed=0), images(height=40, seed=1)
     labels = torch.tensor([0, 1, 2])
-    new_cqt, new_mel, new_labels = SpecAugment(2, time_share=0.3, frequency_share=0.0)(cqt, mel, labels)
+    masked, new_labels = SpecAugment(2, time_share=0.3, frequency_share=0.0)({"cqt": cqt, "mel": mel}, labels)
+    new_cqt, new_mel = masked.values()
     hidden = (new_cqt == 0).all(dim=2)
     assert hidden.any() and torch.equal(hidden, (new_mel == 0).all(dim=2))
     assert torch.equal(new_labels, labels)
@@ -50,16 +51,18 @@ def test_specaugment_hides_the_same_time_from_both_images():
 
 def test_specaugment_hides_bands_of_its_own_in_each_image():
     torch.manual_seed(1)
-    new_cqt, new_mel, _ = SpecAugment(1, time_share=0.0, frequency_share=0.4)(images(), images(), torch.zeros(3))
-    bands = [(new == 0).all(dim=3) for new in (new_cqt, new_mel)]
-    assert bands[0].any() and bands[1].any() and not torch.equal(*bands)
+    third = {name: images() for name in ("cqt", "mel", "third")}
+    masked, _ = SpecAugment(1, time_share=0.0, frequency_share=0.4)(third, torch.zeros(3))
+    bands = [(new == 0).all(dim=3) for new in masked.values()]
+    assert all(band.any() for band in bands)
+    assert len({str(band.tolist()) for band in bands}) == 3
 
 
 def test_specaugment_refuses_shares_and_images_that_do_not_fit():
     with pytest.raises(ValueError, match="time_share=1.5"):
         SpecAugment(time_share=1.5)
-    with pytest.raises(ValueError, match="30 and 31 wide"):
-        SpecAugment()(images(), images(width=31), torch.zeros(3))
+    with pytest.raises(ValueError, match="cqt 30, mel 31"):
+        SpecAugment()({"cqt": images(), "mel": images(width=31)}, torch.zeros(3))
 
 
 @given(alpha=st.floats(0.05, 5), batch_size=st.integers(1, 8), seed=st.integers(0, 2**31))
@@ -69,7 +72,8 @@ def test_mixup_blends_images_as_it_blends_labels(alpha, batch_size, seed):
     labels = torch.randint(5, (batch_size,))
     # Images that show nothing but their label: what is blended into them can be read off and must be the new label.
     shown = torch.nn.functional.one_hot(labels, 5).float()[:, None, :, None].expand(-1, 1, 5, 4)
-    cqt, mel, soft = Mixup(alpha, 5)(shown, shown / 2, labels)
+    blended, soft = Mixup(alpha, 5)({"cqt": shown, "mel": shown / 2}, labels)
+    cqt, mel = blended.values()
     torch.testing.assert_close(cqt[:, 0, :, 0], soft)
     torch.testing.assert_close(mel, cqt / 2)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(batch_size))
@@ -81,7 +85,7 @@ def test_mixup_shares_follow_their_distribution():
     torch.manual_seed(0)
     labels = torch.arange(2000) % 2
     blank = torch.zeros(2000, 1, 1, 1)
-    _, _, soft = Mixup(0.2, 2)(blank, blank, labels)
+    _, soft = Mixup(0.2, 2)({"cqt": blank}, labels)
     blended = ((soft > 0.1) & (soft < 0.9)).any(dim=1).float().mean()
     assert 0.05 < blended < 0.35
     with pytest.raises(ValueError, match="alpha"):
@@ -92,5 +96,5 @@ def test_settings_choose_the_augmentation():
     assert make_augmentation(4) is None
     both = make_augmentation(4, specaugment_masks=1, mixup_alpha=0.3)
     assert isinstance(both, Compose)
-    _, _, labels = both(images(), images(), torch.tensor([0, 1, 3]))
+    _, labels = both({"cqt": images(), "mel": images()}, torch.tensor([0, 1, 3]))
     assert labels.shape == (3, 4)

@@ -1,25 +1,27 @@
-"""Extracting once: what is cached, when it is computed again, what happens to bad clips, and how batches are made."""
+"""Extracting once: what is cached, when it is computed again, what happens to bad clips, and what is evicted."""
 
+import gc
 import inspect
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from torch.utils.data import DataLoader
 
 import ser.features
+import ser.spectrogram_cache
 from audio_maxmvit import AudioError
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.batches import PairCollator
-from ser.features import cache_key, extract_features, relabel
+from ser.features import extract_features, relabel
+from ser.spectrogram_cache import FOLDER, PICTURE_PARAMETERS, clip_keys, extractor_key, pack, unpack
 from tests.tiny import tiny_feature_extractor, voice
 
-IMAGES = ("cqt_values", "mel_values")
 RATE = 44_100
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -55,31 +57,56 @@ def break_clip(clips: Dataset, row: int) -> None:
         file.write(b"not audio")
 
 
-def same_images(one: Dataset, other: Dataset) -> bool:
+def spectrograms(features: Dataset) -> list[dict[str, torch.Tensor]]:
+    return [row["spectrograms"][0] for row in features]
+
+
+def same(one: Dataset, other: Dataset) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in IMAGES
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(spectrograms(one), spectrograms(other), strict=True)
     )
+
+
+def parts(cache_dir: Path) -> list[Path]:
+    return sorted(path for path in (cache_dir / FOLDER).iterdir() if path.is_dir())
 
 
 # --- what is computed and kept ---
 
 
-def test_images_are_those_of_the_extractor(clips, embedded, tmp_path):
+def test_spectrograms_are_those_of_the_extractor(clips, embedded, tmp_path):
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, cache_dir=tmp_path / "a")
-    assert features.column_names == ["file", "label", "speaker", *IMAGES, "content"]
+    assert features.column_names == ["file", "label", "speaker", "spectrograms", "content", "seconds"]
     assert features["file"][:] == clips["file"][:] and features["label"][:] == clips["label"][:]
     for i, row in enumerate(features):
-        for name, images in extractor.extract(voice(0.2 + 0.1 * i, f0=100 + 20 * i)).items():
-            assert row[name].shape == (1, 64, 64) and row[name].dtype == torch.float16
-            torch.testing.assert_close(row[name].float(), images[0], rtol=0, atol=1e-3)
-    assert same_images(extract_features(embedded, extractor, cache_dir=tmp_path / "b"), features)
+        waveform = voice(0.2 + 0.1 * i, f0=100 + 20 * i)
+        assert row["seconds"] == len(waveform) / RATE and len(row["spectrograms"]) == 1
+        kept, fresh = row["spectrograms"][0], extractor.spectrograms(waveform)[0]
+        assert kept.keys() == fresh.keys()
+        for name, db in fresh.items():
+            assert kept[name].dtype == torch.float32
+            assert (kept[name] - db).abs().max() < 0.04
+        torch.testing.assert_close(
+            extractor.images([kept])["mel_values"], extractor.extract(waveform)["mel_values"], rtol=0, atol=1e-3
+        )
+    assert same(extract_features(embedded, extractor, cache_dir=tmp_path / "b"), features)
+
+
+def test_packing_keeps_levels_to_a_few_hundredths_of_a_decibel():
+    db = {"cqt": torch.linspace(-100, 28, 4000).view(8, 500).t(), "rms": torch.full((7,), -100.0)}
+    kept = unpack(pack(db))
+    assert set(kept) == set(db) and torch.equal(kept["rms"], db["rms"])
+    assert (kept["cqt"] - db["cqt"]).abs().max() < 0.04
+    assert kept["cqt"].max() == db["cqt"].max()
+    assert len(pack(db)) < 2 * 4007 + 1000
 
 
 def test_two_workers_do_the_same(clips, tmp_path):
     extractor = tiny_feature_extractor()
     features = [extract_features(clips, extractor, num_workers=n, cache_dir=tmp_path / str(n)) for n in (1, 2)]
-    assert same_images(*features)
+    assert same(*features)
     assert features[0]["file"][:] == features[1]["file"][:]
 
 
@@ -89,7 +116,7 @@ def test_second_start_needs_no_audio(clips, tmp_path, no_audio, workers):
     first = extract_features(clips, extractor, num_workers=workers[0], cache_dir=tmp_path)
     no_audio()
     again = extract_features(clips, extractor, num_workers=workers[1], cache_dir=tmp_path)
-    assert same_images(first, again)
+    assert same(first, again)
     relabelled = clips.remove_columns("label").add_column("label", [7] * 5)
     assert extract_features(relabelled, extractor, cache_dir=tmp_path)["label"][:] == [7] * 5
 
@@ -98,8 +125,21 @@ def test_parts_can_be_selected(clips, tmp_path):
     features = extract_features(clips.select([3, 1, 0]), tiny_feature_extractor(), cache_dir=tmp_path)
     assert features["file"][:] == ["clip_3.wav", "clip_1.wav", "clip_0.wav"]
     part = features.select([2]).remove_columns(["file", "speaker"])
-    assert torch.equal(part[0]["mel_values"], features[2]["mel_values"])
+    assert torch.equal(part[0]["spectrograms"][0]["mel"], features[2]["spectrograms"][0]["mel"])
     assert part[:0] == {name: [] for name in part.column_names}
+
+
+def test_other_selections_extract_only_what_is_new(clips, tmp_path, monkeypatch):
+    extractor, read = tiny_feature_extractor(), []
+    honest = ser.features.read_audio
+    monkeypatch.setattr(
+        ser.features, "read_audio", lambda source, rate: (read.append(source["path"]), honest(source, rate))[1]
+    )
+    some = extract_features(clips.select([3, 1]), extractor, cache_dir=tmp_path)
+    every = extract_features(clips, extractor, cache_dir=tmp_path)
+    assert len(read) == len(set(read)) == 5
+    again = extract_features(clips.select([4, 3, 3, 1, 0]), extractor, cache_dir=tmp_path)
+    assert len(read) == 5 and same(again, every.select([4, 3, 3, 1, 0])) and same(some, every.select([3, 1]))
 
 
 def test_other_labels_leave_images_and_cache_as_they_are(clips, tmp_path, no_audio):
@@ -108,9 +148,9 @@ def test_other_labels_leave_images_and_cache_as_they_are(clips, tmp_path, no_aud
     part = features.select([3, 1, 4])
     other = relabel(part, [7, 8, 9])
     assert other["label"][:] == [7, 8, 9] and other["file"][:] == part["file"][:]
-    assert same_images(part, other)
+    assert same(part, other)
     no_audio()
-    assert same_images(extract_features(clips, extractor, cache_dir=tmp_path), features)
+    assert same(extract_features(clips, extractor, cache_dir=tmp_path), features)
 
 
 def test_content_tells_equal_sound(clips, tmp_path):
@@ -121,46 +161,82 @@ def test_content_tells_equal_sound(clips, tmp_path):
     assert first == copy != other
 
 
-# --- the fingerprint ---
+# --- the key ---
+
+SHAPING = {
+    "sampling_rate": 48_000, "min_length": 5000, "cqt_fmin": 40.0, "cqt_n_bins": 80, "cqt_bins_per_octave": 13,
+    "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 64, "backend": "librosa",
+}  # fmt: skip
+DRAWING = {
+    "top_db": [60.0], "image_size": [32], "image_mean": [[0.5] * 3], "image_std": [[0.5] * 3],
+}  # fmt: skip
+KNOWN = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
 
 
-def test_fingerprint_changes_with_every_parameter(clips):
-    changed = {
-        "sampling_rate": 48_000, "min_length": 5000, "cqt_fmin": 40.0, "cqt_n_bins": 80, "cqt_bins_per_octave": 13,
-        "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 64, "top_db": 60.0,
-        "image_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "backend": "librosa",
-    }  # fmt: skip
-    assert set(changed) == set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
-    names = [cache_key(clips, MaxMViTFeatureExtractor(**{name: value})) for name, value in changed.items()]
-    assert len({*names, cache_key(clips, MaxMViTFeatureExtractor())}) == len(changed) + 1
+def test_every_parameter_is_known_to_shape_spectrograms_or_pictures():
+    assert set(SHAPING) | set(DRAWING) == KNOWN
+    assert set(DRAWING) == KNOWN & PICTURE_PARAMETERS
 
 
-def test_fingerprint_changes_with_the_audio(clips, embedded):
+def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():
+    keys = {extractor_key(MaxMViTFeatureExtractor(**{name: value})) for name, value in SHAPING.items()}
+    assert len({*keys, extractor_key(MaxMViTFeatureExtractor())}) == len(SHAPING) + 1
+
+
+def test_no_parameter_of_pictures_opens_audio_again(clips, tmp_path, no_audio):
+    first = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
+    no_audio()
+    waveform = voice(0.5)
+    for name, values in DRAWING.items():
+        for value in values:
+            other = tiny_feature_extractor(**{name: value})
+            assert same(extract_features(clips, other, cache_dir=tmp_path), first), name
+            for one, two in zip(
+                tiny_feature_extractor().spectrograms(waveform), other.spectrograms(waveform), strict=True
+            ):
+                assert all(torch.equal(one[part], two[part]) for part in one), name
+
+
+def test_the_key_changes_with_sources_and_libraries(tmp_path, monkeypatch):
     extractor = tiny_feature_extractor()
-    name = cache_key(clips, extractor)
-    assert name == cache_key(clips, tiny_feature_extractor())
-    assert name != cache_key(clips.select([1, 0, 2, 3, 4]), extractor)
-    assert name != cache_key(clips.select(range(4)), extractor)
+    keys = {extractor_key(extractor)}
+    for source in ser.spectrogram_cache.SOURCES:
+        with monkeypatch.context() as patch:
+            edited = tmp_path / "edited.py"
+            edited.write_bytes(Path(source.__file__).read_bytes() + b"#")
+            patch.setattr(source, "__file__", str(edited))
+            keys.add(extractor_key(extractor))
+    honest = ser.spectrogram_cache.version
+    for name in ("librosa", "soundfile", "soxr", "numpy", "torch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ser.spectrogram_cache, "version", lambda n, name=name: "99.1" if n == name else honest(n))
+            keys.add(extractor_key(extractor))
+    assert len(keys) == 1 + 3 + 5
+
+
+def test_the_key_of_a_clip_changes_with_its_audio(clips, embedded):
+    keys = list(clip_keys(clips))
+    assert len(set(keys)) == 5 and list(clip_keys(clips.select([2, 0]))) == [keys[2], keys[0]]
     path = clips[0]["audio"]["path"]
     os.utime(path, ns=(0, 12345))
-    touched = cache_key(clips, extractor)
-    assert touched != name
+    touched, *others = clip_keys(clips)
+    assert touched != keys[0] and others == keys[1:]
     with open(path, "ab") as file:
         file.write(b"x")
     os.utime(path, ns=(0, 12345))
-    assert cache_key(clips, extractor) != touched
+    assert next(clip_keys(clips)) != touched
 
     def flip_last_byte(row):
         contents = row["audio"]["bytes"]
         return {"audio": {"path": None, "bytes": contents[:-1] + bytes([contents[-1] ^ 1])}}
 
-    assert cache_key(embedded, extractor) != cache_key(embedded.map(flip_last_byte), extractor)
+    assert not set(clip_keys(embedded)) & set(clip_keys(embedded.map(flip_last_byte)))
 
 
-def test_fingerprint_outlives_saving(clips, tmp_path):
+def test_the_key_outlives_saving(tmp_path):
     extractor = tiny_feature_extractor()
     extractor.save_pretrained(tmp_path)
-    assert cache_key(clips, MaxMViTFeatureExtractor.from_pretrained(tmp_path)) == cache_key(clips, extractor)
+    assert extractor_key(MaxMViTFeatureExtractor.from_pretrained(tmp_path)) == extractor_key(extractor)
 
 
 # --- interruptions and bad clips ---
@@ -180,25 +256,24 @@ def test_half_done_is_not_taken_for_whole(clips, tmp_path, monkeypatch, workers)
         patch.setattr(ser.features, "read_audio", stop_at_the_fourth)
         with pytest.raises(RuntimeError, match="lights"):
             extract_features(clips, extractor, num_workers=workers, cache_dir=tmp_path)
-    assert not (tmp_path / cache_key(clips, extractor)).exists()
+    assert [path.suffix for path in parts(tmp_path)] == [".partial"]
     later = extract_features(clips, extractor, cache_dir=tmp_path)
-    assert same_images(later, extract_features(clips, extractor, cache_dir=tmp_path / "fresh"))
-    assert not list(tmp_path.glob("*.partial"))
+    assert same(later, extract_features(clips, extractor, cache_dir=tmp_path / "fresh"))
+    assert [path.suffix for path in parts(tmp_path)] == [""]
 
 
 def test_a_killed_run_is_not_taken_for_whole(clips, tmp_path, monkeypatch):
     """As a kill leaves it: whole files of some workers, no farewell."""
     extractor = tiny_feature_extractor()
-    name = cache_key(clips, extractor)
-    monkeypatch.setattr(ser.features.os, "replace", lambda *paths: os._exit(1))
+    monkeypatch.setattr(ser.spectrogram_cache.os, "replace", lambda *paths: os._exit(1))
     if (child := os.fork()) == 0:
         extract_features(clips, extractor, cache_dir=tmp_path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    assert (tmp_path / f"{name}.partial").exists() and not (tmp_path / name).exists()
+    assert [path.suffix for path in parts(tmp_path)] == [".partial"]
     monkeypatch.undo()
     assert len(extract_features(clips, extractor, cache_dir=tmp_path)) == 5
-    assert [path.name for path in tmp_path.glob(f"{name}*") if path.is_dir()] == [name]
+    assert [path.suffix for path in parts(tmp_path)] == [""]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -224,7 +299,7 @@ def test_bad_clips_are_left_out_when_asked(clips, tmp_path, no_audio, monkeypatc
         features = extract_features(clips, extractor, cache_dir=tmp_path, on_bad_audio="skip")
         assert set(clips["file"]) - set(features["file"]) == {"clip_1.wav", "clip_4.wav"}
         assert features["label"][:] == [0, 0, 1]
-        assert [row["cqt_values"].shape for row in features] == [(1, 64, 64)] * 3
+        assert [clip["cqt"].shape[0] for clip in spectrograms(features)] == [84] * 3
         no_audio()
     assert len(warnings) == 4 and "clip_1.wav" in warnings[2] and "clip_4.wav" in warnings[3]
     with pytest.raises(AudioError, match=r"clip_1\.wav"):
@@ -240,55 +315,42 @@ def test_nothing_left_is_an_error(clips, tmp_path):
         extract_features(clips.select([]), tiny_feature_extractor(), cache_dir=tmp_path)
 
 
-# --- batches ---
+# --- eviction ---
 
 
-def test_batches_from_images_and_from_audio_agree(clips, tmp_path):
+def test_what_was_used_last_longest_ago_goes_first(clips, tmp_path, no_audio):
     extractor = tiny_feature_extractor()
-    collate = PairCollator(extractor)
-    cached = collate([*extract_features(clips, extractor, cache_dir=tmp_path)])
-    computed = collate([*clips])
-    assert set(cached) == {*IMAGES, "labels"}
-    assert cached["labels"].tolist() == [0, 1, 0, 1, 0] and cached["labels"].dtype == torch.int64
-    for name in IMAGES:
-        assert cached[name].shape == (5, 3, 64, 64) and cached[name].dtype == torch.float32
-        torch.testing.assert_close(cached[name], computed[name], rtol=0, atol=5e-3)  # float16 over a std of 0.22
-    first = extractor(voice(0.2, f0=100), RATE, "pt")
-    torch.testing.assert_close(computed["mel_values"][:1], first["mel_values"])
-    assert set(collate([*clips.remove_columns("label")])) == set(IMAGES)
+    for row in range(3):
+        extract_features(clips.select([row]), extractor, cache_dir=tmp_path)
+    for age, part in enumerate(sorted(parts(tmp_path), key=lambda path: (path / "in_use").stat().st_mtime_ns)):
+        os.utime(part / "in_use", (age, age))
+    extract_features(clips.select([0]), extractor, cache_dir=tmp_path)  # the oldest, used again
+    size = sum(file.stat().st_size for part in parts(tmp_path) for file in part.iterdir())
+    gc.collect()
+    extract_features(clips.select([0]), extractor, cache_dir=tmp_path, cache_gib=(size - 1) / 2**30)
+    no_audio()
+    assert len(parts(tmp_path)) == 2
+    extract_features(clips.select([0, 2]), extractor, cache_dir=tmp_path)
+    with pytest.raises(AssertionError, match="audio was read"):
+        extract_features(clips.select([1]), extractor, cache_dir=tmp_path)
 
 
-def test_augmentation_sees_plain_images(clips):
-    def augment(cqt, mel, labels):
-        for images in (cqt, mel):
-            assert images.shape == (5, 1, 64, 64) and images.min() >= 0 and images.max() <= 1
-        return torch.zeros_like(cqt), mel, torch.nn.functional.one_hot(labels).float()
-
+def test_what_is_in_use_stays_and_the_flag_is_named(clips, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(ser.spectrogram_cache.logger, "warning", warnings.append)
     extractor = tiny_feature_extractor()
-    batch = PairCollator(extractor, augment)([*clips])
-    assert batch["labels"].shape == (5, 2)
-    assert torch.equal(batch["cqt_values"], extractor.normalize(torch.zeros(5, 1, 64, 64)))
-
-
-def test_collator_reads_waveforms_that_changed(clips):
-    waveform = voice(0.3) * np.float32(0.5)
-    rows = [{"file": "a", "audio": {"array": waveform, "sampling_rate": RATE}, "label": 1}]
-    extractor = tiny_feature_extractor()
-    assert torch.equal(PairCollator(extractor)(rows)["mel_values"], extractor(waveform, RATE, "pt")["mel_values"])
-
-
-def test_collator_names_a_bad_clip(clips):
-    break_clip(clips, 3)
-    with pytest.raises(AudioError, match=r"clip_3\.wav"):
-        PairCollator(tiny_feature_extractor())([*clips])
-
-
-def test_loader_workers_use_one_thread(clips):
-    class Watching(PairCollator):
-        def __call__(self, rows):
-            return {**super().__call__(rows), "threads": torch.get_num_threads()}
-
-    loader = DataLoader(clips, batch_size=2, collate_fn=Watching(tiny_feature_extractor()), num_workers=2)
-    batches = list(loader)
-    assert [batch["threads"] for batch in batches] == [1, 1, 1]
-    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 0, 1, 0]
+    used = extract_features(clips.select([0, 1]), extractor, cache_dir=tmp_path, cache_gib=1e-9)
+    assert len(parts(tmp_path)) == 1 and "--feature_cache_gib" in warnings[0]
+    code = (
+        "import sys; from datasets import Dataset; from ser.features import extract_features;"
+        "from tests.tiny import tiny_feature_extractor as tiny;"
+        "clips = Dataset.from_dict({'file': ['a'], 'audio': [sys.argv[1]]});"
+        "print(len(extract_features(clips, tiny(), cache_dir=sys.argv[2], cache_gib=1e-9)))"
+    )
+    command = [sys.executable, "-c", code, clips[4]["audio"]["path"], str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert len(spectrograms(used)) == 2 and len(parts(tmp_path)) == 2  # theirs was in use too
+    del used
+    gc.collect()
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert len(parts(tmp_path)) == 1

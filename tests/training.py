@@ -18,6 +18,7 @@ from ser.trainer import SERTrainer
 from tests.tiny import IMAGE_SIZE, tiny_model
 
 NUM_LABELS = 4
+IMAGES = ("cqt_values", "mel_values")
 
 
 def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
@@ -25,7 +26,7 @@ def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
     generator = np.random.default_rng(seed)
     labels = generator.integers(NUM_LABELS, size=num_clips)
     columns = {"file": [f"clip{i}" for i in range(num_clips)], "label": labels}
-    for name in ("cqt_values", "mel_values"):
+    for name in IMAGES:
         images = generator.random((num_clips, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32) / 2
         for image, label in zip(images, labels, strict=True):
             image[0, 16 * label : 16 * (label + 1)] += 0.2
@@ -40,11 +41,11 @@ class Collator:
         self.augmentation = augmentation
 
     def __call__(self, features):
-        columns = [torch.stack([torch.as_tensor(f[n]) for f in features]) for n in ("cqt_values", "mel_values")]
-        batch = (*columns, torch.stack([torch.as_tensor(f["label"]) for f in features]))
+        images = {name: torch.stack([torch.as_tensor(f[name]) for f in features]) for name in IMAGES}
+        labels = torch.stack([torch.as_tensor(f["label"]) for f in features])
         if self.augmentation is not None:
-            batch = self.augmentation(*batch)
-        return dict(zip(("cqt_values", "mel_values", "labels"), batch, strict=True))
+            images, labels = self.augmentation(images, labels)
+        return {**images, "labels": labels}
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
