@@ -60,6 +60,7 @@ class MaxMViTConfig(PretrainedConfig):
     """
 
     model_type = "maxmvit"
+    keys_to_ignore_at_inference = ["hidden_states"]
 
     cqt_backbone: str = "maxvit_base_tf_224"
     mel_backbone: str = "mvitv2_base"

@@ -1,9 +1,10 @@
 """MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -11,7 +12,9 @@ from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
     from .configuration_maxmvit import MaxMViTConfig
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
 
 FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
+TRANSFORMERS_KWARGS = frozenset(TransformersKwargs.__annotations__)
 AUTO_MAP = {
     "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
     "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
@@ -53,31 +57,25 @@ class MaxMViTModelOutput(ModelOutput):
             Pooled features of the Mel branch.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
             The two, concatenated.
+        hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
+            What the stages of both backbones gave, each of shape `(batch_size, channels, height, width)`: the maps of
+            the constant-Q branch in order of depth, then those of the Mel branch. Branch `name` has
+            `len(model.branches()[name].feature_info)` of them; for the default backbones 5 (MaxViT's stem and four
+            stages: 64 x 112 x 112, 96 x 56 x 56, 192 x 28 x 28, 384 x 14 x 14, 768 x 7 x 7) and 4 (MViTv2's stages:
+            96 x 56 x 56 down to 768 x 7 x 7).
     """
 
     cqt_features: torch.FloatTensor | None = None
     mel_features: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
-
-
-@dataclass
-class MaxMViTClassifierOutput(ModelOutput):
-    """
-    The named emotion.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, given when `labels` are):
-            Mean cross-entropy.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-            Scores before the softmax, in the order of `config.id2label`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 class MaxMViTClassificationHead(nn.Module):
-    """Dense, BatchNorm, Dropout, ReLU, Dense: `(batch_size, in_features)` -> `(batch_size, config.num_labels)`."""
+    """
+    Dense, BatchNorm, Dropout, ReLU, Dense: `(batch_size, in_features)` -> `(batch_size, config.num_labels)`. Raises
+    `ValueError` for a batch of one clip in training, which has no spread that BatchNorm could divide by.
+    """
 
     def __init__(self, config: MaxMViTConfig, in_features: int):
         super().__init__()
@@ -88,6 +86,12 @@ class MaxMViTClassificationHead(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        # A BatchNorm that is synchronised over processes (another class) sees their clips too.
+        if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
+            raise ValueError(
+                "A batch of one clip cannot be trained on: the BatchNorm of the head needs two. Take a larger batch, "
+                "drop the last one where it is smaller, or call eval()."
+            )
         return self.out_proj(self.activation(self.dropout(self.norm(self.dense(features)))))
 
 
@@ -100,6 +104,8 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MaxxVitBlock", "MultiScaleBlock"]
     _supports_sdpa = True
+    # forward takes further keywords, from which Trainer would conclude that the loss divides by the items it names.
+    accepts_loss_kwargs = False
 
     def branches(self) -> dict[str, nn.Module]:
         """
@@ -124,7 +130,12 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
                 for name in missing:
                     state[name].copy_(drawn[name])
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
+    ) -> None:
+        # timm's stages call torch's checkpoint themselves, without reentrancy and for each of their blocks.
+        if every_n_layers != 1:
+            raise ValueError(f"every_n_layers={every_n_layers}: timm checkpoints all blocks of a backbone or none.")
         self.base_model.gradient_checkpointing = enable
         for backbone in self.branches().values():
             backbone.set_grad_checkpointing(enable)
@@ -176,11 +187,12 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
+    @can_return_tuple
     def forward(
         self,
         cqt_values: torch.FloatTensor,
         mel_values: torch.FloatTensor,
-        return_dict: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
         """
         Args:
@@ -189,19 +201,37 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 than `config.image_size` is resized bilinearly.
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
-            return_dict (`bool`, *optional*, defaults to `config.return_dict`):
-                False gives a plain tuple.
+            kwargs:
+                `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
+                maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
+                a plain tuple. What else transformers passes to models of other kinds has no effect, except that
+                attention maps are refused.
+
+        Raises:
+            ValueError: for images of a wrong shape or of unequal number.
+            TypeError: for a keyword that transformers does not know.
         """
-        cqt_features = self.cqt_backbone(self._to_backbone_input(cqt_values, "cqt_values"))
-        mel_features = self.mel_backbone(self._to_backbone_input(mel_values, "mel_values"))
-        if len(cqt_features) != len(mel_features):
-            raise ValueError(f"cqt_values holds {len(cqt_features)} clips, mel_values {len(mel_features)}.")
-        output = MaxMViTModelOutput(
-            cqt_features=cqt_features,
-            mel_features=mel_features,
-            pooler_output=torch.cat([cqt_features, mel_features], dim=-1),
+        _check_kwargs(kwargs)
+        inputs = {"cqt": cqt_values, "mel": mel_values}
+        images = {name: self._to_backbone_input(values, f"{name}_values") for name, values in inputs.items()}
+        if cqt_values.shape[0] != mel_values.shape[0]:
+            raise ValueError(f"cqt_values holds {cqt_values.shape[0]} clips, mel_values {mel_values.shape[0]}.")
+        asked = kwargs.get("output_hidden_states")
+        with_maps = self.config.output_hidden_states if asked is None else asked
+        features, maps = {}, []
+        for name, backbone in self.branches().items():
+            if with_maps:
+                last, maps_of_stages = backbone.forward_intermediates(images[name])
+                features[name] = backbone.forward_head(last)
+                maps.extend(maps_of_stages)
+            else:
+                features[name] = backbone(images[name])
+        return MaxMViTModelOutput(
+            cqt_features=features["cqt"],
+            mel_features=features["mel"],
+            pooler_output=torch.cat(list(features.values()), dim=-1),
+            hidden_states=tuple(maps) if with_maps else None,
         )
-        return output if _use_dict(self.config, return_dict) else output.to_tuple()
 
     def load_imagenet_weights(
         self, cqt_weights: str | os.PathLike | None = None, mel_weights: str | os.PathLike | None = None
@@ -252,33 +282,74 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         self.classifier = MaxMViTClassificationHead(config, self.maxmvit.num_features)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         cqt_values: torch.FloatTensor,
         mel_values: torch.FloatTensor,
         labels: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> MaxMViTClassifierOutput | tuple[torch.Tensor, ...]:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Constant-Q images, see [`MaxMViTModel.forward`].
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
-            labels (`torch.LongTensor` of shape `(batch_size,)` or `torch.FloatTensor` of shape
-                `(batch_size, num_labels)`, *optional*):
-                Class indices, or class probabilities as mixup makes them.
-            return_dict (`bool`, *optional*, defaults to `config.return_dict`):
-                False gives a plain tuple.
+            labels (`torch.Tensor`, *optional*):
+                The truth, of the kind that `config.problem_type` names:
+                - None or `"single_label_classification"` (cross-entropy): class indices of shape `(batch_size,)`, or
+                  float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
+                - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
+                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
+            kwargs:
+                `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`].
+
+        Returns:
+            The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
+            softmax in the order of `config.id2label`, and `hidden_states` as in [`MaxMViTModelOutput`].
+
+        Raises:
+            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
+                for a batch of one clip in training.
         """
-        logits = self.classifier(self.maxmvit(cqt_values, mel_values, return_dict=True).pooler_output)
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        output = MaxMViTClassifierOutput(loss=loss, logits=logits)
-        return output if _use_dict(self.config, return_dict) else output.to_tuple()
+        outputs = self.maxmvit(cqt_values, mel_values, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else _loss(logits.float(), labels, self.config.problem_type)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-def _use_dict(config: MaxMViTConfig, return_dict: bool | None) -> bool:
-    return config.return_dict if return_dict is None else return_dict
+def _loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
+    per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
+    if problem_type == "regression":
+        if per_class or per_clip and logits.shape[1] == 1:
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        needed = "one number per output"
+    elif problem_type == "multi_label_classification":
+        if per_class:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        needed = "0 or 1 for each class of each clip"
+    elif logits.shape[1] == 1:
+        needed = "two classes or more; for a single number, problem_type='regression' is there"
+    else:
+        if per_class and labels.is_floating_point():
+            return F.cross_entropy(logits, labels.to(logits.dtype))
+        if per_clip and not labels.is_floating_point():
+            return F.cross_entropy(logits, labels.long())
+        needed = "the index of a class for each clip, or a float probability for each class of each clip"
+    raise ValueError(
+        f"problem_type={problem_type!r} needs {needed}. labels are {labels.dtype} of shape {tuple(labels.shape)}, "
+        f"logits of shape {tuple(logits.shape)}."
+    )
+
+
+def _check_kwargs(kwargs: dict[str, Any]) -> None:
+    for name, value in kwargs.items():
+        if name not in TRANSFORMERS_KWARGS:
+            raise TypeError(f"MaxMViT takes no argument {name!r}.")
+        if name == "output_attentions" and value:
+            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
 
 
 def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs) -> nn.Module:

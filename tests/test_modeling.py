@@ -98,11 +98,110 @@ def test_backbone_arguments_that_it_does_not_take_are_named(branch):
         MaxMViTModel(tiny_config(**{f"{branch}_backbone_kwargs": {"depths": [1] * 4, "no_such_argument": 1}}))
 
 
-def test_loss_is_cross_entropy_for_indices_and_for_probabilities():
-    model, images, labels = tiny_model(), tiny_images(3), torch.tensor([0, 3, 1])
-    output = model(**images, labels=labels)
-    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
-    torch.testing.assert_close(model(**images, labels=F.one_hot(labels, 4).float()).loss, output.loss)
+INDICES = torch.tensor([0, 3, 1])
+PER_CLASS = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1], [0, 1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "problem_type, num_labels, labels, expected",
+    [
+        (None, 4, INDICES, F.cross_entropy),
+        ("single_label_classification", 4, INDICES, F.cross_entropy),
+        (None, 4, INDICES.int(), lambda logits, labels: F.cross_entropy(logits, labels.long())),
+        (None, 4, PER_CLASS / PER_CLASS.sum(1, keepdim=True), F.cross_entropy),
+        ("multi_label_classification", 4, PER_CLASS.float(), F.binary_cross_entropy_with_logits),
+        ("multi_label_classification", 4, PER_CLASS, lambda x, y: F.binary_cross_entropy_with_logits(x, y.float())),
+        ("regression", 4, PER_CLASS * 0.3, F.mse_loss),
+        ("regression", 1, torch.tensor([0.5, -1.0, 2.0]), lambda x, y: F.mse_loss(x[:, 0], y)),
+        ("regression", 1, torch.tensor([[0.5], [-1.0], [2.0]]), F.mse_loss),
+    ],
+)
+def test_loss_is_that_of_the_problem_type(problem_type, num_labels, labels, expected):
+    model = tiny_model(num_labels, problem_type=problem_type)
+    output = model(**tiny_images(3), labels=labels)
+    torch.testing.assert_close(output.loss, expected(output.logits, labels))
+    output.loss.backward()
+    assert model.config.problem_type == problem_type  # asked, not rewritten
+
+
+def test_probabilities_of_one_class_are_its_index():
+    model, images = tiny_model(), tiny_images(3)
+    soft = model(**images, labels=F.one_hot(INDICES, 4).float()).loss
+    torch.testing.assert_close(soft, model(**images, labels=INDICES).loss)
+
+
+@pytest.mark.parametrize(
+    "problem_type, num_labels, labels, needed",
+    [
+        (None, 4, PER_CLASS, "the index of a class for each clip, or a float"),
+        (None, 4, INDICES.float(), "the index of a class for each clip, or a float"),
+        (None, 4, INDICES[:2], "the index of a class for each clip, or a float"),
+        (None, 1, INDICES, "two classes or more.*'regression'"),
+        ("multi_label_classification", 4, INDICES, "0 or 1 for each class"),
+        ("multi_label_classification", 4, PER_CLASS[:, :3], "0 or 1 for each class"),
+        ("regression", 4, INDICES.float(), "one number per output"),
+    ],
+)
+def test_labels_of_another_problem_type_are_refused_by_name(problem_type, num_labels, labels, needed):
+    model = tiny_model(num_labels, problem_type=problem_type)
+    with pytest.raises(ValueError, match=f"problem_type={problem_type!r} needs {needed}.*labels are {labels.dtype}"):
+        model(**tiny_images(3), labels=labels)
+
+
+def test_hidden_states_are_the_stages_of_both_branches():
+    model, images = tiny_model(), tiny_images(3)
+    assert model(**images).hidden_states is None
+    output = model(**images, output_hidden_states=True)
+    torch.testing.assert_close(output.logits, model(**images).logits)
+    n_maps = {branch: len(backbone.feature_info) for branch, backbone in model.branches().items()}
+    assert n_maps == {"cqt": 5, "mel": 4} and len(output.hidden_states) == 9
+    cqt, mel = output.hidden_states[:5], output.hidden_states[5:]
+    assert [tuple(x.shape[1:]) for x in cqt] == [(16, 32, 32), (32, 16, 16), (32, 8, 8), (32, 4, 4), (32, 2, 2)]
+    assert [tuple(x.shape[1:]) for x in mel] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+
+    base = model.maxmvit(**images, output_hidden_states=True)
+    assert all(torch.equal(*pair) for pair in zip(base.hidden_states, output.hidden_states, strict=True))
+    torch.testing.assert_close(model.maxmvit.cqt_backbone.head(cqt[-1]), base.cqt_features)
+    tokens = model.maxmvit.mel_backbone.norm(mel[-1].flatten(2).transpose(1, 2))
+    torch.testing.assert_close(tokens.mean(1), base.mel_features)
+
+    model.config.output_hidden_states = True
+    assert len(model(**images).hidden_states) == 9
+    assert model(**images, output_hidden_states=False).hidden_states is None
+
+
+def test_keywords_that_could_only_be_ignored_are_refused():
+    model, images = tiny_model(), tiny_images()
+    with pytest.raises(TypeError, match="no argument 'label'"):
+        model(**images, label=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="no attention maps"):
+        model(**images, output_attentions=True)
+    model(**images, output_attentions=False, num_items_in_batch=torch.tensor(2))
+
+
+def test_trainer_is_told_that_the_loss_is_a_mean_over_the_batch():
+    assert not MaxMViTForAudioClassification.accepts_loss_kwargs
+
+
+def test_a_batch_of_one_is_refused_in_training_and_only_there():
+    model, one = tiny_model(), tiny_images(1)
+    assert model(**one).logits.shape == (1, 4)
+    with pytest.raises(ValueError, match="A batch of one clip cannot be trained on"):
+        model.train()(**one)
+    model.classifier.norm.eval()  # frozen statistics divide by what they hold
+    model(**one, labels=torch.tensor([0])).loss.backward()
+
+
+def test_export_leaves_the_batch_size_open():
+    model = tiny_model()
+    images = tiny_images(3)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = {"cqt_values": {0: batch}, "mel_values": {0: batch}}
+    exported = torch.export.export(model, (), images, dynamic_shapes=shapes).module()
+    for size in (1, 5):
+        other = tiny_images(size, seed=1)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(**other).logits, model(**other).logits)
 
 
 def test_one_channel_is_three_equal_ones():
@@ -318,6 +417,11 @@ def test_gradient_checkpointing_changes_no_gradient():
         model(**tiny_images(3), labels=torch.tensor([0, 1, 2])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_some_of_the_blocks_is_refused():
+    with pytest.raises(ValueError, match="every_n_layers=2"):
+        tiny_model().activation_checkpointing_enable(every_n_layers=2)
 
 
 def test_bfloat16(checkpoint):
