@@ -11,11 +11,13 @@ import soundfile
 
 import ser.corpora.demo
 from audio_maxmvit import AudioError
+from ser.arguments import parse_arguments
 from ser.corpora import Corpus, load_corpus
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.errors import DataError
 from ser.features import extract_features
 from ser.protocols import resolve_protocol
+from ser.training import read_corpus
 from tests.clips import sound, write_parquet, write_sound
 from tests.tiny import tiny_feature_extractor
 
@@ -102,6 +104,15 @@ def test_a_row_in_another_form_than_the_copy_is_named(load, tmp_path):
         DataError, match=r"Row 1 of .* is not as in narad/ravdess \(labels 'calm', speaker_id 'anna'\)"
     ):
         load("narad/ravdess", str(tmp_path))
+
+
+def test_the_recipe_of_the_fields_set_up_merges_votes_and_tests_sessions(iemocap, tmp_path):
+    flags = ["--data_dir", iemocap, "--cache_dir", str(tmp_path), "--output_dir", str(tmp_path)]
+    _, data_args, args = parse_arguments(["configs/iemocap_superb.yaml", *flags])
+    corpus = read_corpus(data_args, args)
+    assert Counter(names_of(corpus)) == {"neutral": 1, "happy": 2, "angry": 1, "sad": 1}
+    assert corpus.dropped["annotators' votes tie"] == 3
+    assert resolve_protocol(corpus, data_args.protocol) == "sessions"
 
 
 def test_iemocap_speaker_is_the_letter_of_the_last_token(load, iemocap):
