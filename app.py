@@ -150,7 +150,7 @@ def analyse(
             "scores": scores, "timeline": None, "rows": None,
         }  # fmt: skip
     scores = {label: float(np.mean([row["scores"][label] for row in heard])) for label in labels}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.__getitem__)
     clearest = max(heard, key=lambda row: row["scores"][best])
     step_s = duration / ENVELOPE_POINTS
     shape = envelope(stream_audio(path, rate), rate, step_s)

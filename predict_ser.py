@@ -110,7 +110,8 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
     labelled = [(item.label, table.done[item.file]) for item in items if item.label and item.file in table.done]
     judged = [(label_names.index(label), label_names.index(answer)) for label, answer in labelled if answer]
     if judged:
-        scores = scores_from_confusion(confusion_matrix(*zip(*judged, strict=True), len(label_names)))
+        truth, answers = zip(*judged, strict=True)
+        scores = scores_from_confusion(confusion_matrix(truth, answers, len(label_names)))
         silent = f" ({len(labelled) - len(judged)} silent ones left out)" if len(judged) < len(labelled) else ""
         print(f"WA {scores['WA']:.4f}  UA {scores['UA']:.4f} on {len(judged)} labelled files{silent}", file=sys.stderr)
 

@@ -38,7 +38,9 @@ def main() -> None:
         for index, (name, flags) in enumerate(RUNS.items()):
             output = Path(folder) / str(index)
             run_ser.main([str(RECIPE), *flags, *cache, "--report_to", "none", "--output_dir", str(output)])
-            state = json.loads((Path(last_checkpoint(output)) / "trainer_state.json").read_text())
+            checkpoint = last_checkpoint(output)
+            assert checkpoint is not None  # run_ser has just written it
+            state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
             histories[name] = state["log_history"]
             scores[name] = json.loads((output / "metrics.json").read_text())["UA"]
     plot(histories, Path(args.picture))

@@ -19,6 +19,7 @@ import numpy as np
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.corpora import Corpus, load_corpus
 from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
 from ser.models import load_pipeline
@@ -90,7 +91,12 @@ def glue(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> t
     return np.concatenate(parts), segments
 
 
-def draw(classify, waveform: np.ndarray, reference: list[Segment], args: argparse.Namespace) -> None:
+def draw(
+    classify: MaxMViTAudioClassificationPipeline,
+    waveform: np.ndarray,
+    reference: list[Segment],
+    args: argparse.Namespace,
+) -> None:
     """The timeline of a recording, with the true emotions named above it."""
     labels = list(classify.model.config.id2label.values())
     rate = classify.feature_extractor.sampling_rate

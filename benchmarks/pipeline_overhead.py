@@ -36,7 +36,7 @@ class Prepared:
     def __init__(self, batches: list[dict[str, torch.Tensor]]):
         self.batches, self.index = batches, 0
 
-    def __call__(self, waveforms: list[np.ndarray], **kwargs) -> BatchFeature:
+    def __call__(self, waveforms: list[np.ndarray], **kwargs: object) -> BatchFeature:
         self.index += 1
         return BatchFeature(self.batches[(self.index - 1) % len(self.batches)])
 

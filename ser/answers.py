@@ -30,7 +30,7 @@ class Item:
 
 def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
     """Every recording the inputs name, once, in a fixed order."""
-    items = {}
+    items: dict[str, Item] = {}
     for source in inputs:
         path = Path(source)
         if path.is_dir():
@@ -101,7 +101,7 @@ class Table:
     def __init__(
         self, path: str | None, columns: list[str], label_names: list[str], origin: dict[str, Any] | None = None
     ):
-        self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin
+        self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin or {}
         self.suffix = ".csv" if path is None else Path(path).suffix
         self.done: dict[str, str | None] = {}
         try:
@@ -124,7 +124,11 @@ class Table:
             self.file: TextIO = sys.stdout
             self.file.write(head)
             return
-        any_name = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be no text
+        any_name: dict[str, Any] = {
+            "encoding": "utf-8",
+            "errors": "surrogateescape",
+            "newline": "",
+        }  # file names may be no text
         origin_path = f"{self.path}.origin.json"
         if kept:
             self._check_origin(origin_path)

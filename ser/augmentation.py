@@ -116,7 +116,7 @@ def make_augmentation(
 ) -> Augmentation | None:
     """The augmentation that these settings ask for; None if they ask for none (no masks and a
     `mixup_alpha` of 0)."""
-    chosen = []
+    chosen: list[Augmentation] = []
     if specaugment_masks:
         chosen.append(SpecAugment(specaugment_masks, specaugment_time, specaugment_frequency))
     if mixup_alpha:

@@ -276,8 +276,9 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
 
     scale = 17.5 / speaker.tract_length
     moving = [_smooth(formant, 0.05) * prosody.smile for formant in formants]
-    tract = zip([*UPPER_FORMANTS, *moving], [*UPPER_BANDWIDTHS, 70.0, 90.0, 130.0], strict=True)
-    speech = resonate(source, [(scale * frequency, bandwidth) for frequency, bandwidth in tract])
+    frequencies = [scale * frequency for frequency in UPPER_FORMANTS] + [scale * formant for formant in moving]
+    bandwidths = [*UPPER_BANDWIDTHS, 70.0, 90.0, 130.0]
+    speech = resonate(source, list(zip(frequencies, bandwidths, strict=True)))
     # Consonants and the room's noise keep their distance from the vowels: loudness cannot be read off it.
     speech = speech / np.abs(speech).max() + 0.04 * resonate(hiss, [(scale * noise_frequency, 1200.0)])
     speech += 10 ** (-rng.uniform(55, 65) / 20) * rng.standard_normal(len(speech))

@@ -161,7 +161,9 @@ def _rttm_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
     for line, content in enumerate(text.splitlines(), start=1):
         fields = content.split()
         if fields and not content.startswith(";"):
-            row = dict(zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False))
+            row: dict[str, Any] = dict(
+                zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
+            )
             if "duration" in row:
                 row["end"] = _sum(row["start"], row["duration"])
             rows.append((line, row))

@@ -37,7 +37,7 @@ def mix(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Ten
 def babble(voices: list[torch.Tensor], length: int) -> torch.Tensor:
     """`(length,)`: voices that speak at once, each at the same power, repeated or cut to length."""
     voices = [voice / voice.square().mean().sqrt().clamp(min=1e-8) for voice in voices]
-    return sum(voice.repeat(math.ceil(length / len(voice)))[:length] for voice in voices)
+    return torch.stack([voice.repeat(math.ceil(length / len(voice)))[:length] for voice in voices]).sum(0)
 
 
 def reverberate(waveform: torch.Tensor, sampling_rate: int, rt60_s: float, generator: torch.Generator) -> torch.Tensor:

@@ -128,7 +128,7 @@ def _save(figure: Figure, path: str | Path, heading: str) -> None:
     width = int(10 * figure.get_figwidth())
     lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in heading.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=11)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     with whole(path) as unfinished:
         figure.savefig(unfinished, format="png")
 

@@ -12,6 +12,7 @@ They equal scikit-learn's `accuracy_score`, `balanced_accuracy_score` and `f1_sc
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -61,7 +62,7 @@ def scores(
     speakers: Sequence[str | None] | None = None,
     resamples: int = 10_000,
     seed: int = 42,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All that is reported of one test part.
 
     Args:
@@ -119,9 +120,10 @@ def bootstrap_intervals(
     matrix = confusion_matrix(labels, predictions, num_labels)
     shape = (resamples, num_labels, num_labels)
     drawn = {"by_clip": rng.multinomial(matrix.sum(), matrix.ravel() / matrix.sum(), size=resamples).reshape(shape)}
-    names = sorted({*speakers}) if speakers is not None and None not in speakers else []
+    known = [speaker for speaker in speakers or () if speaker is not None]
+    names = sorted({*known}) if len(known) == len(speakers or ()) else []
     if len(names) > 1:
-        labels, predictions, who = np.asarray(labels), np.asarray(predictions), np.asarray(speakers)
+        labels, predictions, who = np.asarray(labels), np.asarray(predictions), np.asarray(known)
         own = [confusion_matrix(labels[who == n], predictions[who == n], num_labels).ravel() for n in names]
         times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
         drawn["by_speaker"] = (times @ np.stack(own)).reshape(shape)

@@ -120,7 +120,7 @@ def make_split(
             _, test = _stratified(corpus, list(everything), RANDOM_TEST_SHARE, seed)
             apart = False
         else:
-            test, apart = _of_groups(corpus, name, folds[fold - 1]), True
+            test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
             if name == "loso":
                 validation = _partner(corpus, test)
             name = f"{name}-fold{fold}"
@@ -160,10 +160,10 @@ def check_split(corpus: Corpus, split: Split) -> None:
         )
 
 
-def _shared(split: Split, keys: Sequence[str]) -> list[tuple[str, tuple[str, int], tuple[str, int]]]:
+def _shared(split: Split, keys: Sequence[str | None]) -> list[tuple[str | None, tuple[str, int], tuple[str, int]]]:
     """(key, (part, index), (other part, index)) for every key that two parts have."""
-    first: dict[str, tuple[str, int]] = {}
-    shared = {}
+    first: dict[str | None, tuple[str, int]] = {}
+    shared: dict[str | None, tuple[str | None, tuple[str, int], tuple[str, int]]] = {}
     for part, indices in split.parts.items():
         for i in indices:
             seen = first.setdefault(keys[i], (part, i))
@@ -209,7 +209,7 @@ def _known(corpus: Corpus, name: str) -> list[str]:
             f"of {len(corpus):,} (such as {corpus.files[unknown[0]]}). Use {corpus.speaker_hint}; or the protocol "
             "random, which shares speakers between training and test."
         )
-    return column
+    return [group for group in column if group is not None]
 
 
 def _of_groups(corpus: Corpus, name: str, groups: Sequence[str]) -> list[int]:
@@ -250,7 +250,7 @@ def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:
 def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Cuts whole speakers off, if it can be done so that what remains has every class."""
     column, labels = _speakers(corpus), corpus.labels
-    groups = sorted({column[i] for i in indices}, key=_natural)
+    groups = sorted({group for i in indices if (group := column[i]) is not None}, key=_natural)
     if len(groups) < 2:
         raise DataError(
             f"Training and validation need two speakers that are not tested; {corpus.source} has {groups}."

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -52,7 +53,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", test, logits, names)
     predictions, (_, speakers, labels) = np.asarray(logits).argmax(-1), _facts(test)
-    report = {
+    report: dict[str, Any] = {
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint,
         **scores(labels, predictions, names, speakers, seed=seed),
@@ -156,7 +157,8 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     Args:
         folders: finished output directories, fold by fold.
     """
-    folder, reports, rows = Path(output_dir), [], []
+    folder, reports = Path(output_dir), []
+    rows: list[dict[str, Any]] = []
     for fold, path in enumerate(map(Path, folders), start=1):
         try:
             reports.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
@@ -166,12 +168,12 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
             rows += [{"fold": fold, **row} for row in csv.DictReader(file)]
     protocols = [report["protocol"].rpartition("-fold")[0] for report in reports]
     names = reports[0]["label_names"]
-    for path, protocol, report in zip(folders, protocols, reports, strict=True):
+    for finished, protocol, report in zip(folders, protocols, reports, strict=True):
         first = reports[0]
         same = all(report["corpus"][key] == first["corpus"][key] for key in ("source", "revision", "options"))
         if not same or (protocol, report["label_names"], report["seed"]) != (protocols[0], names, first["seed"]):
             raise DataError(
-                f"{path} and {folders[0]} differ in protocol, classes, seed or corpus: no folds of one run."
+                f"{finished} and {folders[0]} differ in protocol, classes, seed or corpus: no folds of one run."
             )
     index = {name: i for i, name in enumerate(names)}
     truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))

@@ -24,14 +24,15 @@ MOST_COLUMNS = 120  # of a timeline's picture; an hour of single windows would b
 def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) -> np.ndarray:
     """Lowest and highest sample of every `step_s` seconds, `(n, 2)`, of a recording that comes in pieces."""
     step = max(1, round(step_s * sampling_rate))
-    rows, rest = [], np.zeros(0, np.float32)
+    rows: list[np.ndarray] = []
+    rest = np.zeros(0, np.float32)
     for piece in pieces:
         rest = np.concatenate([rest, piece])
         whole = len(rest) // step * step
         steps, rest = rest[:whole].reshape(-1, step), rest[whole:]
         rows.append(np.stack([steps.min(axis=1), steps.max(axis=1)], axis=1))
     if len(rest):
-        rows.append([[rest.min(), rest.max()]])
+        rows.append(np.array([[rest.min(), rest.max()]]))
     return np.concatenate(rows)
 
 
@@ -46,7 +47,8 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
         labels: All labels of the model, in order; each keeps its colour.
     """
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)} | {SILENCE: SILENCE_COLOUR}
-    rows = [_mean_row(part.tolist(), labels) for part in np.array_split(rows, min(len(rows), MOST_COLUMNS))]
+    groups = np.array_split(np.arange(len(rows)), min(len(rows), MOST_COLUMNS))
+    rows = [_mean_row([rows[index] for index in group], labels) for group in groups]
     centres = np.array([(row["start"] + row["end"]) / 2 for row in rows])
     edges = np.concatenate(
         [[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]]
@@ -88,7 +90,7 @@ def _mean_row(rows: list[dict[str, Any]], labels: Sequence[str]) -> dict[str, An
     """One row for neighbouring ones: the mean scores of those that are not silent."""
     heard = [row["scores"] for row in rows if row["scores"]]
     scores = {label: sum(row[label] for row in heard) / len(heard) for label in labels} if heard else {}
-    label = max(scores, key=scores.get) if heard else SILENCE
+    label = max(scores, key=scores.__getitem__) if heard else SILENCE
     return {"start": rows[0]["start"], "end": rows[-1]["end"], "label": label, "scores": scores}
 
 

@@ -43,8 +43,8 @@ def _tree(folder: Path) -> Iterator[dict]:
 
 
 def _row(row: dict) -> dict:
-    age = None if row["age"] is None else int(row["age"])
-    return {"file": row["path"], "label": row["emotion"], "speaker": EMODB_SPEAKERS.get((age, row["gender"]))}
+    speaker = None if row["age"] is None else EMODB_SPEAKERS.get((int(row["age"]), row["gender"]))
+    return {"file": row["path"], "label": row["emotion"], "speaker": speaker}
 
 
 RECORD = Record(

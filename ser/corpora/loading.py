@@ -118,8 +118,9 @@ def load_corpus(
             row["drop"] = "second file of the same name"
         elif not row["drop"] and "audio" in row and not row["audio"].is_file():
             raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
-        seen |= {key} - {None}
-    options = {"schema": found.schema, "merge_labels": merge, "unique_vote": unique_vote}
+        if key is not None:
+            seen.add(key)
+    options: dict[str, object] = {"schema": found.schema, "merge_labels": merge, "unique_vote": unique_vote}
     corpus = Corpus(
         name=name,
         source=found.location,

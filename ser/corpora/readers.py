@@ -165,7 +165,8 @@ def read_csv(path: Path, base: Path, columns: tuple[str | None, str, str | None]
     speaker_column = columns[2] or "speaker"
     if missing := [c for c in (file_column, columns[1], columns[2]) if c and c not in have]:
         raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(have)}.")
-    rows, line_of = [], {}
+    rows: list[dict] = []
+    line_of: dict[str, int] = {}
     for row in table:
         file, split = ((row.get(key) or "").strip() for key in (file_column, "split"))
         file, line = Path(file).as_posix(), table.line_num

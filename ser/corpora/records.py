@@ -43,6 +43,6 @@ class Record:
     labels: tuple[str, ...]
     aliases: Mapping[str, str]
     hub: Mapping[str, Source]
-    tree: Callable[[Path], Iterator[dict]] | None
+    tree: Callable[[Path], Iterator[dict]]
     with_speaker: str = ""
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
