@@ -7,69 +7,49 @@
 | Mel | power, 4,096-point Hann STFT, hop 256, 128 Slaney mels, in dB below the clip's maximum, floored at -80 dB |
 | image | min-max to [0, 1], bilinear resize without antialiasing to 244 x 244; row 0 is the lowest frequency |
 
-Two back ends compute it: `"librosa"` is this table written down literally, the reference; `"torch"` (the default) is
-several times faster, follows the CQT's definition about a hundred times more closely, and runs on any device.
-This file is shipped with every checkpoint and needs nothing of the repository it was written in.
+Parameters change the last two steps; what they do is written in `images_maxmvit.py`.
+
+Two back ends compute the spectrograms: `"librosa"` is this table written down literally, the reference; `"torch"` (the
+default) is several times faster, follows the CQT's definition about a hundred times more closely, and runs on any
+device. This file is shipped with every checkpoint and needs nothing of the repository it was written in.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import librosa
-import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
 try:
-    from .spectrograms_maxmvit import (
-        C1,
-        GPU_SEGMENTS,
-        MIN_POWER,
-        RMS_LENGTH,
-        cqt_layout,
-        cqt_magnitude,
-        decibels,
-        frame_power,
-        mel_power,
-        wavelets,
-    )
+    from .images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
+    from .spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, wavelets
+    from .threads_maxmvit import one_thread
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from spectrograms_maxmvit import (
-        C1,
-        GPU_SEGMENTS,
-        MIN_POWER,
-        RMS_LENGTH,
-        cqt_layout,
-        cqt_magnitude,
-        decibels,
-        frame_power,
-        mel_power,
-        wavelets,
-    )
+    from images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
+    from spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, wavelets
+    from threads_maxmvit import one_thread
 
 logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A clip is hundreds of steps of microseconds. Threads that share them wait for each other at every one, on a busy
-    machine for longer than the work takes; cores are better used by processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+# Keywords that transformers saves with every feature extractor, or passes to it.
+SAVED_BY_TRANSFORMERS = (
+    "feature_size", "padding_value", "padding_side", "return_attention_mask", "feature_extractor_type",
+    "processor_class", "auto_map", "custom_pipelines", "transformers_version",
+)  # fmt: skip
+CHOICES = {
+    "level": ("clip", "full_scale"),
+    "mel_representation": ("log-mel", "mfcc"),
+    "channels": ("repeat", "deltas"),
+    "backend": ("torch", "librosa"),
+}
+PADDING = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
 
 
 class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
@@ -95,8 +75,23 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         mel_n_fft (`int`, defaults to 4096): length of the Mel STFT's Hann window, in samples.
         mel_hop_length (`int`, defaults to 256): samples between Mel frames.
         n_mels (`int`, defaults to 128): number of Mel bands (Slaney scale and norm, 0 Hz to half the sampling rate).
-        top_db (`float`, defaults to 80.0): dynamic range kept below the clip's maximum, in dB.
-        image_size (`int`, defaults to 244): height and width of the images.
+        trim_db (`float`, *optional*): leading and trailing frames are cut where their level (root mean square of
+            2,048 samples) is this many dB or more below the clip's loudest, as `librosa.effects.trim(top_db=trim_db)`
+            does. Frames are cut, not samples: those at the new ends still see up to half a window beyond them.
+        trim_margin (`float`, defaults to 0.05): seconds kept on each side of what `trim_db` leaves.
+        level (`str`, defaults to `"clip"`): what 1 stands for in a picture. `"clip"`: the clip's own maximum.
+            `"full_scale"`: the same level in every clip, so that loudness stays in the picture.
+        top_db (`float`, defaults to 80.0): for `level="clip"`, the dynamic range kept below the maximum, in dB.
+        full_scale_db (`Sequence[float]`, defaults to (-60.0, 40.0)): for `level="full_scale"`, what 0 and 1 stand for
+            in dB, as `spectrograms` has them. The loudest Mel value of a RAVDESS clip lies between -10 and 44 (in 1 %
+            of the clips over 39), the loudest CQT value between -25 and 23.
+        mel_representation (`str`, defaults to `"log-mel"`): `"log-mel"`, or `"mfcc"` for its cepstrum; see
+            `images_maxmvit.mfcc`.
+        n_mfcc (`int`, defaults to 40): rows of the cepstrum, at most `n_mels`.
+        channels (`str`, defaults to `"repeat"`): `"repeat"`: one picture, three times over once normalised.
+            `"deltas"`: the picture, its change from frame to frame, and the change of that; see
+            `images_maxmvit.with_deltas`.
+        image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or both.
         image_mean (`Sequence[float]`, defaults to ImageNet's): subtracted per channel by `normalize`.
         image_std (`Sequence[float]`, defaults to ImageNet's): divided by, per channel, by `normalize`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
@@ -118,13 +113,21 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         mel_n_fft: int = 4096,
         mel_hop_length: int = 256,
         n_mels: int = 128,
+        trim_db: float | None = None,
+        trim_margin: float = 0.05,
+        level: str = "clip",
         top_db: float = 80.0,
-        image_size: int = 244,
+        full_scale_db: Sequence[float] = (-60.0, 40.0),
+        mel_representation: str = "log-mel",
+        n_mfcc: int = 40,
+        channels: str = "repeat",
+        image_size: int | Sequence[int] = 244,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         backend: str = "torch",
         **kwargs,
     ):
+        _refuse_unknown(kwargs, SAVED_BY_TRANSFORMERS, type(self))
         kwargs = {"feature_size": 1, "padding_value": 0.0, "return_attention_mask": False} | kwargs
         super().__init__(sampling_rate=sampling_rate, **kwargs)
         self.min_length = min_length
@@ -135,28 +138,69 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         self.mel_n_fft = mel_n_fft
         self.mel_hop_length = mel_hop_length
         self.n_mels = n_mels
+        self.trim_db = trim_db
+        self.trim_margin = trim_margin
+        self.level = level
         self.top_db = top_db
-        self.image_size = image_size
+        self.full_scale_db = list(full_scale_db)
+        self.mel_representation = mel_representation
+        self.n_mfcc = n_mfcc
+        self.channels = channels
+        self.image_size = image_size if isinstance(image_size, int) else list(image_size)
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.backend = backend
-        if backend not in ("torch", "librosa"):
-            raise ValueError(f'backend must be "torch" or "librosa", got {backend!r}')
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         for name in (
             "sampling_rate", "min_length", "cqt_fmin", "cqt_n_bins", "cqt_bins_per_octave", "cqt_hop_length",
-            "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "image_size",
+            "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "n_mfcc",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if mel_n_fft % 2:
-            raise ValueError(f"mel_n_fft must be even, got {mel_n_fft}")
+        if self.trim_db is not None and not self.trim_db > 0:
+            raise ValueError(f"trim_db must be positive, or None for no trimming, got {self.trim_db!r}")
+        if not self.trim_margin >= 0:
+            raise ValueError(f"trim_margin must be 0 seconds or more, got {self.trim_margin!r}")
+        if len(self.full_scale_db) != 2 or not self.full_scale_db[0] < self.full_scale_db[1]:
+            raise ValueError(f"full_scale_db must be a level in dB and a higher one, got {self.full_scale_db!r}")
+        if self.n_mfcc > self.n_mels and self.mel_representation == "mfcc":
+            raise ValueError(f"n_mfcc={self.n_mfcc} is more than the n_mels={self.n_mels} that it is computed from")
+        size = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size!r}")
+        if self.mel_n_fft % 2:
+            raise ValueError(f"mel_n_fft must be even, got {self.mel_n_fft}")
         if len(self.image_mean) != len(self.image_std):
             raise ValueError("image_mean and image_std must have one value per channel each")
         wavelets(*self._cqt_parameters)  # refuses bins above half the sampling rate
 
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs) -> Any:
+        """As [`~transformers.FeatureExtractionMixin.from_dict`], which would leave out those of the given parameters
+        that a checkpoint of an older version does not name. What is meant for others passes, as in transformers.
+
+        Raises:
+            TypeError: a keyword looks like a mistyped parameter.
+        """
+        parameters = _parameters(cls)
+        given = {name: kwargs.pop(name) for name in parameters if name in kwargs}
+        for name in kwargs:
+            if close := difflib.get_close_matches(name, parameters, n=1, cutoff=0.8):
+                raise TypeError(f"{cls.__name__} has no parameter {name!r}; did you mean {close[0]!r}?")
+        return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
+
     @property
     def _cqt_parameters(self) -> tuple:
         return self.sampling_rate, self.cqt_fmin, self.cqt_n_bins, self.cqt_bins_per_octave, self.cqt_hop_length
+
+    @property
+    def _mel_parameters(self) -> tuple:
+        return self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels
 
     def __call__(
         self,
@@ -177,11 +221,13 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             kwargs: `padding` and its kin, which pipelines pass to every extractor; images need none of them.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, image_size, image_size)`.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`.
 
         Raises:
             ValueError: another sampling rate, or an item that is empty, not one-dimensional, or holds NaN or infinity.
+            TypeError: any other keyword.
         """
+        _refuse_unknown(kwargs, PADDING, type(self).__call__)
         if sampling_rate is None:
             logger.warning_once(
                 f"Pass `sampling_rate` to {type(self).__name__}: without it, audio at another rate than "
@@ -206,7 +252,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             device (`str`, defaults to `"cpu"`): where the torch back end computes and leaves the images.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, image_size, image_size)`.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, height, width)`, of three
+            channels with `channels="deltas"`.
 
         Raises:
             ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
@@ -214,7 +261,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return self.images(self.spectrograms(waveforms, device=device))
 
     @torch.no_grad()
-    @_one_thread()
+    @one_thread()
     def spectrograms(self, waveforms, device: str | torch.device = "cpu") -> list[dict[str, torch.Tensor]]:
         """What is computed once and can be kept: all that `images` are drawn from, at its native time resolution.
 
@@ -235,21 +282,10 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
         """
         device = torch.device(device)
-        waveforms = [self._prepare(waveform, i) for i, waveform in enumerate(_as_list(waveforms))]
-        compute = self._librosa_spectrograms if self.backend == "librosa" else self._torch_spectrograms
-        clips: list[dict[str, torch.Tensor]] = [{} for _ in waveforms]
+        waveforms = as_waveforms(waveforms, self.min_length)
         # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
         with torch.autocast(device.type, enabled=False):
-            for group in self._groups(waveforms, device):
-                batch = [waveforms[i].to(device) for i in group]
-                batch, turned_down = _finite(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), group)
-                batches = compute(batch)
-                for row, i in enumerate(group):
-                    frames = self._frames(len(waveforms[i]))
-                    clips[i] = {name: db[row, ..., : frames[name]] for name, db in batches.items()}
-                    if turned_down[row]:
-                        clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
-        return clips
+            return spectrograms_of(waveforms, self._cqt_parameters, self._mel_parameters, self.backend, device)
 
     def cut(self, spectrogram: Mapping[str, torch.Tensor], start: float, end: float) -> dict[str, torch.Tensor]:
         """The stretch from `start` to `end`: views of as many frames as a waveform of this length has, from the one
@@ -278,23 +314,44 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return stretch
 
     @torch.no_grad()
+    @one_thread()
     def images(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """Pictures of spectrograms, before normalisation: one channel, in [0, 1]. A fraction of a millisecond each.
+        """Pictures of spectrograms in [0, 1], before normalisation: trimmed, levelled, represented, resized.
 
         Args:
             spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; left as they are.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, image_size, image_size)`.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, height, width)`, of three
+            channels with `channels="deltas"`.
 
         Raises:
             ValueError: there is no clip.
         """
         if not len(spectrograms):
             raise ValueError("no spectrogram given: the list is empty")
-        images = [[self._image(spectrogram[name].float()) for spectrogram in spectrograms] for name in ("cqt", "mel")]
-        cqt, mel = map(torch.cat, images)
+        with torch.autocast(spectrograms[0]["mel"].device.type, enabled=False):
+            pairs = [self._image_pair({name: db.float() for name, db in clip.items()}) for clip in spectrograms]
+        cqt, mel = (torch.cat(images) for images in zip(*pairs, strict=True))
         return BatchFeature({"cqt_values": cqt, "mel_values": mel})
+
+    def _image_pair(self, spectrogram: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        if self.trim_db is not None:
+            first, end = (i * self.mel_hop_length for i in loud_frames(spectrogram["rms"], self.trim_db))
+            margin, rate = self.trim_margin, self.sampling_rate
+            spectrogram = self.cut(spectrogram, max(0.0, first / rate - margin), end / rate + margin)
+        images = []
+        for name in ("cqt", "mel"):
+            db = spectrogram[name]
+            full_scale = self.level == "full_scale"
+            low, high = db.new_tensor(self.full_scale_db) if full_scale else clip_range(db, self.top_db)
+            picture = between(db, low, high)
+            if name == "mel" and self.mel_representation == "mfcc":
+                picture = mfcc(picture, self.n_mfcc)
+            picture = with_deltas(picture) if self.channels == "deltas" else picture[None]
+            size = self.image_size
+            images.append(resize(picture, (size, size) if isinstance(size, int) else size))
+        return images
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, 1 or 3, H, W)` in [0, 1], any float type -> `(B, 3, H, W)` float32, ImageNet-normalised."""
@@ -303,102 +360,18 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         )
         return (images.float() - mean) / std
 
-    def _prepare(self, waveform, index: int) -> torch.Tensor:
-        try:
-            if not isinstance(waveform, torch.Tensor):
-                waveform = torch.from_numpy(np.require(waveform, np.float32, ["C", "W"]))
-            waveform = waveform.detach().float()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"item {index} is not a waveform of numbers: {error}") from error
-        if waveform.ndim != 1:
-            raise ValueError(
-                f"item {index} has shape {tuple(waveform.shape)}: give mono waveforms of shape (samples,)"
-            )
-        if not len(waveform):
-            raise ValueError(f"item {index} is empty")
-        if len(waveform) < self.min_length:
-            waveform = F.pad(waveform, (0, self.min_length + 1 - len(waveform)))
-        return waveform
 
-    def _groups(self, waveforms: list[torch.Tensor], device: torch.device) -> list[list[int]]:
-        """Indices of clips computed together: on a GPU those whose transforms have one size, elsewhere one by one."""
-        if device.type != "cuda" or self.backend == "librosa":
-            return [[i] for i in range(len(waveforms))]
-        groups = defaultdict(list)
-        for i, waveform in enumerate(waveforms):
-            frames, _, size, step = cqt_layout(len(waveform), *self._cqt_parameters)
-            groups[size if frames <= step else -i - 1].append(i)
-        return [group[i : i + GPU_SEGMENTS] for group in groups.values() for i in range(0, len(group), GPU_SEGMENTS)]
-
-    def _frames(self, samples: int) -> dict[str, int]:
-        """How many frames of each spectrogram a clip has."""
-        mel = 1 + samples // self.mel_hop_length
-        return {"cqt": cqt_layout(samples, *self._cqt_parameters)[0], "mel": mel, "rms": mel}
-
-    def _torch_spectrograms(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {
-            "cqt": decibels(cqt_magnitude(batch, *self._cqt_parameters).square_()),
-            "mel": decibels(mel_power(batch, self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels)),
-            "rms": decibels(frame_power(batch, self.mel_hop_length)),
-        }
-
-    def _librosa_spectrograms(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        y = batch[0].cpu().numpy()
-        cqt = librosa.cqt(
-            y,
-            sr=self.sampling_rate,
-            fmin=self.cqt_fmin,
-            n_bins=self.cqt_n_bins,
-            bins_per_octave=self.cqt_bins_per_octave,
-            hop_length=self.cqt_hop_length,
-        )
-        mel = librosa.feature.melspectrogram(
-            y=y, sr=self.sampling_rate, n_fft=self.mel_n_fft, hop_length=self.mel_hop_length, n_mels=self.n_mels
-        )
-        rms = librosa.feature.rms(y=y, frame_length=RMS_LENGTH, hop_length=self.mel_hop_length)[0]
-        spectrograms = {
-            "cqt": librosa.amplitude_to_db(np.abs(cqt), amin=MIN_POWER**0.5, top_db=None),
-            "mel": librosa.power_to_db(mel, amin=MIN_POWER, top_db=None),
-            "rms": librosa.amplitude_to_db(rms, amin=MIN_POWER**0.5, top_db=None),
-        }
-        return {name: torch.from_numpy(db)[None].to(batch.device) for name, db in spectrograms.items()}
-
-    def _image(self, db: torch.Tensor) -> torch.Tensor:
-        """dB below the clip's maximum, floored at -top_db, min-max to [0, 1], resized; silence becomes 0.
-
-        Args:
-            db (`torch.Tensor` of shape `(bins, T)`).
-
-        Returns:
-            `torch.Tensor` of shape `(1, 1, image_size, image_size)`.
-        """
-        low, top = db.aminmax()
-        low = torch.maximum(low, top - self.top_db)
-        image = (db - low).clamp_(min=0).div_(torch.where(top > low, top - low, 1))
-        return F.interpolate(image[None, None], size=(self.image_size, self.image_size), mode="bilinear")
+def _parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
 
 
-def _as_list(waveforms) -> list:
-    """One waveform or many -> a list of waveforms."""
-    if isinstance(waveforms, (np.ndarray, torch.Tensor)):
-        return list(waveforms) if waveforms.ndim == 2 else [waveforms]
-    if not isinstance(waveforms, (list, tuple)):
-        raise ValueError(f"expected a waveform or a list of waveforms, got {type(waveforms).__name__}")
-    if not len(waveforms):
-        raise ValueError("no waveform given: the list is empty")
-    return [waveforms] if np.isscalar(waveforms[0]) else list(waveforms)
-
-
-def _finite(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:
-    """Refuses NaN and infinity, by item; scales to 1 what is too loud for float32 powers, and says by how many dB."""
-    low, high = batch.aminmax(dim=1)
-    peaks = torch.maximum(-low, high)  # NaN and infinity come through
-    turned_down = []
-    for item, peak in zip(items, peaks.tolist(), strict=True):
-        if not math.isfinite(peak):
-            raise ValueError(f"item {item} holds NaN or infinite samples")
-        turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
-    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
+def _refuse_unknown(given: Iterable[str], known: Sequence[str], function: Any) -> None:
+    for name in given:
+        if name not in known:
+            parameters = _parameters(function)
+            close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(parameters)}"
+            raise TypeError(f"{function.__qualname__} has no parameter {name!r}; {hint}")
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

@@ -1,7 +1,9 @@
 """The two spectrograms of MaxMViT-MLP: an exact constant-Q transform and a Mel power spectrogram, on any device."""
 
 import math
+from collections import defaultdict
 from functools import lru_cache
+from typing import Any
 
 import librosa
 import numpy as np
@@ -17,6 +19,7 @@ LONGEST_SEGMENT = 512  # CQT frames; longer clips are transformed piece by piece
 CPU_STFT_FRAMES = 64  # frames whose spectra (1 MiB) stay in a core's cache between FFT and filter bank
 GPU_STFT_FRAMES = 8192
 GPU_SEGMENTS = 64
+LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
 MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
 RMS_LENGTH = 2048  # samples, librosa's `frame_length` for levels and for trimming
 
@@ -114,6 +117,75 @@ def decibels(power: torch.Tensor) -> torch.Tensor:
     return power.clamp_(min=MIN_POWER).log10_().mul_(10)
 
 
+def spectrograms_of(
+    waveforms: list[torch.Tensor], cqt: tuple, mel: tuple, backend: str, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """`cqt`, `mel` and `rms` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
+
+    Args:
+        waveforms (`list[torch.Tensor]`): from `as_waveforms`.
+        cqt (`tuple`): the parameters of `cqt_magnitude`.
+        mel (`tuple`): the parameters of `mel_power`.
+        backend (`str`): `"torch"` or `"librosa"`.
+        device (`torch.device`): where to compute.
+    """
+    clips: list[dict[str, torch.Tensor]] = [{} for _ in waveforms]
+    grouped = device.type == "cuda" and backend == "torch"
+    for group in _groups(waveforms, cqt) if grouped else [[i] for i in range(len(waveforms))]:
+        batch = torch.nn.utils.rnn.pad_sequence([waveforms[i].to(device) for i in group], batch_first=True)
+        batch, turned_down = _within_float32(batch, group)
+        batches = (_by_librosa if backend == "librosa" else _by_torch)(batch, cqt, mel)
+        for row, i in enumerate(group):
+            frames = 1 + len(waveforms[i]) // mel[2]
+            counts = {"cqt": cqt_layout(len(waveforms[i]), *cqt)[0], "mel": frames, "rms": frames}
+            clips[i] = {name: db[row, ..., : counts[name]] for name, db in batches.items()}
+            if turned_down[row]:
+                clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
+    return clips
+
+
+def _groups(waveforms: list[torch.Tensor], cqt: tuple) -> list[list[int]]:
+    """Indices of clips that a GPU computes together: those whose transforms have one size."""
+    groups = defaultdict(list)
+    for i, waveform in enumerate(waveforms):
+        frames, _, size, step = cqt_layout(len(waveform), *cqt)
+        groups[size if frames <= step else -i - 1].append(i)
+    return [group[i : i + GPU_SEGMENTS] for group in groups.values() for i in range(0, len(group), GPU_SEGMENTS)]
+
+
+def _by_torch(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
+    return {
+        "cqt": decibels(cqt_magnitude(waveforms, *cqt).square_()),
+        "mel": decibels(mel_power(waveforms, *mel)),
+        "rms": decibels(frame_power(waveforms, mel[2])),
+    }
+
+
+def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
+    """The reference, of one waveform: `(1, T)`."""
+    y = waveforms[0].cpu().numpy()
+    sampling_rate, fmin, n_bins, bins_per_octave, cqt_hop_length = cqt
+    _, n_fft, hop_length, n_mels = mel
+    magnitude = np.abs(
+        librosa.cqt(
+            y,
+            sr=sampling_rate,
+            fmin=fmin,
+            n_bins=n_bins,
+            bins_per_octave=bins_per_octave,
+            hop_length=cqt_hop_length,
+        )
+    )
+    power = librosa.feature.melspectrogram(y=y, sr=sampling_rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels)
+    rms = librosa.feature.rms(y=y, frame_length=RMS_LENGTH, hop_length=hop_length)[0]
+    spectrograms = {
+        "cqt": librosa.amplitude_to_db(magnitude, amin=MIN_POWER**0.5, top_db=None),
+        "mel": librosa.power_to_db(power, amin=MIN_POWER, top_db=None),
+        "rms": librosa.amplitude_to_db(rms, amin=MIN_POWER**0.5, top_db=None),
+    }
+    return {name: torch.from_numpy(db)[None].to(waveforms.device) for name, db in spectrograms.items()}
+
+
 def cqt_layout(samples: int, *parameters: float) -> tuple[int, int, int, int]:
     """Frames of the clip, margin at each end of a segment, frames of the segment's FFT, frames it yields."""
     _, lengths, decimation = wavelets(*parameters)
@@ -122,6 +194,56 @@ def cqt_layout(samples: int, *parameters: float) -> tuple[int, int, int, int]:
     margin = math.ceil((lengths.max() / 2 + 1) / hop_length)
     size = _transform_frames(min(frames, max(LONGEST_SEGMENT, 4 * margin)) + 2 * margin)
     return frames, margin, size, size - 2 * margin
+
+
+def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
+    """One waveform or many, as arrays, tensors or lists -> float32 tensors; short ones get zeros up to
+    `min_length + 1` samples.
+
+    Raises:
+        ValueError: an item is empty or no mono waveform; the message says which.
+    """
+    prepared = []
+    for index, waveform in enumerate(_as_list(waveforms)):
+        try:
+            if not isinstance(waveform, torch.Tensor):
+                waveform = torch.from_numpy(np.require(waveform, np.float32, ["C", "W"]))
+            waveform = waveform.detach().float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"item {index} is not a waveform of numbers: {error}") from error
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"item {index} has shape {tuple(waveform.shape)}: give mono waveforms of shape (samples,)"
+            )
+        if not len(waveform):
+            raise ValueError(f"item {index} is empty")
+        if len(waveform) < min_length:
+            waveform = F.pad(waveform, (0, min_length + 1 - len(waveform)))
+        prepared.append(waveform)
+    return prepared
+
+
+def _as_list(waveforms) -> list:
+    """One waveform or many -> a list of waveforms."""
+    if isinstance(waveforms, (np.ndarray, torch.Tensor)):
+        return list(waveforms) if waveforms.ndim == 2 else [waveforms]
+    if not isinstance(waveforms, (list, tuple)):
+        raise ValueError(f"expected a waveform or a list of waveforms, got {type(waveforms).__name__}")
+    if not len(waveforms):
+        raise ValueError("no waveform given: the list is empty")
+    return [waveforms] if np.isscalar(waveforms[0]) else list(waveforms)
+
+
+def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:
+    """Refuses NaN and infinity, by item; scales to 1 what is too loud for float32 powers, and says by how many dB."""
+    low, high = batch.aminmax(dim=1)
+    peaks = torch.maximum(-low, high)  # NaN and infinity come through
+    turned_down = []
+    for item, peak in zip(items, peaks.tolist(), strict=True):
+        if not math.isfinite(peak):
+            raise ValueError(f"item {item} holds NaN or infinite samples")
+        turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
+    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
 
 
 @lru_cache(maxsize=8)

@@ -168,7 +168,9 @@ SHAPING = {
     "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 64, "backend": "librosa",
 }  # fmt: skip
 DRAWING = {
-    "top_db": [60.0], "image_size": [32], "image_mean": [[0.5] * 3], "image_std": [[0.5] * 3],
+    "trim_db": [30.0], "trim_margin": [0.1], "level": ["full_scale"], "full_scale_db": [(-50.0, 20.0)],
+    "channels": ["deltas"], "mel_representation": ["mfcc"], "n_mfcc": [13], "top_db": [60.0],
+    "image_size": [32, (32, 64)], "image_mean": [[0.5] * 3], "image_std": [[0.5] * 3],
 }  # fmt: skip
 KNOWN = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
 

@@ -46,3 +46,7 @@ def voice(seconds: float = 1.0, f0: float = 120.0, sampling_rate: int = 44_100, 
     envelope = 0.6 + 0.4 * np.sin(2 * np.pi * 3.0 * time)
     noise = np.random.default_rng(seed).normal(scale=0.01, size=time.shape)
     return (0.1 * envelope * tone + noise).astype(np.float32)
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.1, size=samples).astype(np.float32)
