@@ -252,6 +252,8 @@ def _read_record(record: Record, hub_id: str | None, name: str, data_dir: str | 
             raise DataError(f"{data_dir} holds neither the original folder tree of {name} nor parquet files.")
         table, revision = open_tables(data_dir, load | {"revision": None})
         hub_id = hub_id or _recognise(record, table, data_dir)
+    elif not record.hub:
+        raise DataError(f"{name} has no copy on the Hub that is known here: name its folder by data_dir.")
     else:
         hub_id = hub_id or next(iter(record.hub))
         table, revision = open_tables(hub_id, load | {"revision": load["revision"] or record.hub[hub_id].revision})
