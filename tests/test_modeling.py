@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.mvitv2 import MultiScaleVit, model_cfgs
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
@@ -338,6 +340,20 @@ def test_head_is_resized_and_redrawn(checkpoint):
     assert 0.01 < model.classifier.out_proj.weight.std() < 0.03
     kept = MaxMViTForAudioClassification.from_pretrained(folder).state_dict()
     assert torch.equal(model.classifier.dense.weight, kept["classifier.dense.weight"])
+
+
+def test_weights_bear_the_names_that_earlier_checkpoints_gave_them():
+    config = tiny_config()
+    cqt = timm.create_model(config.cqt_backbone, num_classes=0, img_size=64, **config.cqt_backbone_kwargs)
+    architecture = replace(model_cfgs["mvitv2_base"], stride_kv=None, **config.mel_backbone_kwargs)
+    mel = MultiScaleVit(architecture, img_size=64, num_classes=0)
+    head = ["dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"]
+    head += [f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    assert tiny_model().state_dict().keys() == {
+        *(f"maxmvit.cqt_backbone.{name}" for name in cqt.state_dict()),
+        *(f"maxmvit.mel_backbone.{name}" for name in mel.state_dict()),
+        *(f"classifier.{name}" for name in head),
+    }
 
 
 def test_timm_keeps_its_own_initialisation():
