@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -112,3 +113,9 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     assert helped.returncode == 0 and "ser-predict" in helped.stdout, helped.stderr
     read = run("ser-train", "configs/demo.yaml", "--image_size", "large")
     assert read.returncode == 2 and "invalid int value: 'large'" in read.stderr, read.stderr
+
+
+def test_one_version_is_stated_everywhere():
+    stated = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert PROJECT["version"] == stated == changes[1]
