@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,16 @@ def whole(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, content: object) -> None:
     """JSON that any parser reads: no NaN, numpy numbers as plain ones."""
     with whole(path) as unfinished:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.write_text(_to_json(content) + "\n", encoding="utf-8")
+
+
+def as_json(content: object) -> Any:
+    """What [`write_json`] would write of it, read again: lists for tuples, texts for the keys of a dict."""
+    return json.loads(_to_json(content))
+
+
+def _to_json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _plain(value: object) -> object:

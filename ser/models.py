@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from ser.arguments import ModelArguments
 from ser.errors import DataError, UsageError
 
 PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
+DRAWN = "drawn at random"
 LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias")
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
@@ -67,15 +68,12 @@ def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtracto
     return MaxMViTFeatureExtractor(**changes)
 
 
-def make_model(
-    config: MaxMViTConfig, model_args: ModelArguments, resuming: bool = False
-) -> MaxMViTForAudioClassification:
+def make_model(config: MaxMViTConfig, model_args: ModelArguments) -> MaxMViTForAudioClassification:
     """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights, or from scratch."""
-    start = None if resuming else model_args.model_name_or_path
-    if start:
-        return load_model(start, config)
+    if model_args.model_name_or_path:
+        return load_model(model_args.model_name_or_path, config)
     model = MaxMViTForAudioClassification(config)
-    if model_args.imagenet_weights and not resuming and not model_args.model_name_or_path:
+    if model_args.imagenet_weights:
         model.maxmvit.load_imagenet_weights(model_args.cqt_weights, model_args.mel_weights)
     return model
 
@@ -90,12 +88,12 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
             layer is drawn anew.
 
     Raises:
-        DataError: A weight is missing, has another shape, has no place in the model, or is not finite.
-        ValueError, OSError: The checkpoint is one of another model, or cannot be found or read.
+        DataError: The checkpoint is one of another model, or cannot be found or read; or a weight is missing, has
+            another shape, has no place in the model, or is not finite.
     """
-    own = MaxMViTConfig.from_pretrained(checkpoint)
-    config = own if config is None else config
-    with _quietly():
+    with _quietly(), _named(checkpoint):
+        own = MaxMViTConfig.from_pretrained(checkpoint)
+        config = own if config is None else config
         model, info = MaxMViTForAudioClassification.from_pretrained(
             checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -144,15 +142,24 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+@contextmanager
+def _named(checkpoint: str | os.PathLike) -> Iterator[None]:
+    """Has what a library says of a checkpoint say which one it is."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"cannot use {os.fspath(checkpoint)!r}: {error}") from error
+
+
 def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> MaxMViTFeatureExtractor:
     """
     The feature extractor of a checkpoint.
 
     Raises:
-        DataError: It is that of another model.
-        OSError: The checkpoint has none.
+        DataError: It is that of another model, or there is none.
     """
-    settings, _ = MaxMViTFeatureExtractor.get_feature_extractor_dict(checkpoint)
+    with _named(checkpoint):
+        settings, _ = MaxMViTFeatureExtractor.get_feature_extractor_dict(checkpoint)
     kind = settings.get("feature_extractor_type", MaxMViTFeatureExtractor.__name__)
     if kind != MaxMViTFeatureExtractor.__name__:
         raise DataError(f"{checkpoint} holds a {kind}, no MaxMViTFeatureExtractor: name a checkpoint of MaxMViT.")
@@ -172,7 +179,7 @@ def load_pipeline(model: str, device: str | None = None, **parameters: Any) -> M
         )
     except DataError as error:
         raise UsageError(str(error)) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: a device that is not there
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a device that is not there
         raise UsageError(f"cannot use {model!r}: {error}") from error
 
 
@@ -182,7 +189,34 @@ def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:
     for part in (classify.model.config, classify.feature_extractor):
         settings = {name: value for name, value in part.to_dict().items() if name not in PROVENANCE}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, weights in classify.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weights.cpu().reshape(-1).view(torch.uint8).numpy())
+    _add_weights(digest, classify.model.state_dict())
     return digest.hexdigest()
+
+
+def starting_weights(model: MaxMViTForAudioClassification, model_args: ModelArguments) -> str:
+    """
+    Which weights [`make_model`] began with, the same wherever it ran: a hash of those that came out of files. What is
+    drawn at random is not in it, since the last bits of that hang on the processor; the seed tells it.
+    """
+    loaded = model.state_dict()
+    start = model_args.model_name_or_path
+    if not start and not model_args.imagenet_weights:
+        return DRAWN
+    if not start:
+        loaded = model.maxmvit.state_dict()
+    elif MaxMViTConfig.from_pretrained(start).id2label != model.config.id2label:
+        loaded = {name: tensor for name, tensor in loaded.items() if name not in LAST_LAYER}
+    return weights_digest(loaded)
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """A hash of tensors and their names."""
+    digest = hashlib.sha256()
+    _add_weights(digest, weights)
+    return f"sha256-{digest.hexdigest()}"
+
+
+def _add_weights(digest: "hashlib._Hash", weights: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

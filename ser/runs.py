@@ -1,18 +1,46 @@
-"""What stands in an output directory: nothing, a run to go on with, or a finished one."""
+"""What a run is, and what stands in its output directory: nothing, a run to go on with, or a finished one."""
 
+import dataclasses
 import json
 import os
+import re
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from transformers import TrainerCallback
+from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.arguments import SERTrainingArguments
+from ser.arguments import DataArguments, SERTrainingArguments
 from ser.checkpoints import CHECKPOINT_LIST, last_checkpoint, list_checkpoints, remove, remove_leftovers
+from ser.corpora.table import Corpus
 from ser.errors import DataError
+from ser.files import as_json, versions, write_json
 from ser.models import EXTRACTOR_FIELDS, MODEL_FIELDS
 from ser.report import REPORT_FILES
 
+logger = logging.get_logger(__name__)
+
+RUN_FILE = "run.json"
+DURATION_FILE = "duration.json"
+KEEP_EVERY_S = 10
+# What no score depends on, or what shows in the clips of splits.json.
+UNDECIDING_DATA = {
+    *("dataset_name", "data_dir", "dataset_config_name", "dataset_revision", "cache_dir"),
+    *("train_split_name", "eval_split_name", "test_split_name"),
+    *("audio_column_name", "label_column_name", "speaker_column_name"),
+    *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers"),
+}
+UNDECIDING_TRAINING = re.compile(
+    "output_dir|overwrite_output_dir|do_.*|(per_device_)?eval_(batch_size|accumulation_steps|use_gather_object)|"
+    "logging_.*|log_.*|disable_tqdm|report_to|run_name|project|trackio_.*|save_total_limit|save_on_each_node|"
+    "enable_jit_checkpoint|push_to_hub|hub_.*|use_cpu|dataloader_.*|ddp_.*|fsdp.*|deepspeed|accelerator_config|"
+    "parallelism_config|(activation|gradient)_checkpointing.*|torch_empty_cache_steps|remove_unused_columns|debug|"
+    "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
+)
 FINISHED_MARK = "FINISHED"
 
 
@@ -49,29 +77,155 @@ def mark_finished(output_dir: str | os.PathLike) -> None:
     (Path(output_dir) / FINISHED_MARK).touch()
 
 
-def earlier_run(
-    args: SERTrainingArguments, config: MaxMViTConfig, feature_extractor: MaxMViTFeatureExtractor, splits: dict
-) -> str | None:
-    """The checkpoint to go on from, None to start afresh, or "finished"; refuses to go on from a run of other clips,
-    images or another model, whose weights may have been trained on what is tested here."""
+def run_settings(
+    config: MaxMViTConfig,
+    feature_extractor: MaxMViTFeatureExtractor,
+    corpus: Corpus,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+    start: str,
+) -> dict[str, dict[str, Any]]:
+    """
+    All that decides what a run ends in, but for its clips (which `splits.json` tells): what `run.json` holds. Paths
+    are not in it, but what lies there is.
+
+    Args:
+        start (`str`): What [`starting_weights`] says of the model.
+    """
+    training = args.to_dict()
+    return {
+        "corpus": {"name": corpus.name, "revision": corpus.revision, "options": corpus.options},
+        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name not in UNDECIDING_DATA},
+        "feature_extractor": {name: getattr(feature_extractor, name) for name in EXTRACTOR_FIELDS},
+        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label")} | {"starting_weights": start},
+        "training": {name: training[name] for name in training if not UNDECIDING_TRAINING.fullmatch(name)}
+        | {"processes": args.world_size},
+        "versions": {name: number for name, number in versions().items() if name != "python"},
+    }
+
+
+def earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]], splits: dict) -> str | None:
+    """
+    The checkpoint to go on from, None to start afresh, or "finished". Where a run starts afresh, its `run.json` and
+    `splits.json` are written.
+
+    Raises:
+        DataError: The folder holds a run of other settings or clips, whose weights may have been trained on what is
+            tested here; names what differs.
+    """
     folder = Path(args.output_dir)
     with args.main_process_first(local=False, desc="looking for an earlier run"):
         if args.overwrite_output_dir and args.should_save:
-            for name in REPORT_FILES:
+            for name in (*REPORT_FILES, RUN_FILE):
                 (folder / name).unlink(missing_ok=True)
         state, checkpoint = resume_or_start(folder, args.overwrite_output_dir and args.should_save)
-    if state == "fresh":
-        return None
-    source = checkpoint if state == "resume" else folder
-    before = MaxMViTConfig.from_pretrained(source), MaxMViTFeatureExtractor.from_pretrained(source)
-    same = json.loads((folder / "splits.json").read_text()) == splits
-    for earlier, now, names in zip(
-        before, (config, feature_extractor), ((*MODEL_FIELDS, "id2label"), EXTRACTOR_FIELDS), strict=True
-    ):
-        same = same and all(getattr(earlier, name) == getattr(now, name) for name in names)
-    if not same:
+        if state == "fresh":
+            if args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / DURATION_FILE).unlink(missing_ok=True)
+                write_json(folder / RUN_FILE, settings)
+                write_json(folder / "splits.json", splits)
+            return None
+    before = _read(folder / RUN_FILE)
+    if before is None:
+        source = checkpoint if state == "resume" else folder
+        config, extractor = MaxMViTConfig.from_pretrained(source), MaxMViTFeatureExtractor.from_pretrained(source)
+        before = {
+            "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label")},
+            "feature_extractor": {name: getattr(extractor, name) for name in EXTRACTOR_FIELDS},
+        }
+        logger.warning(
+            f"{folder} holds a run from before {RUN_FILE} was kept: only its model, pictures and clips can be "
+            "compared."
+        )
+    differing = [*_differences(before, settings), *_other_clips(_read(folder / "splits.json") or {}, splits)]
+    if differing:
         raise DataError(
-            f"{folder} holds an earlier run with another model or feature extractor, other classes, or other clips to "
-            "train and test on. Name another --output_dir, or start over in this one by --overwrite_output_dir."
+            f"{folder} holds a run of other settings: {'; '.join(differing)}. Give it the settings it had, name "
+            "another --output_dir, or start over in this one by --overwrite_output_dir."
         )
     return "finished" if state == "finished" else checkpoint
+
+
+def check_folds(folders: Sequence[str | os.PathLike]) -> None:
+    """
+    Raises:
+        DataError: Folds were trained under different settings, so that their mean would be of nothing; names what
+            differs.
+    """
+    kept = {folder: settings for folder in map(Path, folders) if (settings := _read(folder / RUN_FILE)) is not None}
+    for folder, settings in kept.items():
+        first = next(iter(kept))
+        if differing := _differences(kept[first], settings):
+            raise DataError(
+                f"{folder} and {first} are folds of different settings: {'; '.join(differing)}. Remove one of the two "
+                "folders, and give the command again to train it anew."
+            )
+
+
+class RunClock(TrainerCallback):
+    """
+    The time that a run takes, over all its legs: what earlier ones took is kept in its folder, and this one adds to it
+    at every checkpoint and every ten seconds.
+
+    Args:
+        folder: Of the run.
+        started (`float`): `time.monotonic()` when this leg began.
+    """
+
+    def __init__(self, folder: str | os.PathLike, started: float):
+        self.path = Path(folder) / DURATION_FILE
+        self.before = (_read(self.path) or {"seconds": 0.0})["seconds"]
+        self.started = self.kept = started
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def keep(self) -> None:
+        self.kept = time.monotonic()
+        write_json(self.path, {"seconds": round(self.seconds(), 1)})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.should_save and time.monotonic() - self.kept > KEEP_EVERY_S:
+            self.keep()
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            self.keep()
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
+    """`setting: before -> now` for what both know and have otherwise."""
+    before, now = as_json(before), as_json(now)
+    return [
+        f"{name}: {_short(before[section][name])} -> {_short(value)}"
+        for section in now
+        for name, value in now[section].items()
+        if name in before.get(section, {}) and before[section][name] != value
+    ]
+
+
+def _other_clips(before: dict, now: dict) -> list[str]:
+    """In which way two tables of splits differ."""
+    before, now = as_json(before), as_json(now)
+    found = [
+        f"{name}: {_short(before.get(name))} -> {_short(now[name])}" for name in now if before.get(name) != now[name]
+    ]
+    if before.get("clips") == now["clips"]:
+        return found
+    places = [{clip["file"]: clip for clip in table.get("clips", ())} for table in (before, now)]
+    changed = [file for file in places[0].keys() & places[1].keys() if places[0][file] != places[1][file]]
+    found = [text for text in found if not text.startswith("clips: ")]
+    return [
+        *found,
+        f"clips: {len(places[0]):,} -> {len(places[1]):,}, {len(changed):,} of them in another part or class",
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -26,12 +26,11 @@ from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.features import extract_features, relabel
-from ser.files import write_json
 from ser.metrics import compute_metrics
-from ser.models import make_model, name_classes
+from ser.models import make_model, name_classes, starting_weights
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
-from ser.runs import earlier_run, mark_finished
+from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
 from ser.trainer import SERTrainer
 
 logger = logging.get_logger(__name__)
@@ -143,7 +142,11 @@ def train_and_test(
     )
     splits = splits_table(corpus, split, args.seed)
     config = name_classes(config, corpus.label_names)
-    checkpoint = earlier_run(args, config, feature_extractor, splits)
+    set_seed(args.seed)
+    model = make_model(config, model_args)
+    start = starting_weights(model, model_args)
+    settings = run_settings(config, feature_extractor, corpus, data_args, args, start)
+    checkpoint = earlier_run(args, settings, splits)
     if checkpoint == "finished":
         say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
         return
@@ -153,11 +156,8 @@ def train_and_test(
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
         parts["train"] = relabel(parts["train"], labels)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
-    set_seed(args.seed)
-    model = make_model(config, model_args, resuming=checkpoint is not None)
-    trainer = make_trainer(model, parts, feature_extractor, args)
-    if args.should_save:
-        write_json(Path(args.output_dir) / "splits.json", splits)
+    clock = RunClock(args.output_dir, started)
+    trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
@@ -169,13 +169,14 @@ def train_and_test(
             parts,
             logits,
             seed=args.seed,
-            duration=time.monotonic() - started,
+            duration=clock.seconds(),
             log_history=trainer.state.log_history,
             model_id=trainer.hub_model_id if args.push_to_hub else None,
             extra={
                 "data_arguments": dataclasses.asdict(data_args),
                 "model_arguments": dataclasses.asdict(model_args),
                 "training_arguments": args.to_sanitized_dict(),
+                "starting_weights": start,
             },
         )
         say(args, f"{in_words(report)}\nReport, predictions and model: {args.output_dir}")
@@ -188,7 +189,9 @@ def train_and_test(
 def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:
     """Mean, standard deviation and pooled scores over the folds."""
     if args.should_save:
-        summary = summarize_folds(args.output_dir, [fold_args.output_dir for fold_args in runs.values()])
+        folders = [fold_args.output_dir for fold_args in runs.values()]
+        check_folds(folders)
+        summary = summarize_folds(args.output_dir, folders)
         for name, mean in summary["mean"].items():
             pooled = summary["pooled"][name]
             say(args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}")

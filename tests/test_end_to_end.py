@@ -131,20 +131,28 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
         patch.setattr("ser.training.write_report", pull_plug)
         run(*flags)
     assert not (tmp_path / "metrics.json").exists()
-    for other in (
-        ["--fold", "2"],
-        ["--hidden_size", "32"],
-        ["--labels", "sad", "happy", "angry", "neutral"],
-        ["--feature_extractor_kwargs", '{"image_size": 48}'],
-    ):
-        with pytest.raises(ValueError, match="earlier run with another model or feature extractor"):
+    kept = json.loads((tmp_path / "run.json").read_text())
+    for other, message in (
+        (["--fold", "2"], 'protocol: "demo/speaker-fold1" -> "demo/speaker-fold2"; .*clips: 48 -> 48, '),
+        (["--hidden_size", "32"], "hidden_size: 64 -> 32"),
+        (["--labels", "sad", "happy", "angry", "neutral"], "label_names: "),
+        (["--feature_extractor_kwargs", '{"image_size": 48}'], "image_size: 64 -> 48"),
+        (["--shuffle_training_labels", "--learning_rate", "1"],
+         "shuffle_training_labels: false -> true; learning_rate: 0.001 -> 1.0. Give it the settings it had"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"holds a run of other settings: .*{message}"):
             run(*flags, *other)
+    assert json.loads((tmp_path / "run.json").read_text()) == kept
+    (tmp_path / "duration.json").write_text('{"seconds": 1000.0}')
     run(*flags)
     log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     assert [entry["epoch"] for entry in log if "eval_UA" in entry] == [1, 2]
-    assert (tmp_path / "metrics.json").exists()
+    assert 1000 < json.loads((tmp_path / "metrics.json").read_text())["duration_seconds"] < 1600
+    with pytest.raises(ValueError, match="seed: 42 -> 7"):
+        run(*flags, "--seed", "7")
     run(*flags, "--fold", "2", "--overwrite_output_dir")
-    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "demo/speaker-fold2"
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["protocol"] == "demo/speaker-fold2" and metrics["duration_seconds"] < 900
 
 
 def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):

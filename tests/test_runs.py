@@ -1,0 +1,165 @@
+"""A run is what its settings say: others neither go on with it nor pass for it, nor are averaged with it."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from ser import runs
+from ser.arguments import DataArguments, ModelArguments
+from ser.errors import DataError
+from ser.files import write_json
+from ser.models import DRAWN, starting_weights
+from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
+from tests.clips import corpus_of
+from tests.test_models import save
+from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model
+from tests.training import make_arguments
+
+SPLITS = {"protocol": "mine/random", "seed": 42, "clips": [{"file": "a.wav", "part": "train", "label": "up"}]}
+
+
+@pytest.fixture
+def corpus():
+    return corpus_of([0, 1])
+
+
+def settings_of(corpus, folder, start=DRAWN, data=None, config=None, extractor=None, **changes):
+    args = make_arguments(folder, **changes)
+    model, pictures = config or tiny_config(), extractor or tiny_feature_extractor()
+    return args, run_settings(model, pictures, corpus, DataArguments(**(data or {})), args, start)
+
+
+def begin(corpus, folder, finished=False, **changes):
+    """A run that was stopped after its first checkpoint, or one that came to its end."""
+    assert earlier_run(*settings_of(corpus, folder, **changes), SPLITS) is None
+    checkpoint = folder / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    if finished:
+        mark_finished(folder)
+    return str(checkpoint)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_same_settings_go_on_or_are_finished(corpus, tmp_path, finished):
+    checkpoint = begin(corpus, tmp_path, finished)
+    assert earlier_run(*settings_of(corpus, tmp_path), SPLITS) == ("finished" if finished else checkpoint)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learning_rate": 1.0}, "learning_rate: 0.001 -> 1.0"),
+        ({"seed": 1}, "seed: 42 -> 1"),
+        ({"per_device_train_batch_size": 2}, "per_device_train_batch_size: 4 -> 2"),
+        ({"specaugment_masks": 2, "mixup_alpha": 0.5}, "mixup_alpha: 0.0 -> 0.5; specaugment_masks: 0 -> 2"),
+        ({"data": {"shuffle_training_labels": True}}, "shuffle_training_labels: false -> true"),
+        ({"start": "sha256-1234"}, 'starting_weights: "drawn at random" -> "sha256-1234"'),
+        ({"config": tiny_config(hidden_dropout=0.5)}, "hidden_dropout: 0.2 -> 0.5"),
+        ({"extractor": tiny_feature_extractor(image_size=96)}, "image_size: 64 -> 96"),
+    ],
+)
+def test_other_settings_are_refused_by_name(corpus, tmp_path, changes, message, finished):
+    begin(corpus, tmp_path, finished)
+    with pytest.raises(DataError) as refused:
+        earlier_run(*settings_of(corpus, tmp_path, **changes), SPLITS)
+    said = str(refused.value)
+    assert all(part in said for part in message.split("; ")) and said.count(" -> ") == message.count(" -> ")
+    assert "--output_dir" in said and "--overwrite_output_dir" in said
+    fresh = settings_of(corpus, tmp_path, overwrite_output_dir=True, **changes)
+    assert earlier_run(*fresh, SPLITS) is None
+    assert json.loads((tmp_path / "run.json").read_text())["training"]["seed"] == fresh[0].seed
+
+
+def test_what_decides_nothing_may_change(corpus, tmp_path):
+    checkpoint = begin(corpus, tmp_path)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    changes = {
+        "per_device_eval_batch_size": 2, "dataloader_num_workers": 2, "logging_strategy": "steps", "logging_steps": 3,
+        "save_total_limit": 1, "report_to": "tensorboard", "disable_tqdm": False, "activation_checkpointing": True,
+        "data": {"data_dir": "elsewhere", "cache_dir": "there", "preprocessing_num_workers": 4},
+    }  # fmt: skip
+    assert earlier_run(*settings_of(corpus, moved, **changes), SPLITS) == checkpoint.replace(str(tmp_path), str(moved))
+
+
+def test_other_versions_and_another_corpus_are_other_settings(corpus, tmp_path, monkeypatch):
+    begin(corpus, tmp_path)
+    with pytest.raises(DataError, match='revision: "r1" -> "r2"'):
+        earlier_run(*settings_of(dataclasses.replace(corpus, revision="r2"), tmp_path), SPLITS)
+    monkeypatch.setattr(runs, "versions", lambda: {"torch": "9.9", "python": "4.0"})
+    with pytest.raises(DataError, match='torch: "[^"]+" -> "9.9"\\. '):
+        earlier_run(*settings_of(corpus, tmp_path), SPLITS)
+
+
+def test_other_clips_are_counted(corpus, tmp_path):
+    begin(corpus, tmp_path)
+    other = SPLITS | {"clips": [SPLITS["clips"][0] | {"part": "test"}, {"file": "b.wav"}]}
+    with pytest.raises(DataError, match="settings: clips: 1 -> 2, 1 of them in another part or class"):
+        earlier_run(*settings_of(corpus, tmp_path), other)
+
+
+def test_a_run_from_before_there_was_run_json_goes_on_as_it_did(corpus, tmp_path, caplog):
+    checkpoint = begin(corpus, tmp_path)
+    (tmp_path / "run.json").unlink()
+    save(tmp_path / "checkpoint-1")
+    assert earlier_run(*settings_of(corpus, tmp_path, learning_rate=1.0), SPLITS) == checkpoint
+    assert "only its model, pictures and clips can be compared" in caplog.text
+    with pytest.raises(DataError, match="hidden_size: 32 -> 48"):
+        earlier_run(*settings_of(corpus, tmp_path, config=tiny_config(hidden_size=48)), SPLITS)
+
+
+def test_folds_of_different_settings_are_not_averaged(corpus, tmp_path):
+    folders = [tmp_path / f"fold_{fold}" for fold in (1, 2, 3)]
+    for folder in folders:
+        folder.mkdir()
+        write_json(folder / "run.json", settings_of(corpus, folder)[1])
+    check_folds(folders)
+    write_json(folders[2] / "run.json", settings_of(corpus, folders[2], learning_rate=1.0)[1])
+    with pytest.raises(DataError, match=r"fold_3 and .*fold_1 are folds of different settings: learning_rate: 0.001"):
+        check_folds(folders)
+
+
+def test_the_clock_adds_up_legs_though_they_were_killed(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    args = make_arguments(tmp_path)
+
+    def leg(started, *steps):
+        clock, now[0] = RunClock(tmp_path, started), started
+        for seconds in steps:
+            now[0] += seconds
+            clock.on_step_end(args, TrainerState(), TrainerControl())
+        return clock
+
+    leg(100, 8, 8, 5)  # killed: what is kept is ten seconds old at most
+    assert json.loads((tmp_path / "duration.json").read_text()) == {"seconds": 16.0}
+    leg(500, 4).on_save(args, TrainerState(), TrainerControl())
+    assert leg(900, 3).seconds() == 16 + 4 + 3
+
+
+def test_a_fresh_run_starts_its_clock_anew(corpus, tmp_path):
+    write_json(tmp_path / "duration.json", {"seconds": 50.0})
+    begin(corpus, tmp_path)
+    assert RunClock(tmp_path, time.monotonic()).seconds() < 1
+
+
+def test_starting_weights_are_those_that_came_from_files(tmp_path):
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, tiny_model(seed=1))))
+    model = tiny_model(seed=1)
+    known = starting_weights(model, start)
+    assert known == starting_weights(tiny_model(seed=1), start) != starting_weights(tiny_model(seed=2), start)
+    model.config.id2label = {index: f"other{index}" for index in range(4)}  # so that the last layer is drawn
+    renamed = starting_weights(model, start)
+    torch.nn.init.ones_(model.classifier.out_proj.weight)
+    assert starting_weights(model, start) == renamed != known
+    assert starting_weights(model, ModelArguments(imagenet_weights=False)) == DRAWN
+    imagenet = starting_weights(model, ModelArguments())
+    torch.nn.init.ones_(model.classifier.dense.weight)
+    assert starting_weights(model, ModelArguments()) == imagenet
+    torch.nn.init.ones_(model.maxmvit.mel_backbone.patch_embed.proj.weight)
+    assert starting_weights(model, ModelArguments()) != imagenet
