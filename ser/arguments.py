@@ -62,6 +62,16 @@ class ProtocolArguments:
     )
     fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})
     test_speakers: list[str] | None = field(default=None, metadata={"help": "Test these, instead of a protocol."})
+
+    def __post_init__(self) -> None:
+        if self.test_speakers and self.protocol:
+            raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
+
+
+@dataclass
+class TrainingPartArguments:
+    """Training part: what chooses the checkpoint, what is learnt"""
+
     validation_share: float | None = field(
         default=None,
         metadata={"help": "Share of the training part (of its speakers) that chooses the checkpoint (default: 0.15)."},
@@ -88,12 +98,13 @@ class FeatureArguments:
 
 
 @dataclass
-class DataArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
-    """All about the clips."""
+class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
+    """Which clips, as training and evaluation take them."""
 
-    def __post_init__(self) -> None:
-        if self.test_speakers and self.protocol:
-            raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
+
+@dataclass
+class DataArguments(TrainingPartArguments, ClipArguments):
+    """All about the clips of a training."""
 
 
 @dataclass

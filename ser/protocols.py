@@ -104,7 +104,29 @@ def make_split(
     """
     if validation_share is not None and not 0 < validation_share < 1:
         raise DataError(f"validation_share must lie between 0 and 1, not {validation_share}.")
-    everything, validation = range(len(corpus)), None
+    name, test, validation, apart = test_part(corpus, protocol, fold, seed, test_speakers)
+    train = sorted({*range(len(corpus))} - {*test} - {*(validation or ())})
+    if not validation:
+        cut = _whole_speakers if apart else _stratified
+        share = VALIDATION_SHARE if validation_share is None else validation_share
+        train, validation = cut(corpus, train, share, seed)
+    elif validation_share is not None:
+        raise DataError(f"{corpus.name}/{name} has a validation part of its own: leave out --validation_share.")
+    split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
+    check_split(corpus, split)
+    return split
+
+
+def test_part(
+    corpus: Corpus,
+    protocol: str | None = None,
+    fold: int = 1,
+    seed: int = 42,
+    test_speakers: Sequence[str] | None = None,
+) -> tuple[str, list[int], list[int] | None, bool]:
+    """Who is tested: (name of the protocol with its fold, test clips, validation clips where the protocol or the data
+    set says which, whether speakers are kept apart). The arguments are those of [`make_split`]."""
+    validation = None
     if test_speakers:
         spelt = {str(_natural(s)[0]): s for s in corpus.speakers if s}  # 1 means actor 01
         tested = [spelt.get(str(_natural(str(s))[0]), str(s)) for s in test_speakers]
@@ -117,23 +139,14 @@ def make_split(
         if name == "predefined":
             validation, test, apart = _predefined(corpus)
         elif name == "random":
-            _, test = _stratified(corpus, list(everything), RANDOM_TEST_SHARE, seed)
+            _, test = _stratified(corpus, list(range(len(corpus))), RANDOM_TEST_SHARE, seed)
             apart = False
         else:
             test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
             if name == "loso":
                 validation = _partner(corpus, test)
             name = f"{name}-fold{fold}"
-    train = sorted({*everything} - {*test} - {*(validation or ())})
-    if not validation:
-        cut = _whole_speakers if apart else _stratified
-        share = VALIDATION_SHARE if validation_share is None else validation_share
-        train, validation = cut(corpus, train, share, seed)
-    elif validation_share is not None:
-        raise DataError(f"{corpus.name}/{name} has a validation part of its own: leave out --validation_share.")
-    split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
-    check_split(corpus, split)
-    return split
+    return name, test, validation, apart
 
 
 def check_split(corpus: Corpus, split: Split) -> None:

@@ -34,6 +34,7 @@ def write_report(
     log_history: Sequence[Mapping] = (),
     left_out: Mapping[str, int] | None = None,
     model_id: str | None = None,
+    card: bool = True,
     extra: Mapping[str, object] | None = None,
 ) -> dict:
     """Writes everything that is known after the test, and returns what `metrics.json` holds.
@@ -47,6 +48,7 @@ def write_report(
         log_history: `trainer.state.log_history`.
         left_out: reason -> clips left out after the corpus was read (such as undecodable ones).
         model_id: Hub id of the model, for its card.
+        card: whether the folder is the model's own, and gets its card.
         extra: more entries for `metrics.json` (such as the training arguments).
     """
     folder, test, names = Path(output_dir), parts["test"], corpus.label_names
@@ -75,7 +77,8 @@ def write_report(
     plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
-    write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
+    if card:
+        write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
     write_json(folder / "metrics.json", report)
     return report
 

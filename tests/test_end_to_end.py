@@ -13,6 +13,7 @@ import torch
 import yaml
 from sklearn.metrics import balanced_accuracy_score
 
+import evaluate_ser
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
 from ser.arguments import parse_arguments
@@ -20,6 +21,7 @@ from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
+from ser.errors import DataError
 from ser.flags import find_recipe
 from tests.clips import write_parquet
 
@@ -76,6 +78,19 @@ def test_every_promised_file_is_there_and_agrees(trained, corpus):
         assert max(probabilities, key=probabilities.get) == row["prediction"]
     heard = {clip["speaker"] for clip in splits if clip["part"] != "test"}
     assert heard.isdisjoint({row["speaker"] for row in rows})
+
+
+def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
+    flags = ["--data_dir", str(corpus), "--cache_dir", str(cache), "--protocol", "speaker"]
+    evaluate_ser.main([str(trained), *flags, "--output_dir", str(tmp_path / "out")])
+    assert read_predictions(tmp_path / "out") == read_predictions(trained)
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "out"))
+    for name in ("protocol", "speaker_disjoint", "UA", "WA", "confusion_matrix", "intervals", "test_speakers"):
+        assert after[name] == before[name], name
+    assert after["heard_in_training"] == {"speakers": [], "clips": []}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested, such as voice_"):
+        evaluate_ser.main([str(trained), *flags, "--fold", "2", "--output_dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 STRANGER = """

@@ -1,0 +1,189 @@
+"""A checkpoint scored on a table of clips that it has not been trained on."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import HfArgumentParser
+from transformers.utils.hub import cached_file
+
+from ser.arguments import ClipArguments, SERTrainingArguments
+from ser.batches import PairCollator
+from ser.corpora.table import Corpus
+from ser.errors import DataError
+from ser.models import load_feature_extractor, load_model, weights_digest
+from ser.protocols import Split, n_folds, test_part
+from ser.report import write_report
+from ser.trainer import SERTrainer
+from ser.training import read_corpus, set_up_logging, with_features
+
+ALL = "all"
+
+
+@dataclass
+class EvaluationArguments:
+    """How a checkpoint is scored."""
+
+    output_dir: str = field(metadata={"help": "Folder of the report: metrics.json, predictions.csv, a picture."})
+    allow_training_clips: bool = field(
+        default=False,
+        metadata={"help": "Score speakers and clips that the checkpoint was trained on, or may have been."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Clips in one forward."})
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to leave accelerators alone."})
+    seed: int = field(default=42, metadata={"help": "Of the protocol random, and of the bootstrap."})
+
+
+def parse_arguments(
+    arguments: Sequence[str] | None, description: str
+) -> tuple[str, ClipArguments, EvaluationArguments]:
+    """The checkpoint, the clips, and how it is scored on them."""
+    parser = HfArgumentParser(
+        (ClipArguments, EvaluationArguments), usage="evaluate_ser.py CHECKPOINT --output_dir OUT [--FLAG VALUE ...]",
+        description=description, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("checkpoint", help="A folder that training wrote, or its name on the Hub.")
+    clip_args, args, others = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    if clip_args.protocol or clip_args.test_speakers:
+        if not clip_args.fold.isdecimal():
+            raise DataError(f"--fold {clip_args.fold!r} is no number: one checkpoint is scored on one fold.")
+    elif clip_args.fold != "1":
+        raise DataError("--fold needs --protocol: without one, all clips are scored.")
+    return others.checkpoint, clip_args, args
+
+
+def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArguments) -> dict:
+    """
+    Scores a checkpoint on the test part of a protocol or, without one, on all clips, and writes the report.
+
+    Args:
+        checkpoint: A folder that training wrote, one of its `checkpoint-*`, or a name on the Hugging Face Hub.
+        clip_args: The clips.
+        args: Where the report goes, and how.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        DataError: The checkpoint is not whole, was trained on a speaker or clip that is tested, or does not know a
+            class; or the output directory is in use.
+    """
+    started = time.monotonic()
+    folder = Path(args.output_dir)
+    if used := [name for name in ("metrics.json", "config.json") if (folder / name).exists()]:
+        raise DataError(f"{folder} holds a {used[0]} already, of another report or model: name another --output_dir.")
+    trainer_args = SERTrainingArguments(
+        output_dir=args.output_dir, per_device_eval_batch_size=args.batch_size, use_cpu=args.use_cpu, report_to="none"
+    )
+    set_up_logging(trainer_args)
+    model, feature_extractor = load_model(checkpoint), load_feature_extractor(checkpoint)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    corpus = read_corpus(clip_args, trainer_args)
+    columns = _columns(corpus, names, checkpoint)
+    split = _split(corpus, clip_args, args.seed)
+    heard = heard_before(corpus, split.test, splits_of(checkpoint))
+    if not args.allow_training_clips:
+        _refuse_heard(heard, checkpoint)
+    split.speaker_disjoint = heard is not None and not heard["speakers"] and None not in corpus.speakers
+    files = [corpus.files[i] for i in split.test]
+    corpus = with_features(corpus, feature_extractor, clip_args, trainer_args)
+    place = {file: i for i, file in enumerate(corpus.files)}  # some may have been left out as unreadable
+    test = corpus.clips.select([place[file] for file in files if file in place])
+    trainer = SERTrainer(
+        model=model,
+        args=trainer_args,
+        data_collator=PairCollator(feature_extractor),
+        eval_dataset=test,
+        processing_class=feature_extractor,
+    )
+    logits = np.asarray(trainer.predict(test).predictions)[:, columns]
+    return write_report(
+        folder,
+        dataclasses.replace(corpus, label_names=[names[column] for column in columns]),
+        split,
+        {"test": test},
+        logits,
+        seed=args.seed,
+        duration=time.monotonic() - started,
+        card=False,
+        extra={
+            "checkpoint": checkpoint,
+            "checkpoint_weights": weights_digest(model.state_dict()),
+            "heard_in_training": heard,
+            "clip_arguments": dataclasses.asdict(clip_args),
+        },
+    )
+
+
+def splits_of(checkpoint: str) -> dict | None:
+    """The `splits.json` of the run that a checkpoint is of, where there is one."""
+    if os.path.isdir(checkpoint):
+        places = [Path(checkpoint) / "splits.json", Path(checkpoint).resolve().parent / "splits.json"]
+        found = next((path for path in places if path.is_file()), None)
+    else:
+        found = cached_file(checkpoint, "splits.json", _raise_exceptions_for_missing_entries=False)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
+    """
+    The speakers and clips of a test part by which a run was trained or steered, None where `splits.json` is missing.
+
+    Speakers are compared within one corpus, since another calls others by the same name; a clip of another table is
+    the same where its file, speaker and class are.
+    """
+    if splits is None:
+        return None
+    known = [clip for clip in splits["clips"] if clip["part"] != "test"]
+    is_same_corpus = splits["protocol"].partition("/")[0] == corpus.name
+    speakers = {clip["speaker"] for clip in known} - {None} if is_same_corpus else set()
+    fields = ("file",) if is_same_corpus else ("file", "speaker", "label")
+    clips = {tuple(clip[name] for name in fields) for clip in known}
+    files, who, labels = corpus.files, corpus.speakers, corpus.labels
+    facts = [{"file": files[i], "speaker": who[i], "label": corpus.label_names[labels[i]]} for i in test]
+    return {
+        "speakers": sorted({fact["speaker"] for fact in facts} & speakers),
+        "clips": [fact["file"] for fact in facts if tuple(fact[name] for name in fields) in clips],
+    }
+
+
+def _refuse_heard(heard: dict[str, list[str]] | None, checkpoint: str) -> None:
+    if heard is None:
+        raise DataError(
+            f"{checkpoint} has no splits.json, which tells the clips that it was trained on: put that file beside it, "
+            "or take the risk by --allow_training_clips."
+        )
+    for kind, found in heard.items():
+        if found:
+            raise DataError(
+                f"{checkpoint} was trained or chosen on {len(found):,} of the {kind} to be tested, such as "
+                f"{found[0]}: test others by --protocol and --fold or --test_speakers, or score these all the same by "
+                "--allow_training_clips."
+            )
+
+
+def _split(corpus: Corpus, clip_args: ClipArguments, seed: int) -> Split:
+    name, test = ALL, list(range(len(corpus)))
+    if clip_args.protocol or clip_args.test_speakers:
+        count = n_folds(corpus, clip_args.protocol, clip_args.test_speakers)
+        fold = int(clip_args.fold)
+        if not 1 <= fold <= count:
+            raise DataError(f"--fold takes a number from 1 to {count}, not {fold}.")
+        name, test, _, _ = test_part(corpus, clip_args.protocol, fold, seed, clip_args.test_speakers)
+    return Split(f"{corpus.name}/{name}", [], [], test, speaker_disjoint=False)
+
+
+def _columns(corpus: Corpus, names: Sequence[str], checkpoint: str) -> list[int]:
+    """The model's classes in the order of the report: those of the corpus as it counts them, then the others."""
+    if unknown := [name for name in corpus.label_names if name not in names]:
+        raise DataError(
+            f"{checkpoint} does not know {', '.join(map(repr, unknown))}; it knows {', '.join(names)}. Leave out "
+            f"clips by --labels, or rename their class by --merge_labels {unknown[0]}={names[0]}."
+        )
+    own = [names.index(name) for name in corpus.label_names]
+    return [*own, *(column for column in range(len(names)) if column not in own)]
