@@ -39,8 +39,9 @@ class MaxMViTConfig(PretrainedConfig):
             The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
             (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
             to the model.
-        image_size (`int`, defaults to 224):
-            Height and width that both backbones see, a multiple of 32. Images of another size are resized to it.
+        image_size (`int` or `Sequence[int]`, defaults to 224):
+            Height and width that both backbones see, or both: multiples of 32. Images of another size are resized to
+            it. An MViTv2 takes square ones only; for a long time axis, two MaxViTs do.
         hidden_size (`int`, defaults to 512):
             Width of the hidden layer of the head.
         hidden_dropout (`float`, defaults to 0.2):
@@ -66,7 +67,7 @@ class MaxMViTConfig(PretrainedConfig):
     mel_backbone: str = "mvitv2_base"
     cqt_backbone_kwargs: dict[str, Any] | None = None
     mel_backbone_kwargs: dict[str, Any] | None = None
-    image_size: int = 224
+    image_size: int | list[int] | tuple[int, ...] = 224
     hidden_size: int = 512
     hidden_dropout: float = 0.2
 
@@ -76,16 +77,38 @@ class MaxMViTConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         for field in ("cqt_backbone", "mel_backbone"):
             _check_backbone_name(field, getattr(self, field))
-        if not isinstance(self.image_size, int) or self.image_size <= 0 or self.image_size % 32:
-            below = max(int(self.image_size) // 32 * 32, 32)
-            raise ValueError(
-                f"image_size={self.image_size} does not work: both backbones halve the image five times, so it has to "
-                f"be a multiple of 32, such as {below} or {below + 32}."
-            )
+        if not isinstance(self.image_size, int):
+            self.image_size = list(self.image_size)
+        self._check_image_size()
         if self.hidden_size < 1:
             raise ValueError(f"hidden_size={self.hidden_size} does not work: the head needs at least one hidden unit.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of `image_size`."""
+        height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        return height, width
+
+    def _check_image_size(self) -> None:
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(sides) != 2:
+            raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
+        for side in sides:
+            if side <= 0 or side % 32:
+                below = max(side // 32 * 32, 32)
+                raise ValueError(
+                    f"image_size={self.image_size} does not work: both backbones halve the image five times, so it "
+                    f"has to be a multiple of 32, such as {below} or {below + 32}."
+                )
+        for branch in ("cqt", "mel"):
+            name = getattr(self, f"{branch}_backbone")
+            if name.split(".")[0] in model_cfgs and self.image_shape[0] != self.image_shape[1]:
+                raise ValueError(
+                    f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
+                    f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
+                )
 
     @classmethod
     def get_config_dict(

@@ -260,9 +260,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
                 "MaxMViTFeatureExtractor returns it."
             )
-        size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        if images.shape[-2:] != self.config.image_shape:
+            images = F.interpolate(images, size=self.config.image_shape, mode="bilinear", align_corners=False)
         return images.expand(-1, 3, -1, -1).to(self.dtype)
 
 
@@ -357,12 +356,12 @@ def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs) -> nn.Module:
     reshaped = config.reshaped_mvitv2(branch)
     try:
         if reshaped is None:
-            return timm.create_model(name, num_classes=0, img_size=config.image_size, **changes, **kwargs)
+            return timm.create_model(name, num_classes=0, img_size=config.image_shape, **changes, **kwargs)
         if kwargs.get("pretrained"):
             raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
         architecture, rest = reshaped
-        return MultiScaleVit(architecture, img_size=config.image_size, num_classes=0, **rest)
-    except TypeError as error:
+        return MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
+    except (AssertionError, TypeError) as error:
         raise ValueError(
             f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
             f"{branch}_backbone_kwargs={changes}: {error}. Choose a vision transformer of timm, such as a MaxViT or "

@@ -1,5 +1,6 @@
 import importlib.metadata
 import importlib.util
+import json
 
 import pytest
 from transformers import PretrainedConfig, Wav2Vec2Config
@@ -28,10 +29,30 @@ def test_the_configuration_of_another_model_is_refused(saved, kind, tmp_path):
         MaxMViTConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("size, remedy", [(100, "96 or 128"), (244, "224 or 256"), (0, "32 or 64"), (7, "32 or 64")])
+@pytest.mark.parametrize(
+    "size, remedy",
+    [(100, "96 or 128"), (244, "224 or 256"), (0, "32 or 64"), (7, "32 or 64"), ((64, 100), "96 or 128")],
+)
 def test_image_size_that_is_no_multiple_of_32_names_one_that_is(size, remedy):
     with pytest.raises(ValueError, match=remedy):
         MaxMViTConfig(image_size=size)
+
+
+def test_a_long_time_axis_is_saved_as_two_numbers_and_a_square_as_one(tmp_path):
+    wide = MaxMViTConfig(mel_backbone="maxvit_tiny_tf_224", image_size=(224, 448))
+    for config, size, shape in ((wide, [224, 448], (224, 448)), (tiny_config(), 64, (64, 64))):
+        config.save_pretrained(tmp_path)
+        loaded = MaxMViTConfig.from_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["image_size"] == loaded.image_size == size
+        assert loaded.image_shape == shape
+
+
+def test_a_size_that_a_backbone_cannot_take_names_one_that_it_can():
+    with pytest.raises(ValueError, match="mel_backbone='mvitv2_base' takes square .*image_size=448.*maxvit_tiny_tf_2"):
+        MaxMViTConfig(image_size=(224, 448))
+    with pytest.raises(ValueError, match="one number, or"):
+        MaxMViTConfig(image_size=(64, 64, 64))
+    MaxMViTConfig(image_size=(64, 64))
 
 
 def test_unknown_backbone_names_close_ones():

@@ -213,6 +213,19 @@ def test_one_channel_is_three_equal_ones():
     )
 
 
+def test_a_long_time_axis_is_seen_as_it_is():
+    """Not squeezed into a square first: what differs only beyond the square's grid is told apart."""
+    narrow = tiny_config().cqt_backbone_kwargs
+    maxvit = {"cqt_backbone": "maxvit_tiny_tf_224", "mel_backbone": "maxvit_tiny_tf_224"}
+    model = tiny_model(**maxvit, mel_backbone_kwargs=narrow, image_size=(64, 128))
+    images = {name: torch.randn(2, 3, 64, 128) for name in ("cqt_values", "mel_values")}
+    swapped = {name: values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) for name, values in images.items()}
+    logits = logits_of(model, **images)
+    assert logits.isfinite().all() and not torch.allclose(logits, logits_of(model, **swapped), atol=1e-4)
+    square = tiny_model(**maxvit, mel_backbone_kwargs=narrow)
+    torch.testing.assert_close(logits_of(square, **images), logits_of(square, **swapped))
+
+
 def test_other_sizes_are_resized_bilinearly():
     model = tiny_model()
     large = {name: torch.randn(2, 3, 91, 70) for name in ("cqt_values", "mel_values")}
