@@ -27,7 +27,7 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import parse_arguments
 from ser.models import make_feature_extractor
-from ser.optimizer import BranchOptimizer, branch_modules, branch_parameter_groups
+from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.training import read_corpus
 
 ROUNDS, BATCHES = 3, 2
@@ -95,7 +95,7 @@ def reference_step(
 
 
 def two_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    mel = set(branch_modules(model)["mel"].parameters())
+    mel = set(model.branches()["mel"].parameters())
     return [torch.optim.Adam(p for p in model.parameters() if p not in mel), torch.optim.RAdam(mel)]
 
 

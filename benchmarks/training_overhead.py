@@ -20,7 +20,6 @@ from transformers import TrainerCallback
 from benchmarks.results import take_json, write_results
 from ser.arguments import SERTrainingArguments, parse_arguments
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
-from ser.optimizer import branch_modules
 from ser.protocols import make_split
 from ser.trainer import SERTrainer
 from ser.training import make_trainer, read_corpus, with_features
@@ -100,7 +99,7 @@ def bare_loop(model: torch.nn.Module, trainer: SERTrainer, args: SERTrainingArgu
     loader = iter(trainer.get_train_dataloader())
     count = min(4, len(trainer.get_train_dataloader()))
     batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]
-    mel = set(branch_modules(model)["mel"].parameters())
+    mel = set(model.branches()["mel"].parameters())
     rest = [p for p in model.parameters() if p not in mel]
     fused = {"fused": True} if args.device.type == "cuda" else {}
     optimizers = [torch.optim.Adam(rest, args.learning_rate, **fused), torch.optim.RAdam(mel, args.learning_rate)]

@@ -17,7 +17,7 @@ ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-BRANCHES = ("cqt", "mel", "head")
+HEAD = "head"  # the branch of all that is in none of the model's own
 FUSED = {"adam", "adamw", "sgd"}
 
 
@@ -90,11 +90,6 @@ class BranchOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_optimizers": self._optimizers}
 
 
-def branch_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The backbones of a MaxMViT classifier by the name of their branch; whatever is in neither is the head."""
-    return {"cqt": model.maxmvit.cqt_backbone, "mel": model.maxmvit.mel_backbone}
-
-
 def branch_parameter_groups(
     model: nn.Module,
     algorithms: dict[str, str],
@@ -107,25 +102,35 @@ def branch_parameter_groups(
     Groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
 
     Args:
-        model (`nn.Module`): [`MaxMViTForAudioClassification`].
-        algorithms, learning_rates, weight_decays (`dict` with the keys `cqt`, `mel`, `head`):
+        model (`nn.Module`): [`MaxMViTForAudioClassification`], which says by `branches()` what its branches are.
+        algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, and `head`):
             What trains each branch. Weight decay spares norms, biases and relative-position tables.
         layer_decay (`float`, defaults to 1.0):
             Factor between the learning rates of a backbone stage and the one before it, counted from the last (timm's
             `group_matcher` says which parameter is in which stage). The head keeps its own.
         options: Further values for every group, such as `betas` and `eps`.
+
+    Raises:
+        ValueError: if a branch of the model has no algorithm, learning rate or weight decay.
     """
+    branches = model.branches()
+    for given in (algorithms, learning_rates, weight_decays):
+        if lacking := {*branches, HEAD} - set(given):
+            raise ValueError(
+                f"Nothing says how to train the branch {', '.join(sorted(lacking))}: SERTrainingArguments has "
+                f"an optimizer, a learning rate and a weight decay for {', '.join(given)}; add those."
+            )
     parts: list[tuple[str, float, float, list[nn.Parameter]]] = []
-    for branch, backbone in branch_modules(model).items():
+    for branch, backbone in branches.items():
         spared = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
         for group in param_groups_layer_decay(
             backbone, weight_decays[branch], no_weight_decay_list=spared, layer_decay=layer_decay
         ):
             parts.append((branch, group["lr_scale"], group["weight_decay"], group["params"]))
-    in_backbones = {id(p) for backbone in branch_modules(model).values() for p in backbone.parameters()}
+    in_backbones = {id(p) for backbone in branches.values() for p in backbone.parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in in_backbones:
-            parts.append(("head", 1.0, weight_decays["head"] if parameter.ndim > 1 else 0.0, [parameter]))
+            parts.append((HEAD, 1.0, weight_decays[HEAD] if parameter.ndim > 1 else 0.0, [parameter]))
 
     merged: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for branch, scale, weight_decay, parameters in parts:

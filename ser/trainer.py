@@ -25,7 +25,7 @@ from ser.callbacks import EarlyStopping, NonFiniteSteps, metric_name
 from ser.checkpoints import CHECKPOINT_LIST, UNFINISHED, last_checkpoint, list_checkpoints, remove, remove_leftovers
 from ser.errors import NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
-from ser.optimizer import BranchOptimizer, branch_modules, branch_parameter_groups
+from ser.optimizer import BranchOptimizer, branch_parameter_groups
 
 logger = logging.get_logger(__name__)
 
@@ -56,10 +56,10 @@ class SERTrainer(Trainer):
         **kwargs: Any,
     ):
         if args.freeze_backbones:
-            for backbone in branch_modules(model).values():
+            for backbone in model.branches().values():
                 backbone.requires_grad_(args.unfreeze_epoch is not None)
         if args.channels_last:
-            model.maxmvit.cqt_backbone.to(memory_format=torch.channels_last)
+            model.branches()["cqt"].to(memory_format=torch.channels_last)
         if args.sync_batchnorm and args.world_size > 1:
             if args.device.type != "cuda":
                 raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU.")
@@ -152,7 +152,7 @@ class SERTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The loss that `args` ask for in training; the model's plain cross-entropy in evaluation."""
         if self._frozen:
-            for backbone in branch_modules(self.model).values():
+            for backbone in self.model.branches().values():
                 backbone.eval()
         if self.loss is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
@@ -165,7 +165,7 @@ class SERTrainer(Trainer):
             return
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
-            for backbone in branch_modules(self.model).values():
+            for backbone in self.model.branches().values():
                 backbone.requires_grad_(not self._frozen)
         super()._run_epoch(epoch=epoch, **kwargs)
 
@@ -353,7 +353,7 @@ def _count_batches_once(model: nn.Module) -> None:
     Makes BatchNorm layers of the backbones' stages see each batch once, though checkpointing runs them twice: two
     updates by m' leave (1 - m') ** 2 of the running statistics, one by m leaves 1 - m.
     """
-    for backbone in branch_modules(model).values():
+    for backbone in model.branches().values():
         for module in getattr(backbone, "stages", nn.Identity()).modules():
             if isinstance(module, _BatchNorm) and module.momentum is not None:
                 module.momentum = 1 - math.sqrt(1 - module.momentum)

@@ -139,6 +139,18 @@ def test_without_decay_there_is_one_group_a_branch():
     assert [(g["branch"], g["algorithm"], g["lr"]) for g in groups] == [(b, PAPER[b], RATES[b]) for b in PAPER]
 
 
+def test_a_branch_more_is_trained_by_its_own_settings():
+    model = tiny_model()
+    two = model.branches()
+    model.branches = lambda: {**two, "dense": model.classifier.dense}
+    settings = [PAPER | {"dense": "sgd"}, RATES | {"dense": 0.5}, NO_DECAY | {"dense": 0.1}]
+    groups = {group["branch"]: group for group in branch_parameter_groups(model, *settings) if group["weight_decay"]}
+    (dense,) = groups.values()
+    assert (dense["algorithm"], dense["lr"]) == ("sgd", 0.5) and dense["params"] == [model.classifier.dense.weight]
+    with pytest.raises(ValueError, match="how to train the branch dense: .* for cqt, mel, head"):
+        branch_parameter_groups(model, PAPER, RATES, NO_DECAY)
+
+
 def test_layer_decay_lowers_the_rate_stage_by_stage():
     model = tiny_model()
     groups = branch_parameter_groups(model, PAPER, RATES, NO_DECAY, layer_decay=0.5)

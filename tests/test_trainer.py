@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -437,6 +438,23 @@ def test_frozen_backbones_stay_as_they_are_until_their_epoch(tmp_path):
     trainer.train()
     assert changed(weights(model)) == {"dense", "norm", "out_proj"}
     assert {group["branch"] for group in trainer.optimizer.param_groups} == {"head"}
+
+
+def test_what_the_model_calls_a_branch_is_frozen_and_trained_as_one(tmp_path):
+    @dataclass
+    class Arguments(SERTrainingArguments):
+        dense_optimizer: str = "sgd"
+        dense_learning_rate: float | None = 0.5
+        dense_weight_decay: float | None = None
+
+    model = tiny_model()
+    branches = model.branches()
+    model.branches = lambda: {**branches, "dense": model.classifier.dense}
+    trainer = make_trainer(tmp_path, model=model, kind=Arguments)
+    trainer.create_optimizer()
+    assert trainer.branch_learning_rates() == {"cqt": 1e-3, "mel": 1e-3, "dense": 0.5, "head": 1e-3}
+    make_trainer(tmp_path, model=model, freeze_backbones=True, kind=Arguments)
+    assert not any(p.requires_grad for p in model.classifier.dense.parameters())
 
 
 def test_a_frozen_run_resumes_across_its_thaw(tmp_path):

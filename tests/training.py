@@ -53,7 +53,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"UA": float(np.mean([hits[prediction.label_ids == c].mean() for c in set(prediction.label_ids.tolist())]))}
 
 
-def make_arguments(output_dir, **changes) -> SERTrainingArguments:
+def make_arguments(output_dir, kind=SERTrainingArguments, **changes) -> SERTrainingArguments:
     defaults = {
         "output_dir": str(output_dir),
         "use_cpu": True,
@@ -64,7 +64,7 @@ def make_arguments(output_dir, **changes) -> SERTrainingArguments:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    return SERTrainingArguments(**{**defaults, **changes})
+    return kind(**{**defaults, **changes})
 
 
 def make_trainer(output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, **changes) -> SERTrainer:
