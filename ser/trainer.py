@@ -29,6 +29,9 @@ from ser.optimizer import BranchOptimizer, branch_parameter_groups
 
 logger = logging.get_logger(__name__)
 
+CHECK_EVERY = 32  # updates after which a loss that was not finite is noticed at the latest
+NEVER = torch.iinfo(torch.int64).max
+
 
 class SERTrainer(Trainer):
     """
@@ -75,7 +78,7 @@ class SERTrainer(Trainer):
         self.label_smoother = None
         self.loss = self._make_loss()
         self._frozen = args.freeze_backbones
-        self._loss_is_finite = True
+        self._loss_is_finite: torch.Tensor | bool = True
         self._batchnorm_before: list[torch.Tensor] | None = None
 
     # ---- what is trained, by what and on what
@@ -187,26 +190,51 @@ class SERTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         finite, self._loss_is_finite = self._loss_is_finite, True
         if self.accelerator.scaler is None:
-            finite = finite & torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not self.accelerator.gather(finite.reshape(1)).all():
-            self._skip_or_stop(model)
-        self._batchnorm_before = None
+            finite = finite & torch.isfinite(norm.to_local() if hasattr(norm, "to_local") else norm)
+        if self.args.skip_nonfinite_steps:
+            if not self.accelerator.gather(finite.reshape(1)).all():
+                self._skip_or_stop(model)
+            self._batchnorm_before = None
+        else:
+            # Kept on the device, and read by `_stop_if_not_finite`: to wait for it here would stall every update.
+            first = self._first_bad_step.clamp(max=self.state.global_step + 1)
+            self._first_bad_step = torch.where(finite, self._first_bad_step, first)
         return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control, step = self.control, self.state.global_step
+        if control.should_log or control.should_evaluate or control.should_save or step % CHECK_EVERY == 0:
+            self._stop_if_not_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _stop_if_not_finite(self) -> None:
+        if self.args.skip_nonfinite_steps:
+            return
+        step = int(self.accelerator.gather(self._first_bad_step.reshape(1)).min())
+        if step != NEVER:
+            self._stop(step)
+
+    def _stop(self, step: int) -> None:
+        last, now = last_checkpoint(self.args.output_dir), self.state.global_step
+        noticed = f" (noticed at step {now})" if now > step else ""
+        raise NonFiniteLossError(
+            f"Loss or gradient is not finite at step {step}{noticed}; learning rates: {self._rates()}. "
+            f"Last good checkpoint: {last or 'none yet'}. Lower the learning rate, or tolerate N such steps by "
+            "--skip_nonfinite_steps N."
+        )
+
+    def _rates(self) -> str:
+        return ", ".join(f"{branch} {rate:g}" for branch, rate in self.branch_learning_rates().items())
 
     def _skip_or_stop(self, model: nn.Module) -> None:
         step = self.state.global_step + 1
-        rates = ", ".join(f"{branch} {rate:g}" for branch, rate in self.branch_learning_rates().items())
         # Not kept in an attribute: a resumed run has another than the one that was made with the trainer.
         steps = next(each for each in self.callback_handler.callbacks if isinstance(each, NonFiniteSteps))
         steps.count += 1
         if steps.count > self.args.skip_nonfinite_steps:
-            last = last_checkpoint(self.args.output_dir)
-            raise NonFiniteLossError(
-                f"Loss or gradient is not finite at step {step}; learning rates: {rates}. Last good checkpoint: "
-                f"{last or 'none yet'}. Lower the learning rate, or tolerate N such steps by --skip_nonfinite_steps N."
-            )
+            self._stop(step)
         logger.warning(
-            f"Loss or gradient is not finite at step {step}; learning rates: {rates}. The step is left out."
+            f"Loss or gradient is not finite at step {step}; learning rates: {self._rates()}. The step is left out."
         )
         for buffer, before in zip(self._batchnorm_buffers(), self._batchnorm_before, strict=True):
             buffer.copy_(before)
@@ -293,6 +321,7 @@ class SERTrainer(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
+        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NEVER, device=self.args.device)
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -306,6 +335,7 @@ class SERTrainer(Trainer):
         return progress
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._stop_if_not_finite()
         self._require_best_checkpoint()
         # Given a limit of 1, Trainer's own deletes the newest checkpoint, which a run would go on from.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -354,6 +384,9 @@ def _count_batches_once(model: nn.Module) -> None:
     updates by m' leave (1 - m') ** 2 of the running statistics, one by m leaves 1 - m.
     """
     for backbone in model.branches().values():
+        if getattr(backbone, "counts_batches_once", False):  # by an earlier trainer of the same model
+            continue
+        backbone.counts_batches_once = True
         for module in getattr(backbone, "stages", nn.Identity()).modules():
             if isinstance(module, _BatchNorm) and module.momentum is not None:
                 module.momentum = 1 - math.sqrt(1 - module.momentum)

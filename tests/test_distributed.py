@@ -203,7 +203,7 @@ def test_a_resumed_run_ends_like_the_whole_one(reports):
 
 def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):
     for report in reports:
-        assert "not finite at step 1; learning rates: cqt 0.001" in report["stopped"]
+        assert "not finite at step 1 (noticed at step 2); learning rates: cqt 0.001" in report["stopped"]
 
 
 def test_the_command_runs_all_folds_on_two_processes(tmp_path):

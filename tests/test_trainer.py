@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HfArgumentParser
 
 from modeling_maxmvit import MaxMViTForAudioClassification
@@ -383,7 +384,62 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step 4; learning rates: cqt 0.001, mel 0.02, .*checkpoint-2"):
         trainer.train()
     assert resume_or_start(tmp_path)[1] == str(tmp_path / "checkpoint-2")
-    assert all(torch.isfinite(value).all() for name, value in trainer.model.named_parameters())
+    assert [entry["step"] for entry in evaluations(trainer)] == [2]
+
+
+@pytest.mark.parametrize(
+    "settings, noticed",
+    [
+        ({**QUIET, "logging_strategy": "no"}, 32),
+        ({**QUIET, "logging_strategy": "no", "max_steps": 7}, 7),
+        ({**QUIET, "logging_strategy": "steps", "logging_steps": 5}, 5),
+        ({**QUIET, "save_strategy": "steps", "save_steps": 6}, 6),
+    ],
+    ids=["never logged", "at the end", "logged", "saved"],
+)
+def test_what_is_not_finite_is_named_late_but_before_anything_is_made_of_it(tmp_path, settings, noticed):
+    trainer = make_trainer(tmp_path, num_train=160, num_train_epochs=1, **settings)
+    trainer.train_collator = Poisoned(3)
+    with pytest.raises(NonFiniteLossError, match=rf"at step 3 \(noticed at step {noticed}\)"):
+        trainer.train()
+    assert not any(tmp_path.glob("*checkpoint*")) and not any("loss" in entry for entry in trainer.state.log_history)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is fetched from the device, for which a GPU has to finish all that it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def counting(waits, method):
+    def counted(*args, **kwargs):
+        with waits:
+            return method(*args, **kwargs)
+
+    return counted
+
+
+@pytest.mark.parametrize("skipping", [0, 1])
+def test_an_update_waits_for_the_device_only_where_it_might_be_left_out(tmp_path, monkeypatch, skipping):
+    trainer = make_trainer(tmp_path, num_train=40, num_train_epochs=1, skip_nonfinite_steps=skipping, **QUIET)
+    trainer.args.logging_nan_inf_filter = False
+    gathered, waits = [], Waits()
+    gather = trainer.accelerator.gather
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda value: gathered.append(value) or gather(value))
+    for name in ("training_step", "_get_grad_norm"):
+        monkeypatch.setattr(trainer, name, counting(waits, getattr(trainer, name)))
+    trainer.train()
+    assert trainer.state.global_step == 10
+    if skipping:
+        assert waits.count == len(gathered) == 10
+    else:
+        assert waits.count == 0 and len(gathered) <= 2  # when the epoch is logged, and at the end
 
 
 def test_tolerated_steps_leave_no_trace(tmp_path):
@@ -487,6 +543,19 @@ def test_faster_ways_lead_to_the_same_place(tmp_path, changes):
         assert_same_weights(weights(MaxMViTForAudioClassification.from_pretrained(tmp_path / "saved")), ends[-1])
     ends = [{name: value for name, value in end.items() if "num_batches_tracked" not in name} for end in ends]
     assert_same_weights(*ends, rtol=1e-3, atol=1e-5)
+
+
+def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(tmp_path):
+    model = tiny_model()
+
+    def momenta():
+        return [m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    before = momenta()
+    make_trainer(tmp_path, model=model, activation_checkpointing=True)
+    once = momenta()
+    make_trainer(tmp_path, model=model, activation_checkpointing=True)
+    assert before != once == momenta()
 
 
 def test_bfloat16_trains(tmp_path):
