@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the versions that stand in them."""
+"""Files that are whole or absent, a power failure notwithstanding, and the versions that stand in them."""
 
 import json
 import os
@@ -14,14 +14,25 @@ import numpy as np
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A name to write under; renamed to `path` once all is written."""
+    """A name to write under; renamed to `path` once all is written, and is on the disk."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield unfinished
+        sync(unfinished)
         os.replace(unfinished, path)
+        sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Waits until what was written to a file, or which names a folder holds, has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, content: object) -> None:

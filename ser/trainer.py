@@ -1,20 +1,22 @@
 """The training engine: `transformers.Trainer` with an algorithm per branch, checkpoints that are whole and ranked, and
 runs whose process can be killed at any moment and that go on as if nothing had happened."""
 
-import json
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from huggingface_hub import CommitInfo, HfApi
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
@@ -22,8 +24,9 @@ from transformers.utils import logging
 from ser.arguments import SERTrainingArguments
 from ser.batches import Numbered, SeededCollator
 from ser.callbacks import EarlyStopping, NonFiniteSteps, metric_name
-from ser.checkpoints import CHECKPOINT_LIST, UNFINISHED, last_checkpoint, list_checkpoints, remove, remove_leftovers
+from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, last_checkpoint, remove_leftovers
 from ser.errors import NonFiniteLossError
+from ser.files import sync
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 
@@ -31,6 +34,11 @@ logger = logging.get_logger(__name__)
 
 CHECK_EVERY = 32  # updates after which a loss that was not finite is noticed at the latest
 NEVER = torch.iinfo(torch.int64).max
+# What is pushed to the Hub, of the files that lie in a run's folder itself.
+PUBLISHED = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "*_maxmvit.py",
+    "README.md", "metrics.json", "splits.json", "predictions.csv", "*.png",
+)  # fmt: skip
 
 
 class SERTrainer(Trainer):
@@ -280,6 +288,42 @@ class SERTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the report writes the model card, and a push to the Hub must not replace it."""
 
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | Future | None:
+        """
+        Pushes the model and its report: `PUBLISHED`, and nothing else that lies in the output directory (Trainer's own
+        takes all of it but checkpoints, logs that name this machine included).
+
+        Args:
+            commit_message: What the commit is called.
+            blocking: Whether to wait until all is pushed.
+            token, revision, private: As `hub_token`, `hub_revision` and `hub_private_repo`, over which they go.
+
+        Returns:
+            The commit, or a future of it if not `blocking`; None in every process but the main one.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return HfApi(token=token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            allow_patterns=list(PUBLISHED),
+            ignore_patterns=["*/*"],
+            commit_message=commit_message,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+        )
+
     # ---- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -296,6 +340,8 @@ class SERTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        if not self.args.should_save:  # on a disk that other machines share, each can but sync what it wrote itself
+            sync(folder / f"rng_state_{self.args.process_index}.pth")
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if best.name == name or best.is_dir():
             self.state.best_model_checkpoint = str(best)
@@ -306,12 +352,12 @@ class SERTrainer(Trainer):
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            remove(run_dir / name)
-            folder.rename(run_dir / name)
-            self._keep_best_and_newest(run_dir)
+            complete(folder, run_dir / name)
+            metric = metric_name(self.args) if self.args.metric_for_best_model else "score"
+            scores = {entry["step"]: entry[metric] for entry in self.state.log_history if metric in entry}
+            limit, greater = self.args.save_total_limit, bool(self.args.greater_is_better)
+            keep_best_and_newest(run_dir, metric, scores, limit, greater)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run_dir / name))
 
     def _init_training_state(
         self,
@@ -355,27 +401,18 @@ class SERTrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Trainer's own would add the training arguments, as a pickle that names this machine's folders.
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
         if self.is_fsdp_enabled:
             # FSDP2 trains a subclass that it makes in a module of torch's; a checkpoint names and holds this code.
             sharded = type(self.model)
             sharded.__name__, sharded.__module__ = sharded.__bases__[-1].__name__, sharded.__bases__[-1].__module__
-        super()._save(output_dir, state_dict)
-
-    def _keep_best_and_newest(self, run_dir: Path) -> None:
-        metric = metric_name(self.args) if self.args.metric_for_best_model else None
-        scores = {entry["step"]: entry[metric] for entry in self.state.log_history if metric in entry}
-        kept = list_checkpoints(run_dir)
-        newest = max(kept)
-        if self.args.save_total_limit is not None:
-            scored = [step for step in kept if math.isfinite(scores.get(step, math.nan))]
-            sign = -1 if self.args.greater_is_better else 1
-            best = sorted(scored, key=lambda step: (sign * scores[step], step))[: self.args.save_total_limit]
-            for step in set(kept) - {*best, newest}:
-                remove(kept.pop(step))
-        listing = [{"checkpoint": kept[step].name, metric or "score": scores.get(step)} for step in sorted(kept)]
-        partial = run_dir / (UNFINISHED + CHECKPOINT_LIST)
-        partial.write_text(json.dumps({"newest": kept[newest].name, "kept": listing}, indent=2) + "\n")
-        partial.replace(run_dir / CHECKPOINT_LIST)
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 def _count_batches_once(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ UNHEARD = {
     **dict.fromkeys(("do_train", "do_predict"), "this command always trains and tests"),
     "resume_from_checkpoint": "the same command goes on by itself, from the newest checkpoint of --output_dir",
     "remove_unused_columns": "it would remove the spectrograms that pictures are drawn from",
+    **dict.fromkeys(("hub_strategy", "hub_always_push"), "the finished model is pushed once, with its report"),
     "save_only_model": "it makes checkpoints that no run can go on from",
 }
 """Fields of `TrainingArguments` that this engine does not heed, and why."""

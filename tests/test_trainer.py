@@ -1,5 +1,7 @@
 import copy
 import json
+import os
+import pickle
 import random
 import re
 import shutil
@@ -8,21 +10,24 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HfArgumentParser
 
+import ser.trainer
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments
 from ser.batches import SeededCollator
 from ser.errors import NonFiniteLossError
 from ser.runs import mark_finished, resume_or_start
 from ser.trainer import SERTrainer
-from tests.tiny import tiny_model
+from tests.tiny import tiny_feature_extractor, tiny_model
 from tests.training import Collator, clips, make_arguments, make_trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -242,6 +247,90 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [
         "checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoints.json",
     ]  # fmt: skip
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, renamed = set(), {}
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def recording_fsync(descriptor):
+        fsync(descriptor)
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def recording(move):
+        def moved(source, target):
+            parts = [Path(source), *Path(source).rglob("*")]
+            renamed[Path(target).name] = {str(part) for part in parts} - synced
+            synced.discard(str(tmp_path))
+            move(source, target)
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "rename", recording(rename))
+    monkeypatch.setattr(os, "replace", recording(replace))
+    complete_checkpoint = ser.trainer.complete
+
+    def complete(*args):
+        complete_checkpoint(*args)
+        assert str(tmp_path) in synced
+
+    monkeypatch.setattr(ser.trainer, "complete", complete)
+    make_trainer(tmp_path, num_train=4, num_train_epochs=1).train()
+    assert renamed == {"checkpoint-1": set(), "checkpoints.json": set()}
+    assert str(tmp_path) in synced
+    assert (tmp_path / "checkpoint-1" / "optimizer.pt").is_file()
+
+
+def test_nothing_is_unpickled_and_no_checkpoint_holds_the_arguments(tmp_path, monkeypatch):
+    settings = {"num_train": 4, "num_train_epochs": 2}
+    make_trainer(tmp_path, **settings).train()
+    loaded, load = [], torch.load
+
+    def watched(file, *args, weights_only=None, **kwargs):
+        loaded.append((Path(file).name, weights_only))
+        return load(file, *args, weights_only=weights_only, **kwargs)
+
+    def refused(*args, **kwargs):
+        raise AssertionError("something is unpickled")
+
+    monkeypatch.setattr(torch, "load", watched)
+    monkeypatch.setattr(pickle, "load", refused)
+    monkeypatch.setattr(pickle, "loads", refused)
+    (tmp_path / "training_args.bin").touch()  # as earlier versions left it
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer.save_model()
+    assert trainer.state.global_step == 2
+    assert sorted(loaded) == [(name, True) for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt")]
+    assert not any(tmp_path.rglob("training_args.bin")) and (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+
+
+def test_only_the_model_and_its_report_are_pushed(tmp_path, monkeypatch):
+    pushed = []
+
+    def upload_folder(self, *, folder_path, allow_patterns, ignore_patterns, **kwargs):
+        paths = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
+        pushed.extend(filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+
+    repository = SimpleNamespace(repo_id="me/mine")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, *args, **kwargs: repository)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    settings = {"num_train": 4, "num_train_epochs": 1, "push_to_hub": True}
+    start = tmp_path / "start"
+    tiny_model().save_pretrained(start)
+    start = MaxMViTForAudioClassification.from_pretrained(start)
+    trainer = make_trainer(tmp_path / "out", model=start, processing_class=tiny_feature_extractor(), **settings)
+    trainer.train()
+    assert not pushed
+    for name in ("training_args.bin", "run.json", "_lock", "runs/events.out.tfevents.1.host.1.0", "README.md"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).touch()
+    trainer.push_to_hub()
+    code = {path.name for path in REPOSITORY.glob("*_maxmvit.py")}
+    assert set(pushed) == code | {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"}
+    for name in pushed:
+        assert str(tmp_path).encode() not in (tmp_path / "out" / name).read_bytes(), name
 
 
 def test_a_directory_says_what_is_to_be_done_in_it(tmp_path):
@@ -603,6 +692,7 @@ def test_arguments_come_from_flags_and_from_yaml(tmp_path):
         ({"warmup_steps": 10}, "no warm-up"),
         ({"save_total_limit": 0}, "save_total_limit 0 keeps no checkpoint"),
         ({"save_only_model": True}, "no run can go on from"),
+        ({"hub_strategy": "checkpoint"}, "hub_strategy is not used here: the finished model is pushed once"),
         ({**STEPWISE, "save_steps": 4}, "save_steps 4 and --eval_steps 2 to the same number"),
     ],
 )

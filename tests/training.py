@@ -67,7 +67,9 @@ def make_arguments(output_dir, kind=SERTrainingArguments, **changes) -> SERTrain
     return kind(**{**defaults, **changes})
 
 
-def make_trainer(output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, **changes) -> SERTrainer:
+def make_trainer(
+    output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, processing_class=None, **changes
+) -> SERTrainer:
     args = make_arguments(output_dir, **changes)
     augmentation = make_augmentation(
         NUM_LABELS, specaugment_masks=args.specaugment_masks, mixup_alpha=args.mixup_alpha
@@ -81,6 +83,7 @@ def make_trainer(output_dir, *, num_train=14, num_eval=7, model=None, callbacks=
         train_collator=Collator(augmentation),
         compute_metrics=compute_metrics,
         callbacks=callbacks,
+        processing_class=processing_class,
     )
 
 
