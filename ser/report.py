@@ -6,6 +6,7 @@ model card `README.md` and, last, `metrics.json`: where that lies, the run is co
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def write_report(
         model_id: Hub id of the model, for its card.
         card: whether the folder is the model's own, and gets its card.
         extra: more entries for `metrics.json` (such as the training arguments).
+
+    `metrics.json` and the model card leave the machine: absolute paths are written there without their folders.
     """
     folder, test, names = Path(output_dir), parts["test"], corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,7 @@ def write_report(
         "versions": versions(),
         **(extra or {}),
     }
+    report = without_folders(report)
     plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
@@ -81,6 +85,17 @@ def write_report(
         write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
     write_json(folder / "metrics.json", report)
     return report
+
+
+def without_folders(value: object) -> object:
+    """Mappings and sequences as they are, but of each absolute path in them no more than its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str | Path) and os.path.isabs(os.path.expanduser(value)):
+        return Path(value).name
+    return value
 
 
 REPORT_FILES = ("metrics.json", "predictions.csv", "confusion_matrix.png", "training_curves.png", "README.md")

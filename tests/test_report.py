@@ -78,7 +78,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert report["protocol"] == "mine/loso-fold1" and report["speaker_disjoint"]
     assert report["corpus"] == {
         "name": "mine",
-        "source": "/data/mine",
+        "source": "mine",
         "revision": "r1",
         "options": {"schema": None},
         "rows_used": {"train": 16, "validation": 4, "test": 4},
@@ -91,6 +91,22 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
     lines = in_words(report).splitlines()
     assert len(lines) == 4 and all("(mine/loso-fold1)" in line for line in lines)
+
+
+def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
+    arguments = {
+        "data_dir": "/home/me/mine",
+        "nested": [{"weights": Path("/home/me/x.pth")}],
+        "cache": "~/c",
+        "rate": 1,
+    }
+    run(tmp_path, mine(), extra={"arguments": arguments | {"relative": "out/mine"}})
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["arguments"] == {
+        "data_dir": "mine", "nested": [{"weights": "x.pth"}], "cache": "c", "rate": 1, "relative": "out/mine"
+    }  # fmt: skip
+    for name in ("metrics.json", "README.md"):
+        assert not any(place in (tmp_path / name).read_text() for place in ("/home", "/data", str(tmp_path.parent)))
 
 
 def test_the_files_of_a_run(tmp_path):
