@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HfArgumentParser
 
-import ser.trainer
+import ser.resumable
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments
 from ser.batches import SeededCollator
@@ -269,13 +269,13 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(os, "rename", recording(rename))
     monkeypatch.setattr(os, "replace", recording(replace))
-    complete_checkpoint = ser.trainer.complete
+    complete_checkpoint = ser.resumable.complete
 
     def complete(*args):
         complete_checkpoint(*args)
         assert str(tmp_path) in synced
 
-    monkeypatch.setattr(ser.trainer, "complete", complete)
+    monkeypatch.setattr(ser.resumable, "complete", complete)
     make_trainer(tmp_path, num_train=4, num_train_epochs=1).train()
     assert renamed == {"checkpoint-1": set(), "checkpoints.json": set()}
     assert str(tmp_path) in synced
