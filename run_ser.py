@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     # torch takes seconds to import: help and slips of the pen are answered without it.
     from ser.arguments import parse_arguments
     from ser.models import make_config, make_feature_extractor
+    from ser.processes import run_lock
     from ser.training import plan_folds, read_corpus, report_all_folds, set_up_logging, train_and_test, with_features
 
     model_args, data_args, training_args = parse_arguments(arguments)
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     runs = plan_folds(corpus, data_args, training_args)
     corpus = with_features(corpus, feature_extractor, data_args, training_args)
     for fold, fold_args in runs.items():
-        train_and_test(corpus, fold, config, feature_extractor, model_args, data_args, fold_args)
+        with run_lock(fold_args):
+            train_and_test(corpus, fold, config, feature_extractor, model_args, data_args, fold_args)
     if len(runs) > 1:
         report_all_folds(runs, training_args)
 

@@ -22,8 +22,13 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
     """The complete checkpoints in a run's folder, by their step."""
-    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if (folder / "trainer_state.json").is_file()]
+    folders = filter(is_complete, Path(output_dir).glob("checkpoint-*"))
     return {int(match[1]): folder for folder in folders if (match := CHECKPOINT.fullmatch(folder.name))}
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a folder is a checkpoint with the file in it that is written last."""
+    return (checkpoint / "trainer_state.json").is_file()
 
 
 def complete(unfinished: Path, folder: Path) -> None:

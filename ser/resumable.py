@@ -15,8 +15,10 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ser.callbacks import metric_name
-from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, remove_leftovers
+from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, last_checkpoint, remove_leftovers
+from ser.errors import DataError
 from ser.files import sync
+from ser.processes import checkpoint_of_first, run_lock
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +31,29 @@ PUBLISHED = (
 
 class ResumableTrainer(Trainer):
     """`transformers.Trainer` with checkpoints that are whole, synced and ranked, and that a moved run finds again."""
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        As [`~transformers.Trainer.train`], with the output directory locked meanwhile, and from where the first
+        process goes on.
+
+        Raises:
+            DataError: if another run is training in the output directory, if there is no checkpoint where one is
+                asked for, or if one of several processes does not find it.
+        """
+        with run_lock(self.args):
+            checkpoint = resume_from_checkpoint or None
+            if checkpoint is True:
+                checkpoint = last_checkpoint(self.args.output_dir)
+                if checkpoint is None:
+                    raise DataError(f"{self.args.output_dir} holds no checkpoint to go on from.")
+            checkpoint = checkpoint_of_first(self.args, checkpoint)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer's own writes file by file into the final folder, where a killed run leaves half a checkpoint.

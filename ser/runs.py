@@ -20,6 +20,7 @@ from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.files import as_json, versions, write_json
 from ser.models import EXTRACTOR_FIELDS, MODEL_FIELDS
+from ser.processes import as_first_says, checkpoint_of_first, first_process_first
 from ser.report import REPORT_FILES
 
 logger = logging.get_logger(__name__)
@@ -56,8 +57,7 @@ def resume_or_start(
 
     Returns:
         `("fresh", None)`, `("resume", checkpoint)` for [`SERTrainer.train`]'s `resume_from_checkpoint`, or
-        `("finished", newest checkpoint)` if [`mark_finished`] was called. In a distributed run, call it on every
-        process, on the main one first (`with training_args.main_process_first():`).
+        `("finished", newest checkpoint)` if [`mark_finished`] was called. Of several processes the first one decides.
     """
     folder = Path(output_dir)
     if overwrite:
@@ -106,26 +106,34 @@ def run_settings(
 
 def earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]], splits: dict) -> str | None:
     """
-    The checkpoint to go on from, None to start afresh, or "finished". Where a run starts afresh, its `run.json` and
-    `splits.json` are written.
+    The checkpoint to go on from, None to start afresh, or "finished", as the first process finds it. Where a run
+    starts afresh, its `run.json` and `splits.json` are written.
 
     Raises:
         DataError: The folder holds a run of other settings or clips, whose weights may have been trained on what is
             tested here; names what differs.
     """
+    found = None
+    with first_process_first(args, "looking for an earlier run", local=False):
+        if args.process_index == 0:
+            found = _find_earlier_run(args, settings, splits)
+    if as_first_says(args, found == "finished"):
+        return "finished"
+    return checkpoint_of_first(args, found)
+
+
+def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]], splits: dict) -> str | None:
     folder = Path(args.output_dir)
-    with args.main_process_first(local=False, desc="looking for an earlier run"):
-        if args.overwrite_output_dir and args.should_save:
-            for name in (*REPORT_FILES, RUN_FILE):
-                (folder / name).unlink(missing_ok=True)
-        state, checkpoint = resume_or_start(folder, args.overwrite_output_dir and args.should_save)
-        if state == "fresh":
-            if args.should_save:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / DURATION_FILE).unlink(missing_ok=True)
-                write_json(folder / RUN_FILE, settings)
-                write_json(folder / "splits.json", splits)
-            return None
+    if args.overwrite_output_dir:
+        for name in (*REPORT_FILES, RUN_FILE):
+            (folder / name).unlink(missing_ok=True)
+    state, checkpoint = resume_or_start(folder, args.overwrite_output_dir)
+    if state == "fresh":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DURATION_FILE).unlink(missing_ok=True)
+        write_json(folder / RUN_FILE, settings)
+        write_json(folder / "splits.json", splits)
+        return None
     before = _read(folder / RUN_FILE)
     if before is None:
         source = checkpoint if state == "resume" else folder

@@ -28,6 +28,7 @@ from ser.errors import DataError
 from ser.features import extract_features, relabel
 from ser.metrics import compute_metrics
 from ser.models import make_model, name_classes, starting_weights
+from ser.processes import first_process_first
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
@@ -48,7 +49,7 @@ def set_up_logging(args: SERTrainingArguments) -> None:
 
 def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
     """The clips, their classes and speakers, as the flags choose them."""
-    with args.main_process_first(desc="reading the corpus"):
+    with first_process_first(args, "reading the corpus"):
         return load_corpus(**values_of(CorpusArguments, data_args))
 
 
@@ -60,7 +61,7 @@ def with_features(
         if data_args.on_bad_audio == "skip":
             raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
         return corpus
-    with args.main_process_first(desc="extracting features"):
+    with first_process_first(args, "extracting features"):
         clips = extract_features(
             corpus.clips,
             feature_extractor,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from accelerate.state import DistributedType, PartialState
 from transformers import AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.checkpoints import last_checkpoint
 from ser.demo_corpus import write_demo_corpus
-from ser.errors import NonFiniteLossError
+from ser.errors import DataError, NonFiniteLossError
+from ser.processes import first_process_first
 from ser.runs import mark_finished, resume_or_start
 from ser.trainer import SERTrainer
 from tests.tiny import tiny_images, tiny_model
@@ -111,11 +114,21 @@ def worker(output_dir: Path) -> None:
     report["second"] = digest(frozen.model)
     report["thawed"] = digest(frozen.model.maxmvit) != before
 
-    with frozen.args.main_process_first():
+    with first_process_first(frozen.args, "a look"):
         report["status"] = resume_or_start(output_dir / "first")[0]
     resumed = make_trainer(output_dir / "first", **SETTINGS, model=tiny_model(seed=9))
-    resumed.train(resume_from_checkpoint=str(output_dir / "first" / "checkpoint-2"))
+    # Only the first process says from where.
+    resumed.train(resume_from_checkpoint=str(output_dir / "first" / "checkpoint-2") if rank == 0 else None)
     report["resumed"] = digest(resumed.model)
+
+    # A disk of its own for each process.
+    alone = make_trainer(output_dir / f"of-rank-{rank}", **SETTINGS)
+    if rank == 0:
+        shutil.copytree(output_dir / "first" / "checkpoint-2", output_dir / "of-rank-0" / "checkpoint-2")
+    try:
+        alone.train(resume_from_checkpoint=last_checkpoint(output_dir / f"of-rank-{rank}"))
+    except DataError as error:
+        report["not shared"] = str(error)
 
     sharded = make_sharded_trainer(output_dir / "sharded", **SETTINGS)
     sharded.train()
@@ -199,6 +212,12 @@ def test_a_resumed_run_ends_like_the_whole_one(reports):
     for report in reports:
         assert report["status"] == "resume"
         assert report["resumed"] == reports[0]["weights"]
+
+
+def test_a_process_that_does_not_find_the_checkpoint_says_so_instead_of_waiting(reports):
+    first, second = (report["not shared"] for report in reports)
+    assert "checkpoint-2. Another process does not find it on its disk" in first
+    assert "of-rank-1/checkpoint-2. Process 1 does not find it on its disk" in second
 
 
 def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):

@@ -245,7 +245,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     resumed.train(resume_from_checkpoint=checkpoint)
     assert_same_weights(weights(whole.model), weights(resumed.model))
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [
-        "checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoints.json",
+        ".lock", "checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoints.json",
     ]  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def test_only_the_model_and_its_report_are_pushed(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "out", model=start, processing_class=tiny_feature_extractor(), **settings)
     trainer.train()
     assert not pushed
-    for name in ("training_args.bin", "run.json", "_lock", "runs/events.out.tfevents.1.host.1.0", "README.md"):
+    for name in ("training_args.bin", "run.json", ".lock", "runs/events.out.tfevents.1.host.1.0", "README.md"):
         (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "out" / name).touch()
     trainer.push_to_hub()

@@ -1,0 +1,135 @@
+"""What processes have to settle: which goes first, from where all go on, and that no other run is in the folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import distributed
+from transformers import TrainingArguments
+
+from ser.checkpoints import CHECKPOINT, is_complete
+from ser.errors import DataError
+
+LOCK = ".lock"
+PATIENCE = timedelta(days=30)
+
+
+@contextmanager
+def first_process_first(args: TrainingArguments, work: str, local: bool = True) -> Iterator[None]:
+    """
+    Lets one process do some work while the others wait, and then lets those do it, who find it done.
+
+    Unlike `args.main_process_first`, the others wait as long as it takes, not `--ddp_timeout` at most, and they do not
+    start on work at which the first has failed.
+
+    Args:
+        args: of the run.
+        work: what is done, for the error.
+        local (`bool`, defaults to True): whether a process of each machine goes first, or one of all.
+
+    Raises:
+        DataError: in every process if it failed in one that went first, which raises its own error.
+    """
+    if args.world_size == 1:
+        yield
+        return
+    state = args.distributed_state
+    first = state.is_local_main_process if local else state.is_main_process
+    done = not first
+    try:
+        if first:
+            yield
+            done = True
+    finally:
+        all_done = all_agree(args, done)
+    if not all_done:
+        raise DataError(f"Another process could not finish {work}; its own message says why.")
+    if not first:
+        yield
+
+
+def all_agree(args: TrainingArguments, agreed: bool) -> bool:
+    """Whether `agreed` is true in every process; waits for the slowest of them."""
+    if args.world_size == 1:
+        return agreed
+    votes = torch.tensor([agreed], dtype=torch.int64)
+    distributed.all_reduce(votes, distributed.ReduceOp.MIN, group=_patient_group(distributed.group.WORLD))
+    return bool(votes)
+
+
+def as_first_says(args: TrainingArguments, number: int) -> int:
+    """The number that the first process gives, in every process."""
+    if args.world_size == 1:
+        return number
+    said = torch.tensor([number], dtype=torch.int64)
+    distributed.broadcast(said, src=0, group=_patient_group(distributed.group.WORLD))
+    return int(said)
+
+
+@cache
+def _patient_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
+    # NCCL ends a process that waits longer than the timeout of the whole run; gloo takes one for each group.
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str | None:
+    """
+    The checkpoint from which all processes go on: the one that the first has found.
+
+    Args:
+        args: of the run.
+        checkpoint: what this process has found, if anything.
+
+    Raises:
+        DataError: in every process if one of them does not find it on its disk.
+    """
+    if args.world_size == 1:
+        return checkpoint
+    match = CHECKPOINT.fullmatch(Path(checkpoint).name) if checkpoint else None
+    step = as_first_says(args, int(match[1]) if match else -1)
+    if step < 0:
+        return None
+    folder = Path(checkpoint).parent if checkpoint else Path(args.output_dir)
+    mine = folder / f"checkpoint-{step}"
+    found = is_complete(mine)
+    if not all_agree(args, found):
+        who = "Another process does not find it" if found else f"Process {args.process_index} does not find it"
+        raise DataError(
+            f"The first process goes on from {mine}. {who} on its disk: let --output_dir lie on a disk that all "
+            "machines share, or start over by --overwrite_output_dir."
+        )
+    return str(mine)
+
+
+@contextmanager
+def run_lock(args: TrainingArguments) -> Iterator[None]:
+    """
+    Keeps other runs out of the output directory, which would delete each other's half checkpoints. A process may take
+    it again while it holds it; the processes of one run hold it together. It ends with the process, however that ends.
+
+    Raises:
+        DataError: in every process, if another run holds it.
+    """
+    folder = Path(args.output_dir).resolve()
+    lock, free = None, True
+    if args.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, is_singleton=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            free = False
+    try:
+        if not all_agree(args, free):
+            raise DataError(
+                f"Another process is training in {args.output_dir}: wait until it has finished, or name another "
+                "--output_dir."
+            )
+        yield
+    finally:
+        if lock is not None and free:
+            lock.release()
