@@ -170,6 +170,13 @@ class ScheduleArguments:
         },
     )
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of every branch not given its own."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, in which each update leaves this "
+            "share of what was averaged before, such as 0.999; 0 for the last weights alone."
+        },
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which gradients are clipped; 0 for none."})
     seed: int = field(default=42, metadata={"help": "Of all that is random."})
 
@@ -316,6 +323,8 @@ class SERTrainingArguments(
                 "--load_best_model_at_end needs a checkpoint of every evaluation: set --save_steps "
                 f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay {self.ema_decay} must be from 0 (no average) to below 1.")
         if self.unfreeze_epoch is not None:
             self.ddp_find_unused_parameters = True
         if self.skip_nonfinite_steps:

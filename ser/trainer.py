@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from safetensors.torch import load_file, save_file
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,10 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOu
 from transformers.utils import logging
 
 from ser.arguments import SERTrainingArguments
+from ser.averaging import UNAVERAGED, AveragedWeights
 from ser.batches import Numbered, SeededCollator
 from ser.callbacks import EarlyStopping, NonFiniteSteps
 from ser.checkpoints import last_checkpoint
-from ser.errors import NonFiniteLossError
+from ser.errors import DataError, NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.resumable import ResumableTrainer
@@ -75,6 +79,10 @@ class SERTrainer(ResumableTrainer):
         self._frozen = args.freeze_backbones
         self._loss_is_finite: torch.Tensor | bool = True
         self._batchnorm_before: list[torch.Tensor] | None = None
+        self._left_out = False
+        self._average: AveragedWeights | None = None
+        if args.ema_decay and self.is_fsdp_enabled:
+            raise ValueError("--ema_decay averages whole weights, and FSDP shards them: train by DDP, or without it.")
 
     # ---- what is trained, by what and on what
 
@@ -183,6 +191,7 @@ class SERTrainer(ResumableTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._stop_if_not_finite()
+        self._keep_average()
         return super()._finalize_training(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -196,6 +205,7 @@ class SERTrainer(ResumableTrainer):
         # The one place between backward and update that sees gradients of all processes.
         norm = super()._get_grad_norm(model, grad_norm)
         finite, self._loss_is_finite = self._loss_is_finite, True
+        self._left_out = False
         if self.accelerator.scaler is None:
             finite = finite & torch.isfinite(norm.to_local() if hasattr(norm, "to_local") else norm)
         if self.args.skip_nonfinite_steps:
@@ -243,6 +253,7 @@ class SERTrainer(ResumableTrainer):
         logger.warning(
             f"Loss or gradient is not finite at step {step}; learning rates: {self._rates()}. The step is left out."
         )
+        self._left_out = True
         for buffer, before in zip(self._batchnorm_buffers(), self._batchnorm_before, strict=True):
             buffer.copy_(before)
         if self.accelerator.scaler is None:  # which leaves out such a step by itself, and must see its gradients
@@ -270,11 +281,14 @@ class SERTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        # Every process has seen other batches since the last forward pass of DDP shared these.
-        if self.args.world_size > 1:
-            for buffer in self._batchnorm_buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self._averaged():
+            # Every process has seen other batches since the last forward pass of DDP shared these.
+            if self.args.world_size > 1:
+                for buffer in self._batchnorm_buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         # Trainer's own mean counts the clips that the last batches were padded with; the gathered clips are exact.
         if output.predictions is not None and output.label_ids is not None:
             logits, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
@@ -283,6 +297,49 @@ class SERTrainer(ResumableTrainer):
 
     def _batchnorm_buffers(self) -> list[torch.Tensor]:
         return [b for module in self.model.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
+
+    # ---- averaged weights, which are evaluated and saved while the last ones are trained
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self._average.applied() if self._average else nullcontext()
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        trained = resume_from_checkpoint and Path(resume_from_checkpoint) / UNAVERAGED
+        begun = bool(trained) and trained.is_file()
+        if begun and not self.args.ema_decay:
+            raise DataError(f"{resume_from_checkpoint} holds averaged weights: go on with --ema_decay, or start over.")
+        if self._average:  # of a run of this trainer that was broken off
+            self._after_update.remove()
+        if self.args.ema_decay:
+            self._average = AveragedWeights(self.model, self.args.ema_decay, begun)
+            if begun:
+                self.model.load_state_dict(load_file(trained))
+            # After the update itself: where a gradient scaler leaves one out, it is not called.
+            self._after_update = self.optimizer.optimizer.register_step_post_hook(self._update_average)
+        return prepared
+
+    def _update_average(self, *_: Any) -> None:
+        if not self._left_out:
+            self._average.update()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._average and self.args.should_save:
+            weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, Path(output_dir) / UNAVERAGED)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self._averaged():
+            super()._save(output_dir, state_dict)
+
+    def _keep_average(self) -> None:
+        if self._average:
+            self._after_update.remove()
+            self._average.exchange()
+            self._average = None
 
 
 def _count_batches_once(model: nn.Module) -> None:

@@ -114,6 +114,12 @@ def worker(output_dir: Path) -> None:
     report["second"] = digest(frozen.model)
     report["thawed"] = digest(frozen.model.maxmvit) != before
 
+    averaging = make_trainer(output_dir / "averaged", **SETTINGS, ema_decay=0.8, load_best_model_at_end=False)
+    averaging.train()
+    averaging.evaluate()
+    averaging.save_model()
+    report["averaged"] = digest(averaging.model)
+
     with first_process_first(frozen.args, "a look"):
         report["status"] = resume_or_start(output_dir / "first")[0]
     resumed = make_trainer(output_dir / "first", **SETTINGS, model=tiny_model(seed=9))
@@ -173,6 +179,12 @@ def test_both_processes_end_with_the_same_model(reports):
     first, second = reports
     assert first["weights"] == second["weights"]
     assert first["second"] == second["second"] and first["thawed"]
+
+
+def test_both_processes_average_to_the_same_weights(reports):
+    first, second = reports
+    saved = MaxMViTForAudioClassification.from_pretrained(first["folder"] / "averaged")
+    assert first["averaged"] == second["averaged"] == digest(saved) != first["weights"]
 
 
 def test_metrics_are_those_of_one_process(reports):

@@ -1,0 +1,68 @@
+"""Weights averaged over the last updates, which often score better than the last ones alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+UNAVERAGED = "unaveraged.safetensors"  # the weights that training goes on with, beside the average in a checkpoint
+
+
+class AveragedWeights:
+    """
+    An exponential moving average of a model's weights (Polyak and Juditsky 1992): the weights after the first update,
+    and after each further one `decay * average + (1 - decay) * weights`. BatchNorm's running means and variances are
+    averaged like the weights, so that they fit them.
+
+    The arithmetic is torch's. Its `AveragedModel` is not used, for it fetches a count from the device at every update
+    and averages integer buffers too, rounding indices down.
+
+    Args:
+        model (`nn.Module`): Whose weights are averaged; it must stay where it is.
+        decay (`float`): From 0 (the last weights) to below 1; 0.99 averages over about 100 updates.
+        begun (`bool`, defaults to False): Whether the model holds an average to go on from, rather than the weights
+            before the first update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, begun: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"A decay of {decay} must be from 0 to below 1.")
+        self._weights = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        self._averages = [tensor.clone() for tensor in self._weights]
+        self._move = get_ema_multi_avg_fn(decay)
+        self._begun = begun
+        self._applied = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """To be called after every update of the weights."""
+        if self._begun:
+            self._move(self._averages, self._weights, None)
+            return
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.copy_(weight)
+        self._begun = True
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Puts the average into the model, and the model's weights into its place; and back again."""
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights meanwhile."""
+        if self._applied:
+            yield
+            return
+        self.exchange()
+        self._applied = True
+        try:
+            yield
+        finally:
+            self.exchange()
+            self._applied = False
