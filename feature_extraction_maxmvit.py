@@ -313,6 +313,19 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             stretch[name] = db[..., first : first + 1 + round((end - start) * self.sampling_rate) // hop]
         return stretch
 
+    def trim(self, spectrogram: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The stretch of a clip that `images` shows: without the silence that `trim_db` cuts, all of it where that is
+        None.
+
+        Args:
+            spectrogram: one clip, from `spectrograms` or `cut`.
+        """
+        if self.trim_db is None:
+            return dict(spectrogram)
+        first, end = (i * self.mel_hop_length for i in loud_frames(spectrogram["rms"], self.trim_db))
+        margin, rate = self.trim_margin, self.sampling_rate
+        return self.cut(spectrogram, max(0.0, first / rate - margin), end / rate + margin)
+
     @torch.no_grad()
     @one_thread()
     def images(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
@@ -336,10 +349,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"cqt_values": cqt, "mel_values": mel})
 
     def _image_pair(self, spectrogram: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        if self.trim_db is not None:
-            first, end = (i * self.mel_hop_length for i in loud_frames(spectrogram["rms"], self.trim_db))
-            margin, rate = self.trim_margin, self.sampling_rate
-            spectrogram = self.cut(spectrogram, max(0.0, first / rate - margin), end / rate + margin)
+        spectrogram = self.trim(spectrogram)
         images = []
         for name in ("cqt", "mel"):
             db = spectrogram[name]

@@ -91,9 +91,7 @@ class FeatureArguments:
     cache_features: bool = field(
         default=True, metadata={"help": "Extract once and keep on disk, or compute in the loader's workers each time."}
     )
-    feature_cache_gib: float = field(
-        default=50.0, metadata={"help": "Size in GiB that the kept spectrograms of all runs may have together."}
-    )
+    feature_cache_gib: float = field(default=50.0, metadata={"help": "GiB that all kept spectrograms may take."})
     preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that extract features."})
 
 
@@ -232,6 +230,29 @@ class AugmentationArguments:
 
 
 @dataclass
+class ClipAugmentationArguments:
+    """Augmentation of clips, before a picture is drawn of them"""
+
+    training_window: float | None = field(default=None, metadata={"help": "Seconds of a clip that each epoch sees."})
+    whole_clip_share: float = field(default=0.0, metadata={"help": "Share of clips that stay whole all the same."})
+    time_stretch: float = field(default=0.0, metadata={"help": "Windows up to this share faster or slower."})
+    gain_db: float = field(default=0.0, metadata={"help": "Random gain, up to so many dB; for level=full_scale."})
+
+
+@dataclass
+class CopyArguments:
+    """Altered copies of the training clips"""
+
+    waveform_copies: int = field(default=0, metadata={"help": "Copies per clip; batches draw one, or the clip."})
+    waveform_chain: Literal["all", "voice", "recording"] = field(
+        default="all",
+        metadata={
+            "help": "What alters them: voice (speed, pitch), recording (room, noise, gain, codecs, ...) or all."
+        },
+    )
+
+
+@dataclass
 class MachineArguments:
     """Precision, memory and machines"""
 
@@ -279,6 +300,12 @@ class ReportArguments:
     logging_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to log."})
     logging_steps: float = field(default=500, metadata={"help": "Updates between logs by steps."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether non-finite losses go unlogged."})
+    test_window: float | None = field(
+        default=None, metadata={"help": "Seconds: test clips are also scored by the mean over such windows of them."}
+    )
+    test_hop: float | None = field(
+        default=None, metadata={"help": "Seconds from one test window's start to the next (default: --test_window)."}
+    )
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
     log_level: str = field(default="passive", metadata={"help": "debug, info, warning, error or passive."})
     push_to_hub: bool = field(default=False, metadata={"help": "Whether the model goes to the Hub."})
@@ -292,6 +319,8 @@ class ReportArguments:
 class SERTrainingArguments(
     ReportArguments,
     MachineArguments,
+    CopyArguments,
+    ClipAugmentationArguments,
     AugmentationArguments,
     LossArguments,
     BranchArguments,
@@ -312,6 +341,8 @@ class SERTrainingArguments(
                     f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
                 )
         refuse_unheard(self)
+        if self.test_window is not None and not 0 < (self.test_hop or self.test_window) <= self.test_window:
+            raise ValueError("--test_window and --test_hop are seconds above 0, the hop no longer than the window.")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"--save_total_limit {self.save_total_limit} keeps no checkpoint: it must be 1 or more.")
         if (

@@ -1,17 +1,86 @@
-"""What training adds to a batch of images: SpecAugment's masks and mixup.
+"""What training adds to clips and batches: windows, gain and stretch on spectrograms; SpecAugment and mixup on images.
 
-An augmentation is a callable `(images, labels) -> (images, labels)` on a batch of pictures before they
+A spectrogram augmentation is a callable `clip -> clip` on the spectrograms of one clip, in dB, before a picture is
+drawn of them. An augmentation is a callable `(images, labels) -> (images, labels)` on a batch of pictures before they
 are normalised, `{branch: (batch_size, channels, height, width)}` in [0, 1]; height is frequency, width is time. The
 randomness is torch's global generator, and the inputs are left as they were.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
 
+Clip = dict[str, torch.Tensor]
+SpectrogramAugmentation = Callable[[Clip], Clip]
 Images = dict[str, torch.Tensor]
 Augmentation = Callable[[Images, torch.Tensor], tuple[Images, torch.Tensor]]
+
+
+class RandomWindow:
+    """
+    Shows a stretch of a clip instead of the whole, another one each time. What a long recording is answered by is
+    windows, and a model that has seen none misnames them; and there are many more of them than clips.
+
+    With `trim_db`, the clip is trimmed first: windows lie within its speech. A picture is drawn of the window as of a
+    clip (and so trimmed itself), which is what the pipeline does with its windows.
+
+    Since every picture has the same width, a window of another length is a change of tempo: a window of `stretch`
+    more seconds shows speech as much faster. So random time stretch (Salamon & Bello 2017,
+    https://arxiv.org/abs/1608.04363, by phase vocoder there) costs nothing here, and pitch stays.
+
+    Args:
+        feature_extractor (`MaxMViTFeatureExtractor`): For `trim` and `cut`.
+        seconds (`float`): Length of a window. Shorter clips stay whole.
+        whole_share (`float`, defaults to 0.0): Share of the clips that stay whole all the same.
+        stretch (`float`, defaults to 0.0): The window is longer or shorter by a factor of up to 1 + `stretch`,
+            uniform in its logarithm.
+    """
+
+    def __init__(self, feature_extractor: Any, seconds: float, whole_share: float = 0.0, stretch: float = 0.0):
+        if not seconds > 0:
+            raise ValueError(f"A training window of {seconds} s is none: give a length in seconds, such as 2.")
+        if not 0 <= whole_share <= 1:
+            raise ValueError(f"whole_share={whole_share} is not a share: give a number from 0 to 1.")
+        if not stretch >= 0:
+            raise ValueError(f"stretch={stretch} must not be negative: 0.1 is up to a tenth faster or slower.")
+        self.feature_extractor = feature_extractor
+        self.seconds = seconds
+        self.whole_share = whole_share
+        self.stretch = stretch
+
+    def __call__(self, clip: Clip) -> Clip:
+        # As many draws whatever comes of them, so that one clip's do not hang on another's length.
+        whole, place, tempo = torch.rand(3).tolist()
+        length = self.seconds * math.exp((2 * tempo - 1) * math.log1p(self.stretch))
+        speech = self.feature_extractor.trim(clip)
+        spare = seconds_of(speech, self.feature_extractor) - length
+        if spare <= 0 or whole < self.whole_share:
+            return clip
+        return self.feature_extractor.cut(speech, place * spare, place * spare + length)
+
+
+class RandomGain:
+    """
+    Makes a clip louder or softer by up to `db` dB, as another distance from the microphone would. It shows where the
+    extractor's `level` keeps loudness in the picture.
+    """
+
+    def __init__(self, db: float):
+        if not db > 0:
+            raise ValueError(f"gain_db={db} must be above 0; for no gain, leave it out.")
+        self.db = db
+
+    def __call__(self, clip: Clip) -> Clip:
+        gain = (2 * torch.rand(()) - 1) * self.db
+        return {name: decibels + gain for name, decibels in clip.items()}
+
+
+def seconds_of(clip: Clip, feature_extractor: Any) -> float:
+    """The length of a clip, to the hop of its Mel frames."""
+    return (clip["mel"].shape[-1] - 1) * feature_extractor.mel_hop_length / feature_extractor.sampling_rate
 
 
 def random_masks(batch_size: int, length: int, num_masks: int, max_share: float) -> torch.Tensor:
@@ -95,15 +164,16 @@ class Mixup:
 
 
 class Compose:
-    """One augmentation after the other."""
+    """One augmentation after the other, all of clips or all of batches."""
 
-    def __init__(self, *augmentations: Augmentation):
+    def __init__(self, *augmentations: Callable):
         self.augmentations = augmentations
 
-    def __call__(self, images: Images, labels: torch.Tensor) -> tuple[Images, torch.Tensor]:
+    def __call__(self, *batch: Any) -> Any:
         for augmentation in self.augmentations:
-            images, labels = augmentation(images, labels)
-        return images, labels
+            changed = augmentation(*batch)
+            batch = changed if isinstance(changed, tuple) else (changed,)
+        return changed
 
 
 def make_augmentation(
@@ -114,11 +184,38 @@ def make_augmentation(
     specaugment_frequency: float = 0.15,
     mixup_alpha: float = 0.0,
 ) -> Augmentation | None:
-    """The augmentation that these settings ask for; None if they ask for none (no masks and a
+    """The augmentation of batches that these settings ask for; None if they ask for none (no masks and a
     `mixup_alpha` of 0)."""
     chosen: list[Augmentation] = []
     if specaugment_masks:
         chosen.append(SpecAugment(specaugment_masks, specaugment_time, specaugment_frequency))
     if mixup_alpha:
         chosen.append(Mixup(mixup_alpha, num_labels))
+    return Compose(*chosen) if chosen else None
+
+
+def make_spectrogram_augmentation(
+    feature_extractor: Any,
+    *,
+    training_window: float | None = None,
+    whole_clip_share: float = 0.0,
+    time_stretch: float = 0.0,
+    gain_db: float = 0.0,
+) -> SpectrogramAugmentation | None:
+    """
+    The augmentation of clips that these settings ask for; None if they ask for none.
+
+    Raises:
+        ValueError: a setting that would change nothing.
+    """
+    chosen: list[SpectrogramAugmentation] = []
+    if training_window is not None:
+        chosen.append(RandomWindow(feature_extractor, training_window, whole_clip_share, time_stretch))
+    if gain_db:
+        if feature_extractor.level == "clip":
+            raise ValueError(
+                f"--gain_db {gain_db:g} changes no picture in which 0 dB is the clip's own maximum: add "
+                '--feature_extractor_kwargs \'{"level": "full_scale"}\', or leave it out.'
+            )
+        chosen.append(RandomGain(gain_db))
     return Compose(*chosen) if chosen else None

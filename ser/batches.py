@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ser.augmentation import Augmentation
+from ser.augmentation import Augmentation, SpectrogramAugmentation
 from ser.features import read_clip
 
 
@@ -16,12 +16,17 @@ class PairCollator:
 
     Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that still hold `audio` are
     decoded and transformed here; that is how a waveform that changes from epoch to epoch is trained on (`audio` may
-    also be `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end`, in seconds, is cut to that stretch.
+    also be `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end` is cut to that stretch, in
+    seconds of the trimmed clip.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): for `spectrograms` and `images`.
         augmentation (`Callable`, *optional*): `(images, labels) -> (images, labels)`, where `images` are
             `{branch: (B, channels, H, W)}` in [0, 1].
+        spectrogram_augmentation (`Callable`, *optional*): `clip -> clip` on one clip's spectrograms, before pictures
+            are drawn of them.
+        draw_versions (`bool`, defaults to False): of a clip with altered copies take one version at random, each as
+            often as any other; otherwise always the original.
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
@@ -32,12 +37,22 @@ class PairCollator:
         AudioError: a clip cannot be decoded; its name is in the message.
     """
 
-    def __init__(self, feature_extractor: Any, augmentation: Augmentation | None = None):
+    def __init__(
+        self,
+        feature_extractor: Any,
+        augmentation: Augmentation | None = None,
+        spectrogram_augmentation: SpectrogramAugmentation | None = None,
+        draw_versions: bool = False,
+    ):
         self.feature_extractor = feature_extractor
         self.augmentation = augmentation
+        self.spectrogram_augmentation = spectrogram_augmentation
+        self.draw_versions = draw_versions
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         clips = [self._spectrograms(row) for row in rows]
+        if self.spectrogram_augmentation is not None:
+            clips = [self.spectrogram_augmentation(clip) for clip in clips]
         images = {
             name.removesuffix("_values"): values for name, values in self.feature_extractor.images(clips).items()
         }
@@ -50,8 +65,12 @@ class PairCollator:
     def _spectrograms(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if "spectrograms" not in row:
             return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0]
-        clip = row["spectrograms"][0]
-        return self.feature_extractor.cut(clip, row["start"], row["end"]) if "start" in row else clip
+        versions = row["spectrograms"]
+        several = self.draw_versions and len(versions) > 1
+        clip = versions[int(torch.randint(len(versions), ())) if several else 0]
+        if "start" not in row:
+            return clip
+        return self.feature_extractor.cut(self.feature_extractor.trim(clip), row["start"], row["end"])
 
 
 class Numbered(Dataset):

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from audio_maxmvit import AudioError, read_audio
 from ser.spectrogram_cache import STORED, SpectrogramCache, StoredSpectrograms, Versions, clip_keys, pack
+from ser.waveforms import WaveformCopies
 
 logger = logging.get_logger(__name__)
 
@@ -26,6 +27,7 @@ def extract_features(
     cache_dir: str | os.PathLike | None = None,
     cache_gib: float = 50.0,
     on_bad_audio: Literal["error", "skip"] = "error",
+    copies: WaveformCopies | None = None,
 ) -> Dataset:
     """The table of clips with its `audio` replaced by the spectrograms of `feature_extractor.spectrograms`.
 
@@ -42,11 +44,12 @@ def extract_features(
         on_bad_audio (`str`, defaults to `"error"`): `"error"` stops at the first clip that cannot be decoded; `"skip"`
             leaves such clips out, with a warning that names each, here and at every later start. What was left out is
             what `clips["file"]` has and the result has not.
+        copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
 
     Returns:
         `Dataset` with the columns of `clips` less `audio`, and `spectrograms`: of each clip its [`Versions`], of which
-        the first (and only) is a dict as the extractor returns it, read from disk when it is indexed; `content`: a
-        digest of the waveform, equal for equal sound; and `seconds`: its length.
+        the first is a dict as the extractor returns it, read from disk when it is indexed, and the others those of
+        the clip's `copies`; `content`: a digest of the waveform, equal for equal sound; and `seconds`: its length.
 
     Raises:
         AudioError: a clip cannot be decoded (its name is in the message), or none can.
@@ -56,16 +59,23 @@ def extract_features(
     if not len(clips):
         raise ValueError("there are no clips to extract features from")
     extract = partial(
-        _packed, feature_extractor=feature_extractor, one_thread=num_workers > 1, skip=on_bad_audio == "skip"
+        _packed,
+        feature_extractor=feature_extractor,
+        one_thread=num_workers > 1,
+        skip=on_bad_audio == "skip",
+        copies=copies,
     )
+    per_clip = 1 + (copies.count if copies else 0)
+    keys = [name for key in clip_keys(clips) for name in (key, *(copies.keys(key) if copies else ()))]
 
     def write(missing: list[int], folder: Path) -> None:
-        _write_rows(clips.select(missing), [keys[i] for i in missing], extract, folder, num_workers)
+        jobs = [(keys[i], i % per_clip) for i in missing]
+        _write_rows(clips.select([i // per_clip for i in missing]), jobs, extract, folder, num_workers)
 
-    keys = list(clip_keys(clips))
     stored = SpectrogramCache(cache_dir, feature_extractor, cache_gib).find_or_write(keys, write)
+    facts = {name: stored.facts(name)[::per_clip] for name in ("content", "seconds", "error")}
     names = clips["file"][:]
-    errors = [f"{name}: {error}" if error else None for name, error in zip(names, stored.facts("error"), strict=True)]
+    errors = [f"{name}: {error}" if error else None for name, error in zip(names, facts.pop("error"), strict=True)]
     left_out = [error for error in errors if error]
     if left_out and on_bad_audio == "error":
         raise AudioError(left_out[0])
@@ -73,8 +83,8 @@ def extract_features(
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
         raise AudioError(f"none of the {len(clips)} clips can be decoded")
-    facts = {name: stored.facts(name) for name in ("content", "seconds")}
-    features = _table(clips, stored, [[row] for row in stored.rows], facts)
+    rows = [stored.rows[i : i + per_clip] for i in range(0, len(keys), per_clip)]
+    features = _table(clips, stored, rows, facts)
     if left_out:
         features = features.select([row for row, error in enumerate(errors) if error is None])
     return features
@@ -118,13 +128,14 @@ def _open_versions(batch: dict[str, list], stored: StoredSpectrograms) -> dict[s
     return batch
 
 
-def _write_rows(clips: Dataset, keys: list[str], extract: partial, folder: Path, num_workers: int) -> None:
-    """Fills a folder with Arrow files of packed spectrograms, row by row as in `clips`."""
+def _write_rows(clips: Dataset, jobs: list[tuple[str, int]], extract: partial, folder: Path, num_workers: int) -> None:
+    """Fills a folder with Arrow files of packed spectrograms, row by row as in `clips`. A job is a key and what is to
+    be kept under it: the original (0) or the copy of that number."""
     clips = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns(["file", "audio"])
     clips.map(
         extract,
         with_indices=True,
-        fn_kwargs={"keys": keys},
+        fn_kwargs={"jobs": jobs},
         remove_columns=clips.column_names,
         features=STORED,
         num_proc=min(num_workers, len(clips)) if num_workers > 1 else None,
@@ -136,18 +147,27 @@ def _write_rows(clips: Dataset, keys: list[str], extract: partial, folder: Path,
 
 
 def _packed(
-    row: Mapping[str, Any], index: int, keys: list[str], feature_extractor: Any, one_thread: bool, skip: bool
+    row: Mapping[str, Any],
+    index: int,
+    jobs: list[tuple[str, int]],
+    feature_extractor: Any,
+    one_thread: bool,
+    skip: bool,
+    copies: WaveformCopies | None,
 ) -> dict[str, Any]:
     if one_thread:
         torch.set_num_threads(1)
+    key, number = jobs[index]
     try:
         waveform = read_audio(row["audio"], feature_extractor.sampling_rate)
     except AudioError as error:
         if not skip:
             raise AudioError(f"{row['file']}: {error}") from error
-        return {**dict.fromkeys(STORED), "key": keys[index], "error": str(error)}
+        return {**dict.fromkeys(STORED), "key": key, "error": str(error)}
+    if number:
+        waveform = copies.make(waveform, feature_extractor.sampling_rate, number)
     return {
-        "key": keys[index],
+        "key": key,
         "spectrograms": pack(feature_extractor.spectrograms(waveform)[0]),
         "content": hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest(),
         "seconds": len(waveform) / feature_extractor.sampling_rate,

@@ -33,7 +33,7 @@ UNDECIDING_DATA = {
     *("dataset_name", "data_dir", "dataset_config_name", "dataset_revision", "cache_dir"),
     *("train_split_name", "eval_split_name", "test_split_name"),
     *("audio_column_name", "label_column_name", "speaker_column_name"),
-    *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers"),
+    *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers", "feature_cache_gib"),
 }
 UNDECIDING_TRAINING = re.compile(
     "output_dir|overwrite_output_dir|do_.*|(per_device_)?eval_(batch_size|accumulation_steps|use_gather_object)|"

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from safetensors.torch import load, save
 from transformers.utils import logging
 
 import audio_maxmvit
-import feature_extraction_maxmvit
 import spectrograms_maxmvit
 
 try:
@@ -45,7 +45,7 @@ PICTURE_PARAMETERS = {
     "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
     "top_db", "image_mean", "image_std",
 }  # fmt: skip
-SOURCES = (audio_maxmvit, spectrograms_maxmvit, feature_extraction_maxmvit)
+SOURCES = (audio_maxmvit, spectrograms_maxmvit)
 
 
 class SpectrogramCache:
@@ -80,7 +80,7 @@ class SpectrogramCache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{self.extractor}.lock"):
-            parts = [part for path in self.folder.glob(f"{self.extractor}-*") if (part := _open_part(path))]
+            parts = list(filter(None, map(_open_part, self.folder.glob(f"{self.extractor}-*"))))
             known = {key for part in parts for key in part.rows}
             missing = [i for key, i in {key: i for i, key in reversed(list(enumerate(keys)))}.items()
                        if key not in known]  # fmt: skip
@@ -234,13 +234,14 @@ def shaping_parameters(feature_extractor: Any) -> dict[str, Any]:
 def extractor_key(feature_extractor: Any) -> str:
     """
     Name for all that shapes spectrograms besides the audio: the extractor's parameters less those of pictures, the
-    source files of reading and of extraction (so an edited algorithm never meets spectrograms of the old one), and the
+    sources of reading and of extraction (so an edited algorithm never meets spectrograms of the old one), and the
     libraries that decode, resample and transform. Of numpy and torch only the major version counts: between minor ones
     an FFT differs in its last bits.
     """
     digest = hashlib.sha1(usedforsecurity=False)
     for source in SOURCES:
         digest.update(Path(source.__file__).read_bytes())
+    digest.update(getsource(type(feature_extractor).spectrograms).encode())
     libraries = {name: version(name) for name in ("librosa", "soundfile", "soxr")}
     libraries |= {"libsndfile": soundfile.__libsndfile_version__}
     libraries |= {name: version(name).partition(".")[0] for name in ("numpy", "torch")}

@@ -14,25 +14,28 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import (
     AugmentationArguments,
+    ClipAugmentationArguments,
     CorpusArguments,
     DataArguments,
     ModelArguments,
     SERTrainingArguments,
     values_of,
 )
-from ser.augmentation import make_augmentation
+from ser.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.batches import PairCollator
 from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.features import extract_features, relabel
-from ser.metrics import compute_metrics
+from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
 from ser.processes import first_process_first
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
 from ser.trainer import SERTrainer
+from ser.waveforms import WaveformCopies
+from ser.windows import mean_over_windows, windows_of
 
 logger = logging.get_logger(__name__)
 
@@ -60,19 +63,47 @@ def with_features(
     if not data_args.cache_features:
         if data_args.on_bad_audio == "skip":
             raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
+        for name in ("test_window", "waveform_copies"):
+            if getattr(args, name):
+                raise DataError(f"--{name} needs --cache_features: it works on spectrograms that are kept.")
         return corpus
+    clips = _extracted(corpus.clips, feature_extractor, data_args, args)
+    readable = set(clips["file"])
+    unreadable = len(corpus) - len(clips)
+    dropped = {**corpus.dropped, **({"cannot be decoded": unreadable} if unreadable else {})}
+    rows = [row for row, file in enumerate(corpus.files) if file in readable]
+    return dataclasses.replace(corpus, clips=clips, recordings=corpus.clips.select(rows), dropped=dropped)
+
+
+def with_copies(
+    corpus: Corpus,
+    indices: list[int],
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+) -> datasets.Dataset:
+    """The training part, of whose clips the collator draws the original or one of `--waveform_copies`."""
+    copies = WaveformCopies(args.waveform_copies, args.waveform_chain, args.seed)
+    return _extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
+
+
+def _extracted(
+    clips: datasets.Dataset,
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+    **kwargs,
+) -> datasets.Dataset:
     with first_process_first(args, "extracting features"):
-        clips = extract_features(
-            corpus.clips,
+        return extract_features(
+            clips,
             feature_extractor,
             num_workers=data_args.preprocessing_num_workers,
             cache_dir=data_args.cache_dir,
             cache_gib=data_args.feature_cache_gib,
             on_bad_audio=data_args.on_bad_audio,
+            **kwargs,
         )
-    unreadable = len(corpus) - len(clips)
-    dropped = {**corpus.dropped, **({"cannot be decoded": unreadable} if unreadable else {})}
-    return dataclasses.replace(corpus, clips=clips, dropped=dropped)
 
 
 def plan_folds(
@@ -108,12 +139,17 @@ def make_trainer(
     **kwargs,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
-    augmentation = make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args))
+    train_collator = PairCollator(
+        feature_extractor,
+        make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
+        make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
+        draw_versions=args.waveform_copies > 0,
+    )
     return SERTrainer(
         model=model,
         args=args,
         data_collator=PairCollator(feature_extractor),
-        train_collator=PairCollator(feature_extractor, augmentation),
+        train_collator=train_collator,
         train_dataset=parts["train"],
         eval_dataset=parts["validation"],
         processing_class=feature_extractor,
@@ -153,6 +189,8 @@ def train_and_test(
         return
     say(args, split.summary())
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    if args.waveform_copies:
+        parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
         parts["train"] = relabel(parts["train"], labels)
@@ -161,6 +199,7 @@ def train_and_test(
     trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
+    over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
         report = write_report(
@@ -174,17 +213,41 @@ def train_and_test(
             log_history=trainer.state.log_history,
             model_id=trainer.hub_model_id if args.push_to_hub else None,
             extra={
+                **({"test_windows": over_windows} if over_windows else {}),
                 "data_arguments": dataclasses.asdict(data_args),
                 "model_arguments": dataclasses.asdict(model_args),
                 "training_arguments": args.to_sanitized_dict(),
                 "starting_weights": start,
             },
         )
+        if over_windows:
+            say(args, f"By windows of {args.test_window:g} s:\n{in_words(over_windows)}")
         say(args, f"{in_words(report)}\nReport, predictions and model: {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.should_save:
         mark_finished(args.output_dir)
+
+
+def score_windows(
+    trainer: SERTrainer,
+    clips: datasets.Dataset,
+    corpus: Corpus,
+    feature_extractor: MaxMViTFeatureExtractor,
+    args: SERTrainingArguments,
+) -> dict | None:
+    """The scores of the mean over each test clip's windows, as the pipeline answers recordings; None if not asked."""
+    if args.test_window is None:
+        return None
+    hop_s = args.test_hop or args.test_window
+    windows, owners = windows_of(clips, feature_extractor, args.test_window, hop_s)
+    logits = trainer.predict(windows, metric_key_prefix="test_windows").predictions
+    predictions = mean_over_windows(logits, owners).argmax(-1)
+    return {
+        "protocol": f"windows of {args.test_window:g} s every {hop_s:g} s",
+        "n_windows": len(owners),
+        **scores(clips["label"][:], predictions, corpus.label_names, clips["speaker"][:], seed=args.seed),
+    }
 
 
 def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:

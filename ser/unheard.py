@@ -67,6 +67,12 @@ def _needs(args: "SERTrainingArguments") -> dict[str, str]:
         missing["warmup_steps"] = "another --lr_scheduler_type, such as constant_with_warmup"
     if not args.specaugment_masks:
         missing |= dict.fromkeys(("specaugment_time", "specaugment_frequency"), "--specaugment_masks")
+    if args.training_window is None:
+        missing |= dict.fromkeys(("whole_clip_share", "time_stretch"), "--training_window")
+    if args.test_window is None:
+        missing["test_hop"] = "--test_window"
+    if not args.waveform_copies:
+        missing["waveform_chain"] = "--waveform_copies"
     if not args.freeze_backbones:
         missing["unfreeze_epoch"] = "--freeze_backbones"
     elif args.unfreeze_epoch is None:

@@ -1,9 +1,22 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ser.augmentation import Compose, Mixup, SpecAugment, make_augmentation, random_masks
+from ser.augmentation import (
+    Compose,
+    Mixup,
+    RandomGain,
+    RandomWindow,
+    SpecAugment,
+    make_augmentation,
+    make_spectrogram_augmentation,
+    random_masks,
+    seconds_of,
+)
+from tests.tiny import tiny_feature_extractor, voice
 
 
 def images(batch_size=3, height=20, width=30, seed=0):
@@ -98,3 +111,93 @@ def test_settings_choose_the_augmentation():
     assert isinstance(both, Compose)
     _, labels = both({"cqt": images(), "mel": images()}, torch.tensor([0, 1, 3]))
     assert labels.shape == (3, 4)
+
+
+# --- spectrograms of one clip ---
+
+
+def clip(seconds=3.0, extractor=None, silence=0.0):
+    waveform = torch.nn.functional.pad(torch.from_numpy(voice(seconds)), [round(silence * 44_100)] * 2)
+    return (extractor or tiny_feature_extractor()).spectrograms(waveform)[0]
+
+
+def test_windows_are_stretches_of_the_clip_and_reach_all_of_it():
+    extractor, whole = tiny_feature_extractor(), clip()
+    window = RandomWindow(extractor, 1.0)
+    marked = whole | {"rms": torch.arange(len(whole["rms"])).float()}
+    torch.manual_seed(0)
+    firsts = []
+    for _ in range(300):
+        cut = window(marked)
+        first = int(cut["rms"][0])
+        assert seconds_of(cut, extractor) == pytest.approx(1.0, abs=0.006)
+        assert torch.equal(cut["mel"], whole["mel"][:, first : first + cut["mel"].shape[1]])
+        near = (first // 2, (first + 1) // 2)
+        assert any(torch.equal(cut["cqt"], whole["cqt"][:, at : at + cut["cqt"].shape[1]]) for at in near)
+        firsts.append(first * 256 / 44_100)
+    assert min(firsts) < 0.05 and max(firsts) > 1.95
+    assert abs(sum(firsts) / 300 - 1.0) < 0.12
+
+
+def test_short_clips_and_a_share_of_the_others_stay_whole():
+    short, long = clip(0.8), clip(2.0)
+    torch.manual_seed(0)
+    window = RandomWindow(tiny_feature_extractor(), 1.0, whole_share=0.25)
+    assert all(window(short) is short for _ in range(5))
+    assert 30 < sum(window(long) is long for _ in range(200)) < 70
+
+
+def test_stretch_changes_tempo_by_up_to_its_share_either_way():
+    extractor, whole = tiny_feature_extractor(), clip()
+    torch.manual_seed(0)
+    lengths = [seconds_of(RandomWindow(extractor, 1.0, stretch=0.25)(whole), extractor) for _ in range(200)]
+    assert 0.79 < min(lengths) < 0.85 and 1.2 < max(lengths) < 1.26
+    assert abs(sum(map(math.log, lengths)) / 200) < 0.03
+
+
+def test_windows_lie_within_the_trimmed_clip():
+    extractor = tiny_feature_extractor(trim_db=40.0, trim_margin=0.0)
+    whole = clip(1.5, extractor, silence=2.0)
+    torch.manual_seed(0)
+    window = RandomWindow(extractor, 1.0)
+    assert all(window(whole)["rms"].min() > whole["rms"].max() - 45 for _ in range(50))
+    assert any(RandomWindow(tiny_feature_extractor(), 1.0)(whole)["rms"].max() < -90 for _ in range(50))
+
+
+def test_gain_moves_all_levels_alike_and_shows_in_full_scale_pictures_only():
+    plain, loud = tiny_feature_extractor(), tiny_feature_extractor(level="full_scale")
+    whole = {name: db.clamp(-55, 20) for name, db in clip().items()}
+    torch.manual_seed(0)
+    gains = []
+    for _ in range(100):
+        changed = RandomGain(6.0)(whole)
+        gain = (changed["rms"] - whole["rms"])[0]
+        gains.append(gain.item())
+        for name, db in whole.items():
+            torch.testing.assert_close(changed[name], db + gain)
+    assert -6 <= min(gains) < -5 and 5 < max(gains) <= 6
+    before, after = loud.images([whole])["mel_values"], loud.images([changed])["mel_values"]
+    low, high = loud.full_scale_db
+    inside = (before > 0.1) & (before < 0.9)
+    torch.testing.assert_close((after - before)[inside], torch.full_like(before, gain / (high - low))[inside])
+    torch.testing.assert_close(plain.images([whole])["mel_values"], plain.images([changed])["mel_values"])
+
+
+def test_settings_choose_what_happens_to_clips():
+    extractor = tiny_feature_extractor()
+    assert make_spectrogram_augmentation(extractor) is None
+    both = make_spectrogram_augmentation(tiny_feature_extractor(level="full_scale"), training_window=1.0, gain_db=3.0)
+    torch.manual_seed(0)
+    changed = both(clip())
+    assert seconds_of(changed, extractor) == pytest.approx(1.0, abs=0.006)
+    with pytest.raises(ValueError, match="full_scale"):
+        make_spectrogram_augmentation(extractor, gain_db=3.0)
+    for wrong, message in (
+        ({"seconds": 0.0}, "length"),
+        ({"whole_share": 2.0}, "share"),
+        ({"stretch": -1.0}, "neg"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RandomWindow(**{"feature_extractor": extractor, "seconds": 1.0, **wrong})
+    with pytest.raises(ValueError, match="gain_db"):
+        RandomGain(0.0)

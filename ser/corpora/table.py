@@ -32,6 +32,7 @@ class Corpus:
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `session`, `split`.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
+        recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
         speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
     """
 
@@ -43,6 +44,7 @@ class Corpus:
     dropped: dict[str, int] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
     speaker_hint: str = ""
+    recordings: datasets.Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.clips)

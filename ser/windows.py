@@ -1,0 +1,48 @@
+"""Clips answered window by window, as the pipeline answers a long recording."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy.special import softmax
+
+from ser.augmentation import seconds_of
+from ser.features import rearranged
+
+
+def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:
+    """Where the windows of a clip begin: every `hop_s` seconds and, where that leaves an end over, at the last place
+    that a window fits. A clip no longer than a window has one, from 0."""
+    spare = seconds - window_s
+    if spare <= 0:
+        return [0.0]
+    starts = [i * hop_s for i in range(int(spare / hop_s) + 1)]
+    return starts if spare - starts[-1] < 1e-6 else [*starts, spare]
+
+
+def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s: float) -> tuple[Dataset, list[int]]:
+    """
+    All windows of the clips of a table of `extract_features`: a row each with its `start` and `end`, for the
+    collator; and the row of the clip that each is of. With `trim_db`, they are windows of the trimmed clip.
+
+    Args:
+        window_s (`float`): length in seconds; shorter clips are one window, the whole of them.
+        hop_s (`float`): seconds from one window's start to the next.
+    """
+    owners, starts = [], []
+    for row, versions in enumerate(features["spectrograms"]):
+        clip = feature_extractor.trim(versions[0])
+        places = window_starts(seconds_of(clip, feature_extractor), window_s, hop_s)
+        owners += [row] * len(places)
+        starts += places
+    return rearranged(features, owners, start=starts, end=[start + window_s for start in starts]), owners
+
+
+def mean_over_windows(logits: np.ndarray, owners: Sequence[int]) -> np.ndarray:
+    """`(clips, classes)`: the mean probabilities over each clip's windows, `(windows, classes)` logits, which is how
+    the pipeline answers a recording of several windows."""
+    owners = np.asarray(owners)
+    sums = np.zeros((owners[-1] + 1, logits.shape[1]))
+    np.add.at(sums, owners, softmax(np.asarray(logits, np.float64), axis=-1))
+    return sums / np.bincount(owners)[:, None]
