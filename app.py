@@ -13,7 +13,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from ser.environment import wait_passively
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+wait_passively()  # before torch is imported
 
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402

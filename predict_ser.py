@@ -13,15 +13,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+from ser.environment import wait_passively
 
-from audio_maxmvit import LONGEST_CLIP_S
-from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline
-from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table
-from ser.commands import FAILED, NOT_STARTED, exit_code
-from ser.errors import UsageError
-from ser.metrics import confusion_matrix, scores_from_confusion
-from ser.models import load_pipeline
+wait_passively()  # before torch is imported
+
+from tqdm import tqdm  # noqa: E402
+
+from audio_maxmvit import LONGEST_CLIP_S  # noqa: E402
+from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline  # noqa: E402
+from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
+from ser.commands import FAILED, NOT_STARTED, exit_code  # noqa: E402
+from ser.errors import UsageError  # noqa: E402
+from ser.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
+from ser.models import load_pipeline  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,16 +8,18 @@ reduce_lr_on_plateau, as there; the recipe's own rate runs under its cosine. Sam
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-import run_ser
 from benchmarks.results import add_json, write_results
 from ser.checkpoints import last_checkpoint
 
-RECIPE = Path(__file__).parent.parent / "configs" / "demo.yaml"
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "configs" / "demo.yaml"
 PLATEAU = ["--lr_scheduler_type", "reduce_lr_on_plateau"]
 RUNS = {
     "0.02 (the paper)": ["--learning_rate", "0.02", *PLATEAU],
@@ -37,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, flags) in enumerate(RUNS.items()):
             output = Path(folder) / str(index)
-            run_ser.main([str(RECIPE), *flags, *cache, "--report_to", "none", "--output_dir", str(output)])
+            command = [sys.executable, str(ROOT / "run_ser.py"), str(RECIPE), *flags, *cache, "--report_to", "none"]
+            subprocess.run([*command, "--output_dir", str(output)], check=True)
             checkpoint = last_checkpoint(output)
             assert checkpoint is not None  # run_ser has just written it
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())

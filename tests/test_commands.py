@@ -1,9 +1,16 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from transformers.utils import logging
 
 from audio_maxmvit import AudioError
 from ser.commands import FAILED, INTERRUPTED, exit_code
 from ser.errors import DataError, NonFiniteLossError, UsageError
+
+ROOT = Path(__file__).parent.parent
 
 
 def raising(error: BaseException):
@@ -44,3 +51,35 @@ def test_what_a_library_refuses_is_one_line_and_its_origin_where_it_is_asked_for
 def test_an_interrupted_command_says_how_to_go_on(capsys):
     assert exit_code(raising(KeyboardInterrupt()), "Give it again.") == INTERRUPTED
     assert "Give it again." in capsys.readouterr().err
+
+
+AT_THE_IMPORT_OF_TORCH = """
+import os, runpy, sys
+
+class Tell:
+    def find_spec(self, name, *args):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+            raise SystemExit
+
+sys.meta_path.insert(0, Tell())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run_ser.py", "predict_ser.py", "evaluate_ser.py", "app.py"])
+def test_commands_have_openmp_wait_passively_before_torch_is_there(command):
+    if command == "app.py":
+        pytest.importorskip("gradio")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    for chosen, seen in (
+        ({}, "PASSIVE 1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", AT_THE_IMPORT_OF_TORCH, command],
+            env=own | chosen, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == seen, done.stderr

@@ -87,6 +87,10 @@ def test_what_decides_nothing_may_change(corpus, tmp_path):
     assert earlier_run(*settings_of(corpus, moved, **changes), SPLITS) == checkpoint.replace(str(tmp_path), str(moved))
 
 
+def test_what_is_said_to_decide_nothing_are_fields_that_there_are():
+    assert {field.name for field in dataclasses.fields(DataArguments)} >= runs.UNDECIDING_DATA
+
+
 def test_other_versions_and_another_corpus_are_other_settings(corpus, tmp_path, monkeypatch):
     begin(corpus, tmp_path)
     with pytest.raises(DataError, match='revision: "r1" -> "r2"'):
