@@ -114,7 +114,7 @@ def build_page(
                 answer: seen["scores"],
                 along: gr.update(visible=seen["timeline"] is not None),
                 timeline: seen["timeline"],
-                table: seen["rows"] and write_csv(seen["rows"], Path(table.GRADIO_CACHE), Path(path).stem),
+                table: seen["rows"] and write_csv(seen["rows"], Path(table.GRADIO_CACHE), Path(path or "").stem),
                 pictures: gr.update(visible=True),
                 cqt: seen["cqt"],
                 mel: seen["mel"],

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or hand out stale memory on broken files
@@ -106,7 +106,9 @@ def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
     return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
 
 
-def _decoded(source: Any, name: str, sampling_rate: int, allow_private_urls: bool) -> tuple[Iterator[np.ndarray], int]:
+def _decoded(
+    source: Any, name: str, sampling_rate: int | None, allow_private_urls: bool
+) -> tuple[Iterator[np.ndarray], int]:
     """Mono pieces of whatever `source` is, at its own rate, and that rate."""
     if isinstance(source, dict):
         array = source.get("array", source.get("raw"))
@@ -246,7 +248,8 @@ def _is_cut_off(file: BinaryIO, name: str) -> bool:
     file.seek(0)
     kind = file.read(4)
     if kind in (b"RIFF", b"FORM"):
-        order, position = ("little" if kind == b"RIFF" else "big"), 12
+        order: Literal["little", "big"] = "little" if kind == b"RIFF" else "big"
+        position = 12
         for _ in range(MOST_CHUNKS):
             if position + 8 > size:
                 return False

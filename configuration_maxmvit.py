@@ -112,7 +112,7 @@ class MaxMViTConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """
         See [`~transformers.PreTrainedConfig.get_config_dict`]. transformers only warns of a checkpoint of another

@@ -107,7 +107,7 @@ class _WithinLimits(urllib.request.AbstractHTTPHandler):
         return self.do_open(partial(self._connection, kind, self.allow_private or through_proxy), request)
 
     def _connection(self, kind: type[HTTPConnection], allow_private: bool, host: str, **kwargs: Any) -> HTTPConnection:
-        connection = kind(host, **kwargs)
+        connection: Any = kind(host, **kwargs)  # what is replaced is private to it
         connection._create_connection = partial(_connect, deadline=self.deadline, allow_private=allow_private)
         connection.response_class = partial(_TimedResponse, deadline=self.deadline)
         return connection

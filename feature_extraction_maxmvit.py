@@ -125,7 +125,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         backend: str = "torch",
-        **kwargs,
+        **kwargs: Any,
     ):
         _refuse_unknown(kwargs, SAVED_BY_TRANSFORMERS, type(self))
         kwargs = {"feature_size": 1, "padding_value": 0.0, "return_attention_mask": False} | kwargs
@@ -180,7 +180,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         wavelets(*self._cqt_parameters)  # refuses bins above half the sampling rate
 
     @classmethod
-    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs) -> Any:
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As [`~transformers.FeatureExtractionMixin.from_dict`], which would leave out those of the given parameters
         that a checkpoint of an older version does not name. What is meant for others passes, as in transformers.
 
@@ -204,11 +204,11 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech,
+        raw_speech: Any,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
         device: str | torch.device = "cpu",
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """`extract`, then `normalize`.
 
@@ -239,12 +239,12 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
                 f"resample it first, e.g. librosa.resample(y, orig_sr={sampling_rate}, target_sr={self.sampling_rate})"
             )
         images = self.extract(raw_speech, device=device)
-        values = {name: self.normalize(image) for name, image in images.items()}
+        values: dict[str, Any] = {name: self.normalize(image) for name, image in images.items()}
         if return_tensors != "pt":
             values = {name: value.cpu().numpy() for name, value in values.items()}
         return BatchFeature(values, tensor_type=return_tensors)
 
-    def extract(self, waveforms, device: str | torch.device = "cpu") -> BatchFeature:
+    def extract(self, waveforms: Any, device: str | torch.device = "cpu") -> BatchFeature:
         """The images before normalisation: `images` of `spectrograms`.
 
         Args:
@@ -262,7 +262,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.no_grad()
     @one_thread()
-    def spectrograms(self, waveforms, device: str | torch.device = "cpu") -> list[dict[str, torch.Tensor]]:
+    def spectrograms(self, waveforms: Any, device: str | torch.device = "cpu") -> list[dict[str, torch.Tensor]]:
         """What is computed once and can be kept: all that `images` are drawn from, at its native time resolution.
 
         Args:

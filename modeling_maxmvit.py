@@ -65,9 +65,9 @@ class MaxMViTModelOutput(ModelOutput):
             96 x 56 x 56 down to 768 x 7 x 7).
     """
 
-    cqt_features: torch.FloatTensor | None = None
-    mel_features: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
+    cqt_features: torch.Tensor | None = None
+    mel_features: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -107,10 +107,11 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     # forward takes further keywords, from which Trainer would conclude that the loss divides by the items it names.
     accepts_loss_kwargs = False
 
-    def branches(self) -> dict[str, nn.Module]:
+    def branches(self) -> dict[str, Any]:
         """
         The backbones by the name of what they see, `"cqt"` and `"mel"`, in the order of their features. Branch `name`
         sees the input `{name}_values`; `config.{name}_backbone` and `config.{name}_backbone_kwargs` describe it.
+        timm's models share methods but no class that has them, so their type says nothing.
         """
         model = self.base_model
         return {"cqt": model.cqt_backbone, "mel": model.mel_backbone}
@@ -147,7 +148,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         raise NotImplementedError("MaxMViT has no token embeddings.")
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
         Saves weights, configuration and this code, so that every Auto class and `pipeline("audio-classification")`
         can load the folder with `trust_remote_code=True`. See [`~transformers.PreTrainedModel.save_pretrained`].
@@ -184,8 +185,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         # timm draws the weights of the backbones when it builds them, so transformers must not redraw them. Buffers
         # that no checkpoint holds, such as MaxViT's relative-position tables, come off the meta device, on which
         # `from_pretrained` builds, as uninitialised memory.
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        if callable(draw := getattr(module, "init_non_persistent_buffers", None)):
+            draw()
 
     @can_return_tuple
     def forward(
@@ -351,7 +352,7 @@ def _check_kwargs(kwargs: dict[str, Any]) -> None:
             raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
 
 
-def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs) -> nn.Module:
+def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
     name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
     reshaped = config.reshaped_mvitv2(branch)
     try:

@@ -110,7 +110,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             _, fits, wanted = _PARAMETERS[name]
             if not (fits(value) if value is not None else name not in _NEVER_NONE):
                 raise ValueError(f"{name}={value!r} does not work; {name} is {wanted}.")
-        steps = ({}, {}, {})
+        steps: tuple[dict, dict, dict] = ({}, {}, {})
         for name, value in given.items():
             steps[_PARAMETERS[name][0]][name] = value
         return steps
@@ -135,7 +135,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         batch: list[dict] = []  # windows of theirs that are not classified yet
         for index, source in enumerate(inputs):
             has_name = isinstance(source, (str, os.PathLike))
-            recording = {"name": str(source) if has_name else f"Input {index}", "windows": [], "error": None}
+            name = str(source) if has_name else f"Input {index}"
+            recording: dict[str, Any] = {"name": name, "windows": [], "error": None}
             waiting.append(recording)
             try:
                 for window in self.preprocess(source, **preprocess_params):
@@ -170,13 +171,13 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         rate = self.feature_extractor.sampling_rate
         if sampling_rate is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             source = {"array": source, "sampling_rate": sampling_rate}
-        if max_s == "auto":
+        if isinstance(max_s, str):  # "auto"
             max_s = LONGEST_CLIP_S if window_s is None else None
         pieces = stream_audio(source, rate, max_s=max_s, allow_private_urls=allow_private_urls)
-        if window_s == "auto":
+        if isinstance(window_s, str):  # "auto"
             begin = list(_until(pieces, CLIP_S * rate))
             is_clip = sum(map(len, begin)) <= CLIP_S * rate
-            pieces, window_s = chain(begin, pieces), None if is_clip else WINDOW_S
+            pieces, window_s = chain(begin, pieces), (None if is_clip else WINDOW_S)
         if window_s is None:
             waveform = np.concatenate(list(pieces))
             yield {"start": 0.0, "end": len(waveform) / rate, "waveform": waveform}
@@ -243,7 +244,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         return apply[function_to_apply](window["logits"]).numpy()
 
 
-def _is_number(value: Any, low: float = -math.inf, high: float = math.inf, kind: type = Real) -> bool:
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf, kind: type[Any] = Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 

@@ -186,7 +186,7 @@ def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, to
     return {name: torch.from_numpy(db)[None].to(waveforms.device) for name, db in spectrograms.items()}
 
 
-def cqt_layout(samples: int, *parameters: float) -> tuple[int, int, int, int]:
+def cqt_layout(samples: int, *parameters: Any) -> tuple[int, int, int, int]:
     """Frames of the clip, margin at each end of a segment, frames of the segment's FFT, frames it yields."""
     _, lengths, decimation = wavelets(*parameters)
     hop_length = parameters[-1]
@@ -223,7 +223,7 @@ def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
     return prepared
 
 
-def _as_list(waveforms) -> list:
+def _as_list(waveforms: Any) -> list:
     """One waveform or many -> a list of waveforms."""
     if isinstance(waveforms, (np.ndarray, torch.Tensor)):
         return list(waveforms) if waveforms.ndim == 2 else [waveforms]

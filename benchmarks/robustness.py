@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser import distortions
 from ser.corpora import Corpus, load_corpus
 from ser.metrics import confusion_matrix, scores_from_confusion
@@ -45,7 +47,8 @@ def main() -> None:
         sys.exit(f"error: {corpus.source} holds no clips of actors {', '.join(chosen)}.")
     audio, labels = corpus.clips["audio"], np.array(corpus.labels)[own]
     clips = [torch.from_numpy(read_audio(audio[index], rate)) for index in own]
-    clean, table = None, []
+    clean = None
+    table: list[dict[str, Any]] = []
     print(f"{len(clips)} clips of actors {', '.join(chosen)}")
     print("| condition | UA | lost | same answer | change of probability |\n|---|---|---|---|---|")
     for name, change in conditions(crowd(corpus, chosen, rate), rate).items():
@@ -84,35 +87,40 @@ def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
 
         return apply
 
+    def at(change: Callable[..., torch.Tensor], *parameters: float) -> Change:
+        return lambda clip, _: change(clip, *parameters)
+
+    def drawn_at(change: Callable[..., torch.Tensor], *parameters: float) -> Change:
+        return lambda clip, generator: change(clip, *parameters, generator)
+
     return {
         "clean": lambda clip, _: clip,
-        **{f"white noise, {db} dB": lambda c, g, db=db: distortions.white_noise(c, db, g) for db in (20, 10)},
+        **{f"white noise, {db} dB": drawn_at(distortions.white_noise, db) for db in (20, 10)},
         **{f"babble, {db} dB": babble(db) for db in (20, 10, 0)},
-        **{f"room, RT60 {t} s": lambda c, g, t=t: distortions.reverberate(c, rate, t, g) for t in (0.3, 0.7)},
-        "telephone, 300 to 3,400 Hz": lambda c, _: distortions.telephone(c, rate),
+        **{f"room, RT60 {t} s": drawn_at(distortions.reverberate, rate, t) for t in (0.3, 0.7)},
+        "telephone, 300 to 3,400 Hz": at(distortions.telephone, rate),
         "telephone, mu-law": lambda c, _: distortions.telephone(c, rate, mu_law=True),
-        **{f"mp3, {kbps} kbit/s": lambda c, _, kbps=kbps: distortions.mp3(c, rate, kbps) for kbps in (32, 16, 8)},
-        **{f"opus, {kbps} kbit/s": lambda c, _, kbps=kbps: distortions.opus(c, rate, kbps) for kbps in (32, 16, 8)},
-        "vorbis": lambda c, _: distortions.vorbis(c, rate),
-        "clipped, 20 % of samples": lambda c, _: distortions.clip_loudest(c, 0.2),
-        **{f"gain {db:+} dB": lambda c, _, db=db: distortions.gain(c, db) for db in (-20, 10)},
-        **{
-            f"through {r / 1000:g} kHz": lambda c, _, r=r: distortions.through_rate(c, rate, r)
-            for r in (16_000, 22_050)
-        },
+        **{f"mp3, {kbps} kbit/s": at(distortions.mp3, rate, kbps) for kbps in (32, 16, 8)},
+        **{f"opus, {kbps} kbit/s": at(distortions.opus, rate, kbps) for kbps in (32, 16, 8)},
+        "vorbis": at(distortions.vorbis, rate),
+        "clipped, 20 % of samples": at(distortions.clip_loudest, 0.2),
+        **{f"gain {db:+} dB": at(distortions.gain, db) for db in (-20, 10)},
+        **{f"through {r / 1000:g} kHz": at(distortions.through_rate, rate, r) for r in (16_000, 22_050)},
     }
 
 
 def crowd(corpus: Corpus, chosen: list[str], rate: int) -> list[torch.Tensor]:
     """One clip of every other actor, in fixed order."""
-    audio, first = corpus.clips["audio"], {}
+    audio, first = corpus.clips["audio"], dict[str | None, int]()
     for index, speaker in enumerate(corpus.speakers):
         if speaker not in chosen:
             first.setdefault(speaker, index)
     return [torch.from_numpy(read_audio(audio[index], rate)) for index in first.values()]
 
 
-def probabilities(classify, waveforms: Iterator[np.ndarray], label_names: list[str]) -> np.ndarray:
+def probabilities(
+    classify: MaxMViTAudioClassificationPipeline, waveforms: Iterator[np.ndarray], label_names: list[str]
+) -> np.ndarray:
     """`(clips, labels)`."""
     answers = classify(waveform for waveform in waveforms)
     by_label = ({row["label"]: row["score"] for row in answer} for answer in answers)

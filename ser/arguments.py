@@ -362,8 +362,9 @@ class SERTrainingArguments(
             self.logging_nan_inf_filter = True
         if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
             mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs = {"mode": mode, **PLATEAU, **(self.lr_scheduler_kwargs or {})}
-            if self.lr_scheduler_kwargs["mode"] != mode:
+            given: Any = self.lr_scheduler_kwargs or {}  # TrainingArguments has read JSON by now
+            self.lr_scheduler_kwargs = plateau = {"mode": mode, **PLATEAU, **given}
+            if plateau["mode"] != mode:
                 raise ValueError(f"For {self.metric_for_best_model} the plateau's mode must be {mode!r}.")
             if self.warmup_steps:
                 raise ValueError("reduce_lr_on_plateau has no warm-up: choose another --lr_scheduler_type for it.")

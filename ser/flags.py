@@ -67,11 +67,11 @@ def _flag(line: ast.AnnAssign) -> Flag | None:
         return None
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     default, metadata = given.get("default"), given.get("metadata")
-    literal = isinstance(default, ast.Constant | ast.UnaryOp)
+    shown = ast.unparse(default) if isinstance(default, ast.Constant | ast.UnaryOp) else ""
     help_text = ""
     if isinstance(metadata, ast.Dict):
         help_text = next(_text(v) for k, v in zip(metadata.keys, metadata.values, strict=True) if _text(k) == "help")
-    return Flag(line.target.id, ast.unparse(line.annotation), ast.unparse(default) if literal else "", help_text)
+    return Flag(line.target.id, ast.unparse(line.annotation), shown, help_text)
 
 
 def _text(node: ast.AST | None) -> str:

@@ -167,8 +167,8 @@ def _refuse_unheard(given: set[str], record: Record | None, dataset_name: str, d
         form, unheard = f"{path} is a folder of class folders", columns | tables | hub
     else:
         form, unheard = f"{path} is no Hub data set", {"dataset_revision"} if path.exists() else set()
-    if unheard := sorted(given & unheard):
-        raise DataError(f"{form}: leave out {', '.join(f'--{flag}' for flag in unheard)}.")
+    if idle := sorted(given & unheard):
+        raise DataError(f"{form}: leave out {', '.join(f'--{flag}' for flag in idle)}.")
 
 
 def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:

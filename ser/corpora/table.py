@@ -79,7 +79,7 @@ def _digest(file: str, audio: dict) -> str:
         pieces, sampling_rate = decode_audio(audio, max_s=LONGEST_CLIP_S)
         digest = hashlib.sha1(f"{sampling_rate} ".encode(), usedforsecurity=False)
         for piece in pieces:
-            digest.update(piece)
+            digest.update(piece.data)
     except AudioError:
         return f"unreadable {file}"  # whoever extracts features says so, or counts it
     return digest.hexdigest()
