@@ -119,3 +119,10 @@ def test_one_version_is_stated_everywhere():
     stated = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
     changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert PROJECT["version"] == stated == changes[1]
+
+
+def test_the_layout_that_readme_draws_is_the_tree():
+    drawn = (ROOT / "README.md").read_text().partition("\n## The code\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+\.py|corpora/)`", drawn))
+    there = {path.name for path in [*ROOT.glob("*.py"), *(ROOT / "ser").glob("*.py")]}
+    assert named == there | {"corpora/"}
