@@ -91,13 +91,15 @@ def extract_features(
 
 
 def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> Dataset:
-    """Rows of a table of `extract_features`, each as often as it is named, with further or other columns."""
+    """Rows of a table of clips, with features or still with audio, each as often as it is named, with further or other
+    columns."""
     table = features.with_format(None).select(rows).flatten_indices(keep_in_memory=True)
     for name, values in columns.items():
         if name in table.column_names:
             table = table.remove_columns(name)
         table = table.add_column(name, list(values))
-    return table.with_transform(features.format["format_kwargs"]["transform"])
+    transform = features.format["format_kwargs"].get("transform")
+    return table if transform is None else table.with_transform(transform)
 
 
 def relabel(features: Dataset, labels: Sequence[int]) -> Dataset:

@@ -186,7 +186,8 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
 
 def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     empty = tmp_path / "cache"
-    run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false")
+    run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
+        "--shuffle_training_labels")  # fmt: skip
     assert len(read_predictions(tmp_path / "out")) == 16
     assert not list(tmp_path.glob("cache/**/*.arrow"))
 
