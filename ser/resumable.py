@@ -8,12 +8,13 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ser.arguments import SERTrainingArguments
 from ser.callbacks import metric_name
 from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, last_checkpoint, remove_leftovers
 from ser.errors import DataError
@@ -31,6 +32,9 @@ PUBLISHED = (
 
 class ResumableTrainer(Trainer):
     """`transformers.Trainer` with checkpoints that are whole, synced and ranked, and that a moved run finds again."""
+
+    args: SERTrainingArguments
+    model: PreTrainedModel
 
     def train(
         self,

@@ -13,9 +13,11 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
 
+from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments
 from ser.averaging import UNAVERAGED, AveragedWeights
 from ser.batches import Numbered, SeededCollator
@@ -48,10 +50,13 @@ class SERTrainer(ResumableTrainer):
     batch up to what BatchNorm makes of the smaller ones: its statistics stay those of each small batch.
     """
 
+    model: MaxMViTForAudioClassification
+    optimizer: Any  # a BranchOptimizer, in accelerate's wrapper once training has begun
+
     def __init__(
         self,
-        model: nn.Module | None = None,
-        args: SERTrainingArguments | None = None,
+        model: MaxMViTForAudioClassification,
+        args: SERTrainingArguments,
         *,
         train_collator: Callable[[list[dict]], dict[str, torch.Tensor]] | None = None,
         callbacks: list | None = None,
@@ -81,6 +86,7 @@ class SERTrainer(ResumableTrainer):
         self._batchnorm_before: list[torch.Tensor] | None = None
         self._left_out = False
         self._average: AveragedWeights | None = None
+        self._after_update: RemovableHandle | None = None
         if args.ema_decay and self.is_fsdp_enabled:
             raise ValueError("--ema_decay averages whole weights, and FSDP shards them: train by DDP, or without it.")
 
@@ -307,8 +313,8 @@ class SERTrainer(ResumableTrainer):
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        trained = resume_from_checkpoint and Path(resume_from_checkpoint) / UNAVERAGED
-        begun = bool(trained) and trained.is_file()
+        trained = None if resume_from_checkpoint is None else Path(resume_from_checkpoint) / UNAVERAGED
+        begun = trained is not None and trained.is_file()
         if begun and not self.args.ema_decay:
             raise DataError(f"{resume_from_checkpoint} holds averaged weights: go on with --ema_decay, or start over.")
         if self._average:  # of a run of this trainer that was broken off
