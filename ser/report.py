@@ -1,7 +1,8 @@
 """What came out of a run, in numbers and pictures, in its output directory.
 
-`splits.json` is written before training; then `predictions.csv`, `confusion_matrix.png`, `training_curves.png`, the
-model card `README.md` and, last, `metrics.json`: where that lies, the run is complete. Every file is whole or absent.
+`splits.json` is written before training; then `predictions.csv`, `validation_predictions.csv`, `confusion_matrix.png`,
+`training_curves.png`, the model card `README.md` and, last, `metrics.json`: where that lies, the run is complete.
+Every file is whole or absent.
 """
 
 import csv
@@ -30,6 +31,7 @@ def write_report(
     parts: Mapping[str, datasets.Dataset],
     logits: np.ndarray,
     *,
+    validation_logits: np.ndarray | None = None,
     seed: int,
     duration: float,
     log_history: Sequence[Mapping] = (),
@@ -44,6 +46,8 @@ def write_report(
         parts: the clips that were really used, by part ("train", "validation", "test"), with the columns `file`,
             `label` and `speaker`.
         logits: `(clips of the test part, classes)`.
+        validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
+            choose between runs, which the test part must not do.
         seed: of the run; also of the bootstrap.
         duration: of the run, in seconds.
         log_history: `trainer.state.log_history`.
@@ -57,6 +61,8 @@ def write_report(
     folder, test, names = Path(output_dir), parts["test"], corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", test, logits, names)
+    if validation_logits is not None:
+        write_predictions(folder / "validation_predictions.csv", parts["validation"], validation_logits, names)
     predictions, (_, speakers, labels) = np.asarray(logits).argmax(-1), _facts(test)
     report: dict[str, Any] = {
         "protocol": split.name,
@@ -98,7 +104,10 @@ def without_folders(value: object) -> object:
     return value
 
 
-REPORT_FILES = ("metrics.json", "predictions.csv", "confusion_matrix.png", "training_curves.png", "README.md")
+REPORT_FILES = (
+    "metrics.json", "predictions.csv", "validation_predictions.csv", "confusion_matrix.png", "training_curves.png",
+    "README.md",
+)  # fmt: skip
 
 
 def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:

@@ -198,6 +198,7 @@ def train_and_test(
     clock = RunClock(args.output_dir, started)
     trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
+    validation_logits = trainer.predict(parts["validation"], metric_key_prefix="validation").predictions
     logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
     over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
@@ -208,6 +209,7 @@ def train_and_test(
             split,
             parts,
             logits,
+            validation_logits=validation_logits,
             seed=args.seed,
             duration=clock.seconds(),
             log_history=trainer.state.log_history,

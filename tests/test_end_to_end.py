@@ -49,8 +49,8 @@ def run(*flags, recipe="demo"):
     main([str(ROOT / "configs" / f"{recipe}.yaml"), *TINY, *map(str, flags)])
 
 
-def read_predictions(folder):
-    with open(folder / "predictions.csv", newline="") as file:
+def read_predictions(folder, name="predictions.csv"):
+    with open(folder / name, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -76,6 +76,8 @@ def test_every_promised_file_is_there_and_agrees(trained, corpus):
         probabilities = {name[2:]: float(value) for name, value in row.items() if name.startswith("p_")}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert max(probabilities, key=probabilities.get) == row["prediction"]
+    chosen_by = {clip["file"] for clip in splits if clip["part"] == "validation"}
+    assert {row["file"] for row in read_predictions(trained, "validation_predictions.csv")} == chosen_by
     heard = {clip["speaker"] for clip in splits if clip["part"] != "test"}
     assert heard.isdisjoint({row["speaker"] for row in rows})
 
