@@ -13,6 +13,7 @@ model's own forward and backward pass; what checkpointing computes again does no
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import torch
@@ -82,7 +83,7 @@ def recipe_epoch(arguments: list[str]) -> dict[str, float]:
 
 
 def reference_step(
-    model: torch.nn.Module,
+    model: MaxMViTForAudioClassification,
     clips: datasets.Dataset,
     extractor: MaxMViTFeatureExtractor,
     optimizers: list[torch.optim.Optimizer],
@@ -94,13 +95,13 @@ def reference_step(
     train_step(model, {name: value.to(device) for name, value in batch.items()}, optimizers)
 
 
-def two_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+def two_optimizers(model: MaxMViTForAudioClassification) -> list[torch.optim.Optimizer]:
     mel = set(model.branches()["mel"].parameters())
     return [torch.optim.Adam(p for p in model.parameters() if p not in mel), torch.optim.RAdam(mel)]
 
 
 def train_step(
-    model: torch.nn.Module, batch: dict, optimizers: list[torch.optim.Optimizer], bf16: bool = False
+    model: MaxMViTForAudioClassification, batch: dict, optimizers: list[torch.optim.Optimizer], bf16: bool = False
 ) -> None:
     model.train()
     device = next(model.parameters()).device.type
@@ -118,7 +119,8 @@ def base_model(
 ) -> dict[str, dict[str, float]]:
     """Clips per second, share of the peak and memory of training, for three ways to do it."""
     config = config or MaxMViTConfig(num_labels=4)
-    shape = (batch_size, 3, config.image_size, config.image_size)
+    size: Any = config.image_size
+    shape = (batch_size, 3, size, size)
     batch = {
         "cqt_values": torch.randn(shape),
         "mel_values": torch.randn(shape),
@@ -161,13 +163,13 @@ def base_model(
     return figures
 
 
-def plain(model: torch.nn.Module) -> tuple[list[torch.optim.Optimizer], bool]:
+def plain(model: MaxMViTForAudioClassification) -> tuple[list[torch.optim.Optimizer], bool]:
     return two_optimizers(model), False
 
 
-def engine(model: torch.nn.Module) -> tuple[list[torch.optim.Optimizer], bool]:
+def engine(model: MaxMViTForAudioClassification) -> tuple[list[torch.optim.Optimizer], bool]:
     """What SERTrainer sets up for --bf16 --channels_last."""
-    model.maxmvit.cqt_backbone.to(memory_format=torch.channels_last)
+    model.branches()["cqt"].to(memory_format=torch.channels_last)
     algorithms, every = {"cqt": "adam", "mel": "radam", "head": "adam"}, ("cqt", "mel", "head")
     groups = branch_parameter_groups(model, algorithms, dict.fromkeys(every, 2e-4), dict.fromkeys(every, 0.0))
     return [BranchOptimizer(groups)], True

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
 from benchmarks.results import take_json, write_results
+from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments, parse_arguments
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
 from ser.protocols import make_split
@@ -73,10 +75,12 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
     model_args, data_args, args = parse_arguments(arguments)
     if args.gradient_accumulation_steps > 1:
         sys.exit("error: a step must be one batch here: leave out --gradient_accumulation_steps.")
-    args = dataclasses.replace(
-        args, max_steps=STEPS, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, warmup_steps=0,
-        lr_scheduler_type="constant", lr_scheduler_kwargs=None, report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+    changes: dict[str, Any] = {
+        "max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+        "warmup_steps": 0, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "report_to": "none",
+        "disable_tqdm": True,
+    }  # fmt: skip
+    args = dataclasses.replace(args, **changes)
     corpus = read_corpus(data_args, args)
     feature_extractor = make_feature_extractor(model_args)
     corpus = with_features(corpus, feature_extractor, data_args, args)
@@ -94,14 +98,14 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
     return partial(make_trainer, model, parts, feature_extractor, args), args
 
 
-def bare_loop(model: torch.nn.Module, trainer: SERTrainer, args: SERTrainingArguments) -> float:
+def bare_loop(model: MaxMViTForAudioClassification, trainer: SERTrainer, args: SERTrainingArguments) -> float:
     """Adam and RAdam on batches that lie ready on the device; the seconds from the first step's end to the last's."""
     loader = iter(trainer.get_train_dataloader())
     count = min(4, len(trainer.get_train_dataloader()))
     batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]
     mel = set(model.branches()["mel"].parameters())
     rest = [p for p in model.parameters() if p not in mel]
-    fused = {"fused": True} if args.device.type == "cuda" else {}
+    fused: dict[str, Any] = {"fused": True} if args.device.type == "cuda" else {}
     optimizers = [torch.optim.Adam(rest, args.learning_rate, **fused), torch.optim.RAdam(mel, args.learning_rate)]
     model.train()
     started = 0.0

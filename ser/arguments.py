@@ -279,7 +279,9 @@ class MachineArguments:
 class ReportArguments:
     """Checkpoints and report"""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run: model, checkpoints, report."})
+    output_dir: str = field(
+        default="trainer_output", metadata={"help": "Folder of the run: model, checkpoints, report."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Whether to start over in an output directory that holds a run."}
     )

@@ -57,7 +57,7 @@ class PairCollator:
             name.removesuffix("_values"): values for name, values in self.feature_extractor.images(clips).items()
         }
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
-        if self.augmentation is not None:
+        if self.augmentation is not None and labels is not None:
             images, labels = self.augmentation(images, labels)
         batch = {"images": {branch: values.half() for branch, values in images.items()}}
         return batch if labels is None else {**batch, "labels": labels}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import HfArgumentParser
@@ -141,11 +142,13 @@ def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> di
         return None
     known = [clip for clip in splits["clips"] if clip["part"] != "test"]
     is_same_corpus = splits["protocol"].partition("/")[0] == corpus.name
-    speakers = {clip["speaker"] for clip in known} - {None} if is_same_corpus else set()
+    speakers = {clip["speaker"] for clip in known if clip["speaker"] is not None and is_same_corpus}
     fields = ("file",) if is_same_corpus else ("file", "speaker", "label")
     clips = {tuple(clip[name] for name in fields) for clip in known}
     files, who, labels = corpus.files, corpus.speakers, corpus.labels
-    facts = [{"file": files[i], "speaker": who[i], "label": corpus.label_names[labels[i]]} for i in test]
+    facts: list[dict[str, Any]] = [
+        {"file": files[i], "speaker": who[i], "label": corpus.label_names[labels[i]]} for i in test
+    ]
     return {
         "speakers": sorted({fact["speaker"] for fact in facts} & speakers),
         "clips": [fact["file"] for fact in facts if tuple(fact[name] for name in fields) in clips],

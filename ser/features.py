@@ -166,7 +166,7 @@ def _packed(
         if not skip:
             raise AudioError(f"{row['file']}: {error}") from error
         return {**dict.fromkeys(STORED), "key": key, "error": str(error)}
-    if number:
+    if number and copies is not None:
         waveform = copies.make(waveform, feature_extractor.sampling_rate, number)
     return {
         "key": key,

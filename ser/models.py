@@ -60,7 +60,7 @@ def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTCo
 
 def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtractor:
     """The extractor of the checkpoint to start from, or a new one, with the changes that the flags ask for."""
-    changes = model_args.feature_extractor_kwargs or {}
+    changes: Any = model_args.feature_extractor_kwargs or {}  # a dict by now
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
     if model_args.model_name_or_path:
@@ -219,4 +219,4 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
 def _add_weights(digest: "hashlib._Hash", weights: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in weights.items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -2,11 +2,14 @@
 the head, RAdam for the Mel backbone."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
+
+if TYPE_CHECKING:
+    from modeling_maxmvit import MaxMViTForAudioClassification
 
 ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -52,7 +55,8 @@ class BranchOptimizer(torch.optim.Optimizer):
             fused = all(p.device.type == "cuda" for group in self.param_groups for p in group["params"])
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, own in self._by_algorithm().items():
-            self._optimizers[name] = ALGORITHMS[name](own, **({"fused": True} if fused and name in FUSED else {}))
+            options: dict[str, Any] = {"fused": True} if fused and name in FUSED else {}
+            self._optimizers[name] = ALGORITHMS[name](own, **options)
             for group, completed in zip(own, self._optimizers[name].param_groups, strict=True):
                 group.update(completed)
 
@@ -61,7 +65,7 @@ class BranchOptimizer(torch.optim.Optimizer):
         return {name: [group for group in self.param_groups if group["algorithm"] == name] for name in names}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns the closure's loss if there is a closure."""
         loss = None
         if closure is not None:
@@ -91,7 +95,7 @@ class BranchOptimizer(torch.optim.Optimizer):
 
 
 def branch_parameter_groups(
-    model: nn.Module,
+    model: "MaxMViTForAudioClassification",
     algorithms: dict[str, str],
     learning_rates: dict[str, float],
     weight_decays: dict[str, float],
@@ -102,7 +106,7 @@ def branch_parameter_groups(
     Groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
 
     Args:
-        model (`nn.Module`): [`MaxMViTForAudioClassification`], which says by `branches()` what its branches are.
+        model ([`MaxMViTForAudioClassification`]): Says by `branches()` what its branches are.
         algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, and `head`):
             What trains each branch. Weight decay spares norms, biases and relative-position tables.
         layer_decay (`float`, defaults to 1.0):

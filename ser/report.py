@@ -93,7 +93,7 @@ def write_report(
     return report
 
 
-def without_folders(value: object) -> object:
+def without_folders(value: Any) -> Any:
     """Mappings and sequences as they are, but of each absolute path in them no more than its last part."""
     if isinstance(value, Mapping):
         return {key: without_folders(each) for key, each in value.items()}

@@ -66,10 +66,10 @@ def resume_or_start(
         for checkpoint in list_checkpoints(folder).values():
             remove(checkpoint)
         (folder / CHECKPOINT_LIST).unlink(missing_ok=True)
-    checkpoint = last_checkpoint(folder)
+    newest = last_checkpoint(folder)
     if (folder / FINISHED_MARK).exists():
-        return "finished", checkpoint
-    return ("resume", checkpoint) if checkpoint else ("fresh", None)
+        return "finished", newest
+    return ("resume", newest) if newest else ("fresh", None)
 
 
 def mark_finished(output_dir: str | os.PathLike) -> None:

@@ -25,7 +25,7 @@ import spectrograms_maxmvit
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 except ImportError:  # Windows, which deletes no file that is in use
-    flock = None
+    flock = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_spectrograms"
@@ -104,7 +104,9 @@ class SpectrogramCache:
         (partial / IN_USE).touch()
         (partial / SUMMARY).write_text(json.dumps({"clips": len(missing), "extractor": self.settings}, indent=2))
         os.replace(partial, path)
-        return _open_part(path)
+        written = _open_part(path)
+        assert written is not None  # nobody evicts under the lock that is held here
+        return written
 
     def _evict(self) -> None:
         """Deletes the parts used least recently until the rest fits; those in use stay."""
@@ -113,7 +115,7 @@ class SpectrogramCache:
             uses = {path: path.stat().st_mtime for path in finished}
             sizes = {use: sum(file.stat().st_size for file in use.parent.iterdir()) for use in uses}
             total, limit = sum(sizes.values()), self.max_gib * 2**30
-            for use in sorted(uses, key=uses.get):
+            for use in sorted(uses, key=uses.__getitem__):
                 if total <= limit:
                     return
                 with open(use, "ab") as file:
@@ -136,7 +138,8 @@ class StoredSpectrograms:
 
     def __init__(self, parts: list["_Part"], keys: Sequence[str]):
         self._parts = parts
-        rows, first = {}, 0
+        rows: dict[str, int] = {}
+        first = 0
         for part in parts:
             os.utime(part.use.name)
             rows |= {key: first + row for key, row in part.rows.items()}
@@ -157,7 +160,7 @@ class StoredSpectrograms:
         return self._table.data.column(column).take(pyarrow.array(self.rows)).to_pylist()
 
 
-class Versions(Sequence):
+class Versions(Sequence[dict[str, torch.Tensor]]):
     """The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed."""
 
     def __init__(self, stored: StoredSpectrograms, rows: Sequence[int]):
@@ -167,7 +170,7 @@ class Versions(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
         return self.stored.read(self.rows[version])
 
 
@@ -212,7 +215,7 @@ def _lock(file: Any, exclusive: bool) -> bool:
 def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
     """Spectrograms as bytes: float16, in dB relative to each one's maximum, so that half the bits lose under 0.04 dB
     in the upper 128 dB; and that maximum in float32."""
-    packed = {}
+    packed: dict[str, torch.Tensor] = {}
     for name, db in spectrograms.items():
         level = db.amax()
         packed |= {name: (db - level).half().contiguous(), f"{name}_level": level.reshape(1)}
@@ -240,7 +243,7 @@ def extractor_key(feature_extractor: Any) -> str:
     """
     digest = hashlib.sha1(usedforsecurity=False)
     for source in SOURCES:
-        digest.update(Path(source.__file__).read_bytes())
+        digest.update(Path(source.__file__ or "").read_bytes())
     digest.update(getsource(type(feature_extractor).spectrograms).encode())
     libraries = {name: version(name) for name in ("librosa", "soundfile", "soxr")}
     libraries |= {"libsndfile": soundfile.__libsndfile_version__}

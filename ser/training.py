@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import (
     AugmentationArguments,
+    ClipArguments,
     ClipAugmentationArguments,
     CorpusArguments,
     DataArguments,
@@ -50,14 +52,14 @@ def set_up_logging(args: SERTrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def read_corpus(data_args: DataArguments, args: SERTrainingArguments) -> Corpus:
+def read_corpus(data_args: ClipArguments, args: SERTrainingArguments) -> Corpus:
     """The clips, their classes and speakers, as the flags choose them."""
     with first_process_first(args, "reading the corpus"):
         return load_corpus(**values_of(CorpusArguments, data_args))
 
 
 def with_features(
-    corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: DataArguments, args: SERTrainingArguments
+    corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: ClipArguments, args: SERTrainingArguments
 ) -> Corpus:
     """The corpus with spectrograms for audio, less the clips that cannot be read where `--on_bad_audio skip`."""
     if not data_args.cache_features:
@@ -84,15 +86,16 @@ def with_copies(
 ) -> datasets.Dataset:
     """The training part, of whose clips the collator draws the original or one of `--waveform_copies`."""
     copies = WaveformCopies(args.waveform_copies, args.waveform_chain, args.seed)
+    assert corpus.recordings is not None  # with_features has kept them
     return _extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
 
 
 def _extracted(
     clips: datasets.Dataset,
     feature_extractor: MaxMViTFeatureExtractor,
-    data_args: DataArguments,
+    data_args: ClipArguments,
     args: SERTrainingArguments,
-    **kwargs,
+    **kwargs: Any,
 ) -> datasets.Dataset:
     with first_process_first(args, "extracting features"):
         return extract_features(
@@ -136,7 +139,7 @@ def make_trainer(
     parts: dict[str, datasets.Dataset],
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
-    **kwargs,
+    **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
     train_collator = PairCollator(
@@ -193,7 +196,7 @@ def train_and_test(
         parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
-        parts["train"] = relabel(parts["train"], labels)
+        parts["train"] = relabel(parts["train"], labels.tolist())
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     clock = RunClock(args.output_dir, started)
     trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from ser import distortions
 # Factors for which resampling is a small fraction: their filters are a few kB, those of 1.0372 some hundred MB.
 SPEEDS = (0.9, 0.95, 1.05, 1.1)
 SEMITONES = (-2.0, -1.0, 1.0, 2.0)
+
+Choice = TypeVar("Choice")
 
 
 class Draw:
@@ -25,7 +28,7 @@ class Draw:
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=self.generator).item()
 
-    def one_of(self, choices: tuple) -> float:
+    def one_of(self, choices: tuple[Choice, ...]) -> Choice:
         return choices[int(torch.randint(len(choices), (), generator=self.generator))]
 
 

@@ -42,7 +42,7 @@ def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s
 def mean_over_windows(logits: np.ndarray, owners: Sequence[int]) -> np.ndarray:
     """`(clips, classes)`: the mean probabilities over each clip's windows, `(windows, classes)` logits, which is how
     the pipeline answers a recording of several windows."""
-    owners = np.asarray(owners)
-    sums = np.zeros((owners[-1] + 1, logits.shape[1]))
-    np.add.at(sums, owners, softmax(np.asarray(logits, np.float64), axis=-1))
-    return sums / np.bincount(owners)[:, None]
+    rows = np.asarray(owners)
+    sums = np.zeros((rows[-1] + 1, logits.shape[1]))
+    np.add.at(sums, rows, softmax(np.asarray(logits, np.float64), axis=-1))
+    return sums / np.bincount(rows)[:, None]
