@@ -171,7 +171,7 @@ class ResumableTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        return HfApi(token=token).upload_folder(
+        return HfApi(token=token).upload_folder(  # type: ignore[call-overload]  # `blocking` decides which
             repo_id=self.hub_model_id,
             folder_path=self.args.output_dir,
             allow_patterns=list(PUBLISHED),

@@ -210,7 +210,7 @@ class SERTrainer(ResumableTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         # The one place between backward and update that sees gradients of all processes.
         norm = super()._get_grad_norm(model, grad_norm)
-        finite, self._loss_is_finite = self._loss_is_finite, True
+        finite, self._loss_is_finite = torch.as_tensor(self._loss_is_finite, device=self.args.device), True
         self._left_out = False
         if self.accelerator.scaler is None:
             finite = finite & torch.isfinite(norm.to_local() if hasattr(norm, "to_local") else norm)
@@ -260,7 +260,7 @@ class SERTrainer(ResumableTrainer):
             f"Loss or gradient is not finite at step {step}; learning rates: {self._rates()}. The step is left out."
         )
         self._left_out = True
-        for buffer, before in zip(self._batchnorm_buffers(), self._batchnorm_before, strict=True):
+        for buffer, before in zip(self._batchnorm_buffers(), self._batchnorm_before or (), strict=True):
             buffer.copy_(before)
         if self.accelerator.scaler is None:  # which leaves out such a step by itself, and must see its gradients
             model.zero_grad(set_to_none=True)
@@ -317,18 +317,18 @@ class SERTrainer(ResumableTrainer):
         begun = trained is not None and trained.is_file()
         if begun and not self.args.ema_decay:
             raise DataError(f"{resume_from_checkpoint} holds averaged weights: go on with --ema_decay, or start over.")
-        if self._average:  # of a run of this trainer that was broken off
+        if self._average and self._after_update:  # of a run of this trainer that was broken off
             self._after_update.remove()
         if self.args.ema_decay:
             self._average = AveragedWeights(self.model, self.args.ema_decay, begun)
             if begun:
-                self.model.load_state_dict(load_file(trained))
+                self.model.load_state_dict(load_file(str(trained)))
             # After the update itself: where a gradient scaler leaves one out, it is not called.
             self._after_update = self.optimizer.optimizer.register_step_post_hook(self._update_average)
         return prepared
 
     def _update_average(self, *_: Any) -> None:
-        if not self._left_out:
+        if self._average and not self._left_out:
             self._average.update()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -342,13 +342,13 @@ class SERTrainer(ResumableTrainer):
             super()._save(output_dir, state_dict)
 
     def _keep_average(self) -> None:
-        if self._average:
+        if self._average and self._after_update:
             self._after_update.remove()
             self._average.exchange()
             self._average = None
 
 
-def _count_batches_once(model: nn.Module) -> None:
+def _count_batches_once(model: MaxMViTForAudioClassification) -> None:
     """
     Makes BatchNorm layers of the backbones' stages see each batch once, though checkpointing runs them twice: two
     updates by m' leave (1 - m') ** 2 of the running statistics, one by m leaves 1 - m.
