@@ -14,11 +14,11 @@ default) is several times faster, follows the CQT's definition about a hundred t
 device. This file is shipped with every checkpoint and needs nothing of the repository it was written in.
 """
 
-import difflib
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
@@ -26,30 +26,44 @@ from transformers.utils import logging
 
 try:
     from .images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
-    from .spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, wavelets
+    from .keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
+    from .spectrograms_maxmvit import (
+        C1,
+        RMS_LENGTH,
+        as_waveforms,
+        cqt_layout,
+        overlapping,
+        spectrograms_of,
+        stretch,
+        wavelets,
+    )
     from .threads_maxmvit import one_thread
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
-    from spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, wavelets
+    from keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
+    from spectrograms_maxmvit import (
+        C1,
+        RMS_LENGTH,
+        as_waveforms,
+        cqt_layout,
+        overlapping,
+        spectrograms_of,
+        stretch,
+        wavelets,
+    )
     from threads_maxmvit import one_thread
 
 logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Keywords that transformers saves with every feature extractor, or passes to it.
-SAVED_BY_TRANSFORMERS = (
-    "feature_size", "padding_value", "padding_side", "return_attention_mask", "feature_extractor_type",
-    "processor_class", "auto_map", "custom_pipelines", "transformers_version",
-)  # fmt: skip
 CHOICES = {
     "level": ("clip", "full_scale"),
     "mel_representation": ("log-mel", "mfcc"),
     "channels": ("repeat", "deltas"),
     "backend": ("torch", "librosa"),
 }
-PADDING = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
 
 
 class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
@@ -127,7 +141,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         backend: str = "torch",
         **kwargs: Any,
     ):
-        _refuse_unknown(kwargs, SAVED_BY_TRANSFORMERS, type(self))
+        refuse_unknown(kwargs, SAVED_KEYWORDS, type(self))
         kwargs = {"feature_size": 1, "padding_value": 0.0, "return_attention_mask": False} | kwargs
         super().__init__(sampling_rate=sampling_rate, **kwargs)
         self.min_length = min_length
@@ -170,8 +184,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"full_scale_db must be a level in dB and a higher one, got {self.full_scale_db!r}")
         if self.n_mfcc > self.n_mels and self.mel_representation == "mfcc":
             raise ValueError(f"n_mfcc={self.n_mfcc} is more than the n_mels={self.n_mels} that it is computed from")
-        size = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        if len(self._image_shape) != 2 or not all(isinstance(n, int) and n > 0 for n in self._image_shape):
             raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size!r}")
         if self.mel_n_fft % 2:
             raise ValueError(f"mel_n_fft must be even, got {self.mel_n_fft}")
@@ -187,11 +200,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             TypeError: a keyword looks like a mistyped parameter.
         """
-        parameters = _parameters(cls)
-        given = {name: kwargs.pop(name) for name in parameters if name in kwargs}
-        for name in kwargs:
-            if close := difflib.get_close_matches(name, parameters, n=1, cutoff=0.8):
-                raise TypeError(f"{cls.__name__} has no parameter {name!r}; did you mean {close[0]!r}?")
+        given = {name: kwargs.pop(name) for name in parameters_of(cls) if name in kwargs}
+        refuse_mistyped(kwargs, cls)
         return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
 
     @property
@@ -201,6 +211,10 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     @property
     def _mel_parameters(self) -> tuple:
         return self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels
+
+    @property
+    def _hops(self) -> dict[str, int]:
+        return {"cqt": self.cqt_hop_length, "mel": self.mel_hop_length, "rms": self.mel_hop_length}
 
     def __call__(
         self,
@@ -227,7 +241,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             ValueError: another sampling rate, or an item that is empty, not one-dimensional, or holds NaN or infinity.
             TypeError: any other keyword.
         """
-        _refuse_unknown(kwargs, PADDING, type(self).__call__)
+        refuse_unknown(kwargs, PADDING_KEYWORDS, type(self).__call__)
         if sampling_rate is None:
             logger.warning_once(
                 f"Pass `sampling_rate` to {type(self).__name__}: without it, audio at another rate than "
@@ -245,19 +259,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(values, tensor_type=return_tensors)
 
     def extract(self, waveforms: Any, device: str | torch.device = "cpu") -> BatchFeature:
-        """The images before normalisation: `images` of `spectrograms`.
-
-        Args:
-            waveforms: as `raw_speech` of `__call__`, at `self.sampling_rate`.
-            device (`str`, defaults to `"cpu"`): where the torch back end computes and leaves the images.
-
-        Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, height, width)`, of three
-            channels with `channels="deltas"`.
-
-        Raises:
-            ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
-        """
+        """`images` of `spectrograms`: what is given, returned and raised is written there."""
         return self.images(self.spectrograms(waveforms, device=device))
 
     @torch.no_grad()
@@ -287,9 +289,42 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         with torch.autocast(device.type, enabled=False):
             return spectrograms_of(waveforms, self._cqt_parameters, self._mel_parameters, self.backend, device)
 
+    def stream(
+        self, pieces: Iterable[np.ndarray], device: str | torch.device = "cpu", block_s: float = 16.0
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Spectrograms of a recording of any length, block by block, in the memory that a block takes. Joined along
+        time, the blocks are `spectrograms` of the whole: the same frames, from the same samples around them (the CQT
+        to 0.005 dB down to 60 dB below the maximum).
+
+        Args:
+            pieces (`Iterable[np.ndarray]`): consecutive stretches of the recording, of any lengths.
+            device (`str`, defaults to `"cpu"`): as in `spectrograms`.
+            block_s (`float`, defaults to 16.0): seconds per block; each costs what its seconds and 1.2 more cost.
+
+        Raises:
+            ValueError: the recording is empty, or holds NaN or infinity.
+        """
+        hop = math.lcm(self.cqt_hop_length, self.mel_hop_length)
+        _, cqt_margin, _, _ = cqt_layout(self.min_length, *self._cqt_parameters)
+        reach = max(cqt_margin * self.cqt_hop_length, self.mel_n_fft // 2, RMS_LENGTH // 2, self.min_length)
+        margin = math.ceil(reach / hop) * hop
+        block = max(margin, round(block_s * self.sampling_rate / hop) * hop)
+        for samples, begin, is_last in overlapping(pieces, block, margin):
+            (seen,) = self.spectrograms(samples, device)
+            end = None if is_last else begin + block
+            yield {
+                name: db[..., begin // self._hops[name] : end and end // self._hops[name]] for name, db in seen.items()
+            }
+
     def cut(self, spectrogram: Mapping[str, torch.Tensor], start: float, end: float) -> dict[str, torch.Tensor]:
         """The stretch from `start` to `end`: views of as many frames as a waveform of this length has, from the one
         nearest to `start` on, where the clip goes that far; one frame at least.
+
+        It is not what `spectrograms` has of a waveform cut there, whose first and last frames see zeros where these
+        see what was said before and after: half a wavelet on each side, at C1 0.6 s. Further inside, and where `start`
+        is a whole number of hops, the two differ by less than 0.005 dB down to 60 dB below the maximum (windows of 3
+        and 10 s of RAVDESS speech). Over whole windows of 3 s, pixels differ by 0.0017 (CQT) and 0.0004 (Mel) on
+        average; with frames up to half a hop beside those of the waveform, by 0.014 and 0.0025.
 
         Args:
             spectrogram: one clip, from `spectrograms`.
@@ -299,27 +334,10 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: `end` is not after `start`, or `start` is not within the clip.
         """
-        if not end > start:
-            raise ValueError(f"a stretch from {start} to {end} seconds does not work: its end comes after its start")
-        stretch = {}
-        for name, db in spectrogram.items():
-            hop = self.cqt_hop_length if name == "cqt" else self.mel_hop_length
-            first, frames = round(start * self.sampling_rate / hop), db.shape[-1]
-            if not 0 <= first <= frames:
-                seconds = (frames - 1) * hop / self.sampling_rate
-                raise ValueError(f"start={start} does not lie within the clip's {seconds:.3f} seconds")
-            first = min(first, frames - 1)
-            # Seconds come from whole samples: without the rounding, 3 x 0.1 s would be a sample short of its frames.
-            stretch[name] = db[..., first : first + 1 + round((end - start) * self.sampling_rate) // hop]
-        return stretch
+        return stretch(spectrogram, start, end, self.sampling_rate, self._hops)
 
     def trim(self, spectrogram: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The stretch of a clip that `images` shows: without the silence that `trim_db` cuts, all of it where that is
-        None.
-
-        Args:
-            spectrogram: one clip, from `spectrograms` or `cut`.
-        """
+        """The stretch of a clip that `images` shows: without the silence that `trim_db` cuts, or the whole clip."""
         if self.trim_db is None:
             return dict(spectrogram)
         first, end = (i * self.mel_hop_length for i in loud_frames(spectrogram["rms"], self.trim_db))
@@ -354,14 +372,16 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         for name in ("cqt", "mel"):
             db = spectrogram[name]
             full_scale = self.level == "full_scale"
-            low, high = db.new_tensor(self.full_scale_db) if full_scale else clip_range(db, self.top_db)
-            picture = between(db, low, high)
+            picture = between(db, *(db.new_tensor(self.full_scale_db) if full_scale else clip_range(db, self.top_db)))
             if name == "mel" and self.mel_representation == "mfcc":
                 picture = mfcc(picture, self.n_mfcc)
             picture = with_deltas(picture) if self.channels == "deltas" else picture[None]
-            size = self.image_size
-            images.append(resize(picture, (size, size) if isinstance(size, int) else size))
+            images.append(resize(picture, self._image_shape))
         return images
+
+    @property
+    def _image_shape(self) -> list[int]:
+        return [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, 1 or 3, H, W)` in [0, 1], any float type -> `(B, 3, H, W)` float32, ImageNet-normalised."""
@@ -369,19 +389,6 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             torch.tensor(values, device=images.device)[:, None, None] for values in (self.image_mean, self.image_std)
         )
         return (images.float() - mean) / std
-
-
-def _parameters(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
-
-
-def _refuse_unknown(given: Iterable[str], known: Sequence[str], function: Any) -> None:
-    for name in given:
-        if name not in known:
-            parameters = _parameters(function)
-            close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(parameters)}"
-            raise TypeError(f"{function.__qualname__} has no parameter {name!r}; {hint}")
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

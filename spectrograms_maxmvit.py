@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -244,6 +245,45 @@ def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor
             raise ValueError(f"item {item} holds NaN or infinite samples")
         turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
     return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
+
+
+def stretch(
+    spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""
+    if not end > start:
+        raise ValueError(f"a stretch from {start} to {end} seconds does not work: its end comes after its start")
+    frames = {}
+    for name, db in spectrogram.items():
+        first, count = round(start * sampling_rate / hops[name]), db.shape[-1]
+        if not 0 <= first <= count:
+            seconds = (count - 1) * hops[name] / sampling_rate
+            raise ValueError(f"start={start} does not lie within the clip's {seconds:.3f} seconds")
+        first = min(first, count - 1)
+        # Seconds come from whole samples: without the rounding, 3 x 0.1 s would be a sample short of its frames.
+        frames[name] = db[..., first : first + 1 + round((end - start) * sampling_rate) // hops[name]]
+    return frames
+
+
+def overlapping(pieces: Iterable[np.ndarray], block: int, margin: int) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """A recording that comes in pieces as blocks that see `margin` samples beyond their ends.
+
+    Args:
+        pieces (`Iterable[np.ndarray]`): of any lengths, each `(samples,)`.
+        block (`int`): samples of a block, at least `margin`.
+        margin (`int`): samples.
+
+    Yields:
+        The samples that a block sees, the place among them at which it begins, and whether it is the last one, which
+        goes to the end.
+    """
+    kept, begin = np.zeros(0, np.float32), 0
+    for piece in pieces:
+        kept = np.concatenate([kept, piece])
+        while len(kept) > begin + block + margin:
+            yield kept[: begin + block + margin], begin, False
+            kept, begin = kept[begin + block - margin :], margin
+    yield kept, begin, True
 
 
 @lru_cache(maxsize=8)

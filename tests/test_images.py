@@ -119,6 +119,7 @@ def test_a_trimmed_clip_is_a_shorter_waveform_but_at_its_ends():
     start, end = first * 256 / RATE, last * 256 / RATE
     assert abs(start - 0.4) < 0.03 and abs(end - 1.4) < 0.03
     with_margin = extractor.cut(clip, start - 0.05, end + 0.05)
+    assert all(torch.equal(db, with_margin[name]) for name, db in extractor.trim(clip).items())
     for name, images in extractor.extract(y).items():
         assert torch.equal(images, tiny_feature_extractor().images([with_margin])[name])
     (alone,) = extractor.spectrograms(y[first * 256 : last * 256])

@@ -174,3 +174,29 @@ def test_cut_has_the_frames_of_a_waveform_of_this_length():
     for start, end in ((1.0, 1.0), (1.0, 0.5), (-0.1, 1.0), (2.1, 3.0)):
         with pytest.raises(ValueError, match="seconds"):
             extractor.cut(clip, start, end)
+
+
+@given(
+    seconds=st.floats(0.01, 6),
+    block_s=st.sampled_from([0.1, 1.0, 2.3]),
+    lengths=st.lists(st.integers(0, 50_000), min_size=1, max_size=4),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_blocks_of_a_stream_are_the_whole(seconds, block_s, lengths):
+    y, pieces, begin = voice(seconds), [], 0
+    while begin < len(y):
+        pieces.append(y[begin : begin + 1 + lengths[len(pieces) % len(lengths)]])
+        begin += len(pieces[-1])
+    extractor = tiny_feature_extractor()
+    (whole,) = extractor.spectrograms(y)
+    blocks = list(extractor.stream(iter(pieces), block_s=block_s))
+    for name, tolerance in (("cqt", 5e-3), ("mel", 1e-3), ("rms", 1e-4)):
+        joined = torch.cat([block[name] for block in blocks], dim=-1)
+        assert joined.shape == whole[name].shape
+        audible = whole[name] > whole[name].max() - 60
+        torch.testing.assert_close(joined[audible], whole[name][audible], rtol=0, atol=tolerance)
+
+
+def test_a_stream_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        list(tiny_feature_extractor().stream([]))
