@@ -25,6 +25,7 @@ LOWEST_RATE, HIGHEST_RATE = (
     1_000,
     4_000_000,
 )  # Hz; beyond are broken headers, which blow a clip up or shrink it to none
+GREATEST_SAMPLE = 1e9  # whole numbers kept as floats may come near it; the power of more overflows in float32
 MOST_CHUNKS = 1_000  # of a wav or aiff file before its samples; those of recorders and editors are some dozen
 MOST_MISSING_S = 0.1  # an mp3 may hold this much less than the tag in its first frame says and be whole
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
@@ -135,6 +136,8 @@ def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | 
     for piece in pieces:
         if not np.isfinite(piece).all():
             raise AudioError(f"{name} holds NaN or infinite samples; export it again or repair it first.")
+        if (peak := np.abs(piece).max(initial=0.0)) > GREATEST_SAMPLE:
+            raise AudioError(f"{name} holds a sample of {peak:.1e}, where full scale is 1; export it again.")
         length += len(piece)
         if max_s is not None and length > max_s * rate:
             raise AudioError(f"{name} lasts longer than {max_s:g} s, the most that is taken (max_s); cut it up.")

@@ -183,6 +183,15 @@ class Table:
             return None
         return max(self.label_names, key=lambda label: sum(float(row[label]) for row in heard))
 
+    def _can_be_ours(self, row: dict[str, Any]) -> bool:
+        try:
+            int(row.get("windows", 1))
+            for label in self.label_names:
+                float(row[label] or 0)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        return isinstance(row["file"], str)
+
     def _csv_line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(values)
@@ -214,7 +223,7 @@ class Table:
                     if index < len(lines) - 1:
                         rows.append({})
             is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
-        if not is_ours:
+        if not (is_ours and all(map(self._can_be_ours, rows))):
             raise UsageError(
                 f"{self.path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
                 "--output, or remove it."

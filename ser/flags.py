@@ -19,6 +19,7 @@ import yaml
 OWN = Path(__file__).with_name("arguments.py")
 PARENT = "TrainingArguments"
 RECIPE_SUFFIXES = (".yaml", ".yml")
+DEEPEST = 10  # lists and mappings in one another, of a recipe
 SHOW_ALL = "--help_all"
 COLUMN = 34
 
@@ -110,16 +111,31 @@ def _is_recipe(argument: str) -> bool:
 def read_recipe(path: str) -> Iterator[tuple[str, list[str]]]:
     """The settings of a YAML file, each with its values as a command line holds them."""
     try:
-        settings = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = _parse(find_recipe(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a number or a day that is none
         refuse(f"recipe {path} cannot be read: {error}")
     if not isinstance(settings, dict):
         refuse(f"recipe {path} is not a list of `flag: value` lines.")
     for name, value in settings.items():
         if isinstance(value, dict):
-            value = json.dumps(value)
+            try:
+                value = json.dumps(value)
+            except (TypeError, ValueError) as error:
+                refuse(f"recipe {path}: {name} cannot be written as JSON: {error}.")
         if value is not None:
             yield str(name), [str(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _parse(text: str) -> object:
+    """What YAML holds, unless a few lines of it could cost minutes or gigabytes."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"it nests over {DEEPEST} lists and mappings")
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"it repeats a value by *{event.anchor}; write it out")
+    return yaml.safe_load(text)
 
 
 def find_recipe(name: str) -> Path:

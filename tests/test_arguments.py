@@ -56,6 +56,10 @@ def test_of_several_recipes_the_later_goes_over_the_earlier(tmp_path):
         ("learning_rat: 1", "learning_rat in .*recipe.yaml is no flag; did you mean --learning_rate"),
         ("- a\n- b", "flag: value"),
         ("a: [", "cannot be read"),
+        ("seed: 2020-99-99", "cannot be read: month must be in 1..12"),
+        ("labels: &a [x]\nmerge_labels: *a", "repeats a value by .a; write it out"),
+        ("seed: " + "[" * 3_000, "nests over 10 lists and mappings"),
+        ("lr_scheduler_kwargs: {day: 2020-01-01}", "lr_scheduler_kwargs cannot be written as JSON"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_named(tmp_path, capsys, text, message):

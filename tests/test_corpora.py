@@ -327,6 +327,9 @@ def test_csv_of_a_spreadsheet(load, clips, tmp_path_factory):
         ("file,label", ["0.wav,joy", "1.wav,joy", "./0.wav,sad"], "0.wav is listed twice, in lines 2 and 4"),
         ("file,label,split", ["0.wav,joy,holdout"], "line 2: split 'holdout' is none of train, validation, test"),
         ("file,label", [], "lists no clip"),
+        ("file,label", ["x" * 300 + ".wav,joy"], "line 2: .*xxx.wav is not a file"),
+        ("file,label", ["x" * 200_000 + ",joy"], "mine.csv, line 2: field larger than field limit"),
+        ("x" * 200_000, [], "mine.csv, line 1: field larger than field limit"),
         ("file,label", ["0.wav,"], "No clip is left of .* no label: 1"),
     ],
 )

@@ -177,6 +177,7 @@ BROKEN = {
     "film.m4a": (b"\x00\x00\x00\x20ftypM4A " + bytes(2_000), "cannot be decoded"),
     "bytes.raw": (bytes(1_000), "cannot be decoded"),
     "nan.wav": (encoded(np.array([0.1, np.nan, 0.2]), RATE, "wav-float"), "holds NaN or infinite samples"),
+    "overflow.wav": (encoded(np.array([0.1, 1e38, 0.2]), 8_000, "wav-float"), "holds a sample of 1.0e.38"),
     "inf.wav": (encoded(np.array([0.1, np.inf, 0.2]), 8_000, "wav-float"), "holds NaN or infinite samples"),
 }
 

@@ -252,6 +252,8 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
 def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("name,age\nx,3\n")
+    numberless = tmp_path / "numberless.csv"
+    numberless.write_text(f"file,prediction,{','.join(LABELS)}\n0.wav,sad,0.1,much,0.2,0.3\n")
     unknown = tmp_path / "unknown.csv"
     unknown.write_text("file,label\na.wav,bored\n")
     headless = tmp_path / "headless.csv"
@@ -262,6 +264,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     clip = str(clips / "angry" / "0.wav")
     wrong = {
         "is no table of this kind": [checkpoint, clip, "--output", str(other)],
+        f"{numberless} exists and is no table of this kind": [checkpoint, clip, "--output", str(numberless)],
         "labels that the model does not know: bored": [checkpoint, str(unknown)],
         "needs a line of column names": [checkpoint, str(headless)],
         f"{short} names no file in line 3, 5": [checkpoint, str(short)],

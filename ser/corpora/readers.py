@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -78,8 +79,8 @@ def open_tables(location: str, load: dict) -> tuple[datasets.DatasetDict, str | 
             table = datasets.load_dataset(kind, data_files=location, cache_dir=load["cache_dir"])
         else:
             table = datasets.load_dataset(location, **load)
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    except (OSError, ValueError, StopIteration, DatasetsError) as error:  # StopIteration: an empty .jsonl
+        reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
         raise DataError(f"{location} cannot be read: {reason} (data_dir names a local copy.)") from error
     if isinstance(table, datasets.Dataset):
         table = datasets.DatasetDict({"train": table})
@@ -107,9 +108,12 @@ def rows_of_tables(
             kind = part.features[audio_column]
             raise DataError(f"Column {audio_column!r} of {where} holds no audio, but {kind}.") from error
         cells = audio.with_format("arrow")[:]["audio"]
-        paths = pc.struct_field(cells, "path").to_pylist()
         has_bytes = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
-        facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
+        try:
+            paths = pc.struct_field(cells, "path").to_pylist()
+            facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} (split {split}) holds text that is not UTF-8: {error}.") from error
         for name in columns:
             if isinstance(feature := part.features[name], datasets.ClassLabel):
                 facts[name] = [None if v is None or v < 0 else feature.int2str(v) for v in facts[name]]
@@ -160,17 +164,24 @@ def read_csv(path: Path, base: Path, columns: tuple[str | None, str, str | None]
         raise DataError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
-    have = table.fieldnames or []
+    try:
+        have = table.fieldnames or []
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}.") from error
     file_column = columns[0] or next((name for name in ("file", "file_name") if name in have), "file")
     speaker_column = columns[2] or "speaker"
     if missing := [c for c in (file_column, columns[1], columns[2]) if c and c not in have]:
         raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(have)}.")
     rows: list[dict] = []
     line_of: dict[str, int] = {}
-    for row in table:
+    try:
+        lines = [(table.line_num, row) for row in table]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num + 1}: {error}.") from error
+    for line, row in lines:
         file, split = ((row.get(key) or "").strip() for key in (file_column, "split"))
-        file, line = Path(file).as_posix(), table.line_num
-        if not (base / file).is_file():
+        file = Path(file).as_posix()
+        if not os.path.isfile(base / file):  # Path's own is_file raises at a name that is too long
             raise DataError(f"{path}, line {line}: {base / file} is not a file.")
         if file in line_of:
             raise DataError(f"{path}: {file} is listed twice, in lines {line_of[file]} and {line}.")
