@@ -16,6 +16,8 @@ from gradio_client import Client, handle_file  # noqa: E402
 
 import app  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
