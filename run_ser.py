@@ -21,10 +21,17 @@ def main(arguments: list[str] | None = None) -> None:
     check_flags(arguments, __doc__)
     wait_passively()
     # torch takes seconds to import: help and slips of the pen are answered without it.
-    from ser.arguments import parse_arguments
     from ser.models import make_config, make_feature_extractor
     from ser.processes import run_lock
-    from ser.training import plan_folds, read_corpus, report_all_folds, set_up_logging, train_and_test, with_features
+    from ser.training import (
+        parse_arguments,
+        plan_folds,
+        read_corpus,
+        report_all_folds,
+        set_up_logging,
+        train_and_test,
+        with_features,
+    )
 
     model_args, data_args, training_args = parse_arguments(arguments)
     set_up_logging(training_args)

@@ -71,8 +71,8 @@ def steps_per_second(seconds: float) -> float:
     """Forward, backward and update of the demo's model on one batch, again and again, after two steps to warm up."""
     import torch  # with whatever the environment tells OpenMP
 
-    from ser.arguments import parse_arguments
     from ser.models import make_config, make_model, name_classes
+    from ser.training import parse_arguments
 
     torch.manual_seed(0)
     model_args, _, args = parse_arguments([str(RECIPE)])

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.utils import logging
 
-from ser.flags import as_flags
 from ser.optimizer import ALGORITHMS
 from ser.unheard import refuse_unheard
 
@@ -114,7 +113,9 @@ class ModelArguments:
     mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model that sees the Mel spectrogram."})
     cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
-    image_size: int = field(default=224, metadata={"help": "Height and width that the backbones see."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "What the backbones see: one number, or height and width (default: 224)."}
+    )
     hidden_size: int = field(default=512, metadata={"help": "Width of the head's hidden layer."})
     hidden_dropout: float = field(default=0.2, metadata={"help": "Dropout of the head."})
     feature_extractor_kwargs: str | None = field(
@@ -386,18 +387,3 @@ class SERTrainingArguments(
 def values_of(group: type, arguments: Any) -> dict[str, Any]:
     """What the fields of a group (a dataclass above) are in arguments that have them."""
     return {each.name: getattr(arguments, each.name) for each in fields(group)}
-
-
-def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
-    """Reads YAML recipes, wherever they stand, then the flags over them. A key that is no flag is an error, as a flag
-    would be."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, SERTrainingArguments),
-        usage="[RECIPE.yaml] [--FLAG VALUE ...] (--help lists the flags)",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    model_args, data_args, args = parser.parse_args_into_dataclasses(as_flags(arguments), look_for_args_file=False)
-    if not data_args.cache_features:
-        args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
-    return model_args, data_args, args

@@ -1,7 +1,6 @@
 """From arguments to a configuration, a feature extractor and a model; from a checkpoint to a pipeline."""
 
 import copy
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -36,12 +35,15 @@ def make_config(model_args: ModelArguments) -> MaxMViTConfig:
         DataError: A flag asks for another model than the checkpoint's.
     """
     chosen = {name: getattr(model_args, name) for name in MODEL_FIELDS if hasattr(model_args, name)}
+    if (sides := chosen.pop("image_size")) is not None:
+        chosen["image_size"] = sides[0] if len(sides) == 1 else sides
     start = model_args.model_name_or_path
     if not start:
         return MaxMViTConfig(**chosen)
     config = MaxMViTConfig.from_pretrained(start)
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
-    others = [name for name, value in chosen.items() if value not in (defaults[name], getattr(config, name))]
+    others = [
+        name for name, value in chosen.items() if value not in (getattr(MaxMViTConfig, name), getattr(config, name))
+    ]
     if others:
         raise DataError(
             f"--model_name_or_path {start} brings the whole model, and with another {' and '.join(others)}: leave out "

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from transformers import set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
@@ -29,6 +29,7 @@ from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.features import extract_features, relabel
+from ser.flags import as_flags
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
 from ser.processes import first_process_first
@@ -40,6 +41,21 @@ from ser.waveforms import WaveformCopies
 from ser.windows import mean_over_windows, windows_of
 
 logger = logging.get_logger(__name__)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
+    """Reads YAML recipes, wherever they stand, then the flags over them. A key that is no flag is an error, as a flag
+    would be."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, SERTrainingArguments),
+        usage="[RECIPE.yaml] [--FLAG VALUE ...] (--help lists the flags)",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    model_args, data_args, args = parser.parse_args_into_dataclasses(as_flags(arguments), look_for_args_file=False)
+    if not data_args.cache_features:
+        args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
+    return model_args, data_args, args
 
 
 def set_up_logging(args: SERTrainingArguments) -> None:

@@ -13,12 +13,12 @@ import pytest
 from transformers import TrainingArguments
 
 from run_ser import main
-from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments, parse_arguments
+from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
 from ser.errors import DataError
 from ser.flags import as_flags, inherited_flags, own_groups
 from ser.models import make_config
 from ser.protocols import make_split
-from ser.training import read_corpus
+from ser.training import parse_arguments, read_corpus
 from ser.unheard import UNHEARD
 from tests.clips import corpus_of, write_sound
 from tests.test_models import save
@@ -190,11 +190,13 @@ def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tm
     save(tmp_path)
     config = tiny_config()
     start = {"model_name_or_path": str(tmp_path)}
-    kept = make_config(ModelArguments(**start, hidden_size=config.hidden_size, image_size=64, imagenet_weights=False))
+    kept = make_config(
+        ModelArguments(**start, hidden_size=config.hidden_size, image_size=[64], imagenet_weights=False)
+    )
     assert kept.hidden_size == config.hidden_size
     for name, value in {
         "hidden_size": 48,
-        "image_size": 96,
+        "image_size": [96],
         "cqt_backbone_kwargs": '{"depths": [2, 2, 2, 2]}',
     }.items():
         with pytest.raises(DataError, match=f"brings the whole model, and with another {name}: leave out --{name}"):
@@ -227,3 +229,11 @@ def test_a_share_for_validation_is_refused_where_the_data_has_such_a_part():
     assert len(make_split(corpus).validation) == 2
     with pytest.raises(DataError, match="validation part of its own: leave out --validation_share"):
         make_split(corpus, validation_share=0.3)
+
+
+@pytest.mark.parametrize(
+    "flags, expected", [([], 224), (["--image_size", "96"], 96), (["--image_size", "64", "96"], [64, 96])]
+)
+def test_an_image_size_is_one_number_or_two(flags, expected):
+    square_only = ["--mel_backbone", "maxvit_tiny_tf_224"] if len(flags) > 2 else []
+    assert make_config(parse_arguments([*OUTPUT, *flags, *square_only])[0]).image_size == expected

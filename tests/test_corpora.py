@@ -11,13 +11,12 @@ import soundfile
 
 import ser.corpora.demo
 from audio_maxmvit import AudioError
-from ser.arguments import parse_arguments
 from ser.corpora import Corpus, load_corpus
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.errors import DataError
 from ser.features import extract_features
 from ser.protocols import resolve_protocol
-from ser.training import read_corpus
+from ser.training import parse_arguments, read_corpus
 from tests.clips import sound, write_parquet, write_sound
 from tests.tiny import tiny_feature_extractor
 

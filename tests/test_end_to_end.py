@@ -16,13 +16,13 @@ from sklearn.metrics import balanced_accuracy_score
 import evaluate_ser
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
-from ser.arguments import parse_arguments
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
 from ser.errors import DataError
 from ser.flags import find_recipe
+from ser.training import parse_arguments
 from tests.clips import write_parquet
 
 ROOT = Path(__file__).parent.parent
