@@ -14,13 +14,18 @@ from transformers.pipelines.base import ChunkPipeline
 
 try:
     from .audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
+    from .streams_maxmvit import SpectrogramStream, twice
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
+    from streams_maxmvit import SpectrogramStream, twice
 
 CLIP_S = 40  # up to here a recording is one clip (IEMOCAP's longest has 34 s), beyond it is answered window by window
 WINDOW_S = 3.0
+SHORTEST_CUT_S = (
+    1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it
+)
 SHORTEST_WINDOW_S = 0.01  # and hop
 SILENCE = "silence"
 
@@ -36,6 +41,11 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     >>> classify("interview.mp3", window_s=3.0, hop_s=1.0)
     [{"start": 0.0, "end": 3.0, "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
     ```
+
+    Windows that overlap are cut out of spectrograms that are computed once along the recording, instead of each from a
+    waveform of its own, where they are 1 s long or more and the extractor's back end is `"torch"`. The two differ near
+    the ends of a window: cut, its sounds are heard whole there, not broken off into silence. Pictures of 3 s windows
+    of voices differ by 0.02 of their range on average in the CQT and 0.004 in the Mel spectrogram, 0.04 at most.
 
     Every parameter can be given when the pipeline is built and again, for one call, when it is called.
 
@@ -141,7 +151,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             try:
                 for window in self.preprocess(source, **preprocess_params):
                     recording["windows"].append(window)
-                    if window["waveform"] is not None:
+                    if window["sound"] is not None:
                         batch.append(window)
                     if len(batch) == batch_size:
                         self._classify(batch)
@@ -150,7 +160,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 recording["error"] = str(error) if has_name else f"{recording['name']}: {error}"
                 if on_error == "raise":
                     raise AudioError(recording["error"]) from error
-            while waiting and all(window.get("waveform") is None for window in waiting[0]["windows"]):
+            while waiting and all(window.get("sound") is None for window in waiting[0]["windows"]):
                 yield self.postprocess(_checked(waiting.pop(0), on_error), **postprocess_params)
         if batch:
             self._classify(batch)
@@ -167,7 +177,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         max_s: float | str | None = "auto",
         allow_private_urls: bool = False,
     ) -> Iterator[dict[str, Any]]:
-        """Yields the windows of a recording, `{"start", "end", "waveform"}`; a silent one has no waveform."""
+        """Yields the windows of a recording, `{"start", "end", "sound"}`; the sound is a waveform or its spectrograms,
+        and None of a silent window."""
         rate = self.feature_extractor.sampling_rate
         if sampling_rate is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             source = {"array": source, "sampling_rate": sampling_rate}
@@ -180,26 +191,34 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             pieces, window_s = chain(begin, pieces), (None if is_clip else WINDOW_S)
         if window_s is None:
             waveform = np.concatenate(list(pieces))
-            yield {"start": 0.0, "end": len(waveform) / rate, "waveform": waveform}
+            yield {"start": 0.0, "end": len(waveform) / rate, "sound": waveform}
             return
         hop_s = window_s if hop_s is None else hop_s
         if hop_s > window_s:
             raise ValueError(f"hop_s={hop_s} leaves out audio between the windows of window_s={window_s}; lessen it.")
+        frames = None
+        if hop_s < window_s and window_s >= SHORTEST_CUT_S and self.feature_extractor.backend == "torch":
+            pieces, again = twice(pieces)
+            frames = SpectrogramStream(again, self.feature_extractor, self.device)
         for start, waveform in _windows(pieces, window_s * rate, hop_s * rate):
+            sound = frames.cut(start, len(waveform)) if frames else waveform  # in silence too: it keeps pace
             is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
             end = (start + len(waveform)) / rate
-            yield {"start": start / rate, "end": end, "waveform": None if is_silent else waveform}
+            yield {"start": start / rate, "end": end, "sound": None if is_silent else sound}
 
     def _classify(self, windows: list[dict[str, Any]]) -> None:
-        """Puts the logits of one batch of windows in the place of their waveforms."""
-        logits = self.forward([window.pop("waveform") for window in windows]).logits
+        """Puts the logits of one batch of windows in the place of their sounds."""
+        logits = self.forward([window.pop("sound") for window in windows]).logits
         for window, row in zip(windows, logits.float(), strict=True):
             window["logits"] = row
 
-    def _forward(self, waveforms: list[np.ndarray]) -> Any:
-        rate = self.feature_extractor.sampling_rate
-        images = self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", device=self.device)
-        return self.model(**images.to(self.device))
+    def _forward(self, sounds: list[np.ndarray | dict[str, torch.Tensor]]) -> Any:
+        extractor = self.feature_extractor
+        waveforms = [sound for sound in sounds if not isinstance(sound, dict)]
+        computed = iter(extractor.spectrograms(waveforms, device=self.device) if waveforms else [])
+        spectrograms = [sound if isinstance(sound, dict) else next(computed) for sound in sounds]
+        images = {name: extractor.normalize(image) for name, image in extractor.images(spectrograms).items()}
+        return self.model(**images)
 
     def postprocess(
         self,

@@ -6,10 +6,11 @@ An hour of RAVDESS, its first half spoken angrily, its second calmly: is the bor
 
 The actors should be ones the checkpoint was not trained on (by default EmoBox's fold 1); their clips are repeated in
 random order. Printed are the peak memory of the process after a tenth of the recording and after all of it, and where
-the scores put the border.
+the scores put the border, and what the front end costs with and without cutting windows out of spectrograms.
 """
 
 import argparse
+import math
 import resource
 import sys
 import tempfile
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+import pipeline_maxmvit
 from audio_maxmvit import read_audio, stream_audio
 from benchmarks.results import add_json, write_results
-from pipeline_maxmvit import SILENCE
+from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline
 from ser.models import load_pipeline
 from ser.timelines import clock, envelope, plot_timeline
 
@@ -60,10 +62,35 @@ def main() -> None:
         print(f"(the decoded recording alone would be {60 * args.minutes * rate * 4 / 2**20:.0f} MiB)")
         step_s = 60 * args.minutes / 2000
         shape = envelope(stream_audio(path, rate), rate, step_s)
+        front_end = report_front_end(classify, path, args)
     labels = list(classify.model.config.id2label.values())
     plot_timeline(rows, shape, step_s, labels).savefig(args.picture)
-    write_results(args.json, {"recordings": lengths, **report_border(rows, args.minutes * 30)})
+    write_results(
+        args.json, {"recordings": lengths, "front_end_s": front_end, **report_border(rows, args.minutes * 30)}
+    )
     print(f"drawn in {args.picture}")
+
+
+def report_front_end(
+    classify: MaxMViTAudioClassificationPipeline, path: Path, args: argparse.Namespace
+) -> dict[str, float]:
+    """Seconds from the file to the pictures of 3 s windows every 1 s: each window's waveform transformed, and windows
+    cut out of spectrograms computed once, which is what the pipeline does where windows overlap."""
+    seconds, shortest = {}, pipeline_maxmvit.SHORTEST_CUT_S
+    extractor = classify.feature_extractor
+    for name, threshold in {"windows of waveform": math.inf, "windows of spectrogram": shortest}.items():
+        pipeline_maxmvit.SHORTEST_CUT_S = threshold
+        started = time.perf_counter()
+        for window in classify.preprocess(path, window_s=3.0, hop_s=1.0):
+            if isinstance(sound := window["sound"], dict):
+                extractor.images([sound])
+            elif sound is not None:
+                extractor.extract(sound)
+        seconds[name] = time.perf_counter() - started
+        print(f"front end, {args.minutes:g} minutes, 3 s every 1 s as {name}: {seconds[name]:.1f} s")
+    pipeline_maxmvit.SHORTEST_CUT_S = shortest
+    print(f"ratio: {seconds['windows of waveform'] / seconds['windows of spectrogram']:.2f}")
+    return seconds
 
 
 def write_recording(path: Path, minutes: float, args: argparse.Namespace) -> None:

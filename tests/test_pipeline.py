@@ -396,7 +396,7 @@ def test_silence_is_not_classified(parts, monkeypatch):
     monkeypatch.setattr(pipe, "_forward", lambda clips: seen.extend(clips) or forward(clips))
     pipe(recording(), window_s=1.0, hop_s=0.5)
     assert seen
-    assert all(np.abs(clip).max() > 0 for clip in seen)
+    assert all(sound["rms"].max() > -60 for sound in seen)  # overlapping windows are cut out of spectrograms
 
 
 def test_the_answer_to_a_recording_is_the_mean_of_its_windows(classify):
@@ -454,7 +454,7 @@ def test_windows_of_several_recordings_share_a_batch(parts, monkeypatch):
 def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path, monkeypatch):
     monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 3)
     peaks = []
-    for minutes in (1, 8):
+    for minutes in (2, 8):
         path = tmp_path / f"{minutes}.flac"
         soundfile.write(path, np.tile(voice(5.0, sampling_rate=8_000), 12 * minutes), 8_000)
         tracemalloc.start()
