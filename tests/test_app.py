@@ -19,6 +19,8 @@ if CHROMIUM is None:
 
 import app  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
 LABELS = ["angry", "happy", "neutral", "sad"]
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

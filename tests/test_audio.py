@@ -44,6 +44,7 @@ def test_blocks_are_resampled_to_what_the_whole_file_gives_sample_for_sample(rat
     assert not answer[len(whole) :].any()
 
 
+@pytest.mark.slow
 def test_a_file_read_in_blocks_equals_librosa_on_the_whole_of_it(monkeypatch):
     clip = noise(round(7.3 * 11_025))
     monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 12_345)

@@ -39,6 +39,7 @@ def assert_near(model, average):
         torch.testing.assert_close(value.to(average[name].dtype), average[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_after_twenty_steps_the_model_is_the_average_by_hand(tmp_path):
     by_hand = ByHand()
     trainer = make_trainer(tmp_path, ema_decay=DECAY, max_steps=20, callbacks=[by_hand], **QUIET)
@@ -50,6 +51,7 @@ def test_after_twenty_steps_the_model_is_the_average_by_hand(tmp_path):
     assert int(trainer.model.classifier.norm.num_batches_tracked) == 20
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_saved_and_the_last_weights_are_trained(tmp_path):
     by_hand = ByHand()
     trainer = make_trainer(tmp_path, ema_decay=DECAY, num_train=8, callbacks=[by_hand], metric_for_best_model="loss")
@@ -69,6 +71,7 @@ def test_the_average_is_evaluated_and_saved_and_the_last_weights_are_trained(tmp
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_averaging_to_the_bit(tmp_path):
     settings = {"ema_decay": DECAY, "num_train": 8, "channels_last": True}
     whole = make_trainer(tmp_path / "whole", **settings)
@@ -83,6 +86,7 @@ def test_a_resumed_run_goes_on_averaging_to_the_bit(tmp_path):
         make_trainer(tmp_path / "plain", num_train=8).train(str(tmp_path / "whole" / "checkpoint-2"))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_left_out_is_not_averaged(tmp_path):
     ends = []
     for poisoned in ((), (3,)):

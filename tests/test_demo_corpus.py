@@ -158,6 +158,7 @@ def test_every_clip_is_sound(emotion, voice, take, seed):
     assert np.abs(edges).max() < 0.02 * np.abs(clip).max()
 
 
+@pytest.mark.slow
 def test_pitch_level_and_range_follow_the_emotion(clips):
     level = average(clips, lambda clip, voice: np.median(semitones(clip, voice)))
     spread = average(clips, lambda clip, voice: np.subtract(*np.percentile(semitones(clip, voice), [85, 15])))

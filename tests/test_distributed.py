@@ -30,6 +30,8 @@ from ser.trainer import SERTrainer
 from tests.tiny import tiny_images, tiny_model
 from tests.training import Collator, clips, compute_metrics, make_trainer
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {
     "num_train": 22,

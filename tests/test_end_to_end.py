@@ -61,6 +61,7 @@ def trained(corpus, cache, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_promised_file_is_there_and_agrees(trained, corpus):
     for name in ("model.safetensors", "preprocessor_config.json", "confusion_matrix.png", "training_curves.png",
                  "README.md", "modeling_maxmvit.py", "pipeline_maxmvit.py", "checkpoints.json"):  # fmt: skip
@@ -82,6 +83,7 @@ def test_every_promised_file_is_there_and_agrees(trained, corpus):
     assert heard.isdisjoint({row["speaker"] for row in rows})
 
 
+@pytest.mark.slow
 def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
     flags = ["--data_dir", str(corpus), "--cache_dir", str(cache), "--protocol", "speaker"]
     evaluate_ser.main([str(trained), *flags, "--output_dir", str(tmp_path / "out")])
@@ -105,6 +107,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, tmp_path):
     rows = read_predictions(trained)[:3]
     paths = [str(corpus / row["file"]) for row in rows]
@@ -117,6 +120,7 @@ def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, 
             assert score == pytest.approx(float(row[f"p_{label}"]), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
     run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained)
@@ -124,6 +128,7 @@ def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys
     assert (trained / "metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
     run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
         "--labels", "sad", "happy", "angry", "neutral", "--learning_rate", "0")  # fmt: skip
@@ -138,6 +143,7 @@ class PulledPlug(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--num_train_epochs", "2")
 
@@ -172,6 +178,7 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
     assert metrics["protocol"] == "demo/speaker-fold2" and metrics["duration_seconds"] < 900
 
 
+@pytest.mark.slow
 def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--fold", "all")
     run(*flags)
@@ -186,6 +193,7 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
     assert "pooled" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     empty = tmp_path / "cache"
     run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
@@ -194,6 +202,7 @@ def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     assert not list(tmp_path.glob("cache/**/*.arrow"))
 
 
+@pytest.mark.slow
 def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cache, tmp_path):
     broken = tmp_path / "corpus"
     shutil.copytree(corpus, broken)
@@ -215,6 +224,7 @@ def command(*flags, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
     done = command("--dataset_name", "AbstractTTS/IEMOCAP", "--output_dir", str(tmp_path / "out"), HF_HUB_OFFLINE="1")
     assert done.returncode == 1
@@ -285,6 +295,7 @@ def write_emodb(folder):
     return "emodb/loso-fold1", 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_iemocap, write_ravdess, write_emodb], ids=["iemocap", "ravdess", "emodb"])
 def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
     """With the demo's small backbones: nothing else of the recipe is changed."""
@@ -299,6 +310,7 @@ def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
     assert (metrics["protocol"], metrics["n_clips"]) == (protocol, tested)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
 def test_real_speech_from_the_original_tree(tmp_path):
     source = Path(os.environ["SER_RAVDESS_DIR"])
@@ -315,6 +327,7 @@ def test_real_speech_from_the_original_tree(tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"] == "ravdess/emobox-fold1"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
 def test_the_demo_learns_prosody_and_no_leak(tmp_path):
     """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""

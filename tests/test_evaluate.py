@@ -55,6 +55,7 @@ def evaluate(corpus, cache, tmp_path):
     return evaluate
 
 
+@pytest.mark.slow
 def test_all_clips_are_scored_with_the_models_classes_by_name(evaluate, tmp_path):
     metrics, rows = evaluate(checkpoint(tmp_path / "model", ["somebody"]))
     assert (metrics["protocol"], metrics["n_clips"], len(rows)) == ("demo/all", 20, 20)
@@ -96,6 +97,7 @@ def test_a_checkpoint_of_a_run_is_told_by_the_runs_splits(evaluate, tmp_path):
         evaluate(run / "checkpoint-7")
 
 
+@pytest.mark.slow
 def test_without_splits_nobody_knows(evaluate, tmp_path):
     folder = checkpoint(tmp_path / "model")
     (folder / "splits.json").unlink()

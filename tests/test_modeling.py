@@ -37,6 +37,7 @@ def logits_of(model: MaxMViTForAudioClassification, **images: torch.Tensor) -> t
     return model.eval()(**images).logits
 
 
+@pytest.mark.slow
 def test_base_model_has_the_papers_parameters_trains_and_reloads(tmp_path):
     model = MaxMViTForAudioClassification(MaxMViTConfig(num_labels=8))
     assert n_parameters(model.maxmvit.cqt_backbone) == 118_698_708
@@ -460,6 +461,7 @@ def test_bfloat16(checkpoint):
     torch.testing.assert_close(logits_of(model, **tiny_images()).float(), logits, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_torch_compile_gives_the_same_logits(checkpoint):
     _, folder, logits = checkpoint
     model = MaxMViTForAudioClassification.from_pretrained(folder)
@@ -471,6 +473,7 @@ def test_torch_compile_gives_the_same_logits(checkpoint):
 SMALL_NAMES = {"cqt_backbone": "maxvit_rmlp_pico_rw_256", "mel_backbone": "mvitv2_tiny", "image_size": 64}
 
 
+@pytest.mark.slow
 def test_imagenet_weights_come_from_local_files(tmp_path):
     """The files are in the format timm publishes: the state dict of the named model, its 1000-class head included."""
     config = MaxMViTConfig(**SMALL_NAMES)

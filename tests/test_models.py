@@ -142,6 +142,7 @@ def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [4, 6])
 def test_only_the_last_layer_is_new_where_the_classes_are(n_classes, tmp_path):
     before = tiny_model()

@@ -36,6 +36,7 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_trip", [None, "same object", "new object", "deep copy"])
 def test_twenty_steps_equal_two_torch_optimizers(round_trip):
     ours = tiny_model(hidden_dropout=0.0).train()
@@ -103,6 +104,7 @@ def test_fused_kernels_agree_with_the_plain_ones():
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
+@pytest.mark.slow
 def test_the_rosenbrock_valley_is_followed_to_its_end():
     x, y = torch.nn.Parameter(torch.tensor(-1.2)), torch.nn.Parameter(torch.tensor(1.0))
     groups = [{"params": [x], "algorithm": "adam", "lr": 0.01}, {"params": [y], "algorithm": "radam", "lr": 0.01}]

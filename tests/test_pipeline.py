@@ -90,6 +90,7 @@ def assert_same(answer: list[dict], other: list[dict], tolerance: float = 1e-5) 
 # What goes in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_rate_and_channel_count_gives_one_answer_without_ffmpeg(classify, name, channels, monkeypatch):
@@ -301,6 +302,7 @@ def test_answers_are_sorted_and_cut_to_top_k_at_construction_and_at_call(parts, 
     assert two(clip, top_k=99) == everything
 
 
+@pytest.mark.slow
 def test_lists_generators_and_batch_sizes_change_nothing(classify):
     clips = [voice(0.2 + 0.1 * index, f0=100 + 30 * index) for index in range(5)]
     one_by_one = [classify(clip) for clip in clips]

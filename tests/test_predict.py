@@ -166,6 +166,7 @@ def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tm
     assert output.read_bytes() == finished
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(checkpoint, tmp_path):
     folder, output = tmp_path / "clips", tmp_path / "out.csv"
     folder.mkdir()
@@ -186,6 +187,7 @@ def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(c
     assert [Path(row["file"]).stem for row in read_rows(output)] == [f"{index:02d}" for index in range(20)]
 
 
+@pytest.mark.slow
 def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, clips, tmp_path, capsys):
     retrained = save_checkpoint(tmp_path / "retrained", seed=1)
     moved = str(shutil.copytree(checkpoint, tmp_path / "moved"))
@@ -232,6 +234,7 @@ def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_p
     assert output.read_text() == whole
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
     clip, output = voice(0.5, sampling_rate=16_000), tmp_path / "out.csv"
     (tmp_path / "clips").mkdir()
@@ -249,6 +252,7 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("name,age\nx,3\n")

@@ -62,6 +62,7 @@ def start(*program: str | Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_those_who_come_second_wait_as_long_as_it_takes_and_hear_of_a_failure(tmp_path):
     processes = [start("worker", rank, tmp_path) for rank in (0, 1)]
     first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
@@ -80,6 +81,7 @@ def try_lock(folder: Path) -> str:
         return str(error)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
     holder = start("hold", tmp_path)
     child = int(holder.stdout.readline())
@@ -94,6 +96,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_takes_its_own_lock_as_often_as_it_likes(tmp_path):
     with run_lock(arguments(tmp_path)):
         with (

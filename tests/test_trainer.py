@@ -72,6 +72,7 @@ def evaluations(trainer) -> list[dict]:
 # ---- the update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 def test_twenty_steps_equal_a_plain_loop_with_two_optimizers(tmp_path, resumed):
     rates = {"cqt_learning_rate": 1e-3, "mel_learning_rate": 2e-3, "head_learning_rate": 5e-3}
@@ -124,6 +125,7 @@ def without_batchnorm(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [{}, {"class_weights": "balanced", "label_smoothing_factor": 0.1, "focal_gamma": 1.0}]
 )
@@ -189,6 +191,7 @@ KILLED = {
 STEPWISE = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [{}, STEPWISE], ids=["every epoch", "within epochs"])
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, saving):
     settings = KILLED | saving
@@ -219,6 +222,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, saving):
         assert_same_weights(state, states[1][key])
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     settings = {"num_train_epochs": 3, "num_train": 8}
     whole = make_trainer(tmp_path / "whole", **settings)
@@ -249,6 +253,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced, renamed = set(), {}
     fsync, rename, replace = os.fsync, os.rename, os.replace
@@ -282,6 +287,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     assert (tmp_path / "checkpoint-1" / "optimizer.pt").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_and_no_checkpoint_holds_the_arguments(tmp_path, monkeypatch):
     settings = {"num_train": 4, "num_train_epochs": 2}
     make_trainer(tmp_path, **settings).train()
@@ -306,6 +312,7 @@ def test_nothing_is_unpickled_and_no_checkpoint_holds_the_arguments(tmp_path, mo
     assert not any(tmp_path.rglob("training_args.bin")) and (tmp_path / "checkpoint-2" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_only_the_model_and_its_report_are_pushed(tmp_path, monkeypatch):
     pushed = []
 
@@ -365,6 +372,7 @@ class Script:
 UA = [0.3, 0.5, 0.4, 0.45, 0.4, 0.4, 0.4, 0.9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric, values", [("UA", UA), ("my_loss", [1 - value for value in UA])])
 def test_a_scripted_run_keeps_slows_and_stops_as_it_should(tmp_path, metric, values):
     settings = {"num_train": 4, "num_train_epochs": 8, "metric_for_best_model": metric, "learning_rate": 1e-3}
@@ -399,6 +407,7 @@ def test_a_scripted_run_keeps_slows_and_stops_as_it_should(tmp_path, metric, val
     assert_same_weights(weights(best), weights(again.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
     settings = {"num_train": 4, "save_total_limit": 1}
@@ -416,6 +425,7 @@ def test_a_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
     assert trainer.args.save_total_limit == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
 def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
     settings = {"num_train": 4, "num_train_epochs": 3}
@@ -433,6 +443,7 @@ def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
     assert_same_weights(weights(trainer.model), weights(resumed.model))
 
 
+@pytest.mark.slow
 def test_without_the_best_checkpoint_there_is_no_result(tmp_path):
     settings = {"num_train": 4, "num_train_epochs": 3}
     trainer = make_trainer(tmp_path, **settings)
@@ -467,6 +478,7 @@ class Poisoned(Collator):
         return batch
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     trainer = make_trainer(tmp_path, num_train=8, mel_learning_rate=0.02)
     trainer.train_collator = Poisoned(4)
@@ -476,6 +488,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert [entry["step"] for entry in evaluations(trainer)] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings, noticed",
     [
@@ -514,6 +527,7 @@ def counting(waits, method):
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipping", [0, 1])
 def test_an_update_waits_for_the_device_only_where_it_might_be_left_out(tmp_path, monkeypatch, skipping):
     trainer = make_trainer(tmp_path, num_train=40, num_train_epochs=1, skip_nonfinite_steps=skipping, **QUIET)
@@ -531,6 +545,7 @@ def test_an_update_waits_for_the_device_only_where_it_might_be_left_out(tmp_path
         assert waits.count == 0 and len(gathered) <= 2  # when the epoch is logged, and at the end
 
 
+@pytest.mark.slow
 def test_tolerated_steps_leave_no_trace(tmp_path):
     settings = {"num_train": 8, "skip_nonfinite_steps": 1, **QUIET}
     model = tiny_model(hidden_dropout=0.0)
@@ -551,6 +566,7 @@ def test_tolerated_steps_leave_no_trace(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_counting_tolerated_steps(tmp_path):
     settings = {"num_train": 8, "num_train_epochs": 2, "skip_nonfinite_steps": 1}
     whole = make_trainer(tmp_path, **settings)
@@ -565,6 +581,7 @@ def test_a_resumed_run_goes_on_counting_tolerated_steps(tmp_path):
 # ---- what else may be asked for
 
 
+@pytest.mark.slow
 def test_frozen_backbones_stay_as_they_are_until_their_epoch(tmp_path):
     model = tiny_model()
     start = weights(model)
@@ -602,6 +619,7 @@ def test_what_the_model_calls_a_branch_is_frozen_and_trained_as_one(tmp_path):
     assert not any(p.requires_grad for p in model.classifier.dense.parameters())
 
 
+@pytest.mark.slow
 def test_a_frozen_run_resumes_across_its_thaw(tmp_path):
     settings = {"num_train": 8, "freeze_backbones": True, "unfreeze_epoch": 2, "num_train_epochs": 3}
     whole = make_trainer(tmp_path, **settings)
@@ -612,6 +630,7 @@ def test_a_frozen_run_resumes_across_its_thaw(tmp_path):
         assert evaluations(whole) == evaluations(resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -647,6 +666,7 @@ def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(t
     assert before != once == momenta()
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path):
     trainer = make_trainer(tmp_path, num_train=8, max_steps=2, bf16=True)
     trainer.train()
