@@ -192,14 +192,16 @@ def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[
             file.seek(0)
             head = file.read(0x10000)
             file.seek(0)
-            with soundfile.SoundFile(file) as audio:
+            with soundfile.SoundFile(_Seekable(file)) as audio:
                 rate = _checked_rate(audio.samplerate, name)
                 yield rate
                 missing = audio.frames
                 length = min(BLOCK_S * rate, BLOCK_VALUES // audio.channels)
                 while len(piece := audio.read(length, dtype="float32", always_2d=True)):
                     missing -= len(piece)
-                    yield piece.mean(axis=1)
+                    with np.errstate(all="ignore"):  # what is not finite is refused by who takes the piece
+                        piece = piece.mean(axis=1)
+                    yield piece
                 if missing > MOST_MISSING_S * rate and (b"Xing" in head or b"Info" in head):
                     raise AudioError(f"{name} is cut off: its last {missing / rate:.2f} s are missing.")
     except AudioError:
@@ -209,12 +211,28 @@ def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise AudioError(f"{name} cannot be read: {reason}.") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: soundfile's answer to a name ending in .raw
+    except soundfile.SoundFileError as error:
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise AudioError(
             f"{name} cannot be decoded ({reason}). Whole wav, flac, ogg, opus, mp3 and aiff files are read; convert "
             "anything else first."
         ) from error
+
+
+class _Seekable:
+    """
+    A file that stays where it is when a broken header sends libsndfile to a place before its beginning, where others
+    raise and soundfile prints a traceback. It has no name: of .raw, soundfile takes one for samples without a header.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.tell, self.read = file, file.tell, file.read
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError):
+            return self.file.tell()
 
 
 @contextmanager

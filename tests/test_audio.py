@@ -91,6 +91,23 @@ def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
     assert sum(map(len, stream_audio(path, 16_000))) == 660 * 16_000
 
 
+def test_a_broken_file_is_refused_without_a_word_of_its_own(capfd, recwarn):
+    file = io.BytesIO()
+    soundfile.write(file, noise(800), 8_000, format="AIFF", subtype="PCM_16")
+    with pytest.raises(AudioError, match="cannot be decoded"):  # libsndfile looks for the samples at -1
+        read_audio(file.getvalue().replace(b"SSND", b"SND\0"), 8_000)
+    loud = np.array([[np.inf, -np.inf]] * 10, np.float32)
+    with pytest.raises(AudioError, match="holds NaN or infinite"):
+        read_audio(wav(loud, 8_000), 8_000)
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list
+
+
+def test_a_name_decides_nothing(tmp_path):
+    (tmp_path / "voice.raw").write_bytes(wav(noise(800), 8_000))
+    assert len(read_audio(tmp_path / "voice.raw", 8_000)) == 800
+
+
 def test_many_channels_take_no_more_memory_than_one(monkeypatch):
     monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 8_000)
     clip = np.repeat(noise(1_000)[:, None], 200, axis=1)
