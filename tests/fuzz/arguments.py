@@ -8,9 +8,10 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments, parse_arguments
+from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
 from ser.commands import exit_code
 from ser.flags import check_flags
+from ser.training import parse_arguments
 from tests.fuzz.kinds import Case
 from tests.fuzz.mutations import broken
 
