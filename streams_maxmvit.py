@@ -88,15 +88,18 @@ class SpectrogramStream:
 def twice(pieces: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
     """The pieces for two who read them in turns. `itertools.tee` keeps up to 57 that both have read."""
 
-    def read(own: deque, others: deque) -> Iterator[np.ndarray]:
-        while own or (piece := next(pieces, None)) is not None:
+    def read(own: deque[np.ndarray], others: deque[np.ndarray]) -> Iterator[np.ndarray]:
+        while True:
             if own:
                 yield own.popleft()
-            else:
+            elif (piece := next(pieces, None)) is not None:
                 others.append(piece)
                 yield piece
+            else:
+                return
 
-    one, other = deque(), deque()
+    one: deque[np.ndarray] = deque()
+    other: deque[np.ndarray] = deque()
     return read(one, other), read(other, one)
 
 
