@@ -337,7 +337,10 @@ class SERTrainingArguments(
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # JSON with a name that nothing knows
+            raise ValueError(f"a flag given as JSON, such as --accelerator_config, does not fit: {error}.") from error
         for branch, algorithm in self.by_branch("optimizer").items():
             if algorithm not in ALGORITHMS:
                 raise ValueError(
