@@ -340,6 +340,7 @@ def test_what_was_used_last_longest_ago_goes_first(clips, tmp_path, no_audio):
         extract_features(clips.select([1]), extractor, cache_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_in_use_stays_and_the_flag_is_named(clips, tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(ser.spectrogram_cache.logger, "warning", warnings.append)

@@ -175,6 +175,7 @@ print(json.dumps(metric.compute()))
 """
 
 
+@pytest.mark.slow
 def test_the_evaluate_metric_of_two_processes_counts_every_clip_once(tmp_path):
     commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in (0, 1)]
     root = Path(metrics.__file__).parents[1]

@@ -195,6 +195,7 @@ def test_a_batch_of_one_is_refused_in_training_and_only_there():
     model(**one, labels=torch.tensor([0])).loss.backward()
 
 
+@pytest.mark.slow
 def test_export_leaves_the_batch_size_open():
     model = tiny_model()
     images = tiny_images(3)
@@ -319,6 +320,7 @@ extractor.save_pretrained(again)
 """
 
 
+@pytest.mark.slow
 def test_every_auto_class_and_pipeline_load_it_elsewhere_and_so_does_what_they_save(checkpoint, tmp_path):
     """Once from a folder, and once, as it was saved from there, from the Hub's cache."""
     _, folder, logits = checkpoint
