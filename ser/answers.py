@@ -184,13 +184,15 @@ class Table:
         return max(self.label_names, key=lambda label: sum(float(row[label]) for row in heard))
 
     def _can_be_ours(self, row: dict[str, Any]) -> bool:
+        scores = [row[label] for label in self.label_names]
+        is_silent = all(score in (None, "") for score in scores)
         try:
             int(row.get("windows", 1))
-            for label in self.label_names:
-                float(row[label] or 0)
+            for score in [] if is_silent else scores:
+                float(score)
         except (TypeError, ValueError, OverflowError):
             return False
-        return isinstance(row["file"], str)
+        return list(row) == self.columns and isinstance(row["file"], str)
 
     def _csv_line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()

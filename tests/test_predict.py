@@ -258,6 +258,10 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     other.write_text("name,age\nx,3\n")
     numberless = tmp_path / "numberless.csv"
     numberless.write_text(f"file,prediction,{','.join(LABELS)}\n0.wav,sad,0.1,much,0.2,0.3\n")
+    incomplete = tmp_path / "incomplete.csv"
+    incomplete.write_text(f"file,prediction,{','.join(LABELS)}\n0.wav,sad,0.1,,0.2,0.3\n")
+    overlong = tmp_path / "overlong.csv"
+    overlong.write_text(f"file,prediction,{','.join(LABELS)}\n0.wav,sad,0.1,0.4,0.2,0.3,0.5\n")
     unknown = tmp_path / "unknown.csv"
     unknown.write_text("file,label\na.wav,bored\n")
     headless = tmp_path / "headless.csv"
@@ -269,6 +273,8 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     wrong = {
         "is no table of this kind": [checkpoint, clip, "--output", str(other)],
         f"{numberless} exists and is no table of this kind": [checkpoint, clip, "--output", str(numberless)],
+        f"{incomplete} exists and is no table of this kind": [checkpoint, clip, "--output", str(incomplete)],
+        f"{overlong} exists and is no table of this kind": [checkpoint, clip, "--output", str(overlong)],
         "labels that the model does not know: bored": [checkpoint, str(unknown)],
         "needs a line of column names": [checkpoint, str(headless)],
         f"{short} names no file in line 3, 5": [checkpoint, str(short)],
