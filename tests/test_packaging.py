@@ -63,6 +63,11 @@ def test_what_is_imported_is_declared():
     assert "gradio" in module_names("requirements-app")
 
 
+def test_what_is_declared_is_imported():
+    """timm imports torchvision, and Trainer accelerate and tensorboard."""
+    assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "accelerate", "tensorboard"}
+
+
 def test_what_tests_and_benchmarks_import_is_declared():
     files = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
     known = set.union(*map(module_names, DECLARED)) | {"gradio_client", "httpx"}  # both come with gradio
