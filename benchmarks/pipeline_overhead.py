@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import torch
-from transformers import BatchFeature
 
 from benchmarks.results import add_json, write_results
 from configuration_maxmvit import MaxMViTConfig
@@ -36,9 +35,15 @@ class Prepared:
     def __init__(self, batches: list[dict[str, torch.Tensor]]):
         self.batches, self.index = batches, 0
 
-    def __call__(self, waveforms: list[np.ndarray], **kwargs: object) -> BatchFeature:
+    def spectrograms(self, waveforms: list[np.ndarray], device: torch.device) -> list[dict[str, torch.Tensor]]:
+        return [{} for _ in waveforms]
+
+    def images(self, spectrograms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         self.index += 1
-        return BatchFeature(self.batches[(self.index - 1) % len(self.batches)])
+        return self.batches[(self.index - 1) % len(self.batches)]
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return images
 
 
 def main() -> None:

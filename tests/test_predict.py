@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,10 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
         soundfile.write(tmp_path / "clips" / f"{index:02d}.wav", clip, 16_000)
     command = [sys.executable, "predict_ser.py", checkpoint, str(tmp_path / "clips"), "--output", str(output)]
     root = Path(predict_ser.__file__).parent
-    with subprocess.Popen([*command, "--batch_size", "1"], cwd=root, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "--batch_size", "1"], cwd=root, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
+    ) as process:  # fmt: skip
         while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
