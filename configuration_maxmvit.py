@@ -29,9 +29,10 @@ class MaxMViTConfig(PretrainedConfig):
     Args:
         cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
             Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
-            (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads.
+            (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads. None
+            for a model of the other branch alone.
         mel_backbone (`str`, defaults to `"mvitv2_base"`):
-            Name of the timm model that sees the Mel spectrogram.
+            Name of the timm model that sees the Mel spectrogram, or None.
         cqt_backbone_kwargs (`dict`, *optional*):
             Passed to `timm.create_model`, e.g. `{"drop_path_rate": 0.2}`, or
             `{"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16, "head_hidden_size": 32}`.
@@ -40,8 +41,9 @@ class MaxMViTConfig(PretrainedConfig):
             (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
             to the model.
         image_size (`int` or `Sequence[int]`, defaults to 224):
-            Height and width that both backbones see, or both: multiples of 32. Images of another size are resized to
-            it. An MViTv2 takes square ones only; for a long time axis, two MaxViTs do.
+            Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
+            an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
+            convolutional backbones.
         hidden_size (`int`, defaults to 512):
             Width of the hidden layer of the head.
         hidden_dropout (`float`, defaults to 0.2):
@@ -50,7 +52,7 @@ class MaxMViTConfig(PretrainedConfig):
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
     Raises:
-        ValueError: if timm knows no such model, or a size or probability cannot work.
+        ValueError: if timm knows no such model, there is none, or a size or probability cannot work.
 
     Example:
 
@@ -63,8 +65,8 @@ class MaxMViTConfig(PretrainedConfig):
     model_type = "maxmvit"
     keys_to_ignore_at_inference = ["hidden_states"]
 
-    cqt_backbone: str = "maxvit_base_tf_224"
-    mel_backbone: str = "mvitv2_base"
+    cqt_backbone: str | None = "maxvit_base_tf_224"
+    mel_backbone: str | None = "mvitv2_base"
     cqt_backbone_kwargs: dict[str, Any] | None = None
     mel_backbone_kwargs: dict[str, Any] | None = None
     image_size: int | list[int] | tuple[int, ...] = 224
@@ -75,8 +77,10 @@ class MaxMViTConfig(PretrainedConfig):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
         self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
         super().__post_init__(**kwargs)
-        for field in ("cqt_backbone", "mel_backbone"):
-            _check_backbone_name(field, getattr(self, field))
+        for branch in self.branch_names:
+            _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
+        if not self.branch_names:
+            raise ValueError("cqt_backbone and mel_backbone are both None: a model needs one of them.")
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
         self._check_image_size()
@@ -84,6 +88,11 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} does not work: the head needs at least one hidden unit.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+
+    @property
+    def branch_names(self) -> list[str]:
+        """The branches that the model has: `"cqt"`, `"mel"` or both, in the order of their features."""
+        return [branch for branch in ("cqt", "mel") if getattr(self, f"{branch}_backbone") is not None]
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -95,16 +104,21 @@ class MaxMViTConfig(PretrainedConfig):
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         if len(sides) != 2:
             raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
-        for side in sides:
-            if side <= 0 or side % 32:
-                below = max(side // 32 * 32, 32)
-                raise ValueError(
-                    f"image_size={self.image_size} does not work: both backbones halve the image five times, so it "
-                    f"has to be a multiple of 32, such as {below} or {below + 32}."
-                )
-        for branch in ("cqt", "mel"):
+        if min(sides) <= 0:
+            raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
+        for branch in self.branch_names:
             name = getattr(self, f"{branch}_backbone")
-            if name.split(".")[0] in model_cfgs and self.image_shape[0] != self.image_shape[1]:
+            family = name.split(".")[0]
+            if family not in model_cfgs and not timm.models.is_model_in_modules(family, ["maxxvit"]):
+                continue
+            for side in sides:
+                if side % 32:
+                    below = max(side // 32 * 32, 32)
+                    raise ValueError(
+                        f"image_size={self.image_size} does not work: {branch}_backbone={name!r} halves the image "
+                        f"five times, so it has to be a multiple of 32, such as {below} or {below + 32}."
+                    )
+            if family in model_cfgs and self.image_shape[0] != self.image_shape[1]:
                 raise ValueError(
                     f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
                     f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
@@ -141,7 +155,7 @@ class MaxMViTConfig(PretrainedConfig):
             The architecture and the remaining keyword arguments; None where the backbone of this branch is no MViTv2
             or its kwargs leave the named variant's architecture as it is.
         """
-        variant = model_cfgs.get(getattr(self, f"{branch}_backbone").split(".")[0])
+        variant = model_cfgs.get(str(getattr(self, f"{branch}_backbone")).split(".")[0])
         kwargs = getattr(self, f"{branch}_backbone_kwargs")
         fields = {field.name for field in dataclasses.fields(MultiScaleVitCfg)}
         changes = {name: value for name, value in kwargs.items() if name in fields}

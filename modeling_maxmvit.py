@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,10 +15,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
+    from .backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
     from .configuration_maxmvit import MaxMViTConfig
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
+    from backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
     from configuration_maxmvit import MaxMViTConfig
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ CUSTOM_PIPELINES = {
 @dataclass
 class MaxMViTModelOutput(ModelOutput):
     """
-    What both branches saw.
+    What both branches saw; None for a branch that the model has not.
 
     Args:
         cqt_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
@@ -56,7 +56,7 @@ class MaxMViTModelOutput(ModelOutput):
         mel_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
             Pooled features of the Mel branch.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
-            The two, concatenated.
+            The two, concatenated; of a model of one branch, its features alone.
         hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
             What the stages of both backbones gave, each of shape `(batch_size, channels, height, width)`: the maps of
             the constant-Q branch in order of depth, then those of the Mel branch. Branch `name` has
@@ -102,19 +102,18 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "maxmvit"
     main_input_name = "cqt_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MaxxVitBlock", "MultiScaleBlock"]
     _supports_sdpa = True
     # forward takes further keywords, from which Trainer would conclude that the loss divides by the items it names.
     accepts_loss_kwargs = False
 
     def branches(self) -> dict[str, Any]:
         """
-        The backbones by the name of what they see, `"cqt"` and `"mel"`, in the order of their features. Branch `name`
-        sees the input `{name}_values`; `config.{name}_backbone` and `config.{name}_backbone_kwargs` describe it.
-        timm's models share methods but no class that has them, so their type says nothing.
+        The backbones by the name of what they see, `"cqt"` and `"mel"` or the one of them that the model has, in the
+        order of their features. Branch `name` sees the input `{name}_values`; `config.{name}_backbone` and
+        `config.{name}_backbone_kwargs` describe it. timm's models share methods but no class that has them, so their
+        type says nothing.
         """
-        model = self.base_model
-        return {"cqt": model.cqt_backbone, "mel": model.mel_backbone}
+        return {name: getattr(self.base_model, f"{name}_backbone") for name in self.config.branch_names}
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -127,7 +126,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
             state = backbone.state_dict(keep_vars=True)
             missing = [name for name, tensor in state.items() if not getattr(tensor, FILLED, False)]
             if missing:
-                drawn = _create_backbone(branch, self.config).state_dict()
+                drawn = create_backbone(branch, self.config).state_dict()
                 for name in missing:
                     state[name].copy_(drawn[name])
 
@@ -137,9 +136,9 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
         # timm's stages call torch's checkpoint themselves, without reentrancy and for each of their blocks.
         if every_n_layers != 1:
             raise ValueError(f"every_n_layers={every_n_layers}: timm checkpoints all blocks of a backbone or none.")
+        for name, backbone in self.branches().items():
+            checkpoint_gradients(backbone, enable, f"{name}_backbone={getattr(self.config, f'{name}_backbone')!r}")
         self.base_model.gradient_checkpointing = enable
-        for backbone in self.branches().values():
-            backbone.set_grad_checkpointing(enable)
 
     def get_input_embeddings(self) -> None:
         """None: pictures go in, no tokens."""
@@ -172,12 +171,13 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
         self.gradient_checkpointing = False
-        self.cqt_backbone = _create_backbone("cqt", config)
-        self.mel_backbone = _create_backbone("mel", config)
+        for name in config.branch_names:
+            setattr(self, f"{name}_backbone", create_backbone(name, config))
         self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
         for backbone in self.branches().values():
             for tensor in chain(backbone.parameters(), backbone.buffers()):
                 setattr(tensor, FILLED, not tensor.is_meta)
+        self._no_split_modules = sorted({*block_names(self)})
         self.post_init()
 
     @torch.no_grad()
@@ -191,15 +191,15 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        cqt_values: torch.FloatTensor,
-        mel_values: torch.FloatTensor,
+        cqt_values: torch.FloatTensor | None = None,
+        mel_values: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
         """
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Constant-Q images from [`MaxMViTFeatureExtractor`]. One channel is repeated to three; a size other
-                than `config.image_size` is resized bilinearly.
+                than `config.image_size` is resized bilinearly. A model without this branch takes no notice of them.
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
             kwargs:
@@ -214,22 +214,24 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         """
         _check_kwargs(kwargs)
         inputs = {"cqt": cqt_values, "mel": mel_values}
-        images = {name: self._to_backbone_input(values, f"{name}_values") for name, values in inputs.items()}
-        if cqt_values.shape[0] != mel_values.shape[0]:
-            raise ValueError(f"cqt_values holds {cqt_values.shape[0]} clips, mel_values {mel_values.shape[0]}.")
+        images = {name: self._to_backbone_input(inputs[name], f"{name}_values") for name in self.branches()}
+        first, last = next(iter(images)), next(reversed(images))
+        if images[first].shape[0] != images[last].shape[0]:
+            raise ValueError(
+                f"{first}_values holds {images[first].shape[0]} clips, {last}_values {images[last].shape[0]}."
+            )
         asked = kwargs.get("output_hidden_states")
         with_maps = self.config.output_hidden_states if asked is None else asked
         features, maps = {}, []
         for name, backbone in self.branches().items():
             if with_maps:
-                last, maps_of_stages = backbone.forward_intermediates(images[name])
-                features[name] = backbone.forward_head(last)
+                deepest, maps_of_stages = backbone.forward_intermediates(images[name])
+                features[name] = backbone.forward_head(deepest)
                 maps.extend(maps_of_stages)
             else:
                 features[name] = backbone(images[name])
         return MaxMViTModelOutput(
-            cqt_features=features["cqt"],
-            mel_features=features["mel"],
+            **{f"{name}_features": values for name, values in features.items()},
             pooler_output=torch.cat(list(features.values()), dim=-1),
             hidden_states=tuple(maps) if with_maps else None,
         )
@@ -253,9 +255,11 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         """
         weights = {"cqt": cqt_weights, "mel": mel_weights}
         for branch, backbone in self.branches().items():
-            backbone.load_state_dict(_create_pretrained(branch, self.config, weights[branch]).state_dict())
+            backbone.load_state_dict(create_pretrained_backbone(branch, self.config, weights[branch]).state_dict())
 
-    def _to_backbone_input(self, images: torch.Tensor, name: str) -> torch.Tensor:
+    def _to_backbone_input(self, images: torch.Tensor | None, name: str) -> torch.Tensor:
+        if images is None:
+            raise ValueError(f"{name} is missing: this model has a branch that sees it.")
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
                 f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
@@ -285,8 +289,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        cqt_values: torch.FloatTensor,
-        mel_values: torch.FloatTensor,
+        cqt_values: torch.FloatTensor | None = None,
+        mel_values: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
@@ -350,43 +354,6 @@ def _check_kwargs(kwargs: dict[str, Any]) -> None:
             raise TypeError(f"MaxMViT takes no argument {name!r}.")
         if name == "output_attentions" and value:
             raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
-
-
-def _create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
-    name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
-    reshaped = config.reshaped_mvitv2(branch)
-    try:
-        if reshaped is None:
-            return timm.create_model(name, num_classes=0, img_size=config.image_shape, **changes, **kwargs)
-        if kwargs.get("pretrained"):
-            raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
-        architecture, rest = reshaped
-        return MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
-    except (AssertionError, TypeError) as error:
-        raise ValueError(
-            f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
-            f"{branch}_backbone_kwargs={changes}: {error}. Choose a vision transformer of timm, such as a MaxViT or "
-            "an MViTv2, and arguments that it takes."
-        ) from error
-
-
-def _create_pretrained(branch: str, config: MaxMViTConfig, weights: str | os.PathLike | None) -> nn.Module:
-    if weights is not None and not os.path.isfile(weights):
-        raise OSError(f"{branch}_weights={os.fspath(weights)!r} is not a file.")
-    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": os.fspath(weights)}}
-    name = getattr(config, f"{branch}_backbone")
-    try:
-        return _create_backbone(branch, config, pretrained=True, **overlay)
-    except OSError as error:
-        raise OSError(
-            f"The ImageNet weights of {branch}_backbone={name!r} could not be loaded ({error}). Either run where the "
-            f"Hugging Face Hub can be reached (or its cache holds them), or pass a local file as {branch}_weights."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"The ImageNet weights of {branch}_backbone={name!r} do not fit it: {error}. They need the unchanged "
-            f"architecture: remove what reshapes it from {branch}_backbone_kwargs, or start without them."
-        ) from error
 
 
 MaxMViTModel.register_for_auto_class("AutoModel")

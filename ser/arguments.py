@@ -109,8 +109,12 @@ class ModelArguments:
     """Model: what is trained, and from where it starts"""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
-    cqt_backbone: str = field(default="maxvit_base_tf_224", metadata={"help": "timm model that sees the CQT."})
-    mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model that sees the Mel spectrogram."})
+    cqt_backbone: str = field(
+        default="maxvit_base_tf_224", metadata={"help": "timm model that sees the CQT, or none."}
+    )
+    mel_backbone: str = field(
+        default="mvitv2_base", metadata={"help": "timm model that sees the Mel spectrogram, or none."}
+    )
     cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     image_size: list[int] | None = field(
@@ -264,7 +268,8 @@ class MachineArguments:
     )
     torch_compile: bool = field(default=False, metadata={"help": "Whether to compile the model."})
     channels_last: bool = field(
-        default=False, metadata={"help": "Whether the CQT backbone computes in the channels_last memory format."}
+        default=False,
+        metadata={"help": "Whether all backbones but an MViTv2 compute in the channels_last memory format."},
     )
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Whether batch statistics are shared by all GPUs of a distributed run."}

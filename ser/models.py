@@ -35,6 +35,7 @@ def make_config(model_args: ModelArguments) -> MaxMViTConfig:
         DataError: A flag asks for another model than the checkpoint's.
     """
     chosen = {name: getattr(model_args, name) for name in MODEL_FIELDS if hasattr(model_args, name)}
+    chosen |= {name: None for name in ("cqt_backbone", "mel_backbone") if str(chosen[name]).lower() == "none"}
     if (sides := chosen.pop("image_size")) is not None:
         chosen["image_size"] = sides[0] if len(sides) == 1 else sides
     start = model_args.model_name_or_path

@@ -10,6 +10,7 @@ import datasets
 import torch
 from safetensors.torch import load_file, save_file
 from timm.layers import convert_sync_batchnorm
+from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -66,7 +67,9 @@ class SERTrainer(ResumableTrainer):
             for backbone in model.branches().values():
                 backbone.requires_grad_(args.unfreeze_epoch is not None)
         if args.channels_last:
-            model.branches()["cqt"].to(memory_format=torch.channels_last)
+            for backbone in model.branches().values():
+                if not isinstance(backbone, MultiScaleVit):
+                    backbone.to(memory_format=torch.channels_last)
         if args.sync_batchnorm and args.world_size > 1:
             if args.device.type != "cuda":
                 raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU.")

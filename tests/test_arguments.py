@@ -237,3 +237,7 @@ def test_a_share_for_validation_is_refused_where_the_data_has_such_a_part():
 def test_an_image_size_is_one_number_or_two(flags, expected):
     square_only = ["--mel_backbone", "maxvit_tiny_tf_224"] if len(flags) > 2 else []
     assert make_config(parse_arguments([*OUTPUT, *flags, *square_only])[0]).image_size == expected
+
+
+def test_a_model_of_one_branch_is_asked_for_by_name():
+    assert make_config(parse_arguments([*OUTPUT, "--mel_backbone", "none"])[0]).branch_names == ["cqt"]

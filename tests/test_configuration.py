@@ -31,7 +31,7 @@ def test_the_configuration_of_another_model_is_refused(saved, kind, tmp_path):
 
 @pytest.mark.parametrize(
     "size, remedy",
-    [(100, "96 or 128"), (244, "224 or 256"), (0, "32 or 64"), (7, "32 or 64"), ((64, 100), "96 or 128")],
+    [(100, "96 or 128"), (244, "224 or 256"), (0, "positive"), (7, "32 or 64"), ((64, 100), "96 or 128")],
 )
 def test_image_size_that_is_no_multiple_of_32_names_one_that_is(size, remedy):
     with pytest.raises(ValueError, match=remedy):

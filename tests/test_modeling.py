@@ -274,7 +274,12 @@ SHIPPED = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("package", ["", "shipped."])
 @pytest.mark.parametrize(
-    "name, sibling", [("modeling_maxmvit", "configuration_maxmvit"), ("audio_maxmvit", "download_maxmvit")]
+    "name, sibling",
+    [
+        ("modeling_maxmvit", "backbones_maxmvit"),
+        ("backbones_maxmvit", "configuration_maxmvit"),
+        ("audio_maxmvit", "download_maxmvit"),
+    ],
 )
 def test_a_sibling_that_cannot_be_imported_says_so_itself(name, sibling, package, tmp_path, monkeypatch):
     folder = tmp_path / package.rstrip(".")
