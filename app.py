@@ -1,8 +1,8 @@
 """
-A page where a recording's emotion is shown: `python app.py MODEL`, then open http://localhost:7860.
+A page where a recording's emotion is shown: `python app.py [MODEL]`, then open http://localhost:7860.
 
 Needs requirements-app.txt. On a Hugging Face Space (SDK gradio, app_file app.py) push this repository as it is and set
-the variable SER_MODEL to the name of a checkpoint.
+the variable SER_MODEL to the name of a checkpoint, unless it shall be the one that comes with the code.
 """
 
 import argparse
@@ -46,15 +46,18 @@ STYLE = """
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=os.environ.get("SER_MODEL"), help="folder or name on the Hub")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=os.environ.get("SER_MODEL"),
+        help="folder or name on the Hub (default: SER_MODEL, or the checkpoint that comes with the code)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
     parser.add_argument("--max_mb", type=_above_zero, default=50, help="of an upload; more is refused (default 50)")
     parser.add_argument("--max_minutes", type=_above_zero, default=15, help="of a recording, likewise (default 15)")
     parser.add_argument("--max_queue", type=_above_zero, default=20, help="visitors who wait, likewise (default 20)")
     args = parser.parse_args(arguments)
-    if not args.model:
-        parser.error("name a checkpoint: python app.py MODEL, or the environment variable SER_MODEL")
     classify = load_pipeline(args.model, args.device)
     page = build_page(classify, args.max_minutes, args.max_queue)
     page.launch(

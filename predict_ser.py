@@ -1,7 +1,7 @@
 """
 Names the emotion in files, folders and lists of recordings:
 
-    python predict_ser.py MODEL FILE_OR_FOLDER... [--window 3 --hop 1] [--output out.csv]
+    python predict_ser.py FILE_OR_FOLDER... [--model MODEL] [--window 3 --hop 1] [--output out.csv]
 
 Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again;
 beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
@@ -53,13 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="FILE_OR_FOLDER",
         help="audio files, URLs, folders (searched to the bottom; where a file lies in a folder named after a label, "
         "that is its true label), or .csv lists with a column file and, if known, one label",
+    )
+    parser.add_argument(
+        "--model",
+        help="checkpoint folder, or its name on the Hugging Face Hub (default: the one that comes with the code)",
     )
     parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
     parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
@@ -71,6 +74,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
     args = parser.parse_args(arguments)
+    if args.model is None and (Path(args.inputs[0]) / "config.json").is_file():
+        parser.error(f"{args.inputs[0]} is a checkpoint: the model goes to --model now, as --model {args.inputs[0]}")
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
     if args.window is not None:

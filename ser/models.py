@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from ser.errors import DataError, UsageError
 
 PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
 DRAWN = "drawn at random"
+SHIPPED = "weights/ravdess_small"
+ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
 LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias")
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
@@ -169,8 +172,38 @@ def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> Max
     return MaxMViTFeatureExtractor.from_pretrained(checkpoint, **changes)
 
 
-def load_pipeline(model: str, device: str | None = None, **parameters: Any) -> MaxMViTAudioClassificationPipeline:
-    """The pipeline of a checkpoint, with this repository's code rather than the checkpoint's copy of it."""
+def shipped_weights() -> str:
+    """
+    The folder of the checkpoint that comes with the code.
+
+    Raises:
+        UsageError: This copy of the code came without.
+    """
+    for root in ROOTS:
+        if (root / SHIPPED / "config.json").is_file():
+            return str(root / SHIPPED)
+    raise UsageError(
+        f"no model is named, and this copy of the code came without {SHIPPED}: name a checkpoint folder, or its name "
+        "on the Hugging Face Hub (predict_ser.py --model MODEL, app.py MODEL). `python run_ser.py configs/demo.yaml` "
+        "trains one in a minute or two, out/demo."
+    )
+
+
+def load_pipeline(
+    model: str | None, device: str | None = None, **parameters: Any
+) -> MaxMViTAudioClassificationPipeline:
+    """
+    The pipeline of a checkpoint, with this repository's code rather than the checkpoint's copy of it.
+
+    Args:
+        model: A folder, or a name on the Hugging Face Hub; without one, the checkpoint that comes with the code.
+        device: Such as "cpu" or "cuda:1"; by default the first accelerator, or the CPU.
+        parameters: Of the pipeline.
+
+    Raises:
+        UsageError: The checkpoint or the device cannot be used, or no checkpoint is named and none came with the code.
+    """
+    model = model or shipped_weights()
     logging.disable_progress_bar()
     try:
         return MaxMViTAudioClassificationPipeline(

@@ -11,6 +11,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, pipeline
 
 import predict_ser
+import ser.models
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
@@ -23,6 +24,7 @@ from ser.models import (
     make_feature_extractor,
     make_model,
     name_classes,
+    shipped_weights,
 )
 from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model, voice
 
@@ -116,7 +118,7 @@ def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
     folder = spoil(tmp_path / "checkpoint")
     output = tmp_path / "out.csv"
     capsys.readouterr()  # of saving it
-    assert predict_ser.main([str(folder), str(recording), "--output", str(output)]) == 2
+    assert predict_ser.main(["--model", str(folder), str(recording), "--output", str(output)]) == 2
     said = capsys.readouterr().err.strip()
     assert re.search(WRONG[spoil], said) and str(folder) in said
     assert len(said.splitlines()) == 1
@@ -164,6 +166,25 @@ def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
     start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
     after = make_model(name_classes(make_config(start), CLASSES[:2]), start)
     assert torch.equal(after.classifier.out_proj.weight, before.classifier.out_proj.weight)
+
+
+def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
+    with pytest.raises(UsageError, match="came without weights/ravdess_small: name a checkpoint"):
+        load_pipeline(None)
+    (tmp_path / "clone" / "weights" / "ravdess_small").mkdir(parents=True)  # of which nothing was copied
+    assert predict_ser.main([str(recording)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no model is named") and "--model" in said and "run_ser.py" in said
+    for place in ("installed", "clone"):
+        save(tmp_path / place / "weights" / "ravdess_small", tiny_model(seed=len(place)))
+        folder = shipped_weights()
+        assert folder == str(tmp_path / place / "weights" / "ravdess_small")
+        answers = []
+        for model in ([], ["--model", folder]):
+            assert predict_ser.main([*model, str(recording)]) == 0
+            answers.append(capsys.readouterr().out)
+        assert answers[0] == answers[1]
 
 
 def test_pipeline_refuses_a_checkpoint_without_a_head(tmp_path):

@@ -10,8 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import soundfile
 import yaml
 from packaging.requirements import Requirement
+
+from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -87,7 +90,7 @@ def test_the_pinned_set_is_one_that_is_declared(part):
 def test_every_module_and_package_is_installed():
     assert set(SETUPTOOLS["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ser").rglob("*.py")}
-    assert set(SETUPTOOLS["packages"]) == packages | {"ser.recipes"}
+    assert set(SETUPTOOLS["packages"]) == packages | {"ser.recipes", "ser.weights"}
 
 
 def test_every_command_has_its_name():
@@ -104,7 +107,11 @@ def test_the_wheel_works_from_another_folder(tmp_path):
         shutil.copy(ROOT / name, source)
     for name in ("ser", "configs"):
         shutil.copytree(ROOT / name, source / name)
+    model = tiny_model()
+    model.save_pretrained(source / "weights" / "ravdess_small")
+    tiny_feature_extractor().save_pretrained(source / "weights" / "ravdess_small")
     elsewhere.mkdir()
+    soundfile.write(elsewhere / "voice.wav", voice(0.5), 44_100)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     subprocess.run([*pip, "--target", installed, source], check=True)
 
@@ -116,6 +123,12 @@ def test_the_wheel_works_from_another_folder(tmp_path):
 
     helped = run("ser-predict", "--help")
     assert helped.returncode == 0 and "ser-predict" in helped.stdout, helped.stderr
+    answered = run("ser-predict", "voice.wav")
+    assert answered.stdout.splitlines()[0] == f"file,prediction,{','.join(model.config.id2label.values())}"
+    assert answered.stdout.splitlines()[1].startswith("voice.wav,") and answered.returncode == 0, answered.stderr
+    shutil.rmtree(installed / "ser" / "weights" / "ravdess_small")
+    without = run("ser-predict", "voice.wav")
+    assert without.returncode == 2 and without.stderr.startswith("error: no model is named"), without.stderr
     read = run("ser-train", "configs/demo.yaml", "--image_size", "large")
     assert read.returncode == 2 and "invalid int value: 'large'" in read.stderr, read.stderr
 

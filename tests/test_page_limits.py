@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
 import app  # noqa: E402
+import ser.models  # noqa: E402
+from ser.errors import UsageError  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +40,23 @@ def launched(tmp_path, monkeypatch):
 
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.models, "ROOTS", (tmp_path,))
+    monkeypatch.setenv("SER_MODEL", "")
+    with pytest.raises(UsageError, match="came without weights/ravdess_small: .*app.py MODEL"):
+        app.main([])
+    folder = tmp_path / "weights" / "ravdess_small"
+    tiny_model().save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    built = []
+    monkeypatch.setattr(app, "build_page", lambda classify, *limits: built.append(classify) or mock.Mock())
+    app.main([])
+    monkeypatch.setenv("SER_MODEL", str(tmp_path / "another"))
+    with pytest.raises(UsageError, match="another"):
+        app.main([])
+    assert [classify.model.name_or_path for classify in built] == [str(folder)]
 
 
 def test_recordings_and_tables_are_deleted(launched, tmp_path):

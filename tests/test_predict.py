@@ -57,7 +57,7 @@ def read_rows(path: Path) -> list[dict]:
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpoint, clips, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
-    assert predict_ser.main([checkpoint, str(clips), "--output", str(output), "--batch_size", "4"]) == 0
+    assert predict_ser.main(["--model", checkpoint, str(clips), "--output", str(output), "--batch_size", "4"]) == 0
     rows = read_rows(output)
     assert [row["file"] for row in rows] == sorted(map(str, clips.rglob("*.wav")))
     for row in rows:
@@ -73,15 +73,23 @@ def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpo
 
 def test_without_an_output_rows_go_to_the_standard_output(checkpoint, clips, capsys):
     clip = str(clips / "angry" / "0.wav")
-    assert predict_ser.main([checkpoint, clip, clip]) == 0
+    assert predict_ser.main(["--model", checkpoint, clip, clip]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["file"] for row in rows] == [clip]
     assert "label" not in rows[0]
 
 
+def test_a_model_among_the_inputs_is_told_where_it_goes(checkpoint, clips, capsys):
+    for inputs in ([checkpoint, str(clips)], [checkpoint]):
+        with pytest.raises(SystemExit) as stopped:
+            predict_ser.main(inputs)
+        assert stopped.value.code == 2
+        assert f"{checkpoint} is a checkpoint: the model goes to --model now, as --model" in capsys.readouterr().err
+
+
 def test_windows_give_rows_with_times_and_the_mean_is_what_is_scored(checkpoint, clips, tmp_path, capsys):
     output = tmp_path / "out.csv"
-    arguments = [checkpoint, str(clips), "--window", "0.5", "--hop", "0.25", "--output", str(output)]
+    arguments = ["--model", checkpoint, str(clips), "--window", "0.5", "--hop", "0.25", "--output", str(output)]
     assert predict_ser.main(arguments) == 0
     rows = read_rows(output)
     assert {row["file"]: int(row["windows"]) for row in rows} == {
@@ -102,7 +110,8 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
     soundfile.write(tmp_path / "sad" / "nothing.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "sad" / "voice.wav", voice(0.5, sampling_rate=16_000), 16_000)
     output = tmp_path / "out.jsonl"
-    assert predict_ser.main([checkpoint, str(tmp_path / "sad"), "--window", "0.5", "--output", str(output)]) == 0
+    arguments = [str(tmp_path / "sad"), "--window", "0.5", "--output", str(output)]
+    assert predict_ser.main(["--model", checkpoint, *arguments]) == 0
     assert [row["prediction"] == "silence" for row in read_rows(output)] == [True, True, False]
     assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
 
@@ -110,7 +119,7 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
 def test_a_list_names_files_beside_it_and_their_labels(checkpoint, clips, capsys):
     listed = clips / "list.csv"
     listed.write_text("file,label\nangry/0.wav,sad\nhappy/1.wav,happy\nhappy/3.wav,\n")
-    assert predict_ser.main([checkpoint, str(listed)]) == 0
+    assert predict_ser.main(["--model", checkpoint, str(listed)]) == 0
     streams = capsys.readouterr()
     rows = list(csv.DictReader(streams.out.splitlines()))
     labels = {Path(row["file"]).name: row["label"] for row in rows}
@@ -128,7 +137,8 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
     (folder / "g.wav").symlink_to(tmp_path / "gone.wav")
     output = tmp_path / "out.csv"
     missing = str(tmp_path / "missing.wav")
-    assert predict_ser.main([checkpoint, str(folder), missing, "http://[bad/x.wav", "--output", str(output)]) == 1
+    arguments = [str(folder), missing, "http://[bad/x.wav", "--output", str(output)]
+    assert predict_ser.main(["--model", checkpoint, *arguments]) == 1
     assert [Path(row["file"]).name for row in read_rows(output)] == ["a.wav", "e.wav"]
     messages = capsys.readouterr().err
     assert "9 files: 2 answered, 7 failed." in messages
@@ -137,9 +147,9 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
 
 def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
     with serving(functools.partial(Folder, directory=clips)) as base:
-        assert predict_ser.main([checkpoint, f"{base}/angry/0.wav"]) == 1
+        assert predict_ser.main(["--model", checkpoint, f"{base}/angry/0.wav"]) == 1
         assert "own network; allow_private_urls permits that" in capsys.readouterr().err
-        assert predict_ser.main([checkpoint, f"{base}/angry/0.wav", "--allow_private_urls"]) == 0
+        assert predict_ser.main(["--model", checkpoint, f"{base}/angry/0.wav", "--allow_private_urls"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +158,7 @@ def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
 )
 def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
     output = tmp_path / f"out{suffix}"
-    arguments = [checkpoint, str(clips), "--output", str(output), *window]
+    arguments = ["--model", checkpoint, str(clips), "--output", str(output), *window]
     windows = {"window_s": float(window[1])} if window else {}
     loaded = predict_ser.load_pipeline(checkpoint, "cpu", on_error="skip", **windows)
     monkeypatch.setattr(predict_ser, "load_pipeline", lambda *args, **kwargs: loaded)
@@ -173,7 +183,8 @@ def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(c
     folder.mkdir()
     for index in range(20):
         soundfile.write(folder / f"{index:02d}.wav", voice(0.5, f0=80 + index, sampling_rate=16_000), 16_000)
-    command = [sys.executable, "predict_ser.py", checkpoint, str(folder), "--output", str(output), "--batch_size", "1"]
+    flags = ["--model", checkpoint, "--output", str(output), "--batch_size", "1"]
+    command = [sys.executable, "predict_ser.py", str(folder), *flags]
     root = Path(predict_ser.__file__).parent
     with subprocess.Popen([*command, "--device", "cpu"], cwd=root, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
@@ -195,7 +206,7 @@ def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, 
     output = tmp_path / "out.csv"
 
     def run(model: str, *flags: str) -> tuple[int, str]:
-        code = predict_ser.main([model, str(clips), "--output", str(output), *flags])
+        code = predict_ser.main(["--model", model, str(clips), "--output", str(output), *flags])
         return code, capsys.readouterr().err
 
     assert run(checkpoint)[0] == 0
@@ -225,7 +236,7 @@ def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, 
 @pytest.mark.parametrize("origin", [None, "", "3", '{"model": "'])
 def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_path, capsys, origin):
     output = tmp_path / "out.jsonl"
-    arguments = [checkpoint, str(clips / "angry" / "0.wav"), "--output", str(output)]
+    arguments = ["--model", checkpoint, str(clips / "angry" / "0.wav"), "--output", str(output)]
     assert predict_ser.main(arguments) == 0
     whole = output.read_text()
     beside = Path(f"{output}.origin.json")
@@ -241,10 +252,11 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
     (tmp_path / "clips").mkdir()
     for index in range(100):
         soundfile.write(tmp_path / "clips" / f"{index:02d}.wav", clip, 16_000)
-    command = [sys.executable, "predict_ser.py", checkpoint, str(tmp_path / "clips"), "--output", str(output)]
+    flags = ["--model", checkpoint, "--output", str(output), "--batch_size", "1"]
+    command = [sys.executable, "predict_ser.py", str(tmp_path / "clips"), *flags]
     root = Path(predict_ser.__file__).parent
     with subprocess.Popen(
-        [*command, "--batch_size", "1"], cwd=root, stderr=subprocess.PIPE, text=True,
+        command, cwd=root, stderr=subprocess.PIPE, text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
     ) as process:  # fmt: skip
         while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
@@ -275,19 +287,19 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     (tmp_path / "empty").mkdir()
     clip = str(clips / "angry" / "0.wav")
     wrong = {
-        "is no table of this kind": [checkpoint, clip, "--output", str(other)],
-        f"{numberless} exists and is no table of this kind": [checkpoint, clip, "--output", str(numberless)],
-        f"{incomplete} exists and is no table of this kind": [checkpoint, clip, "--output", str(incomplete)],
-        f"{overlong} exists and is no table of this kind": [checkpoint, clip, "--output", str(overlong)],
-        "labels that the model does not know: bored": [checkpoint, str(unknown)],
-        "needs a line of column names": [checkpoint, str(headless)],
-        f"{short} names no file in line 3, 5": [checkpoint, str(short)],
-        "holds no audio files": [checkpoint, str(tmp_path / "empty")],
-        "cannot use": [str(tmp_path / "empty"), clip],
-        "cannot be written": [checkpoint, clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
+        "is no table of this kind": [clip, "--output", str(other)],
+        f"{numberless} exists and is no table of this kind": [clip, "--output", str(numberless)],
+        f"{incomplete} exists and is no table of this kind": [clip, "--output", str(incomplete)],
+        f"{overlong} exists and is no table of this kind": [clip, "--output", str(overlong)],
+        "labels that the model does not know: bored": [str(unknown)],
+        "needs a line of column names": [str(headless)],
+        f"{short} names no file in line 3, 5": [str(short)],
+        "holds no audio files": [str(tmp_path / "empty")],
+        "cannot use": [clip, "--model", str(tmp_path / "empty")],
+        "cannot be written": [clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
     }
     for complaint, arguments in wrong.items():
-        assert predict_ser.main(arguments) == 2
+        assert predict_ser.main(["--model", checkpoint, *arguments]) == 2
         message = capsys.readouterr().err
         assert complaint in message
         assert "Traceback" not in message
@@ -298,7 +310,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     )  # fmt: skip
     for flags in map(str.split, wrong_flags):
         with pytest.raises(SystemExit) as stopped:
-            predict_ser.main([checkpoint, clip, *flags])
+            predict_ser.main(["--model", checkpoint, clip, *flags])
         assert stopped.value.code == 2
 
 
@@ -307,6 +319,6 @@ def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
     (tmp_path / name).write_bytes((clips / "angry" / "0.wav").read_bytes())
     output = tmp_path / "out.csv"
     for _ in range(2):
-        assert predict_ser.main([checkpoint, str(tmp_path), "--output", str(output)]) == 0
+        assert predict_ser.main(["--model", checkpoint, str(tmp_path), "--output", str(output)]) == 0
         with open(output, errors="surrogateescape", newline="") as file:
             assert [row["file"] for row in csv.DictReader(file)] == [str(tmp_path / name)]
