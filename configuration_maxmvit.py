@@ -19,6 +19,9 @@ require_version(
     "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
 )
 
+FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
+HEAD_NAMES = ("mlp", "decoder")
+
 
 class MaxMViTConfig(PretrainedConfig):
     r"""
@@ -44,8 +47,20 @@ class MaxMViTConfig(PretrainedConfig):
             Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
             an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
             convolutional backbones.
+        fusion (`str`, defaults to `"concat"`):
+            What joins the branches' features: `"concat"`, the paper's; `"gated"`, a learned gate for each feature of
+            each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`, products
+            of features of different branches. The formulas and their sources are with the classes in
+            `heads_maxmvit.py`.
+        fusion_size (`int`, defaults to 256):
+            Width to which `"attention"` and `"bilinear"` project the branches.
+        head (`str`, defaults to `"mlp"`):
+            `"mlp"`, the paper's, or `"decoder"`: one learned query for each class attends to the feature maps of all
+            branches.
+        head_layers (`int`, defaults to 1):
+            Hidden layers of the MLP, or layers of the decoder.
         hidden_size (`int`, defaults to 512):
-            Width of the hidden layer of the head.
+            Width of the hidden layers of the head.
         hidden_dropout (`float`, defaults to 0.2):
             Dropout probability in the head.
         kwargs:
@@ -70,6 +85,10 @@ class MaxMViTConfig(PretrainedConfig):
     cqt_backbone_kwargs: dict[str, Any] | None = None
     mel_backbone_kwargs: dict[str, Any] | None = None
     image_size: int | list[int] | tuple[int, ...] = 224
+    fusion: str = "concat"
+    fusion_size: int = 256
+    head: str = "mlp"
+    head_layers: int = 1
     hidden_size: int = 512
     hidden_dropout: float = 0.2
 
@@ -84,8 +103,14 @@ class MaxMViTConfig(PretrainedConfig):
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
         self._check_image_size()
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size={self.hidden_size} does not work: the head needs at least one hidden unit.")
+        for field, known in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} does not work: it is one of {', '.join(known)}.")
+        if self.fusion != "concat" and len(self.branch_names) < 2:
+            raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
+        for field in ("fusion_size", "head_layers", "hidden_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
 
@@ -93,6 +118,11 @@ class MaxMViTConfig(PretrainedConfig):
     def branch_names(self) -> list[str]:
         """The branches that the model has: `"cqt"`, `"mel"` or both, in the order of their features."""
         return [branch for branch in ("cqt", "mel") if getattr(self, f"{branch}_backbone") is not None]
+
+    @property
+    def looks_at_tokens(self) -> bool:
+        """Whether what follows the backbones sees their last feature maps, beside the pooled features."""
+        return self.fusion == "attention" or self.head == "decoder"
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -17,11 +17,13 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 try:
     from .backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
     from .configuration_maxmvit import MaxMViTConfig
+    from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
     from configuration_maxmvit import MaxMViTConfig
+    from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
 
 if TYPE_CHECKING:
     # transformers copies the files that this text imports relatively along with every checkpoint, these two included.
@@ -57,6 +59,8 @@ class MaxMViTModelOutput(ModelOutput):
             Pooled features of the Mel branch.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
             The two, concatenated; of a model of one branch, its features alone.
+        tokens (`dict` of `torch.FloatTensor` of shape `(batch_size, tokens, width)`):
+            By branch, the places of the last feature map, where the fusion or the head looks at them; else None.
         hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
             What the stages of both backbones gave, each of shape `(batch_size, channels, height, width)`: the maps of
             the constant-Q branch in order of depth, then those of the Mel branch. Branch `name` has
@@ -68,31 +72,8 @@ class MaxMViTModelOutput(ModelOutput):
     cqt_features: torch.Tensor | None = None
     mel_features: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    tokens: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
-
-class MaxMViTClassificationHead(nn.Module):
-    """
-    Dense, BatchNorm, Dropout, ReLU, Dense: `(batch_size, in_features)` -> `(batch_size, config.num_labels)`. Raises
-    `ValueError` for a batch of one clip in training, which has no spread that BatchNorm could divide by.
-    """
-
-    def __init__(self, config: MaxMViTConfig, in_features: int):
-        super().__init__()
-        self.dense = nn.Linear(in_features, config.hidden_size)
-        self.norm = nn.BatchNorm1d(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.activation = nn.ReLU()
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # A BatchNorm that is synchronised over processes (another class) sees their clips too.
-        if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
-            raise ValueError(
-                "A batch of one clip cannot be trained on: the BatchNorm of the head needs two. Take a larger batch, "
-                "drop the last one where it is smaller, or call eval()."
-            )
-        return self.out_proj(self.activation(self.dropout(self.norm(self.dense(features)))))
 
 
 class MaxMViTPreTrainedModel(PreTrainedModel):
@@ -215,24 +196,29 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         _check_kwargs(kwargs)
         inputs = {"cqt": cqt_values, "mel": mel_values}
         images = {name: self._to_backbone_input(inputs[name], f"{name}_values") for name in self.branches()}
-        first, last = next(iter(images)), next(reversed(images))
-        if images[first].shape[0] != images[last].shape[0]:
+        one, other = next(iter(images)), next(reversed(images))
+        if images[one].shape[0] != images[other].shape[0]:
             raise ValueError(
-                f"{first}_values holds {images[first].shape[0]} clips, {last}_values {images[last].shape[0]}."
+                f"{one}_values holds {images[one].shape[0]} clips, {other}_values {images[other].shape[0]}."
             )
         asked = kwargs.get("output_hidden_states")
         with_maps = self.config.output_hidden_states if asked is None else asked
-        features, maps = {}, []
+        features, tokens, maps = {}, {}, []
         for name, backbone in self.branches().items():
             if with_maps:
-                deepest, maps_of_stages = backbone.forward_intermediates(images[name])
-                features[name] = backbone.forward_head(deepest)
+                last, maps_of_stages = backbone.forward_intermediates(images[name])
                 maps.extend(maps_of_stages)
+            elif self.config.looks_at_tokens:
+                last = backbone.forward_features(images[name])
             else:
                 features[name] = backbone(images[name])
+                continue
+            features[name] = backbone.forward_head(last)
+            tokens[name] = tokens_of(backbone, last)
         return MaxMViTModelOutput(
             **{f"{name}_features": values for name, values in features.items()},
             pooler_output=torch.cat(list(features.values()), dim=-1),
+            tokens=tokens if self.config.looks_at_tokens else None,
             hidden_states=tuple(maps) if with_maps else None,
         )
 
@@ -272,19 +258,29 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
 class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     """
-    MaxMViT-MLP: both backbones and the MLP head that names the emotion of a clip.
+    MaxMViT-MLP: the backbones, what fuses their features and the head that names the emotion of a clip.
 
     Args:
         config ([`MaxMViTConfig`]):
-            `num_labels` (or `id2label`) sets the number of emotions.
+            `num_labels` (or `id2label`) sets the number of emotions; `fusion` and `head` what follows the backbones.
     """
 
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.maxmvit = MaxMViTModel(config)
-        self.classifier = MaxMViTClassificationHead(config, self.maxmvit.num_features)
+        branches = self.maxmvit.branches()
+        token_widths = {name: backbone.num_features for name, backbone in branches.items()}
+        widths = {name: backbone.head_hidden_size for name, backbone in branches.items()}
+        self.fusion = FUSIONS[config.fusion](config, widths, token_widths)
+        self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DecoderHead):
+            initialization.normal_(module.queries, std=QUERY_STD)
 
     @can_return_tuple
     def forward(
@@ -307,20 +303,33 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
                 - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
             kwargs:
-                `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`].
+                `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
+                *optional*) for what the queries of `head="decoder"` attend to.
 
         Returns:
             The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
-            softmax in the order of `config.id2label`, and `hidden_states` as in [`MaxMViTModelOutput`].
+            softmax in the order of `config.id2label`, `hidden_states` as in [`MaxMViTModelOutput`], and where asked
+            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder.
 
         Raises:
             ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
                 for a batch of one clip in training.
         """
+        look = kwargs.pop("output_attentions", None)
+        if look and not isinstance(self.classifier, DecoderHead):
+            raise ValueError("Only head='decoder' returns attention maps: output_attentions=True cannot be had.")
         outputs = self.maxmvit(cqt_values, mel_values, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
+        features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
+        tokens = outputs.tokens or {}
+        fused = self.fusion(features, tokens)
+        if isinstance(self.classifier, DecoderHead):
+            logits, attentions = self.classifier(fused, tokens, look=bool(look))
+        else:
+            logits, attentions = self.classifier(fused), None
         loss = None if labels is None else _loss(logits.float(), labels, self.config.problem_type)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
+        )
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:

@@ -109,14 +109,14 @@ class ModelArguments:
     """Model: what is trained, and from where it starts"""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
-    cqt_backbone: str = field(
-        default="maxvit_base_tf_224", metadata={"help": "timm model that sees the CQT, or none."}
-    )
-    mel_backbone: str = field(
-        default="mvitv2_base", metadata={"help": "timm model that sees the Mel spectrogram, or none."}
-    )
+    cqt_backbone: str = field(default="maxvit_base_tf_224", metadata={"help": "timm model for the CQT, or none."})
+    mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model for the Mel spectrogram, or none."})
     cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
+    fusion: str = field(default="concat", metadata={"help": "concat, gated, attention or bilinear."})
+    fusion_size: int = field(default=256, metadata={"help": "Width of attention and bilinear."})
+    head: str = field(default="mlp", metadata={"help": "mlp, or decoder: a query for each class reads the pictures."})
+    head_layers: int = field(default=1, metadata={"help": "Hidden layers of the MLP, or layers of the decoder."})
     image_size: list[int] | None = field(
         default=None, metadata={"help": "What the backbones see: one number, or height and width (default: 224)."}
     )

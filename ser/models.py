@@ -25,7 +25,7 @@ PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings t
 DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
-LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias")
+LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias", "classifier.queries")
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
