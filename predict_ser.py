@@ -7,6 +7,9 @@ Rows are written as they come. A run that was broken off goes on where it stoppe
 beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
 Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row), 2 if
 nothing could be started, and 130 if it was interrupted (Ctrl+C).
+
+With --segments, what was truly spoken when, the answers along the recordings are scored at the end: the emotion
+diarization error rate, the share of time named right, and the F1 of segments (ser/diarization.py says how).
 """
 
 import argparse
@@ -23,9 +26,13 @@ from audio_maxmvit import LONGEST_CLIP_S  # noqa: E402
 from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline  # noqa: E402
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
 from ser.commands import FAILED, NOT_STARTED, exit_code  # noqa: E402
-from ser.errors import UsageError  # noqa: E402
+from ser.diarization import Segment, pooled_scores  # noqa: E402
+from ser.errors import DataError, UsageError  # noqa: E402
 from ser.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
+from ser.references import in_words, read_references, reference_scores  # noqa: E402
+
+MOST_NAMED = 10  # recordings whose scores are printed one by one
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,12 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
         items = find_items(args.inputs, label_names)
+        references = args.segments and read_references(args.segments, [item.file for item in items], label_names)
         table = open_table(args, items, label_names, classify)
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
     n_failed = predict(classify, items, table)
     summarise(items, table, n_failed, label_names)
+    if references:
+        compare(references, table, args.segments)
     return FAILED if n_failed else 0
 
 
@@ -70,6 +80,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--allow_private_urls", action="store_true", help="fetch URLs in this machine's own network too"
     )
     parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
+    parser.add_argument(
+        "--segments",
+        help="true emotions along the recordings, by which --window is scored: a .csv of file,start,end,label in "
+        'seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
+    )
     parser.add_argument("--output", help=".csv, .json or .jsonl file (default: CSV on the standard output)")
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
@@ -78,6 +93,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.inputs[0]} is a checkpoint: the model goes to --model now, as --model {args.inputs[0]}")
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
+    if args.segments is not None and args.window is None:
+        parser.error("--segments needs --window: it scores the answers along a recording")
     if args.window is not None:
         hop = args.window if args.hop is None else args.hop
         if not SHORTEST_WINDOW_S <= hop <= args.window <= LONGEST_CLIP_S:
@@ -123,6 +140,16 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
         scores = scores_from_confusion(confusion_matrix(truth, answers, len(label_names)))
         silent = f" ({len(labelled) - len(judged)} silent ones left out)" if len(judged) < len(labelled) else ""
         print(f"WA {scores['WA']:.4f}  UA {scores['UA']:.4f} on {len(judged)} labelled files{silent}", file=sys.stderr)
+
+
+def compare(references: dict[str, list[Segment]], table: Table, path: str) -> None:
+    """Prints how well the answers along the recordings agree with the segments read from `path`."""
+    scores = reference_scores(references, table.along, path)
+    if len(scores) <= MOST_NAMED:
+        for file, own in scores.items():
+            print(f"{file}: {in_words(own)}", file=sys.stderr)
+    if len(scores) > 1:
+        print(f"{len(scores)} recordings: {in_words(pooled_scores(scores.values()))}", file=sys.stderr)
 
 
 def command() -> int:

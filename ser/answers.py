@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.diarization import Segment, timeline_segments
 from ser.errors import UsageError
 from ser.models import checkpoint_digest
 
@@ -68,6 +70,8 @@ def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
         raise UsageError(f"{path} needs a line of column names, among them file, and then a line for each file.")
     if nameless := [str(line) for line, row in numbered if not row["file"]]:
         raise UsageError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
+    if {"start", "end"} <= rows[0].keys():  # its labels are those of segments
+        rows = [{"file": row["file"]} for row in rows]
     labels = {row["label"] for row in rows if row.get("label")}
     if unknown := sorted(labels - set(label_names)):
         raise UsageError(
@@ -93,6 +97,7 @@ class Table:
 
     Attributes:
         done: The answered files, each with its label; None if all of it is silence.
+        along: Those that are answered window by window, each with its segments, and its end in seconds.
 
     Raises:
         UsageError: The file holds something else or rows of another origin, or cannot be read or written.
@@ -104,6 +109,7 @@ class Table:
         self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin or {}
         self.suffix = ".csv" if path is None else Path(path).suffix
         self.done: dict[str, str | None] = {}
+        self.along: dict[str, tuple[list[Segment], float]] = {}
         try:
             self._start()
         except OSError as error:
@@ -117,7 +123,7 @@ class Table:
                 recording = list(group)
                 if len(recording) == int(recording[0].get("windows", 1)):
                     kept += recording
-                    self.done[file] = self._overall(recording)
+                    self._note(file, recording)
         head = {".csv": self._csv_line(self.columns), ".json": "[\n", ".jsonl": ""}[self.suffix]
         self.is_empty = not kept
         if self.path is None:
@@ -167,13 +173,30 @@ class Table:
         self.file.write(self._text(rows, is_first=self.is_empty))
         self.file.flush()
         self.is_empty = False
-        self.done[item.file] = self._overall(rows)
+        self._note(item.file, rows)
 
     def close(self) -> None:
         if self.suffix == ".json":
             self.file.write("\n]\n")
         if self.path is not None:
             self.file.close()
+
+    def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
+        self.done[file] = self._overall(rows)
+        if "windows" in self.columns:
+            windows = [
+                {"start": float(row["start"]), "end": float(row["end"]), "label": row["prediction"]} for row in rows
+            ]
+            middles = [window["start"] + window["end"] for window in windows]
+            if middles != sorted(middles):
+                raise self._other_table()
+            self.along[file] = timeline_segments(windows), windows[-1]["end"]
+
+    def _other_table(self) -> UsageError:
+        return UsageError(
+            f"{self.path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
+            "--output, or remove it."
+        )
 
     def _overall(self, rows: list[dict[str, Any]]) -> str | None:
         """The label of a recording by the mean scores of its rows, None if they have none."""
@@ -188,11 +211,12 @@ class Table:
         is_silent = all(score in (None, "") for score in scores)
         try:
             int(row.get("windows", 1))
+            has_time = 0 <= float(row.get("start", 0)) <= float(row.get("end", 0)) < math.inf
             for score in [] if is_silent else scores:
                 float(score)
         except (TypeError, ValueError, OverflowError):
             return False
-        return list(row) == self.columns and isinstance(row["file"], str)
+        return has_time and list(row) == self.columns and isinstance(row["file"], str)
 
     def _csv_line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()
@@ -226,10 +250,7 @@ class Table:
                         rows.append({})
             is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
         if not (is_ours and all(map(self._can_be_ours, rows))):
-            raise UsageError(
-                f"{self.path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
-                "--output, or remove it."
-            )
+            raise self._other_table()
         return rows
 
 

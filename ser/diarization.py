@@ -9,30 +9,28 @@ Emotion Appears When?", https://arxiv.org/abs/2306.12991, for any number of segm
 missed: emotion in the reference, none in the answer; false: the other way round; confused: two different emotions.
 """
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline_maxmvit import SILENCE
-from ser.errors import DataError
 
 LEAST_IOU = 0.5  # a segment is found if one of its label shares this much of their union with it
 
 
 class Segment(NamedTuple):
-    """`label` from `start` to `end`, in seconds."""
+    """`label` from `start` to `end`, in seconds; and the line of the file that it was read from, if it was."""
 
     start: float
     end: float
     label: str
+    line: int | None = None
 
 
 def timeline_segments(rows: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """
     The segments of a pipeline's timeline: each window speaks for the time nearer to its middle than to that of any
-    other, and neighbours of one label are one segment. Silence is left out.
+    other, and neighbours of one label are one segment. Silence is left out, and so is a segment that fills no time.
 
     Args:
         rows: `[{"start", "end", "label", ...}, ...]` in the order of their starts, as the pipeline answers.
@@ -46,7 +44,7 @@ def timeline_segments(rows: Sequence[Mapping[str, Any]]) -> list[Segment]:
         if segments and segments[-1].label == row["label"]:
             start = segments.pop().start
         segments.append(Segment(start, end, row["label"]))
-    return [segment for segment in segments if segment.label != SILENCE]
+    return [segment for segment in segments if segment.label != SILENCE and segment.start < segment.end]
 
 
 def diarization_scores(
@@ -68,7 +66,10 @@ def diarization_scores(
     Raises:
         ValueError: segments overlap, end before they start or lie outside of the recording.
     """
-    sides = [_checked(name, segments) for name, segments in (("reference", reference), ("answer", answer))]
+    sides = [
+        [segment for segment in in_order(name, segments) if segment.label != SILENCE]
+        for name, segments in (("reference", reference), ("answer", answer))
+    ]
     last = max((segment.end for side in sides for segment in side), default=0.0)
     duration = last if duration is None else duration
     if last > duration + 1e-6:
@@ -116,80 +117,25 @@ def rates(scores: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def read_segments(path: str | Path) -> dict[str, list[Segment]]:
+def in_order(name: str, segments: Iterable[Segment]) -> list[Segment]:
     """
-    Reference segments by file, from a CSV with the columns `file,start,end,label` (seconds) or an RTTM file
-    (`SPEAKER file channel start duration <NA> <NA> label ...`). Overlapping segments are refused.
+    In the order of time, once it is sure that no two overlap.
 
     Raises:
-        DataError: names the line that cannot be used, and why.
+        ValueError: names the side and what is wrong with it.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    segments: dict[str, list[Segment]] = {}
-    rows = _rttm_rows(text) if path.suffix.lower() == ".rttm" else _csv_rows(text, path)
-    for line, row in rows:
-        try:
-            file, start, end, label = row["file"], float(row["start"]), float(row["end"]), row["label"].strip()
-            if not (file and label and 0 <= start < end < float("inf")):
-                raise ValueError("a file, a label and 0 <= start < end are needed")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {line}: no segment of file, start, end, label ({error}).") from error
-        segments.setdefault(file, []).append(Segment(start, end, label))
-    for file, found in segments.items():
-        try:
-            segments[file] = _checked(file, found)
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
-    if not segments:
-        raise DataError(f"{path} holds no segments.")
-    return segments
-
-
-def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines())
-    if missing := {"file", "start", "end", "label"} - set(reader.fieldnames or ()):
-        raise DataError(f"{path} has no column {', '.join(sorted(missing))}; file,start,end,label are needed.")
-    return [(reader.line_num, row) for row in reader]
-
-
-def _rttm_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for line, content in enumerate(text.splitlines(), start=1):
-        fields = content.split()
-        if fields and not content.startswith(";"):
-            row: dict[str, Any] = dict(
-                zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
-            )
-            if "duration" in row:
-                row["end"] = _sum(row["start"], row["duration"])
-            rows.append((line, row))
-    return rows
-
-
-def _sum(start: str, duration: str) -> float:
-    try:
-        return float(start) + float(duration)
-    except ValueError:
-        return float("nan")
-
-
-def _checked(name: str, segments: Iterable[Segment]) -> list[Segment]:
-    """In the order of time, without silence, once it is sure that no two overlap."""
     ordered = sorted(segments)
     for segment in ordered:
         if not 0 <= segment.start < segment.end:
             raise ValueError(f"{name}: a segment from {segment.start:g} to {segment.end:g} s fills no time.")
     for before, after in pairwise(ordered):
         if after.start < before.end - 1e-6:
+            lines = "" if after.line is None else f" of lines {before.line} and {after.line}"
             raise ValueError(
-                f"{name}: the segments at {before.start:g} s ({before.label}) and {after.start:g} s ({after.label}) "
-                "overlap; one emotion at a time is scored."
+                f"{name}: the segments{lines} at {before.start:g} s ({before.label}) and {after.start:g} s "
+                f"({after.label}) overlap; one emotion at a time is scored."
             )
-    return [segment for segment in ordered if segment.label != SILENCE]
+    return ordered
 
 
 def _label_at(segments: Sequence[Segment], time: float) -> str | None:

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser.diarization import Segment, diarization_scores, pooled_scores, read_segments, timeline_segments
-from ser.errors import DataError
+from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
 
 REFERENCE = [Segment(0, 4, "sad"), Segment(4, 8, "surprise"), Segment(10, 12, "angry")]
 
@@ -46,6 +45,7 @@ def test_a_window_speaks_for_its_middle_and_neighbours_join():
     rows = [{"start": k, "end": k + 3, "label": label} for k, label in enumerate(["sad", "sad", "silence", "happy"])]
     assert timeline_segments(rows) == [Segment(0, 3, "sad"), Segment(4, 6, "happy")]
     assert timeline_segments([]) == []
+    assert timeline_segments([{"start": 0.0, "end": 0.0, "label": "sad"}]) == []
 
 
 def test_recordings_are_pooled_as_one():
@@ -65,32 +65,3 @@ def test_recordings_are_pooled_as_one():
 def test_impossible_segments_are_refused(reference, message):
     with pytest.raises(ValueError, match=message):
         diarization_scores(reference, [], duration=20)
-
-
-def test_segments_are_read_from_csv_and_rttm(tmp_path):
-    table, rttm = tmp_path / "segments.csv", tmp_path / "segments.rttm"
-    table.write_text("file,start,end,label\na.wav,0,1.5,sad\na.wav,2,4,happy\nb.wav,0,1,sad\n")
-    rttm.write_text(
-        ";; comment\nSPEAKER a.wav 1 0 1.5 <NA> <NA> sad <NA> <NA>\nSPEAKER a.wav 1 2 2 <NA> <NA> happy <NA> <NA>\n"
-        "SPEAKER b.wav 1 0 1 <NA> <NA> sad <NA> <NA>\n"
-    )
-    expected = {"a.wav": [Segment(0, 1.5, "sad"), Segment(2, 4, "happy")], "b.wav": [Segment(0, 1, "sad")]}
-    assert read_segments(table) == read_segments(rttm) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "file,start,label\n", "no column end"),
-        ("a.csv", "file,start,end,label\nx.wav,2,1,sad\n", "line 2"),
-        ("a.csv", "file,start,end,label\nx.wav,one,2,sad\n", "line 2"),
-        ("a.csv", "file,start,end,label\nx.wav,0,2,sad\nx.wav,1,3,sad\n", "x.wav: .*overlap"),
-        ("a.csv", "file,start,end,label\n", "no segments"),
-        ("a.rttm", "SPEAKER a.wav 1 0\n", "line 1"),
-        ("a.rttm", "SPEAKER a.wav 1 0 x <NA> <NA> sad\n", "line 1"),
-    ],
-)
-def test_broken_files_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_segments(tmp_path / name)

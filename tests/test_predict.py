@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 import predict_ser
+from ser.errors import DataError
 from tests.servers import Folder, serving
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
@@ -114,6 +115,75 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
     assert predict_ser.main(["--model", checkpoint, *arguments]) == 0
     assert [row["prediction"] == "silence" for row in read_rows(output)] == [True, True, False]
     assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def talks(clips, tmp_path) -> tuple[Path, Path]:
+    """Two recordings of 1.2 and 0.8 s, the second with a silent half; and their true segments, named as in RTTM."""
+    sound = voice(1.2, sampling_rate=16_000)
+    soundfile.write(tmp_path / "one.wav", sound, 16_000)
+    soundfile.write(tmp_path / "two.wav", np.concatenate([sound[:6_400], np.zeros(6_400)]), 16_000)
+    segments = tmp_path / "true.rttm"
+    lines = [("one", 0.0, 0.6, "sad"), ("one", 0.6, 0.6, "happy"), ("two", 0.2, 0.6, "angry")]
+    segments.write_text("".join(f"SPEAKER {n} 1 {s} {d} <NA> <NA> {x} <NA> <NA>\n" for n, s, d, x in lines))
+    return tmp_path, segments
+
+
+def shares_of_time(rows: list[dict], truth: list[tuple[float, float, str]]) -> dict[str, float]:
+    """Missed, false and confused, counted every hundredth of a second, by windows that do not overlap."""
+    kinds = {"missed": 0, "false": 0, "confused": 0}
+    times = np.arange(0.005, float(rows[-1]["end"]), 0.01)
+    for time_s in times:
+        true = next((label for start, end, label in truth if start <= time_s < end), "silence")
+        named = next(row["prediction"] for row in rows if float(row["start"]) <= time_s < float(row["end"]))
+        if true != named:
+            kinds["missed" if named == "silence" else "false" if true == "silence" else "confused"] += 1
+    return {name: count / len(times) for name, count in kinds.items()}
+
+
+def test_windows_are_scored_by_reference_segments_also_where_a_table_is_finished(checkpoint, talks, capsys):
+    folder, segments = talks
+    output = folder / "out.csv"
+    arguments = ["--model", checkpoint, str(folder), "--window", "0.2", "--segments", str(segments)]
+    assert predict_ser.main([*arguments, "--output", str(output)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "EDER" in line]
+    truth = {"one": [(0.0, 0.6, "sad"), (0.6, 1.2, "happy")], "two": [(0.2, 0.8, "angry")]}
+    for name, line in zip(("one", "two"), said[:2], strict=True):
+        expected = shares_of_time([row for row in read_rows(output) if Path(row["file"]).stem == name], truth[name])
+        parts = ", ".join(f"{kind} {share:.3f}" for kind, share in expected.items())
+        assert line.startswith(f"{folder / name}.wav: EDER {sum(expected.values()):.3f} ({parts}), time named right ")
+    assert said[2].startswith("2 recordings: EDER ") and len(said) == 3
+    rows = output.read_text().splitlines(keepends=True)
+    for kept in (rows, rows[:-1], rows[:1]):  # a finished table, one with half of a recording, one without any
+        output.write_text("".join(kept))
+        assert predict_ser.main([*arguments, "--output", str(output)]) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == said
+    assert predict_ser.main(arguments) == 0  # the table on the standard output
+    assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == said
+
+
+def test_segments_that_fit_nothing_are_refused_before_the_first_answer_or_named_after_it(checkpoint, talks, capsys):
+    folder, segments = talks
+    whole = segments.read_text()
+    arguments = ["--model", checkpoint, str(folder), "--window", "0.2", "--segments", str(segments)]
+    segments.write_text(whole.replace("happy", "bored"))
+    assert predict_ser.main(arguments) == 2
+    streams = capsys.readouterr()
+    assert f"error: {segments}, line 2: the model has no label 'bored'" in streams.err and not streams.out
+    segments.write_text(whole.replace("0.2 0.6", "0.2 0.9"))
+    with pytest.raises(DataError, match="line 3: the segment ends at 1.1 s, and .*two.wav at 0.8 s"):
+        predict_ser.main(arguments)
+    assert "two.wav,0.6,0.8,4,silence" in capsys.readouterr().out  # the answers are there all the same
+
+
+def test_a_list_of_segments_names_recordings_and_not_their_labels(checkpoint, talks, capsys):
+    folder, _ = talks
+    listed = folder / "true.csv"
+    listed.write_text("file,start,end,label\none.wav,0,1,sad\none.wav,1,1.2,silence\n")
+    arguments = ["--model", checkpoint, str(listed), "--window", "0.2", "--segments", str(listed)]
+    assert predict_ser.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "1 files: 1 answered" in said and f"{folder / 'one.wav'}: EDER" in said and "WA" not in said
 
 
 def test_a_list_names_files_beside_it_and_their_labels(checkpoint, clips, capsys):
@@ -282,6 +352,11 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     unknown.write_text("file,label\na.wav,bored\n")
     headless = tmp_path / "headless.csv"
     headless.write_text("a.wav\nb.wav\n")
+    disordered = tmp_path / "disordered.csv"
+    lines = "".join(f"0.wav,{start},{start + 1},2,sad,0.1,0.4,0.2,0.3\n" for start in (1, 0))
+    disordered.write_text(f"file,start,end,windows,prediction,{','.join(LABELS)}\n{lines}")
+    timeless = tmp_path / "timeless.csv"
+    timeless.write_text(disordered.read_text().replace("0,1,2", "nan,1,2"))
     short = tmp_path / "short.csv"
     short.write_text("label,file\nsad,a.wav\nsad\n\nhappy,\n")
     (tmp_path / "empty").mkdir()
@@ -291,6 +366,8 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
         f"{numberless} exists and is no table of this kind": [clip, "--output", str(numberless)],
         f"{incomplete} exists and is no table of this kind": [clip, "--output", str(incomplete)],
         f"{overlong} exists and is no table of this kind": [clip, "--output", str(overlong)],
+        f"{disordered} exists and is no table of this kind": [clip, "--window", "1", "--output", str(disordered)],
+        f"{timeless} exists and is no table of this kind": [clip, "--window", "1", "--output", str(timeless)],
         "labels that the model does not know: bored": [str(unknown)],
         "needs a line of column names": [str(headless)],
         f"{short} names no file in line 3, 5": [str(short)],
@@ -306,7 +383,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     assert other.read_text() == "name,age\nx,3\n"
     wrong_flags = (
         "--hop 1", "--window 1 --hop 2", "--window 1 --hop 0", "--window 1 --hop 1e-9", "--window nan", "--window 601",
-        "--output out.txt", "--smooth 2",
+        "--output out.txt", "--smooth 2", "--segments true.csv",
     )  # fmt: skip
     for flags in map(str.split, wrong_flags):
         with pytest.raises(SystemExit) as stopped:
