@@ -52,6 +52,7 @@ def main() -> None:
                     changes,
                     [*flags, "--fold", str(fold), "--seed", str(seed)],
                     folder(args, name, fold, seed),
+                    args.part,
                 )
     rows = table({name: results(args, name) for name in variations})
     write(args.output_dir, rows, args)
@@ -72,9 +73,22 @@ def folder(args: argparse.Namespace, name: str, fold: int, seed: int) -> Path:
     return args.output_dir / re.sub(r"\W+", "_", name) / f"fold{fold}_seed{seed}"
 
 
-def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_dir: Path) -> None:
-    """One training, unless it is finished already."""
+def predictions_of(output_dir: Path, part: str) -> Path:
+    """The table of a finished run's predictions for one part of its clips."""
+    path = output_dir / PREDICTIONS[part]
+    if not path.is_file():
+        missing = "nobody validated" if part == "validation" else "nobody was tested"
+        sys.exit(
+            f"error: {output_dir} has no {path.name}, as {missing}: compare by another --part, or give the recipe and "
+            "its variations such a part (see --validation_share and --protocol of run_ser.py) in a new --output_dir."
+        )
+    return path
+
+
+def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_dir: Path, part: str) -> None:
+    """One training, unless it is finished already, that has predicted the part to be compared by."""
     if (output_dir / "metrics.json").exists():
+        predictions_of(output_dir, part)
         return
     command = [sys.executable, str(ROOT / "run_ser.py"), str(recipe), *flags]
     for name, value in changes.items():
@@ -84,6 +98,7 @@ def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_d
     done = subprocess.run([*command, "--output_dir", str(output_dir), "--disable_tqdm", "true"], check=False)
     if done.returncode:
         sys.exit(f"error: {output_dir} ended with exit code {done.returncode}; the same command goes on from there.")
+    predictions_of(output_dir, part)
 
 
 def results(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -93,7 +108,7 @@ def results(args: argparse.Namespace, name: str) -> dict[str, Any]:
         rows = []
         for fold in args.folds:
             output_dir = folder(args, name, fold, seed)
-            with open(output_dir / PREDICTIONS[args.part], newline="", encoding="utf-8") as file:
+            with open(predictions_of(output_dir, args.part), newline="", encoding="utf-8") as file:
                 rows += list(csv.DictReader(file))
             minutes.append(json.loads((output_dir / "metrics.json").read_text())["duration_seconds"] / 60)
         seeds.append(sorted(rows, key=lambda row: row["file"]))

@@ -9,12 +9,12 @@ change are counted apart, since they hold both.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.results import add_json, write_results
+from benchmarks.speakers import speakers_of
 from ser.demo_corpus import EMOTIONS, SAMPLING_RATE, synthesize_clip
 from ser.models import load_pipeline
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--hop", type=float, default=1.0)
     add_json(parser)
     args = parser.parse_args()
-    splits = json.loads((args.checkpoint / "splits.json").read_text())
-    voices = sorted({clip["speaker"] for clip in splits["clips"] if clip["part"] == "test"})
+    voices = speakers_of(args.checkpoint)
     classify = load_pipeline(str(args.checkpoint), batch_size=16, window_s=args.window, hop_s=args.hop)
     right: dict[str, list[bool]] = {"inside": [], "near a change": []}
     for voice in voices:

@@ -11,4 +11,10 @@ def speakers_of(checkpoint: Path, part: str = "test") -> list[str]:
         clips = json.loads((checkpoint / "splits.json").read_text(encoding="utf-8"))["clips"]
     except FileNotFoundError:
         sys.exit(f"error: {checkpoint} has no splits.json that tells whom it has not heard; name them by --actors.")
-    return sorted({clip["speaker"] for clip in clips if clip["part"] == part})
+    speakers = {clip["speaker"] for clip in clips if clip["part"] == part}
+    if not speakers:
+        sys.exit(
+            f"error: the {part} part of {checkpoint} is empty: take a checkpoint that has one, or name unheard "
+            "speakers by --actors, where the benchmark has that flag."
+        )
+    return sorted(speakers)

@@ -55,8 +55,8 @@ class ProtocolArguments:
     protocol: str | None = field(
         default=None,
         metadata={
-            "help": "predefined, random, speaker, loso, or the name of published folds (emobox, luna-jimenez, "
-            "sessions). Default: the data set's test split if it has one, else speaker folds, else random."
+            "help": "predefined, random, speaker, loso, published folds (emobox, luna-jimenez, sessions), everything "
+            "(nobody). Default: the data set's test split if it has one, else speaker folds, else random."
         },
     )
     fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})
@@ -72,8 +72,7 @@ class TrainingPartArguments:
     """Training part: what chooses the checkpoint, what is learnt"""
 
     validation_share: float | None = field(
-        default=None,
-        metadata={"help": "Share of the training part (of its speakers) that chooses the checkpoint (default: 0.15)."},
+        default=None, metadata={"help": "Share of training clips or speakers that validates; 0: none (default: 0.15)."}
     )
     shuffle_training_labels: bool = field(
         default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}

@@ -18,7 +18,7 @@ from ser.batches import PairCollator
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.models import load_feature_extractor, load_model, weights_digest
-from ser.protocols import Split, n_folds, test_part
+from ser.protocols import EVERYTHING, Split, n_folds, test_part
 from ser.report import write_report
 from ser.trainer import SERTrainer
 from ser.training import read_corpus, set_up_logging, with_features
@@ -51,6 +51,8 @@ def parse_arguments(
     parser.add_argument("checkpoint", help="A folder that training wrote, or its name on the Hub.")
     clip_args, args, others = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     if clip_args.protocol or clip_args.test_speakers:
+        if clip_args.protocol == EVERYTHING:
+            raise DataError(f"--protocol {EVERYTHING} tests nobody: leave it out to score all clips.")
         if not clip_args.fold.isdecimal():
             raise DataError(f"--fold {clip_args.fold!r} is no number: one checkpoint is scored on one fold.")
     elif clip_args.fold != "1":

@@ -43,24 +43,26 @@ def plot_confusion_matrix(
 
 
 def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
-    """Losses, validation UA and the learning rate of each branch, by epoch.
+    """Losses, validation UA (where somebody validated) and the learning rate of each branch, by epoch.
 
     Args:
         log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `learning_rate`,
             `<branch>_learning_rate`, as `trainer.state.log_history` holds them.
     """
-    figure = Figure(figsize=(8, 8.5), dpi=150, layout="constrained")
-    losses, accuracy, rates = figure.subplots(3, 1, sharex=True)
+    evaluated, accuracies = _series(log_history, "eval_UA")
+    figure = Figure(figsize=(8, 8.5 if accuracies else 5.7), dpi=150, layout="constrained")
+    panels = figure.subplots(3 if accuracies else 2, 1, sharex=True)
+    losses, rates = panels[0], panels[-1]
     for key, label, colour in (("loss", "training", BLUE), ("eval_loss", "validation", ORANGE)):
         epochs, values = _series(log_history, key)
         if values:
             losses.plot(epochs, values, color=colour, label=label, marker=".")
-    epochs, values = _series(log_history, "eval_UA")
-    if values:
-        best = int(np.argmax(values))
-        label = f"best: {values[best]:.3f} after epoch {epochs[best]:g}"
-        accuracy.plot(epochs, values, color=ORANGE, label="validation", marker=".")
-        accuracy.plot(epochs[best], values[best], "o", color=ORANGE, markersize=9, label=label)
+    if accuracies:
+        best = int(np.argmax(accuracies))
+        label = f"best: {accuracies[best]:.3f} after epoch {evaluated[best]:g}"
+        panels[1].plot(evaluated, accuracies, color=ORANGE, label="validation", marker=".")
+        panels[1].plot(evaluated[best], accuracies[best], "o", color=ORANGE, markersize=9, label=label)
+        panels[1].set(ylabel="UA", ylim=(0, 1.02))
     found = dict.fromkeys(key for entry in log_history for key in entry if key.endswith("_learning_rate"))
     keys = list(found) or ["learning_rate"]
     styles = zip(keys, (BLUE, ORANGE, GREEN, GREY), (6.0, 3.5, 1.4, 1.0), ("-", "-", "--", ":"), strict=False)
@@ -73,11 +75,10 @@ def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], headi
     if any(value > 0 for key in keys for value in _series(log_history, key)[1]):
         rates.set_yscale("log")
     losses.set(ylabel="loss")
-    accuracy.set(ylabel="UA", ylim=(0, 1.02))
     rates.set(ylabel="learning rate", xlabel="epoch")
     rates.set_xlim(left=0)
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (losses, accuracy, rates):
+    for axes in panels:
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend(loc="best")

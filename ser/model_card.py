@@ -39,7 +39,24 @@ print(classify("clip.wav"))
 
 ## Scores
 
-Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
+{scores}
+
+## Training
+
+- Corpus: {corpus}; choices: {choices}
+- Clips: {used}
+- Left out: {left_out}
+- Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
+
+## Limits
+
+- It knows only the classes above and always answers one of them, also for noise, music or silence.
+- It was {done} on the recordings of one corpus; other languages, microphones, noise and spontaneous speech
+  lower the scores by an amount not measured here.
+- It hears expression, not what somebody feels. Do not base decisions about people on it.
+"""
+
+SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
 
 | score | value | 95 % by clip | 95 % by speaker |
 |---|---|---|---|
@@ -52,22 +69,7 @@ speaker.
 |---|---|---|---|
 {classes}
 
-![confusion matrix](confusion_matrix.png)
-
-## Training
-
-- Corpus: {corpus}; choices: {choices}
-- Clips: {used}
-- Left out: {left_out}
-- Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
-
-## Limits
-
-- It knows only the classes above and always answers one of them, also for noise, music or silence.
-- It was trained and tested on the recordings of one corpus; other languages, microphones, noise and spontaneous speech
-  lower the scores by an amount not measured here.
-- It hears expression, not what somebody feels. Do not base decisions about people on it.
-"""
+![confusion matrix](confusion_matrix.png)"""
 
 
 def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
@@ -77,10 +79,42 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         report: what [`write_report`] returns.
         model_id: Hub id or path, as `from_pretrained` takes it.
     """
-    corpus, protocol = report["corpus"], report["protocol"]
+    corpus = report["corpus"]
     candidates = (corpus["source"], corpus["options"].get("schema"))
     hub_id = next((c for c in candidates if c and HUB_ID.fullmatch(c) and not Path(c).exists()), None)
-    results = [
+    tested = "UA" in report
+    scores = [_scores_of_test(report)] if tested else []
+    metadata = ModelCardData(
+        model_name=model_id.rpartition("/")[2],
+        eval_results=_results(report, hub_id) if tested else None,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["speech-emotion-recognition", "maxmvit"],
+        datasets=[hub_id] if hub_id else None,
+        metrics=["recall", "accuracy", "f1"] if tested else None,
+    )
+    used, left_out = corpus["rows_used"], corpus["rows_left_out"]
+    fields = {
+        "metadata": metadata.to_yaml(),
+        "model_id": model_id,
+        "name": model_id.rpartition("/")[2],
+        "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
+        "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
+        "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
+        "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
+        "labels": ", ".join(report["label_names"]),
+        "seed": report["seed"],
+        "scores": "\n\n".join([*(f"**{remark}**" for remark in report["remarks"]), *scores]),
+        "done": "trained and tested" if tested else "trained",
+    }
+    with whole(path) as unfinished:
+        unfinished.write_text(CARD.format(**fields), encoding="utf-8")
+
+
+def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:
+    """The scores as metadata for the Hub."""
+    corpus, protocol = report["corpus"], report["protocol"]
+    return [
         EvalResult(
             task_type="audio-classification",
             task_name="Speech emotion recognition",
@@ -93,15 +127,10 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         )
         for name in ("UA", "WA", "macro_f1", "weighted_f1")
     ]
-    metadata = ModelCardData(
-        model_name=model_id.rpartition("/")[2],
-        eval_results=results,
-        library_name="transformers",
-        pipeline_tag="audio-classification",
-        tags=["speech-emotion-recognition", "maxmvit"],
-        datasets=[hub_id] if hub_id else None,
-        metrics=["recall", "accuracy", "f1"],
-    )
+
+
+def _scores_of_test(report: Mapping) -> str:
+    """The scores as tables."""
     rows = "\n".join(
         f"| {name} | {report[name]:.3f} | " + " | ".join(_range(report, unit, name) for unit in UNITS) + " |"
         for name in SCORES
@@ -110,26 +139,14 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         f"| {name} | {_score(c['recall'])} | {_score(c['precision'])} | {c['support']} |"
         for name, c in report["per_class"].items()
     )
-    used, left_out = corpus["rows_used"], corpus["rows_left_out"]
-    fields = {
-        "metadata": metadata.to_yaml(),
-        "model_id": model_id,
-        "name": model_id.rpartition("/")[2],
-        "protocol": protocol,
-        "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
-        "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
-        "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
-        "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
-        "speakers": SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
-        "labels": ", ".join(report["label_names"]),
-        "rows": rows,
-        "classes": classes,
-        "seed": report["seed"],
-        "n_test": f"{report['n_clips']:,}",
-        "n_speakers": f" of {len(report['test_speakers'])} speakers" if report["test_speakers"] else "",
-    }
-    with whole(path) as unfinished:
-        unfinished.write_text(CARD.format(**fields), encoding="utf-8")
+    return SCORES_OF_TEST.format(
+        protocol=report["protocol"],
+        n_test=f"{report['n_clips']:,}",
+        n_speakers=f" of {len(report['test_speakers'])} speakers" if report["test_speakers"] else "",
+        speakers=SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
+        rows=rows,
+        classes=classes,
+    )
 
 
 def _score(value: float | None) -> str:

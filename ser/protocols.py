@@ -7,7 +7,7 @@ different tasks. Every split has a name ("ravdess/emobox-fold1"), and is checked
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,13 @@ from ser.corpora.known import RECORDS
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 
-PROTOCOLS = ("predefined", "random", "speaker", "loso")
+EVERYTHING = "everything"
+PROTOCOLS = ("predefined", "random", "speaker", "loso", EVERYTHING)
+ONE_FOLD = ("predefined", "random", EVERYTHING)
 RANDOM_TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.15
 SPEAKER_FOLDS = 5  # where nobody has published folds
+NOBODY = {"validation": "nobody validates", "test": "nobody is tested"}
 
 
 @dataclass
@@ -30,8 +33,9 @@ class Split:
     Args:
         name: corpus and protocol, with the fold where there are several ("ravdess/emobox-fold1").
         train: clips to train on.
-        validation: clips by which checkpoints and learning rates are chosen; none of them is tested.
-        test: clips that choose nothing.
+        validation: clips by which checkpoints and learning rates are chosen; none of them is tested. Empty where
+            nobody validates.
+        test: clips that choose nothing. Empty where everything is trained on.
         speaker_disjoint: whether no speaker is in two parts.
     """
 
@@ -46,14 +50,23 @@ class Split:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def summary(self) -> str:
-        sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in self.parts.items())
-        speakers = "no speaker in two parts" if self.speaker_disjoint else "SPEAKERS SHARED between parts (or unknown)"
-        return f"Protocol {self.name}: {sizes} clips; {speakers}"
+        parts = {part: indices for part, indices in self.parts.items() if indices}
+        said = [", ".join(f"{len(indices):,} {part}" for part, indices in parts.items()) + " clips"]
+        if len(parts) > 1:
+            apart = self.speaker_disjoint
+            said.append("no speaker in two parts" if apart else "SPEAKERS SHARED between parts (or unknown)")
+        said += [words for part, words in NOBODY.items() if part not in parts]
+        return f"Protocol {self.name}: {'; '.join(said)}"
 
 
 def published_folds(corpus: Corpus) -> Mapping[str, tuple[tuple[str, ...], ...]]:
     """Name of published folds of this corpus -> who is tested in fold 1, 2, ..."""
     return RECORDS[corpus.name].folds if corpus.name in RECORDS else {}
+
+
+def default_validation_share(protocol: str | None) -> float:
+    """What `validation_share` is where none is given, and the data set has no validation part of its own."""
+    return 0.0 if protocol == EVERYTHING else VALIDATION_SHARE
 
 
 def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
@@ -73,7 +86,7 @@ def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
 
 
 def n_folds(corpus: Corpus, protocol: str | None = None, test_speakers: Sequence[str] | None = None) -> int:
-    """Number of folds that `--fold all` runs (1 for `predefined`, `random` and given test speakers)."""
+    """Number of folds that `--fold all` runs (1 for `predefined`, `random`, `everything` and given test speakers)."""
     return 1 if test_speakers else len(_folds(corpus, resolve_protocol(corpus, protocol)) or [()])
 
 
@@ -90,30 +103,33 @@ def make_split(
     Args:
         protocol: `predefined` (the data set's own splits), `random` (80/20, stratified by class; speakers shared),
             `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
-            (`emobox`, `luna-jimenez`, `sessions`) or `loso` (one speaker tested a fold). Default: see
-            [`resolve_protocol`].
+            (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold) or `everything` (all clips are
+            trained on, and nobody is tested). Default: see [`resolve_protocol`].
         fold: 1-based.
         validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
-            apart (at least one); 0.15 by default. Not taken where the data set brings its own validation split, nor by
-            `loso` on IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
+            apart (at least one); `everything` keeps them apart where they are known. With 0 nobody validates. 0.15 by
+            default, 0 for `everything`. Not taken where the data set brings its own validation split, nor by `loso` on
+            IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
         seed: of the random cuts.
         test_speakers: tests exactly these speakers, instead of a protocol.
 
     Raises:
         DataError: the protocol cannot be had from this corpus, or its parts would share a speaker or a clip.
     """
-    if validation_share is not None and not 0 < validation_share < 1:
-        raise DataError(f"validation_share must lie between 0 and 1, not {validation_share}.")
+    if validation_share is not None and not 0 <= validation_share < 1:
+        raise DataError(f"validation_share must be 0 or lie between 0 and 1, not {validation_share}.")
     name, test, validation, apart = test_part(corpus, protocol, fold, seed, test_speakers)
     train = sorted({*range(len(corpus))} - {*test} - {*(validation or ())})
+    may_be_empty = {"test"} if name == EVERYTHING else set()
     if not validation:
+        share = default_validation_share(name) if validation_share is None else validation_share
         cut = _whole_speakers if apart else _stratified
-        share = VALIDATION_SHARE if validation_share is None else validation_share
-        train, validation = cut(corpus, train, share, seed)
+        train, validation = cut(corpus, train, share, seed) if share else (train, [])
+        may_be_empty |= set() if share else {"validation"}
     elif validation_share is not None:
         raise DataError(f"{corpus.name}/{name} has a validation part of its own: leave out --validation_share.")
     split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
-    check_split(corpus, split)
+    check_split(corpus, split, may_be_empty)
     return split
 
 
@@ -138,6 +154,8 @@ def test_part(
             raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {len(folds or [()])}, not {fold}.")
         if name == "predefined":
             validation, test, apart = _predefined(corpus)
+        elif name == EVERYTHING:
+            test, apart = [], None not in _speakers(corpus)
         elif name == "random":
             _, test = _stratified(corpus, list(range(len(corpus))), RANDOM_TEST_SHARE, seed)
             apart = False
@@ -149,12 +167,12 @@ def test_part(
     return name, test, validation, apart
 
 
-def check_split(corpus: Corpus, split: Split) -> None:
-    """Raises `DataError` where a part is empty, the training part lacks a class, a speaker-disjoint split shares a
-    speaker, or two parts share a clip: by index, or by sound."""
+def check_split(corpus: Corpus, split: Split, may_be_empty: Collection[str] = ()) -> None:
+    """Raises `DataError` where a part is empty that may not be, the training part lacks a class, a speaker-disjoint
+    split shares a speaker, or two parts share a clip: by index, or by sound."""
     files, labels = corpus.files, corpus.labels
     for part, indices in split.parts.items():
-        if not indices:
+        if not indices and part not in may_be_empty:
             raise DataError(f"The {part} part of {split.name} is empty.")
     if missing := {*range(len(corpus.label_names))} - {labels[i] for i in split.train}:
         names = ", ".join(repr(corpus.label_names[label]) for label in sorted(missing))
@@ -202,7 +220,7 @@ def _speakers(corpus: Corpus) -> list[str | None]:
 
 def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
     """Groups tested fold by fold; None for a protocol of one fold."""
-    if name in ("predefined", "random"):
+    if name in ONE_FOLD:
         return None
     if name in published_folds(corpus):
         return list(published_folds(corpus)[name])

@@ -1,8 +1,8 @@
 """What came out of a run, in numbers and pictures, in its output directory.
 
-`splits.json` is written before training; then `predictions.csv`, `validation_predictions.csv`, `confusion_matrix.png`,
-`training_curves.png`, the model card `README.md` and, last, `metrics.json`: where that lies, the run is complete.
-Every file is whole or absent.
+`splits.json` is written before training; then `predictions.csv` and `confusion_matrix.png` where somebody was tested,
+`validation_predictions.csv` where somebody validated, `training_curves.png`, the model card `README.md` and, last,
+`metrics.json`: where that lies, the run is complete. Every file is whole or absent.
 """
 
 import csv
@@ -23,13 +23,19 @@ from ser.metrics import SCORES, scores
 from ser.model_card import write_model_card
 from ser.protocols import Split
 
+REMARKS = {
+    "validation": "Nobody validated: the whole schedule was trained, and its last state is the model.",
+    "test": "Nobody was tested: this model has no score of its own.",
+}
+"""What is said of a run in which a part has no clips."""
+
 
 def write_report(
     output_dir: str | Path,
     corpus: Corpus,
     split: Split,
     parts: Mapping[str, datasets.Dataset],
-    logits: np.ndarray,
+    logits: np.ndarray | None,
     *,
     validation_logits: np.ndarray | None = None,
     seed: int,
@@ -40,12 +46,12 @@ def write_report(
     card: bool = True,
     extra: Mapping[str, object] | None = None,
 ) -> dict:
-    """Writes everything that is known after the test, and returns what `metrics.json` holds.
+    """Writes everything that is known at the end of a run, and returns what `metrics.json` holds.
 
     Args:
         parts: the clips that were really used, by part ("train", "validation", "test"), with the columns `file`,
-            `label` and `speaker`.
-        logits: `(clips of the test part, classes)`.
+            `label` and `speaker`. Of an empty one the report says that it was (see [`REMARKS`]).
+        logits: `(clips of the test part, classes)`; None where nobody was tested, so that there are no scores.
         validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
             choose between runs, which the test part must not do.
         seed: of the run; also of the bootstrap.
@@ -58,16 +64,21 @@ def write_report(
 
     `metrics.json` and the model card leave the machine: absolute paths are written there without their folders.
     """
-    folder, test, names = Path(output_dir), parts["test"], corpus.label_names
+    folder, names = Path(output_dir), corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions.csv", test, logits, names)
+    tested: dict[str, Any] = {}
+    if logits is not None:
+        write_predictions(folder / "predictions.csv", parts["test"], logits, names)
+        _, speakers, labels = _facts(parts["test"])
+        tested = scores(labels, np.asarray(logits).argmax(-1), names, speakers, seed=seed)
+        tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         write_predictions(folder / "validation_predictions.csv", parts["validation"], validation_logits, names)
-    predictions, (_, speakers, labels) = np.asarray(logits).argmax(-1), _facts(test)
     report: dict[str, Any] = {
         "protocol": split.name,
-        "speaker_disjoint": split.speaker_disjoint,
-        **scores(labels, predictions, names, speakers, seed=seed),
+        "speaker_disjoint": split.speaker_disjoint if tested else None,
+        "remarks": [remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])],
+        **tested,
         "label_names": names,
         "corpus": {
             "name": corpus.name,
@@ -77,14 +88,14 @@ def write_report(
             "rows_used": {part: len(clips) for part, clips in parts.items()},
             "rows_left_out": corpus.dropped | dict(left_out or {}),
         },
-        "test_speakers": sorted({speaker for speaker in speakers if speaker is not None}),
         "seed": seed,
         "duration_seconds": round(duration, 1),
         "versions": versions(),
         **(extra or {}),
     }
     report = without_folders(report)
-    plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
+    if tested:
+        plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
     if card:
@@ -160,9 +171,10 @@ def title(report: Mapping) -> str:
 
 
 def in_words(report: Mapping) -> str:
-    """The scores with their intervals in words, a line each, the protocol in every name."""
-    lines = []
-    for name in SCORES:
+    """What is to be said of a run first, then its scores with their intervals, a line each, the protocol in every
+    name."""
+    lines = [*report.get("remarks", ())]
+    for name in SCORES if "UA" in report else ():
         ranges = [
             f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(report, name)
         ]
@@ -210,6 +222,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     summary = {
         "protocol": f"{protocols[0]}-all",
         "speaker_disjoint": all(report["speaker_disjoint"] for report in reports),
+        "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
         "pooled": scores(truth, predicted, names, speakers, seed=reports[0]["seed"]),

@@ -37,6 +37,7 @@ from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
 from ser.trainer import SERTrainer
+from ser.unheard import settle_missing_parts
 from ser.waveforms import WaveformCopies
 from ser.windows import mean_over_windows, windows_of
 
@@ -52,7 +53,9 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         add_help=False,
         allow_abbrev=False,
     )
-    model_args, data_args, args = parser.parse_args_into_dataclasses(as_flags(arguments), look_for_args_file=False)
+    flags = as_flags(arguments)
+    settle_missing_parts(parser, flags)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args
@@ -157,7 +160,7 @@ def make_trainer(
     args: SERTrainingArguments,
     **kwargs: Any,
 ) -> SERTrainer:
-    """Trains on the part `train`, augmented as the flags say, and is steered by the part `validation`."""
+    """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
     train_collator = PairCollator(
         feature_extractor,
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
@@ -170,7 +173,7 @@ def make_trainer(
         data_collator=PairCollator(feature_extractor),
         train_collator=train_collator,
         train_dataset=parts["train"],
-        eval_dataset=parts["validation"],
+        eval_dataset=parts["validation"] if len(parts["validation"]) else None,
         processing_class=feature_extractor,
         compute_metrics=compute_metrics,
         **kwargs,
@@ -217,8 +220,11 @@ def train_and_test(
     clock = RunClock(args.output_dir, started)
     trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
-    validation_logits = trainer.predict(parts["validation"], metric_key_prefix="validation").predictions
-    logits = trainer.predict(parts["test"], metric_key_prefix="test").predictions
+    logits = {
+        part: trainer.predict(parts[part], metric_key_prefix=part).predictions
+        for part in ("validation", "test")
+        if len(parts[part])
+    }
     over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
@@ -227,8 +233,8 @@ def train_and_test(
             corpus,
             split,
             parts,
-            logits,
-            validation_logits=validation_logits,
+            logits.get("test"),
+            validation_logits=logits.get("validation"),
             seed=args.seed,
             duration=clock.seconds(),
             log_history=trainer.state.log_history,
@@ -277,6 +283,8 @@ def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArg
         folders = [fold_args.output_dir for fold_args in runs.values()]
         check_folds(folders)
         summary = summarize_folds(args.output_dir, folders)
+        for remark in summary["remarks"]:
+            say(args, f"In every fold: {remark}")
         for name, mean in summary["mean"].items():
             pooled = summary["pooled"][name]
             say(args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}")

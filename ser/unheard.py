@@ -1,12 +1,15 @@
 """Flags of training that nothing would heed: each is refused in a sentence."""
 
+import argparse
 import inspect
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from ser.optimizer import ALGORITHMS
+from ser.protocols import EVERYTHING, default_validation_share
 
 if TYPE_CHECKING:
     from ser.arguments import SERTrainingArguments
@@ -32,6 +35,49 @@ UNHEARD = {
     "save_only_model": "it makes checkpoints that no run can go on from",
 }
 """Fields of `TrainingArguments` that this engine does not heed, and why."""
+
+
+WITHOUT_VALIDATION = {
+    **dict.fromkeys(("load_best_model_at_end", "do_eval", "eval_on_start"), False),
+    **dict.fromkeys(("metric_for_best_model", "greater_is_better", "eval_steps"), None),
+    **{"eval_strategy": "no", "eval_delay": 0, "early_stopping_patience": 0, "save_total_limit": 1},
+}
+"""Fields of `TrainingArguments` that follow the validation part, as they are where there is none."""
+
+
+def settle_missing_parts(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
+    """
+    Where nobody validates, makes the flags that follow validation say so by themselves.
+
+    Args:
+        parser: Of the training command; its defaults are changed.
+        flags: The command line, recipes read.
+
+    Raises:
+        ValueError: A flag was given that follows a part of the clips which this run does not have.
+    """
+    given, _ = parser.parse_known_args(flags)
+    if given.protocol == EVERYTHING and given.test_window is not None:
+        raise ValueError(f"--test_window scores test clips, and --protocol {EVERYTHING} tests nobody: leave it out.")
+    share = given.validation_share
+    share = default_validation_share(given.protocol) if share is None else share
+    if share != 0:
+        return
+    parser.set_defaults(validation_share=share, **WITHOUT_VALIDATION)
+    given, _ = parser.parse_known_args(flags)
+    remedy = "or keep clips to validate on by a --validation_share above 0"
+    schedule = SchedulerType(given.lr_scheduler_type)
+    if schedule in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        raise ValueError(
+            f"--lr_scheduler_type {schedule.value} follows the validation score, and nobody validates: name another, "
+            f"such as cosine, {remedy}."
+        )
+    for name, value in WITHOUT_VALIDATION.items():
+        if getattr(given, name) != value:
+            raise ValueError(
+                f"--{name} {getattr(given, name)} changes nothing where nobody validates: leave it out (it is {value} "
+                f"then), {remedy}."
+            )
 
 
 def refuse_unheard(args: "SERTrainingArguments") -> None:

@@ -19,13 +19,14 @@ from ser.flags import as_flags, inherited_flags, own_groups
 from ser.models import make_config
 from ser.protocols import make_split
 from ser.training import parse_arguments, read_corpus
-from ser.unheard import UNHEARD
+from ser.unheard import UNHEARD, WITHOUT_VALIDATION
 from tests.clips import corpus_of, write_sound
 from tests.test_models import save
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = ["--output_dir", "out"]
+NOBODY_VALIDATES = ["--validation_share", "0", "--lr_scheduler_type", "cosine"]
 
 
 def test_flags_go_over_the_recipe_wherever_it_stands(tmp_path):
@@ -153,6 +154,18 @@ def test_what_is_read_from_the_text_is_what_the_dataclasses_have():
         (["--cqt_weights", "w", "--model_name_or_path", "m"], "brings its own weights: leave out --cqt_weights"),
         (["--mel_weights", "w", "--imagenet_weights", "false"], "starts at random: leave it out"),
         (["--test_speakers", "1", "--protocol", "loso"], "leave out one of the two"),
+        (["--validation_share", "0"], "lr_scheduler_type reduce_lr_on_plateau follows the validation score"),
+        (["--protocol", "everything"], "lr_scheduler_type reduce_lr_on_plateau follows the validation score"),
+        (["--validation_share", "0", "--lr_scheduler_type", "greedy"], "type greedy follows the validation score"),
+        ([*NOBODY_VALIDATES, "--early_stopping_patience", "5"], "early_stopping_patience 5 changes nothing where nob"),
+        ([*NOBODY_VALIDATES, "--load_best_model_at_end", "true"], "load_best_model_at_end True changes nothing"),
+        ([*NOBODY_VALIDATES, "--metric_for_best_model", "UA"], "metric_for_best_model UA changes nothing"),
+        ([*NOBODY_VALIDATES, "--greater_is_better", "true"], "greater_is_better True changes nothing"),
+        ([*NOBODY_VALIDATES, "--eval_strategy", "epoch"], "eval_strategy epoch changes nothing"),
+        ([*NOBODY_VALIDATES, "--eval_steps", "5"], "eval_steps 5.* changes nothing where nobody validates"),
+        ([*NOBODY_VALIDATES, "--eval_on_start"], "eval_on_start True changes nothing"),
+        ([*NOBODY_VALIDATES, "--save_total_limit", "3"], "save_total_limit 3 changes nothing"),
+        (["--protocol", "everything", "--test_window", "3"], "--test_window scores test clips, and .* tests nobody"),
     ],
 )  # fmt: skip
 def test_a_flag_that_nothing_would_heed_is_refused(flags, message):
@@ -176,14 +189,29 @@ def test_a_flag_that_nothing_would_heed_is_refused(flags, message):
             "--no_load_best_model_at_end",
         ],
         ["--cqt_weights", "w"],
+        [*NOBODY_VALIDATES, "--early_stopping_patience", "0", "--no_load_best_model_at_end", "--eval_strategy", "no"],
+        [*NOBODY_VALIDATES, "--save_strategy", "steps", "--save_steps", "9"],
+        ["--protocol", "everything", "--validation_share", "0.2", "--early_stopping_patience", "3"],
     ],
 )
 def test_a_flag_that_is_heeded_is_not(flags):
     parse_arguments([*OUTPUT, *flags])
 
 
+@pytest.mark.parametrize(
+    "flags", [NOBODY_VALIDATES, ["--protocol", "everything", "--lr_scheduler_type", "cosine"]], ids=["share", "all"]
+)
+def test_where_nobody_validates_nothing_is_evaluated_and_the_last_state_is_kept(flags):
+    _, data_args, args = parse_arguments([*OUTPUT, *flags])
+    assert data_args.validation_share == 0
+    assert args.eval_strategy == "no" and not args.load_best_model_at_end and args.metric_for_best_model is None
+    assert args.early_stopping_patience == 0
+    assert parse_arguments(OUTPUT)[2].eval_strategy == "epoch"
+
+
 def test_what_is_never_heard_are_fields_that_there_are():
     assert {*UNHEARD} <= {field.name for field in fields(TrainingArguments)}
+    assert {*WITHOUT_VALIDATION} <= {field.name for field in fields(SERTrainingArguments)}
 
 
 def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tmp_path):

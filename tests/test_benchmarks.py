@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ablation
 from benchmarks.results import take_json, write_results
+from benchmarks.speakers import speakers_of
 
 ROOT = Path(__file__).parents[1]
 DRAW_ONLY = {"features_pictures"}
@@ -32,6 +34,21 @@ def test_nothing_is_written_without_a_file(tmp_path, monkeypatch):
 def test_every_benchmark_keeps_its_figures(name):
     source = (ROOT / "benchmarks" / f"{name}.py").read_text()
     assert "write_results(" in source and ("add_json(" in source or "take_json(" in source)
+
+
+@pytest.mark.parametrize("part, missing", [("validation", "nobody validated"), ("test", "nobody was tested")])
+def test_an_ablation_names_the_part_that_a_run_lacks(tmp_path, part, missing):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match=f"has no .*predictions.csv, as {missing}: compare by another --part"):
+        ablation.run(Path("recipe.yaml"), {}, [], tmp_path, part)
+
+
+def test_speakers_of_an_empty_part_are_no_speakers(tmp_path):
+    clips = [{"file": "a.wav", "part": "train", "speaker": "a"}]
+    (tmp_path / "splits.json").write_text(json.dumps({"clips": clips}))
+    assert speakers_of(tmp_path, "train") == ["a"]
+    with pytest.raises(SystemExit, match="the test part of .* is empty"):
+        speakers_of(tmp_path)
 
 
 @pytest.mark.slow

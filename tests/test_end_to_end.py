@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
 import evaluate_ser
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
+from ser.averaging import UNAVERAGED
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
 from ser.errors import DataError
 from ser.flags import find_recipe
+from ser.models import load_pipeline
+from ser.trainer import SERTrainer
 from ser.training import parse_arguments
 from tests.clips import write_parquet
 
@@ -194,6 +198,43 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
 
 
 @pytest.mark.slow
+def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, tmp_path, monkeypatch):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--protocol", "everything", "--num_train_epochs", "2",
+             "--ema_decay", "0.5", "--output_dir")  # fmt: skip
+    run(*flags, tmp_path / "whole")
+    save = SERTrainer._save_checkpoint
+
+    def pull_plug(*args, **kwargs):
+        raise PulledPlug
+
+    def save_and_pull_plug(*args):
+        save(*args)
+        pull_plug()
+
+    first = load_file(tmp_path / "whole" / "model.safetensors")
+    for place, instead in (("ser.trainer.SERTrainer._save_checkpoint", save_and_pull_plug),
+                           ("ser.training.write_report", pull_plug)):  # fmt: skip
+        stopped = tmp_path / instead.__name__
+        with monkeypatch.context() as patch, pytest.raises(PulledPlug):
+            patch.setattr(place, instead)
+            run(*flags, stopped)
+        run(*flags, stopped)
+        second = load_file(stopped / "model.safetensors")
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    last = load_file(tmp_path / "whole" / "checkpoint-6" / UNAVERAGED)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not names & {"predictions.csv", "validation_predictions.csv", "confusion_matrix.png"}
+    assert len([name for name in names if name.startswith("checkpoint-")]) == 1
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["corpus"]["rows_used"] == {"train": 48, "validation": 0, "test": 0} and "UA" not in metrics
+    clip = sorted(corpus.glob("*/*.wav"))[0]
+    assert {row["label"] for row in load_pipeline(str(tmp_path / "whole"))(str(clip))} == {*metrics["label_names"]}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+        evaluate_ser.main([str(tmp_path / "whole"), "--data_dir", str(corpus), "--output_dir", str(tmp_path / "x")])
+
+
+@pytest.mark.slow
 def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     empty = tmp_path / "cache"
     run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
@@ -238,6 +279,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
     [
         (["--fold", "9"], "from 1 to 5"),
         (["--protocol", "nobody"], "has no protocol 'nobody'"),
+        (["--protocol", "everything", "--fold", "2"], "from 1 to 1"),
         (["--feature_extractor_kwargs", '{"imagesize": 64}'], "no parameter imagesize"),
         (["--cqt_backbone_kwargs", "[1]"], "no JSON object"),
         (["--cqt_backbone_kwargs", "{1"], "is not JSON"),

@@ -121,6 +121,8 @@ def test_an_unknown_protocol_or_fold_is_told():
             make_split(voices(6), "loso", fold)
     with pytest.raises(DataError, match="validation_share"):
         make_split(voices(6), validation_share=1.0)
+    with pytest.raises(DataError, match="validation_share"):
+        make_split(voices(6), validation_share=-0.1)
 
 
 # --- predefined ---
@@ -234,6 +236,44 @@ def test_validation_leaves_every_class_in_training_where_that_can_be():
 def test_too_few_speakers():
     with pytest.raises(DataError, match="need two speakers that are not tested"):
         make_split(voices(2), "loso")
+
+
+# --- nobody validates, nobody is tested ---
+
+
+@pytest.mark.parametrize("protocol", ["speaker", "loso", "random"])
+def test_without_a_share_nobody_validates_and_the_same_are_tested(protocol):
+    corpus = voices(6)
+    usual, split = make_split(corpus, protocol), make_split(corpus, protocol, validation_share=0)
+    assert split.test == usual.test and not split.validation
+    assert split.train == sorted(usual.train + usual.validation)
+    assert split.summary().endswith("; nobody validates") and "validation clips" not in split.summary()
+
+
+def test_a_share_of_0_is_refused_where_the_data_brings_a_validation_part():
+    corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
+    with pytest.raises(DataError, match="validation part of its own: leave out --validation_share"):
+        make_split(corpus, "predefined", validation_share=0)
+    with pytest.raises(DataError, match="iemocap/loso-fold1 has a validation part of its own"):
+        make_split(iemocap(), "loso", validation_share=0)
+
+
+def test_everything_is_trained_on():
+    corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
+    split = make_split(corpus, "everything")
+    assert (split.name, split.train, split.validation, split.test) == ("mine/everything", list(range(24)), [], [])
+    assert split.summary() == "Protocol mine/everything: 24 train clips; nobody validates; nobody is tested"
+    assert n_folds(corpus, "everything") == 1
+
+
+def test_everything_may_keep_speakers_to_choose_by():
+    corpus = voices(6)
+    split = make_split(corpus, "everything", validation_share=0.3)
+    assert sorted(split.train + split.validation) == list(range(24)) and not split.test and split.speaker_disjoint
+    assert len(people(corpus, split.validation)) == 2
+    assert people(corpus, split.train).isdisjoint(people(corpus, split.validation))
+    unknown = make_split(corpus_of([0, 1] * 10), "everything", validation_share=0.3)
+    assert len(unknown.validation) == 6 and not unknown.speaker_disjoint
 
 
 # --- any corpus ---

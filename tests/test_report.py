@@ -36,10 +36,19 @@ def mine(known: bool = True, **kwargs):
     return corpus
 
 
-def run(folder: Path, corpus, protocol: str | None = None, fold: int = 1, seed: int = 0, **kwargs) -> dict:
-    split = make_split(corpus, protocol, fold)
+def run(
+    folder: Path,
+    corpus,
+    protocol: str | None = None,
+    fold: int = 1,
+    seed: int = 0,
+    share: float | None = None,
+    **kwargs,
+) -> dict:
+    split = make_split(corpus, protocol, fold, share)
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     logits = np.random.default_rng(seed + fold).normal(size=(len(split.test), 4)).astype(np.float32)
+    logits = logits if split.test else None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "splits.json", splits_table(corpus, split, seed))
     return write_report(folder, corpus, split, parts, logits, seed=seed, duration=1.26, log_history=HISTORY, **kwargs)
@@ -126,6 +135,32 @@ def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
     tested = [clip for clip in written["clips"] if clip["part"] == "test"]
     assert tested[1] == {"file": "0005.wav", "part": "test", "speaker": "s1", "label": "happy"}
     assert len(tested) == 4
+
+
+# --- nobody validates, nobody is tested ---
+
+
+def test_a_run_without_validation_says_so_wherever_it_is_reported(tmp_path):
+    corpus = mine()
+    folders = [tmp_path / f"fold_{fold}" for fold in (1, 2)]
+    reports = [run(folder, corpus, "loso", fold, share=0) for fold, folder in enumerate(folders, start=1)]
+    said = "Nobody validated: the whole schedule was trained, and its last state is the model."
+    assert reports[0]["corpus"]["rows_used"] == {"train": 20, "validation": 0, "test": 4}
+    assert reports[0]["remarks"] == [said] and in_words(reports[0]).startswith(said)
+    assert said in (folders[0] / "README.md").read_text()
+    assert summarize_folds(tmp_path, folders)["remarks"] == [said]
+    usual = run(tmp_path / "usual", corpus, "loso")
+    assert usual["remarks"] == [] and "Nobody" not in (tmp_path / "usual" / "README.md").read_text()
+
+
+def test_a_run_on_everything_has_no_scores_and_says_so(tmp_path):
+    report = run(tmp_path, mine(), "everything")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"splits.json", "metrics.json", "README.md", "training_curves.png"}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    assert not {*SCORES, "confusion_matrix", "intervals", "per_class", "n_clips", "test_speakers"} & report.keys()
+    assert report["protocol"] == "mine/everything" and report["speaker_disjoint"] is None
+    assert in_words(report).splitlines() == report["remarks"] and len(report["remarks"]) == 2
 
 
 # --- predictions ---
@@ -241,7 +276,12 @@ def test_nothing_is_cut_from_the_confusion_matrix(tmp_path, names):
 
 @pytest.mark.parametrize(
     "history",
-    [HISTORY, [{"epoch": 1.0, "loss": float("nan"), "learning_rate": 0.02}], [{"epoch": 1, "learning_rate": 0.0}]],
+    [
+        HISTORY,
+        [entry for entry in HISTORY if "eval_UA" not in entry],
+        [{"epoch": 1.0, "loss": float("nan"), "learning_rate": 0.02}],
+        [{"epoch": 1, "learning_rate": 0.0}],
+    ],
 )
 def test_training_curves(tmp_path, history):
     plot_training_curves(tmp_path / "t.png", history, "mine/random")
@@ -251,8 +291,8 @@ def test_training_curves(tmp_path, history):
 # --- the model card ---
 
 
-def card(tmp_path: Path, corpus, protocol: str) -> tuple[dict, str]:
-    run(tmp_path, corpus, protocol, model_id="someone/mine")
+def card(tmp_path: Path, corpus, protocol: str, **kwargs) -> tuple[dict, str]:
+    run(tmp_path, corpus, protocol, model_id="someone/mine", **kwargs)
     text = (tmp_path / "README.md").read_text()
     return yaml.safe_load(text.split("---")[1]), text
 
@@ -276,6 +316,14 @@ def test_model_card_metadata(tmp_path):
     assert 'model="someone/mine"' in text and "trust_remote_code=True" in text
     assert "unknown label 'bored': 3" in text
     assert "No speaker of the test part" in text
+
+
+def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
+    metadata, text = card(tmp_path, mine(), "everything")
+    assert "model-index" not in metadata and "metrics" not in metadata
+    assert "Nobody was tested: this model has no score of its own." in text
+    assert "24 train, 0 validation, 0 test" in text and "It was trained on the recordings" in text
+    assert "confusion_matrix.png" not in text and "UA" not in text
 
 
 def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):
