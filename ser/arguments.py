@@ -69,13 +69,16 @@ class ProtocolArguments:
 
 @dataclass
 class TrainingPartArguments:
-    """Training part: what chooses the checkpoint, what is learnt"""
+    """Training part: what chooses the checkpoint, what is learnt, whose scores are quoted"""
 
     validation_share: float | None = field(
         default=None, metadata={"help": "Share of training clips or speakers that validates; 0: none (default: 0.15)."}
     )
     shuffle_training_labels: bool = field(
         default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}
+    )
+    scores_from: list[str] | None = field(
+        default=None, metadata={"help": "For everything: folders of --fold all, whose scores it quotes."}
     )
 
 

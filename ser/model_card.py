@@ -1,7 +1,7 @@
 """The model card that a checkpoint carries to the Hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -71,6 +71,15 @@ speaker.
 
 ![confusion matrix](confusion_matrix.png)"""
 
+QUOTED_SCORES = """What is known of its recipe was measured on other models:
+
+| measured on | protocol, seed | score | mean and standard deviation | pooled | 95 % by speaker |
+|---|---|---|---|---|---|
+{rows}
+
+UA is the mean of the class recalls, WA the accuracy; pooled scores count the test clips of all folds once. The
+intervals are bootstrap intervals, drawn by speaker. No number in this table is a score of this very model."""
+
 
 def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
     """`README.md` of a checkpoint: metadata for the Hub, scores, how to use it, its limits.
@@ -83,7 +92,8 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
     candidates = (corpus["source"], corpus["options"].get("schema"))
     hub_id = next((c for c in candidates if c and HUB_ID.fullmatch(c) and not Path(c).exists()), None)
     tested = "UA" in report
-    scores = [_scores_of_test(report)] if tested else []
+    quoted = [] if tested else report["quoted_scores"]
+    scores = [_scores_of_test(report)] if tested else [_scores_of_others(quoted)] if quoted else []
     metadata = ModelCardData(
         model_name=model_id.rpartition("/")[2],
         eval_results=_results(report, hub_id) if tested else None,
@@ -147,6 +157,18 @@ def _scores_of_test(report: Mapping) -> str:
         rows=rows,
         classes=classes,
     )
+
+
+def _scores_of_others(quoted: Sequence[Mapping]) -> str:
+    """What other models of the recipe scored, as a table."""
+    rows = "\n".join(
+        f"| {quote['measured_on']} | {quote['protocol']}, {quote['seed']} | {name} | "
+        f"{quote['mean'][name]:.3f} ± {quote['std'][name]:.3f} | {quote['pooled'][name]:.3f} | "
+        f"{_range(quote['pooled'], 'by_speaker', name)} |"
+        for quote in quoted
+        for name in ("UA", "WA")
+    )
+    return QUOTED_SCORES.format(rows=rows)
 
 
 def _score(value: float | None) -> str:

@@ -38,6 +38,7 @@ def write_report(
     logits: np.ndarray | None,
     *,
     validation_logits: np.ndarray | None = None,
+    quoted: Sequence[Mapping] = (),
     seed: int,
     duration: float,
     log_history: Sequence[Mapping] = (),
@@ -54,6 +55,7 @@ def write_report(
         logits: `(clips of the test part, classes)`; None where nobody was tested, so that there are no scores.
         validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
             choose between runs, which the test part must not do.
+        quoted: where nobody was tested, scores of other models by the same recipe (see [`quoted_scores`]).
         seed: of the run; also of the bootstrap.
         duration: of the run, in seconds.
         log_history: `trainer.state.log_history`.
@@ -78,7 +80,7 @@ def write_report(
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint if tested else None,
         "remarks": [remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])],
-        **tested,
+        **(tested or {"quoted_scores": list(quoted)}),
         "label_names": names,
         "corpus": {
             "name": corpus.name,
@@ -179,6 +181,12 @@ def in_words(report: Mapping) -> str:
             f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(report, name)
         ]
         lines.append(f"{name} ({report['protocol']}): {report[name]:.3f} (95 %: {', '.join(ranges)})")
+    for quote in report.get("quoted_scores", ()):
+        for name in ("UA", "WA"):
+            lines.append(
+                f"{name} ({quote['protocol']}), of {quote['measured_on']}, not of this model: "
+                f"{quote['mean'][name]:.3f} +- {quote['std'][name]:.3f}, pooled {quote['pooled'][name]:.3f}"
+            )
     return "\n".join(lines)
 
 

@@ -19,8 +19,10 @@ from ser.checkpoints import CHECKPOINT_LIST, last_checkpoint, list_checkpoints, 
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 from ser.files import as_json, versions, write_json
+from ser.metrics import SCORES
 from ser.models import EXTRACTOR_FIELDS, MODEL_FIELDS
 from ser.processes import as_first_says, checkpoint_of_first, first_process_first
+from ser.protocols import VALIDATION_SHARE
 from ser.report import REPORT_FILES
 
 logger = logging.get_logger(__name__)
@@ -34,6 +36,7 @@ UNDECIDING_DATA = {
     *("train_split_name", "eval_split_name", "test_split_name"),
     *("audio_column_name", "label_column_name", "speaker_column_name"),
     *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers", "feature_cache_gib"),
+    "scores_from",
 }
 UNDECIDING_TRAINING = re.compile(
     "output_dir|overwrite_output_dir|do_.*|(per_device_)?eval_(batch_size|accumulation_steps|use_gather_object)|"
@@ -43,6 +46,8 @@ UNDECIDING_TRAINING = re.compile(
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
 FINISHED_MARK = "FINISHED"
+# What two models of one recipe may differ in: chance, and what is tested besides.
+NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop"}
 
 
 def resume_or_start(
@@ -169,6 +174,72 @@ def check_folds(folders: Sequence[str | os.PathLike]) -> None:
                 f"{folder} and {first} are folds of different settings: {'; '.join(differing)}. Remove one of the two "
                 "folders, and give the command again to train it anew."
             )
+
+
+def fold_folder(output_dir: str | os.PathLike, fold: int) -> Path:
+    """Where a run of several folds has one of them."""
+    return Path(output_dir) / f"fold_{fold}"
+
+
+def quoted_scores(folders: Sequence[str | os.PathLike], settings: Mapping[str, Mapping[str, Any]]) -> list[dict]:
+    """
+    What a report may quote of other models by the same recipe, for one that nobody was tested with.
+
+    Args:
+        folders: Output directories of finished runs with `--fold all`.
+        settings: Of the model that quotes, as [`run_settings`] makes them.
+
+    Returns:
+        For each folder `protocol`, `seed`, `models` (their number), `measured_on` (whom, in words), `mean` and `std`
+        (score -> number) over them, and `pooled`: each score over all their test clips, `n_clips` and `intervals`.
+
+    Raises:
+        DataError: A folder holds no pooled scores of folds that keep speakers apart, or of another recipe, corpus or
+            classes; names what differs.
+    """
+    return [_quoted(Path(folder), settings) for folder in folders]
+
+
+def _quoted(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict:
+    summary = _read(folder / "metrics.json") or {}
+    if not {"folds", "mean", "std", "pooled"} <= summary.keys():
+        raise DataError(
+            f"--scores_from {folder} holds no pooled scores: name the output directory of a run with --fold all that "
+            "has come to its end."
+        )
+    if not summary["speaker_disjoint"]:
+        raise DataError(f"--scores_from {folder}: its folds share speakers; name folds that keep speakers apart.")
+    folds = [fold_folder(folder, fold) for fold in range(1, len(summary["folds"]) + 1)]
+    kept = [_read(fold / RUN_FILE) for fold in folds]
+    for fold, theirs in zip(folds, kept, strict=True):
+        if theirs is None:
+            raise DataError(f"--scores_from {folder}: {fold} has no {RUN_FILE}, which tells by what recipe it is.")
+        if differing := _differences(_recipe(theirs), _recipe(settings)):
+            raise DataError(
+                f"--scores_from {folder} is of another recipe, whose scores say nothing of this model: "
+                f"{'; '.join(differing)}. Give both the same settings, or leave it out."
+            )
+    pooled = summary["pooled"]
+    return {
+        "protocol": summary["protocol"],
+        "seed": summary["seed"],
+        "models": len(folds),
+        "measured_on": f"{len(folds)} models trained by the same recipe, each tested on speakers it had not heard",
+        "mean": summary["mean"],
+        "std": summary["std"],
+        "pooled": {name: pooled[name] for name in ("n_clips", *SCORES, "intervals")},
+    }
+
+
+def _recipe(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of what decides a run, all but its seed, what is tested, and versions."""
+    recipe = {
+        section: {name: value for name, value in settings[section].items() if name not in NO_RECIPE}
+        for section in ("corpus", "data", "feature_extractor", "model", "training")
+    }
+    if recipe["data"]["validation_share"] is None:
+        recipe["data"]["validation_share"] = VALIDATION_SHARE
+    return recipe
 
 
 class RunClock(TrainerCallback):

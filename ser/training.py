@@ -35,7 +35,7 @@ from ser.models import make_model, name_classes, starting_weights
 from ser.processes import first_process_first
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
-from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
+from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
 from ser.trainer import SERTrainer
 from ser.unheard import settle_missing_parts
 from ser.waveforms import WaveformCopies
@@ -146,7 +146,7 @@ def plan_folds(
     return {
         fold: dataclasses.replace(
             args,
-            output_dir=str(folder / f"fold_{fold}"),
+            output_dir=str(fold_folder(folder, fold)),
             hub_model_id=f"{args.hub_model_id or folder.name}-fold{fold}" if args.push_to_hub else None,
         )
         for fold in range(1, count + 1)
@@ -205,6 +205,7 @@ def train_and_test(
     model = make_model(config, model_args)
     start = starting_weights(model, model_args)
     settings = run_settings(config, feature_extractor, corpus, data_args, args, start)
+    quoted = quoted_scores(data_args.scores_from or (), settings)
     checkpoint = earlier_run(args, settings, splits)
     if checkpoint == "finished":
         say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
@@ -235,6 +236,7 @@ def train_and_test(
             parts,
             logits.get("test"),
             validation_logits=logits.get("validation"),
+            quoted=quoted,
             seed=args.seed,
             duration=clock.seconds(),
             log_history=trainer.state.log_history,

@@ -59,6 +59,11 @@ def settle_missing_parts(parser: argparse.ArgumentParser, flags: Sequence[str]) 
     given, _ = parser.parse_known_args(flags)
     if given.protocol == EVERYTHING and given.test_window is not None:
         raise ValueError(f"--test_window scores test clips, and --protocol {EVERYTHING} tests nobody: leave it out.")
+    if given.protocol != EVERYTHING and given.scores_from:
+        raise ValueError(
+            "--scores_from quotes what others scored for a model that has no score of its own: leave it out, or train "
+            f"by --protocol {EVERYTHING}."
+        )
     share = given.validation_share
     share = default_validation_share(given.protocol) if share is None else share
     if share != 0:

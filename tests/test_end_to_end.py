@@ -235,6 +235,25 @@ def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, 
 
 
 @pytest.mark.slow
+def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(corpus, cache, tmp_path, capsys):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--max_steps", "1", "--output_dir")
+    run(*flags, tmp_path / "folds", "--fold", "all", "--validation_share", "0")
+    assert "In every fold: Nobody validated" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "folds" / "metrics.json").read_text())
+    everything = (*flags, tmp_path / "all", "--protocol", "everything", "--scores_from", tmp_path / "folds")
+    with pytest.raises(DataError, match="of another recipe, .*: validation_share: 0.0 -> 0.2; .*eval_strategy: "):
+        run(*everything, "--validation_share", "0.2")
+    assert not (tmp_path / "all" / "run.json").exists()
+    run(*everything)
+    (quoted,) = json.loads((tmp_path / "all" / "metrics.json").read_text())["quoted_scores"]
+    assert quoted["protocol"] == "demo/speaker-all" and quoted["models"] == 5
+    assert quoted["mean"] == summary["mean"] and quoted["pooled"]["intervals"] == summary["pooled"]["intervals"]
+    assert str(tmp_path) not in (tmp_path / "all" / "metrics.json").read_text()
+    assert "5 models trained by the same recipe" in (tmp_path / "all" / "README.md").read_text()
+    assert "of 5 models trained by the same recipe" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     empty = tmp_path / "cache"
     run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",

@@ -163,6 +163,41 @@ def test_a_run_on_everything_has_no_scores_and_says_so(tmp_path):
     assert in_words(report).splitlines() == report["remarks"] and len(report["remarks"]) == 2
 
 
+QUOTED = {
+    "protocol": "mine/loso-all",
+    "seed": 7,
+    "models": 6,
+    "measured_on": "6 models trained by the same recipe, each tested on speakers it had not heard",
+    "mean": {"UA": 0.512, "WA": 0.523},
+    "std": {"UA": 0.031, "WA": 0.042},
+    "pooled": {
+        "n_clips": 24,
+        "UA": 0.509,
+        "WA": 0.521,
+        "intervals": {"by_speaker": {"UA": [0.4, 0.6], "WA": [0.41, 0.61]}},
+    },
+}
+
+
+def test_scores_of_others_are_quoted_as_theirs(tmp_path):
+    other = QUOTED | {"protocol": "mine/halves-all", "models": 2, "measured_on": "2 models trained by the same recipe"}
+    metadata, text = card(tmp_path, mine(), "everything", quoted=[QUOTED, other])
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["quoted_scores"] == [QUOTED, other] and "UA" not in report
+    assert "model-index" not in metadata  # where they would pass for this model's
+    rows = [line for line in text.splitlines() if line.startswith(("| 6 models", "| 2 models"))]
+    assert len(rows) == 4
+    assert rows[0] == (
+        "| 6 models trained by the same recipe, each tested on speakers it had not heard | mine/loso-all, 7 | UA | "
+        "0.512 ± 0.031 | 0.509 | 0.400 to 0.600 |"
+    )
+    assert "Nobody was tested: this model has no score of its own." in text
+    assert "No number in this table is a score of this very model." in text
+    said = in_words(report).splitlines()[2:]
+    assert len(said) == 4 and all("models trained by the same recipe" in line for line in said)
+    assert said[0].startswith("UA (mine/loso-all), of 6 models") and ", not of this model: 0.512 +- 0.031, " in said[0]
+
+
 # --- predictions ---
 
 

@@ -13,7 +13,7 @@ from ser.arguments import DataArguments, ModelArguments
 from ser.errors import DataError
 from ser.files import write_json
 from ser.models import DRAWN, starting_weights
-from ser.runs import RunClock, check_folds, earlier_run, mark_finished, run_settings
+from ser.runs import RunClock, check_folds, earlier_run, mark_finished, quoted_scores, run_settings
 from tests.clips import corpus_of
 from tests.test_models import save
 from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model
@@ -126,6 +126,75 @@ def test_folds_of_different_settings_are_not_averaged(corpus, tmp_path):
     write_json(folders[2] / "run.json", settings_of(corpus, folders[2], learning_rate=1.0)[1])
     with pytest.raises(DataError, match=r"fold_3 and .*fold_1 are folds of different settings: learning_rate: 0.001"):
         check_folds(folders)
+
+
+def folds_of(folder, all_settings, **changes):
+    """What a run with --fold all leaves of itself."""
+    scores = {"UA": 0.5, "WA": 0.6, "macro_f1": 0.4, "weighted_f1": 0.7}
+    for fold, settings in enumerate(all_settings, start=1):
+        (folder / f"fold_{fold}").mkdir(parents=True)
+        write_json(folder / f"fold_{fold}" / "run.json", settings)
+    pooled = {**scores, "n_clips": 24, "intervals": {"by_speaker": {"UA": [0.3, 0.7]}}, "per_class": {}}
+    summary = {
+        "protocol": "mine/loso-all",
+        "seed": 42,
+        "speaker_disjoint": True,
+        "folds": [scores] * len(all_settings),
+    }
+    write_json(folder / "metrics.json", {**summary, "mean": scores, "std": scores, "pooled": pooled, **changes})
+    return folder
+
+
+def test_scores_of_the_same_recipe_are_quoted(corpus, tmp_path):
+    other_seed = settings_of(corpus, tmp_path, seed=1, test_window=3.0)[1]
+    other_seed["versions"] = {"torch": "9.9"}
+    folders = [folds_of(tmp_path / name, [other_seed] * count) for name, count in (("six", 6), ("five", 5))]
+    first, second = quoted_scores(folders, settings_of(corpus, tmp_path, data={"validation_share": 0.15})[1])
+    assert (first["protocol"], first["seed"], first["models"], second["models"]) == ("mine/loso-all", 42, 6, 5)
+    assert first["measured_on"] == "6 models trained by the same recipe, each tested on speakers it had not heard"
+    assert first["mean"]["UA"] == 0.5 and first["std"]["WA"] == 0.6
+    assert first["pooled"]["intervals"]["by_speaker"]["UA"] == [0.3, 0.7] and "per_class" not in first["pooled"]
+    assert quoted_scores([], {}) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learning_rate": 1.0}, "learning_rate: 0.001 -> 1.0"),
+        ({"data": {"validation_share": 0.0}}, "validation_share: 0.15 -> 0.0"),
+        ({"data": {"labels": ["up"]}}, 'labels: null -> \\["up"\\]'),
+        ({"config": tiny_config(id2label={0: "a", 1: "b", 2: "c", 3: "d"})}, "id2label: "),
+        ({"start": "sha256-1234"}, 'starting_weights: "drawn at random" -> "sha256-1234"'),
+        ({"extractor": tiny_feature_extractor(image_size=96)}, "image_size: 64 -> 96"),
+    ],
+)
+def test_scores_of_another_recipe_are_not_quoted(corpus, tmp_path, changes, message):
+    folder = folds_of(tmp_path / "folds", [settings_of(corpus, tmp_path)[1]] * 2)
+    with pytest.raises(DataError, match=f"folds is of another recipe, .*: {message}"):
+        quoted_scores([folder], settings_of(corpus, tmp_path, **changes)[1])
+
+
+def test_scores_of_another_corpus_are_not_quoted(corpus, tmp_path):
+    folder = folds_of(tmp_path / "folds", [settings_of(corpus, tmp_path)[1]])
+    with pytest.raises(DataError, match='of another recipe, .*revision: "r1" -> "r2"'):
+        quoted_scores([folder], settings_of(dataclasses.replace(corpus, revision="r2"), tmp_path)[1])
+
+
+def test_what_is_no_summary_of_folds_is_not_quoted(corpus, tmp_path):
+    settings = settings_of(corpus, tmp_path)[1]
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            DataError, match="holds no pooled scores: name the output directory of a run with --fold all"
+        ):
+            quoted_scores([folder], settings)
+        write_json(tmp_path / "metrics.json", {"protocol": "mine/loso-fold1", "UA": 0.5})
+    shared = folds_of(tmp_path / "shared", [settings], speaker_disjoint=False)
+    with pytest.raises(DataError, match="its folds share speakers"):
+        quoted_scores([shared], settings)
+    lost = folds_of(tmp_path / "lost", [settings] * 2)
+    (lost / "fold_2" / "run.json").unlink()
+    with pytest.raises(DataError, match="fold_2 has no run.json, which tells by what recipe"):
+        quoted_scores([lost], settings)
 
 
 def test_the_clock_adds_up_legs_though_they_were_killed(tmp_path, monkeypatch):
