@@ -180,7 +180,7 @@ class DecoderHead(nn.Module):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         projected = [self.project[name](values) for name, values in tokens.items()]
         memory = torch.cat([self.fused(features)[:, None], *projected], dim=1)
-        queries, seen = self.queries.expand(len(features), -1, -1), []
+        queries, seen = self.queries.expand(features.shape[0], -1, -1), []
         for layer in self.layers:
             queries, weights = layer(queries, memory, look)
             seen.append(weights)

@@ -34,7 +34,7 @@ class FrontEnd(nn.Module):
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, branches: Iterable[str] = ("cqt", "mel")):
         super().__init__()
-        self.min_length = extractor.min_length
+        self.sampling_rate, self.min_length = extractor.sampling_rate, extractor.min_length
         self.trim = None if extractor.trim_db is None else Trim(extractor, extractor.trim_db)
         spectrograms = {"cqt": ConstantQ, "mel": Mel}
         self.spectrograms = nn.ModuleDict({name: spectrograms[name](extractor) for name in branches})

@@ -1,0 +1,196 @@
+"""A checkpoint as an ONNX file: it answers as the pipeline does, holds plain operators only, and says what it is."""
+
+import json
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import export_ser
+import ser.export
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.errors import DataError
+from ser.export import Form, WholeModel, export
+from tests.tiny import noise, tiny_feature_extractor, tiny_model, voice
+
+pytestmark = pytest.mark.slow
+SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
+NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
+    f"{branch}_backbone_kwargs": SMALL_NET for branch in ("cqt", "mel")
+}
+# Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
+PLAIN = {
+    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape",
+    "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Equal", "Erf", "Expand", "Flatten", "Gather",
+    "GatherElements", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less",
+    "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "Not", "Pad", "Pow", "Range", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Shape", "Sigmoid",
+    "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
+    """With weights as large as trained ones: those of a new head tell hardly anything apart."""
+    model = tiny_model(**config)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(8)
+    return MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(**extractor), task="audio-classification", device="cpu"
+    )
+
+
+def session_of(path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def answer(classify: MaxMViTAudioClassificationPipeline, clip: np.ndarray) -> np.ndarray:
+    scores = {row["label"]: row["score"] for row in classify(clip, sampling_rate=44_100, window_s=None)}
+    return np.array([scores[label] for label in classify.model.config.id2label.values()])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A file for any length, of two branches with trimmed pictures of three channels; and its pipeline."""
+    classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, **NETS)
+    path = tmp_path_factory.mktemp("exported") / "whole.onnx"
+    export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
+    return classify, path
+
+
+def test_waveforms_of_any_length_get_the_pipelines_probabilities(whole):
+    classify, path = whole
+    session = session_of(path)
+    lengths = (4_410, 22_051, 61_737, 132_300, 300_000)
+    seen = []
+    for samples in lengths:
+        clip = np.concatenate([noise(9_000) * 1e-3, voice(samples / 44_100, f0=90 + samples / 2_000)])[:samples]
+        (own,) = session.run(["probabilities"], {"waveform": clip[None]})
+        np.testing.assert_allclose(own[0], answer(classify, clip), atol=1e-3)
+        seen.append(own[0])
+    assert np.ptp(seen, axis=0).max() > 0.05  # else all clips would have one answer
+
+
+def test_a_batch_and_what_else_comes_out(whole):
+    classify, path = whole
+    clips = np.stack([voice(1.0, f0=f0) for f0 in (90, 150, 240)])
+    names = ["probabilities", "logits", "embedding", "cqt_values", "mel_values"]
+    session = session_of(path)
+    outputs = session.get_outputs()
+    assert [output.name for output in outputs] == names
+    assert {output.shape[0] for output in outputs} == {"batch"}
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("waveform", ["batch", "samples"])]
+    probabilities, logits, embedding, *images = session.run(names, {"waveform": clips})
+    inputs = classify.feature_extractor(list(clips), sampling_rate=44_100, return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, classify.model(**inputs).logits, atol=2e-3)
+        np.testing.assert_allclose(embedding, classify.model.base_model(**inputs).pooler_output, atol=2e-3)
+    np.testing.assert_allclose(probabilities, torch.tensor(logits).softmax(-1), atol=1e-6)
+    for image, name in zip(images, names[3:], strict=True):
+        assert np.abs(image - inputs[name].numpy()).mean() < 1e-3
+
+
+def test_the_program_beside_it_gives_the_same(whole):
+    classify, path = whole
+    program = torch.export.load(path.with_suffix(".pt2")).module()
+    clip = voice(0.7)
+    own = program(torch.from_numpy(clip)[None])["probabilities"]
+    np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
+
+
+def test_the_file_says_what_it_is(whole):
+    classify, path = whole
+    about = session_of(path).get_modelmeta().custom_metadata_map
+    assert about["sampling_rate"] == "44100" and about["samples"] == "" and about["min_length"] == "4096"
+    assert json.loads(about["labels"]) == list(classify.model.config.id2label.values())
+    assert json.loads(about["extractor"])["trim_db"] == 35.0
+    assert json.loads(about["model"])["cqt_backbone"] == "resnet10t"
+    assert (about["scores"], about["licence"], about["quantized"]) == ("softmax", "unknown", "")
+    assert ".py" not in str(onnx.load(path).graph.node)  # no line of code, nor the folder in which it lay
+
+
+def operators(path) -> set[str]:
+    graph = onnx.load(path)
+    assert {entry.domain for entry in graph.opset_import} == {""}
+    return {node.op_type for node in graph.graph.node}
+
+
+def test_operators_are_plain(whole):
+    assert operators(whole[1]) <= PLAIN
+
+
+def test_int8_of_one_branch_and_a_window(tmp_path):
+    classify = classifier({}, **NETS | {"cqt_backbone": None, "cqt_backbone_kwargs": None})
+    path = tmp_path / "small.onnx"
+    export(classify, path, Form(window_s=0.4, front_end=True, quantize="int8", opset=20))
+    assert {"ConvInteger", "MatMulInteger"} <= operators(path) <= PLAIN
+    weights = {weight.name: weight.data_type for weight in onnx.load(path).graph.initializer}
+    own = {name: kind for name, kind in weights.items() if name.startswith("front_end.")}
+    assert own and set(own.values()) == {onnx.TensorProto.FLOAT}
+    session = session_of(path)
+    assert session.get_inputs()[0].shape == ["batch", 17_640]
+    assert session.get_modelmeta().custom_metadata_map["samples"] == "17640"
+    clip = voice(0.4)
+    (own,) = session.run(["probabilities"], {"waveform": clip[None]})
+    np.testing.assert_allclose(own[0], answer(classify, clip), atol=0.1)
+
+
+def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
+    choices = {
+        "fusion": "attention",
+        "fusion_size": 16,
+        "head": "decoder",
+        "problem_type": "multi_label_classification",
+    }
+    classify = classifier({}, **NETS, **choices)
+    path = tmp_path / "pictures.onnx"
+    assert export(classify, path, Form(window_s=3.0, front_end=False, quantize="fp16", opset=20)) < 1e-2
+    kinds = {weight.data_type for weight in onnx.load(path).graph.initializer if math.prod(weight.dims) >= 1024}
+    assert kinds == {onnx.TensorProto.FLOAT16} and operators(path) <= PLAIN
+    session = session_of(path)
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [
+        ("cqt_values", ["batch", 3, 64, 64]),
+        ("mel_values", ["batch", 3, 64, 64]),
+    ]
+    assert session.get_modelmeta().custom_metadata_map["scores"] == "sigmoid"
+
+
+class Louder(WholeModel):
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().forward(*(2 * image for image in inputs))
+
+
+def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.export, "WholeModel", Louder)
+    with pytest.raises(DataError, match=r"differ from the pipeline's by up to 0\.\d+, and 0\.001 is the most"):
+        export(classifier({}, **NETS), tmp_path / "a.onnx", Form(3.0, front_end=False, quantize=None, opset=20))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "extractor, message",
+    [({"backend": "librosa"}, "backend='librosa'"), ({"min_length": 9_000}, "0.20 s with zeros")],
+)
+def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
+    with pytest.raises(DataError, match=message):
+        export(classifier(extractor, **NETS), tmp_path / "a.onnx", Form(None, True, None, 20))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["a.txt"], "must end in .onnx"),
+        (["nowhere/a.onnx"], "no folder nowhere"),
+        (["a.onnx", "--window", "0.01"], "from 0.1 to 600"),
+        (["a.onnx", "--window", "2", "--dynamic"], "not allowed with"),
+    ],
+)
+def test_mistaken_flags_are_told(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        export_ser.parse_arguments(["model", *flags])
+    assert message in capsys.readouterr().err
