@@ -37,7 +37,7 @@ from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
 from ser.trainer import SERTrainer
-from ser.unheard import settle_missing_parts
+from ser.unheard import refuse_unheard_of_model, settle_missing_parts
 from ser.waveforms import WaveformCopies
 from ser.windows import mean_over_windows, windows_of
 
@@ -56,6 +56,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     flags = as_flags(arguments)
     settle_missing_parts(parser, flags)
     model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    refuse_unheard_of_model(model_args, args)
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args

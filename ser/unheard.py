@@ -12,7 +12,7 @@ from ser.optimizer import ALGORITHMS
 from ser.protocols import EVERYTHING, default_validation_share
 
 if TYPE_CHECKING:
-    from ser.arguments import SERTrainingArguments
+    from ser.arguments import ModelArguments, SERTrainingArguments
 
 UNHEARD = {
     "optim": "every branch has its own: --cqt_optimizer, --mel_optimizer, --head_optimizer",
@@ -101,6 +101,26 @@ def refuse_unheard(args: "SERTrainingArguments") -> None:
             wanted = "--push_to_hub"
         if wanted:
             raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
+
+
+def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArguments") -> None:
+    """
+    Raises:
+        ValueError: a flag is about a branch or a fusion that the model does not have.
+    """
+    given = {
+        each.name: value
+        for part in (model_args, args)
+        for each in fields(part)
+        if each.init and (value := getattr(part, each.name)) != _default(each) and value != {}
+    }
+    for branch in ("cqt", "mel"):
+        if str(given.pop(f"{branch}_backbone", "")).lower() == "none":
+            for name in given:
+                if name.startswith(f"{branch}_"):
+                    raise ValueError(f"--{name} changes nothing in a model without this branch: leave it out.")
+    if "fusion_size" in given and model_args.fusion not in ("attention", "bilinear"):
+        raise ValueError("--fusion_size changes nothing without --fusion attention or bilinear: leave it out.")
 
 
 def _needs(args: "SERTrainingArguments") -> dict[str, str]:
