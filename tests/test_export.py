@@ -1,5 +1,7 @@
 """A checkpoint as an ONNX file: it answers as the pipeline does, holds plain operators only, and says what it is."""
 
+import csv
+import io
 import json
 import math
 
@@ -7,9 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import soundfile
 import torch
 
 import export_ser
+import onnx_ser
+import predict_ser
 import ser.export
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError
@@ -113,6 +118,32 @@ def test_the_file_says_what_it_is(whole):
     assert json.loads(about["model"])["cqt_backbone"] == "resnet10t"
     assert (about["scores"], about["licence"], about["quantized"]) == ("softmax", "unknown", "")
     assert ".py" not in str(onnx.load(path).graph.node)  # no line of code, nor the folder in which it lay
+
+
+def test_onnx_ser_prints_the_table_of_predict_ser(whole, tmp_path, capsys):
+    classify, path = whole
+    classify.model.save_pretrained(tmp_path / "model")
+    classify.feature_extractor.save_pretrained(tmp_path / "model")
+    for number, rate in enumerate((16_000, 44_100, 48_000)):
+        clip = tmp_path / "clips" / classify.model.config.id2label[number] / f"{number}.wav"
+        clip.parent.mkdir(parents=True)
+        soundfile.write(clip, voice(0.06 + number, f0=90 + 60 * number, sampling_rate=rate), rate)
+    for window in ([], ["--window", "0.9", "--smooth", "3"]):
+        capsys.readouterr()
+        assert predict_ser.main([str(tmp_path / "clips"), "--model", str(tmp_path / "model"), *window]) == 0
+        theirs = capsys.readouterr()
+        assert onnx_ser.main([str(path), str(tmp_path / "clips"), *window]) == 0
+        ours = capsys.readouterr()
+        assert ours.err.splitlines() == theirs.err.splitlines()[-2:]
+        for own, expected in zip(
+            *(list(csv.DictReader(io.StringIO(text.out))) for text in (ours, theirs)), strict=True
+        ):
+            assert list(own) == list(expected)
+            for name, value in own.items():
+                if name in classify.model.config.label2id:
+                    assert float(value) == pytest.approx(float(expected[name]), abs=1e-3)
+                else:
+                    assert value == expected[name]
 
 
 def operators(path) -> set[str]:

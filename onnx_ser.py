@@ -1,0 +1,351 @@
+#!/usr/bin/env python
+"""
+Names the emotion in recordings by a file that export_ser.py wrote, without PyTorch:
+
+    pip install numpy soundfile soxr onnxruntime
+    python onnx_ser.py OUT.onnx FILE_OR_FOLDER... [--window 3 --hop 1 --smooth 1]
+
+This file stands alone: copy it and OUT.onnx wherever they are needed. It prints the table that predict_ser.py prints,
+answers silence and long recordings alike and ends with the same exit codes (0: every file was answered, 1: some could
+not be read, 2: nothing could be started, 130: interrupted). Three things differ. Nothing is fetched from URLs. Files
+that are cut off are answered as far as they go. And of windows that overlap each is heard by itself, where
+predict_ser.py cuts them out of spectrograms of the whole recording, which changes their first and last half second.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import soundfile
+import soxr
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
+
+FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
+BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
+LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
+GREATEST_SAMPLE = 1e9
+CLIP_S, WINDOW_S = 40, 3.0  # up to the first a recording is one clip, beyond it the mean of windows of the second
+SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
+SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
+BATCH = 8
+AUDIO_SUFFIXES = {
+    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4",
+    ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma",
+}  # fmt: skip
+
+
+class InputError(Exception):
+    """What its user can mend; the message says how."""
+
+
+class Recognizer:
+    """
+    A file of export_ser.py, ready to answer.
+
+    Args:
+        path: The ONNX file.
+        threads (`int`, defaults to 0): How many compute; 0 for as many as there are cores.
+
+    Raises:
+        InputError: It is missing, broken, or no file of export_ser.py that takes waveforms.
+    """
+
+    def __init__(self, path: str, threads: int = 0):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # which costs beside a busy process
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
+            raise InputError(f"{path} cannot be used: {error}") from error
+        about = self.session.get_modelmeta().custom_metadata_map
+        if "labels" not in about or self.session.get_inputs()[0].name != "waveform":
+            raise InputError(f"{path} takes no waveforms: write it by export_ser.py, without --without_front_end.")
+        self.labels: list[str] = json.loads(about["labels"])
+        self.sampling_rate = int(about["sampling_rate"])
+        self.min_length = int(about["min_length"])
+        self.samples = int(about["samples"]) if about["samples"] else None  # of every waveform; None: any
+
+    def scores(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        """Float32 waveforms of one length at `sampling_rate` -> `(B, labels)`."""
+        batch = np.stack(waveforms)
+        if self.samples is None and batch.shape[1] < self.min_length:
+            batch = np.pad(batch, ((0, 0), (0, self.min_length + 1 - batch.shape[1])))
+        return self.session.run(["probabilities"], {"waveform": batch})[0]
+
+    def answer(self, path: str, window_s: float | None, hop_s: float | None) -> list[dict[str, Any]]:
+        """
+        The windows of a recording: `{"start", "end", "scores"}`, with no scores where it is silent.
+
+        Args:
+            window_s, hop_s (`float`, *optional*): In seconds. None for one clip if the recording is short and the
+                file takes any length, else the default.
+
+        Raises:
+            InputError: The recording cannot be used, or is shorter than the windows that the file takes.
+        """
+        rate = self.sampling_rate
+        pieces = read(path, rate)
+        if self.samples is not None:
+            window_s = self.samples / rate
+        elif window_s is None:
+            begin = list(_until(pieces, CLIP_S * rate))
+            if sum(map(len, begin)) <= CLIP_S * rate:
+                clip = np.concatenate(begin)
+                return self._classified([{"start": 0.0, "end": len(clip) / rate, "sound": clip}], path)
+            pieces, window_s = chain(begin, pieces), WINDOW_S
+        rows: list[dict[str, Any]] = []
+        waiting: list[dict[str, Any]] = []
+        for start, sound in _windows(pieces, window_s * rate, (hop_s or window_s) * rate):
+            if self.samples is not None and len(sound) < self.samples:
+                raise InputError(
+                    f"{path} lasts {len(sound) / rate:.2f} s, and this model takes windows of {window_s:g} s: write "
+                    "one by export_ser.py --dynamic."
+                )
+            row: dict[str, Any] = {"start": start / rate, "end": (start + len(sound)) / rate}
+            rows.append(row)
+            if loudness(sound, rate) >= SILENCE_DB:
+                row["sound"] = sound
+                waiting.append(row)
+            if len(waiting) == BATCH:
+                self._classified(waiting, path)
+                waiting = []
+        self._classified(waiting, path)
+        return rows
+
+    def _classified(self, windows: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+        """The same windows with scores in the place of their sounds."""
+        if windows:
+            scores = self.scores([window.pop("sound") for window in windows])
+            if not np.isfinite(scores).all():
+                raise InputError(f"{path}: the model's scores are not finite. Export it anew.")
+            for window, row in zip(windows, scores, strict=True):
+                window["scores"] = row
+        return windows
+
+
+def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
+    """
+    A recording in consecutive float32 pieces `(samples,)`: the mean of its channels, resampled.
+
+    Raises:
+        InputError: It is missing, no audio, empty, or holds what is no number.
+    """
+    length = 0
+    try:
+        with soundfile.SoundFile(path) as audio:
+            rate = audio.samplerate
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise InputError(f"{path} has the sampling rate {rate} Hz; export it again.")
+            resampler = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
+            made = 0
+            while len(block := audio.read(min(BLOCK_S * rate, BLOCK_VALUES // audio.channels), "float32", True)):
+                with np.errstate(all="ignore"):  # what is not finite is refused below
+                    piece = block.mean(axis=1)
+                if not np.abs(piece).max() <= GREATEST_SAMPLE:
+                    raise InputError(f"{path} holds NaN, infinite or enormous samples; export it again.")
+                length += len(piece)
+                if rate != sampling_rate:
+                    piece = resampler.resample_chunk(piece)
+                made += len(piece)
+                yield piece
+            if rate != sampling_rate and length:
+                rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+                missing = -(-length * sampling_rate // rate) - made - len(rest)  # soxr rounds the length down
+                yield np.pad(rest, (0, max(0, missing)))
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+        raise InputError(
+            f"{path} cannot be read ({reason}). Wav, flac, ogg, opus, mp3 and aiff files are; convert anything else."
+        ) from error
+    if not length:
+        raise InputError(f"{path} is empty: it holds no samples.")
+
+
+def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
+    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale; -200 if there is nothing."""
+    length = max(1, min(len(waveform), round(SILENCE_FRAME_S * sampling_rate)))
+    frames = waveform[: len(waveform) // length * length].reshape(-1, length)
+    return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
+
+
+def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """Pieces up to the one in which `length` samples are passed."""
+    while length >= 0 and (piece := next(pieces, None)) is not None:
+        length -= len(piece)
+        yield piece
+
+
+def _windows(pieces: Iterator[np.ndarray], length: float, hop: float) -> Iterator[tuple[int, np.ndarray]]:
+    """First sample and samples of windows, one every `hop` samples, and one that ends with the recording."""
+    size = max(1, round(length))
+    kept, first, index = np.zeros(0, np.float32), 0, 0  # the samples in reach, the first one's place, the next window
+    for piece in pieces:
+        kept = np.concatenate([kept, piece])
+        while (start := round(index * hop)) + size <= first + len(kept):
+            yield start, kept[start - first : start - first + size]
+            index += 1
+        passed = max(0, min(start, first + len(kept) - size) - first)
+        kept, first = kept[passed:], first + passed
+    end = first + len(kept)
+    if index == 0 or round((index - 1) * hop) + size < end:
+        start = max(0, end - size)
+        yield start, kept[start - first :]
+
+
+def find(inputs: list[str], labels: list[str]) -> dict[str, str | None]:
+    """Every recording that files, folders and lists name, once, with its label where that is known."""
+    found: dict[str, str | None] = {}
+    known = {label.lower(): label for label in labels}
+    for source in inputs:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in AUDIO_SUFFIXES and not file.is_dir() and not file.name.startswith(".")
+            )
+            if not files:
+                raise InputError(f"{source} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+            new = {str(clip): known.get(clip.parent.name.lower()) for clip in files}
+        elif path.suffix == ".csv":
+            new = _listed(path, labels)
+        else:
+            new = {source: None}
+        for file, label in new.items():
+            found.setdefault(file, label)
+    return found
+
+
+def _listed(path: Path, labels: list[str]) -> dict[str, str | None]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if not rows or not all(row.get("file") for row in rows):
+        raise InputError(f"{path} needs a line of column names, among them file, and a file in each further line.")
+    if unknown := sorted({row["label"] for row in rows if row.get("label")} - set(labels)):
+        raise InputError(f"{path} holds labels that the model does not know: {', '.join(unknown)}.")
+    return {str(path.parent / row["file"]): row.get("label") or None for row in rows}
+
+
+def table_rows(windows: list[dict[str, Any]], labels: list[str], smooth: int | None) -> list[dict[str, Any]]:
+    """A recording's rows: one for each window, smoothed, or where `smooth` is None one for all of them."""
+    scores = [window.get("scores") for window in windows]
+    if smooth is None:
+        heard = [row for row in scores if row is not None]
+        return [_row(np.mean(heard, axis=0) if heard else None, labels)]
+    rows = []
+    for index, window in enumerate(windows):
+        around = [row for row in scores[max(0, index - smooth // 2) : index + smooth // 2 + 1] if row is not None]
+        place = {"start": round(window["start"], 3), "end": round(window["end"], 3), "windows": len(windows)}
+        rows.append(place | _row(None if scores[index] is None else np.mean(around, axis=0), labels))
+    return rows
+
+
+def _row(scores: np.ndarray | None, labels: list[str]) -> dict[str, Any]:
+    if scores is None:
+        return {"prediction": SILENCE}
+    return {"prediction": labels[int(scores.argmax())]} | {
+        label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        recognizer = Recognizer(args.model, args.threads)
+        if args.window is not None and recognizer.samples is not None:
+            own = recognizer.samples / recognizer.sampling_rate
+            if abs(args.window - own) > 1e-6:
+                raise InputError(f"{args.model} takes windows of {own:g} s: leave out --window, or give that.")
+        items = find(args.inputs, recognizer.labels)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NOT_STARTED
+    places = [] if args.window is None else ["start", "end", "windows"]
+    truth = ["label"] if any(items.values()) else []
+    writer = csv.DictWriter(
+        sys.stdout, ["file", *truth, *places, "prediction", *recognizer.labels], lineterminator="\n"
+    )
+    writer.writeheader()
+    judged, n_failed, n_silent = [], 0, 0
+    for file, label in items.items():
+        try:
+            windows = recognizer.answer(file, args.window, args.hop)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            n_failed += 1
+            continue
+        for row in table_rows(windows, recognizer.labels, None if args.window is None else args.smooth):
+            writer.writerow({"file": file} | ({"label": label} if truth else {}) | row)
+        sys.stdout.flush()
+        (overall,) = table_rows(windows, recognizer.labels, None)
+        if label and overall["prediction"] != SILENCE:
+            judged.append((label, overall["prediction"]))
+        n_silent += bool(label) and overall["prediction"] == SILENCE
+    print(f"{len(items)} files: {len(items) - n_failed} answered, {n_failed} failed.", file=sys.stderr)
+    if judged:
+        silent = f" ({n_silent} silent ones left out)" if n_silent else ""
+        print(f"{_accuracy(judged)} on {len(judged)} labelled files{silent}", file=sys.stderr)
+    return FAILED if n_failed else 0
+
+
+def _accuracy(judged: list[tuple[str, str]]) -> str:
+    """WA, the share of right answers, and UA, its mean over the classes that were spoken."""
+    right: dict[str, list[bool]] = {}
+    for label, prediction in judged:
+        right.setdefault(label, []).append(label == prediction)
+    weighted = np.mean([label == prediction for label, prediction in judged])
+    return f"WA {weighted:.4f}  UA {np.mean([np.mean(hits) for hits in right.values()]):.4f}"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="file that export_ser.py wrote")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE_OR_FOLDER",
+        help="audio files, folders (searched to the bottom; where a file lies in a folder named after a label, that "
+        "is its true label), or .csv lists with a column file and, if known, one label",
+    )
+    parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
+    parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
+    parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
+    parser.add_argument("--threads", type=int, default=0, help="that compute (default: as many as there are cores)")
+    args = parser.parse_args(arguments)
+    if args.hop is not None and args.window is None:
+        parser.error("--hop needs --window")
+    if args.window is not None:
+        hop = args.window if args.hop is None else args.hop
+        if not SHORTEST_WINDOW_S <= hop <= args.window <= LONGEST_WINDOW_S:
+            parser.error(
+                f"--window and --hop must be from {SHORTEST_WINDOW_S:g} to {LONGEST_WINDOW_S:g} seconds, and --hop no "
+                "longer than --window"
+            )
+    if args.smooth < 1 or args.smooth % 2 == 0:
+        parser.error("--smooth must be an odd number of windows")
+    if args.threads < 0:
+        parser.error("--threads must be 0 or more")
+    return args
+
+
+def command() -> int:
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(command())
