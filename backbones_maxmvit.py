@@ -1,4 +1,4 @@
-"""The backbones of MaxMViT-MLP: any image model of timm, built for the pictures that it will see."""
+"""The backbones of MaxMViT-MLP: any image model of timm, or a plain one, built for the pictures that it will see."""
 
 import os
 from collections.abc import Iterator
@@ -10,18 +10,20 @@ from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 
 try:
-    from .configuration_maxmvit import MaxMViTConfig
+    from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
+    from .convnet_maxmvit import ConvNet
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from configuration_maxmvit import MaxMViTConfig
+    from configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
+    from convnet_maxmvit import ConvNet
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)  # timm's, of arguments at large
 
 
 def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
     """
-    The timm model that `config` names for a branch, without a classifier.
+    The model that `config` names for a branch, without a classifier.
 
     Args:
         branch (`str`): `"cqt"` or `"mel"`.
@@ -33,23 +35,28 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
     """
     name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
     reshaped = config.reshaped_mvitv2(branch)
-    if reshaped is not None and kwargs.get("pretrained"):
-        raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
+    if kwargs.get("pretrained"):
+        if reshaped is not None:
+            raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
+        if name in OWN_BACKBONES:
+            raise ValueError("there are none, since it is none of timm's")
     try:
-        if reshaped is None:
+        if name in OWN_BACKBONES:
+            backbone: Any = ConvNet(num_classes=0, **changes)
+        elif reshaped is None:
             backbone = _create(name, config.image_shape, num_classes=0, **changes, **kwargs)
         else:
             architecture, rest = reshaped
             backbone = MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
+        _check_pictures_are_seen(branch, config, backbone)
         if changes and not any(tensor.is_meta for tensor in backbone.parameters()):
             _try_out(backbone, config.image_shape)
     except REFUSALS as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
             f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
-            f"{branch}_backbone_kwargs={changes}: {reason}. Choose arguments that this model of timm takes."
+            f"{branch}_backbone_kwargs={changes}: {reason}. Choose arguments that it takes."
         ) from error
-    _check_pictures_are_seen(branch, config, backbone)
     return backbone
 
 

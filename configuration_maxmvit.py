@@ -19,6 +19,7 @@ require_version(
     "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
 )
 
+OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
 HEAD_NAMES = ("mlp", "decoder")
 
@@ -33,7 +34,7 @@ class MaxMViTConfig(PretrainedConfig):
         cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
             Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
             (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads. None
-            for a model of the other branch alone.
+            for a model of the other branch alone; `"convnet"` for the plain one of `convnet_maxmvit.py`.
         mel_backbone (`str`, defaults to `"mvitv2_base"`):
             Name of the timm model that sees the Mel spectrogram, or None.
         cqt_backbone_kwargs (`dict`, *optional*):
@@ -197,7 +198,7 @@ class MaxMViTConfig(PretrainedConfig):
 
 
 def _check_backbone_name(field: str, name: str) -> None:
-    if not isinstance(name, str) or not timm.is_model(name):
+    if name not in OWN_BACKBONES and not (isinstance(name, str) and timm.is_model(name)):
         close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
         hint = f" Close to it are {', '.join(close)}." if close else ""
         raise ValueError(f"{field}={name!r}: timm {timm.__version__} has no such model.{hint}")

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from backbones_maxmvit import create_backbone
+from convnet_maxmvit import ConvNet
 from modeling_maxmvit import MaxMViTConfig, MaxMViTForAudioClassification
 from tests.tiny import tiny_config
 
@@ -13,6 +15,7 @@ MADE_OF_CONVOLUTIONS = [
     ("convnextv2_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
     ("mobilenetv3_small_050", {}),
     ("test_efficientnet", {}),
+    ("convnet", {"channels": [8, 16, 24]}),
     ("densenet121", {"block_config": [1, 1, 1, 1], "growth_rate": 8}),
 ]
 MADE_FOR_A_SIZE = [
@@ -75,6 +78,7 @@ def test_a_model_of_no_branch_is_refused():
         ("vit_tiny_patch16_224", {"depth": 1}, [64, 88], "80 or 96 in place of 88"),
         ("vit_small_patch14_dinov2", {"depth": 1}, 128, "126 or 140 in place of 128"),
         (*RESNET, [64, 16], "32 or 64 in place of 16"),
+        ("convnet", {"channels": [8] * 6}, [64, 16], "32 or 64 in place of 16"),
     ],
 )
 def test_a_size_of_which_part_would_go_unseen_names_sizes_that_work(name, kwargs, size, remedy):
@@ -92,6 +96,7 @@ def test_convolutions_take_sizes_that_a_maxvit_does_not():
     "name, kwargs, reason",
     [
         ("resnet10t", {"channels": [8, 16, 24], "layers": [1, 1, 1]}, "layer4"),  # timm's AttributeError
+        ("convnet", {"depths": [1]}, "depths"),
         ("convnextv2_atto", {"no_such_argument": 1}, "no_such_argument"),
         ("maxvit_tiny_tf_224", {"depths": [1, 1]}, "AssertionError"),
     ],
@@ -109,3 +114,30 @@ def test_gradient_checkpointing_that_timm_lacks_is_refused():
     with pytest.raises(ValueError, match="cqt_backbone='test_mambaout' has no gradient checkpointing"):
         model.gradient_checkpointing_enable()
     assert not model.is_gradient_checkpointing
+
+
+def test_the_plain_convnet_is_as_written():
+    torch.manual_seed(0)
+    net = ConvNet(channels=[4, 6]).eval()
+    x = torch.randn(2, 3, 8, 12)
+    for stage in net.stages:
+        norm = stage[2]
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    y = x
+    for depth, stage in enumerate(net.stages):
+        conv, norm = stage[1], stage[2]
+        y = F.max_pool2d(y, 2) if depth else y
+        y = F.conv2d(y, conv.weight, padding=1)
+        y = (y - norm.running_mean[:, None, None]) / (norm.running_var + norm.eps)[:, None, None].sqrt()
+        y = y.clamp(min=0)
+    torch.testing.assert_close(net(x), torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1))
+    with_checkpoints = ConvNet(channels=[4, 6])
+    with_checkpoints.load_state_dict(net.state_dict())
+    with_checkpoints.set_grad_checkpointing()
+    torch.testing.assert_close(with_checkpoints.train()(x), net.train()(x))
+
+
+def test_the_plain_convnet_has_no_pretrained_weights():
+    model = MaxMViTForAudioClassification(two("convnet", {}))
+    with pytest.raises(ValueError, match="there are none"):
+        model.maxmvit.load_imagenet_weights()
