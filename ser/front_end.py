@@ -6,7 +6,7 @@ squares, logarithms and columns picked by computed indices. What it gives is wha
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import librosa
 import numpy as np
@@ -18,9 +18,7 @@ from torch import nn
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from images_maxmvit import DELTA_REACH, DELTA_WIDTH
-from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, wavelets
-
-OCTAVE = 12  # CQT bins of one convolution, whose wavelets are about equally long
+from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, _responses, wavelets
 
 
 class FrontEnd(nn.Module):
@@ -66,18 +64,14 @@ class ConstantQ(nn.Module):
     def __init__(self, extractor: MaxMViTFeatureExtractor):
         super().__init__()
         self.hop_length = extractor.cqt_hop_length
-        frequencies, lengths, self.decimation = wavelets(*extractor._cqt_parameters)
-        rows = [math.ceil((length / 2 + 1) / self.hop_length) for length in lengths]  # on either side of a frame
-        self.margin = max(rows)
-        self.margins = []
-        for first in range(0, len(lengths), OCTAVE):
-            octave = slice(first, first + OCTAVE)
-            margin = max(rows[octave])
-            self.margins.append(margin)
-            kernels = _wavelet_kernels(frequencies[octave], lengths[octave], margin * self.hop_length)
-            # (parts, samples) -> (parts, samples of a row, rows)
-            kernels = kernels.reshape(-1, 2 * margin, self.hop_length).transpose(0, 2, 1)
-            self.register_buffer(f"octave{len(self.margins)}", torch.from_numpy(kernels.astype(np.float32).copy()))
+        _, lengths, self.decimation = wavelets(*extractor._cqt_parameters)
+        per_octave = extractor.cqt_bins_per_octave
+        octaves = [lengths[first : first + per_octave] for first in range(0, len(lengths), per_octave)]
+        # Rows on either side of a frame that the wavelets of each octave reach.
+        self.margins = [math.ceil((octave.max() / 2 + 1) / self.hop_length) for octave in octaves]
+        self.margin = max(self.margins)
+        for number, kernels in enumerate(_wavelet_kernels(extractor, self.margins), start=1):
+            self.register_buffer(f"octave{number}", kernels)
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         steps = (waveform.shape[-1] + self.decimation - 1) // self.hop_length  # frames - 1
@@ -280,18 +274,22 @@ def _decibels(power: torch.Tensor) -> torch.Tensor:
     return power.clamp(min=MIN_POWER).log10() * 10
 
 
-def _wavelet_kernels(frequencies: np.ndarray, lengths: np.ndarray, reach: int) -> np.ndarray:
+def _wavelet_kernels(extractor: MaxMViTFeatureExtractor, margins: list[int]) -> Iterator[torch.Tensor]:
     """
-    `(2 * bins, 2 * reach)`: real parts and then imaginary ones (conjugated) of the wavelets of
-    `librosa.filters.wavelet`, divided by their L1 norm and scaled by the root of their length as in `librosa.cqt`,
-    from `reach` samples before that of a frame to `reach` behind it.
+    For each octave `(2 * bins, hop_length, 2 * margin)`, real parts and then imaginary ones: the frequency responses
+    that the extractor multiplies spectra by, brought back to time. A wavelet's formula would do too, but the extractor
+    leaves out its faintest frequencies, and where a picture is quiet that is seen.
     """
-    n = np.arange(-reach, reach)
-    taps = 2 * np.floor(lengths[:, None] / 2) + 1
-    place = (n + 0.5) / taps  # from the centre of a periodic Hann window, which lies half a sample before n = 0
-    window = np.where(np.abs(place) < 0.5, 0.5 + 0.5 * np.cos(2 * np.pi * place), 0)
-    wavelet = window / (taps / 2) * np.sqrt(lengths[:, None]) * np.exp(-2j * np.pi * frequencies[:, None] * n)
-    return np.concatenate([wavelet.real, wavelet.imag])
+    hop_length, size = extractor.cqt_hop_length, 4 * max(margins)
+    parameters = extractor._cqt_parameters
+    for margin, (below, above, rows) in zip(margins, _responses(size, *parameters, torch.device("cpu")), strict=True):
+        response = np.zeros((len(rows), size * hop_length), np.complex128)
+        response[:, np.arange(-below * size, above * size)] = hop_length * rows.flatten(1).numpy()
+        reach = margin * hop_length
+        # A frame is the sum of y[n] h[t - n], so what n samples after it weigh is h[-n].
+        kernels = np.fft.ifft(response)[:, -np.arange(-reach, reach)]
+        kernels = np.concatenate([kernels.real, kernels.imag]).astype(np.float32)
+        yield torch.from_numpy(kernels.reshape(-1, 2 * margin, hop_length).transpose(0, 2, 1).copy())
 
 
 __all__ = ["FrontEnd"]

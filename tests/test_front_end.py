@@ -46,8 +46,8 @@ def assert_same_pictures(extractor, waveform: np.ndarray) -> None:
     for name, image in own.items():
         difference = ((image - expected[name]) * std).abs()
         assert image.shape == expected[name].shape
-        # The extractor cuts the tails of its wavelets' responses, which shows where a picture is quiet.
-        most, mean = (0.01, 2e-4) if name == "cqt_values" else (1e-4, 1e-6)
+        # The ends of wavelets are cut off, of which the CQT shows something where it is quiet.
+        most, mean = (2e-3, 5e-5) if name == "cqt_values" else (1e-4, 1e-6)
         assert difference.max() < most and difference.mean() < mean, name
 
 
