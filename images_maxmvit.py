@@ -75,12 +75,11 @@ def with_deltas(picture: torch.Tensor) -> torch.Tensor:
     frames = picture.shape[-1]
     longer = F.pad(picture, (0, max(0, DELTA_WIDTH - frames)), mode="replicate")
     inner, channels = longer.shape[-1] - DELTA_WIDTH + 1, [picture]
-    for order, reach in enumerate(DELTA_REACH, start=1):
-        change = torch.zeros_like(longer[:, :inner])
-        weights = scipy.signal.savgol_coeffs(DELTA_WIDTH, order, deriv=order, use="dot")
-        for offset, weight in enumerate(weights):
-            change.add_(longer[:, offset : offset + inner], alpha=float(weight) / (2 * reach))
-        change = F.pad(change.add_(0.5).clamp_(0, 1), (DELTA_WIDTH // 2, DELTA_WIDTH // 2), mode="replicate")
+    for weights in _delta_weights():
+        change = torch.full_like(longer[:, :inner], 0.5)
+        for offset, weight in weights:
+            change.add_(longer[:, offset : offset + inner], alpha=weight)
+        change = F.pad(change.clamp_(0, 1), (DELTA_WIDTH // 2, DELTA_WIDTH // 2), mode="replicate")
         channels.append(change[:, :frames])
     return torch.stack(channels)
 
@@ -89,6 +88,17 @@ def resize(picture: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """`(channels, bins, T)` -> `(1, channels, height, width)`, bilinear without antialiasing."""
     # Channels as a batch: torch takes five times as long for an image of three channels as for three images.
     return F.interpolate(picture[:, None], size=tuple(size), mode="bilinear").transpose(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _delta_weights() -> list[list[tuple[int, float]]]:
+    """For the first and the second change, what each frame of nine counts (the middle one counts nothing in the
+    first): fitted once, since the fit takes as long as all that is done with it for a clip."""
+    fits = [scipy.signal.savgol_coeffs(DELTA_WIDTH, order, deriv=order, use="dot") for order in (1, 2)]
+    return [
+        [(offset, float(weight) / (2 * reach)) for offset, weight in enumerate(fit) if abs(weight) > 1e-12]
+        for fit, reach in zip(fits, DELTA_REACH, strict=True)
+    ]
 
 
 @lru_cache(maxsize=8)

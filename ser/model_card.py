@@ -6,11 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ser.corpora.known import RECORDS
 from ser.files import whole
 from ser.metrics import SCORES
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_METRICS = {"UA": "recall", "WA": "accuracy", "macro_f1": "f1", "weighted_f1": "f1"}
+HUB_LICENCES = ("CC BY-NC-SA 4.0", "MIT")  # the Hub's name of a licence is its own with hyphens
 UNITS = ("by_clip", "by_speaker")
 SPEAKERS_APART = "No speaker of the test part was heard in training or validation."
 SPEAKERS_SHARED = (
@@ -25,8 +27,8 @@ CARD = """---
 
 # {name}
 
-MaxMViT-MLP: recognises the emotion of a speech clip from two pictures of it, a constant-Q transform seen by MaxViT and
-a mel spectrogram seen by MViTv2. Classes: {labels}.
+MaxMViT-MLP: recognises the emotion of a speech clip from pictures of it, a constant-Q transform and a Mel spectrogram
+(`config.json` names the backbones that see them). Classes: {labels}.
 
 ## Use
 
@@ -44,6 +46,8 @@ print(classify("clip.wav"))
 ## Training
 
 - Corpus: {corpus}; choices: {choices}
+- Speech: {speech}
+- Licence of the recordings, and so of these weights: {licence}
 - Clips: {used}
 - Left out: {left_out}
 - Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
@@ -94,7 +98,9 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
     tested = "UA" in report
     quoted = [] if tested else report["quoted_scores"]
     scores = [_scores_of_test(report)] if tested else [_scores_of_others(quoted)] if quoted else []
+    record = RECORDS.get(corpus["name"])
     metadata = ModelCardData(
+        license=record.licence.lower().replace(" ", "-") if record and record.licence in HUB_LICENCES else None,
         model_name=model_id.rpartition("/")[2],
         eval_results=_results(report, hub_id) if tested else None,
         library_name="transformers",
@@ -110,6 +116,8 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "name": model_id.rpartition("/")[2],
         "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
         "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
+        "speech": (record and record.speech) or "not known here",
+        "licence": (record and record.licence) or "not known here; ask where the corpus comes from",
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
         "labels": ", ".join(report["label_names"]),

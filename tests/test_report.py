@@ -351,6 +351,14 @@ def test_model_card_metadata(tmp_path):
     assert 'model="someone/mine"' in text and "trust_remote_code=True" in text
     assert "unknown label 'bored': 3" in text
     assert "No speaker of the test part" in text
+    assert "labels are what annotators heard" in text and "to be signed with its authors" in text
+    assert "license" not in metadata  # the Hub has no name for that one
+
+
+def test_weights_have_the_licence_of_the_recordings(tmp_path):
+    metadata, text = card(tmp_path, mine(name="ravdess"), "random")
+    assert metadata["license"] == "cc-by-nc-sa-4.0" and "and so of these weights: CC BY-NC-SA 4.0" in text
+    assert "what they were asked to express" in text
 
 
 def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
@@ -363,6 +371,6 @@ def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
 
 def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):
     metadata, text = card(tmp_path, mine(), "random")
-    assert "Speakers are shared" in text
+    assert "Speakers are shared" in text and "not known here; ask where the corpus comes from" in text
     assert "/data/mine" not in text  # a path is nobody else's business
     assert "datasets" not in metadata

@@ -31,4 +31,6 @@ RECORD = Record(
     aliases={name: name for name in ("neutral", "happy", "angry", "sad")},
     hub={},
     tree=_tree,
+    speech="synthesised voices; labels are what they were made to express",
+    licence="MIT",
 )

@@ -53,4 +53,6 @@ RECORD = Record(
     hub={"renumics/emodb": Source(_row, columns=("age", "gender", "emotion"))},
     tree=_tree,
     with_speaker="renumics/emodb or a local folder of 03a01Fa.wav names",
+    speech="ten actors act ten sentences in German; labels are what they were asked to express",
+    licence="terms of its own",
 )

@@ -55,4 +55,6 @@ RECORD = Record(
     # As in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
     folds={"sessions": tuple((session,) for session in ZAHRA_SESSIONS.values())},
     with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",
+    speech="ten actors in English dialogues, scripted and improvised; labels are what annotators heard",
+    licence="to be signed with its authors",
 )

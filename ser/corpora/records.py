@@ -38,6 +38,8 @@ class Record:
         with_speaker: sources that tell the speaker, named when another source is asked for one.
         folds: name of published folds -> who is tested in fold 1, 2, ...: speakers, or sessions where the name is
             "sessions". The first entry is the corpus's "speaker" protocol.
+        speech: who speaks how in which language, and whose word the labels are; for the model card.
+        licence: of the recordings, and so of weights trained on them.
     """
 
     labels: tuple[str, ...]
@@ -46,3 +48,5 @@ class Record:
     tree: Callable[[Path], Iterator[dict]]
     with_speaker: str = ""
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    speech: str = ""
+    licence: str = ""
