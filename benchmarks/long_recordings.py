@@ -1,12 +1,12 @@
 """Emotions along recordings glued of clips by unheard actors: how much of the time is named rightly?
 
-    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--actors 1 11 20 21] [--picture timeline.png]
+    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--picture glued.png]
 
 One recording an actor, in which every emotion is spoken for two to four clips on end, in random order, twice. Clips
 are trimmed (35 dB below their loudest frame) and follow each other after 0.3 s of silence. Each recording is heard
 with the levels as recorded, and again with all clips at one level. Printed, over all actors: the share of time named
-rightly, the emotion diarization error rate and the F1 of segments (see ser/diarization.py). The actors are by default
-those of the checkpoint's own test part.
+rightly, the emotion diarization error rate and the F1 of segments (see ser/diarization.py), for each `--smooth`. The
+actors are by default those of the checkpoint's own test part; `smooth` is chosen on those of `--part validation`.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("ravdess")
-    parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's test part")
+    parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's --part")
+    parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--window", type=float, default=3.0)
     parser.add_argument("--hop", type=float, default=1.0)
     parser.add_argument("--smooth", type=int, nargs="+", default=[1, 3, 5], help="each is tried")
@@ -43,11 +44,12 @@ def main() -> None:
     parser.add_argument("--picture", help="where to draw the first recording's timeline")
     add_json(parser)
     args = parser.parse_args()
-    actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint)
+    actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint, args.part)
     classify = load_pipeline(str(args.checkpoint), batch_size=16)
     corpus = load_corpus("ravdess", args.ravdess)
     rate = classify.feature_extractor.sampling_rate
-    print(f"actors {', '.join(actors)}; windows of {args.window:g} s every {args.hop:g} s; chance {1 / 8:.3f}")
+    chance = 1 / len(corpus.label_names)
+    print(f"actors {', '.join(actors)}; windows of {args.window:g} s every {args.hop:g} s; chance {chance:.3f}")
     print("| levels | smooth | time named right | EDER | segment F1 |\n|---|---|---|---|---|")
     figures: dict[str, dict[int, dict[str, float]]] = {}
     for equalised in (False, True):

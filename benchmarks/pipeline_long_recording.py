@@ -4,9 +4,10 @@ An hour of RAVDESS, its first half spoken angrily, its second calmly: is the bor
     python -m benchmarks.pipeline_long_recording CHECKPOINT RAVDESS_FOLDER [--minutes 60] [--window 3 --hop 3]
         [--actors 1 11 20 21] [--picture timeline.png]
 
-The actors should be ones the checkpoint was not trained on (by default EmoBox's fold 1); their clips are repeated in
-random order. Printed are the peak memory of the process after a tenth of the recording and after all of it, and where
-the scores put the border, and what the front end costs with and without cutting windows out of spectrograms.
+docs/timeline.png is this picture of `--window 3 --hop 1`. The actors are by default those of the checkpoint's own test
+part; their clips are repeated in random order. Printed are the peak memory of the process after a tenth of the
+recording and after all of it, where the scores put the border, and what the front end costs with and without cutting
+windows out of spectrograms.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import soundfile
 import pipeline_maxmvit
 from audio_maxmvit import read_audio, stream_audio
 from benchmarks.results import add_json, write_results
+from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline
 from ser.models import load_pipeline
 from ser.timelines import clock, envelope, plot_timeline
@@ -33,20 +35,24 @@ CODES = {"angry": "05", "calm": "02"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("ravdess", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--window", type=float, default=3.0)
     parser.add_argument("--hop", type=float, default=3.0)
     parser.add_argument("--smooth", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--actors", type=int, nargs="+", default=[1, 11, 20, 21])
+    parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's test part")
     parser.add_argument("--picture", default="timeline.png")
     add_json(parser)
     args = parser.parse_args()
+    args.actors = [f"{actor:02d}" for actor in args.actors or ()] or speakers_of(args.checkpoint)
     classify = load_pipeline(
-        args.checkpoint, batch_size=args.batch_size, window_s=args.window, hop_s=args.hop, smooth=args.smooth
+        str(args.checkpoint), batch_size=args.batch_size, window_s=args.window, hop_s=args.hop, smooth=args.smooth
     )
+    labels = list(classify.model.config.id2label.values())
+    if unknown := sorted(CODES.keys() - labels):
+        sys.exit(f"error: {args.checkpoint} knows {', '.join(labels)}, and not {' or '.join(unknown)}.")
     lengths = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in (args.minutes / 10, args.minutes):
@@ -63,7 +69,6 @@ def main() -> None:
         step_s = 60 * args.minutes / 2000
         shape = envelope(stream_audio(path, rate), rate, step_s)
         front_end = report_front_end(classify, path, args)
-    labels = list(classify.model.config.id2label.values())
     plot_timeline(rows, shape, step_s, labels).savefig(args.picture)
     write_results(
         args.json, {"recordings": lengths, "front_end_s": front_end, **report_border(rows, args.minutes * 30)}
@@ -98,9 +103,11 @@ def write_recording(path: Path, minutes: float, args: argparse.Namespace) -> Non
     random = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         for code in CODES.values():
-            clips = [clip for actor in args.actors for clip in args.ravdess.glob(f"Actor_{actor:02d}/03-01-{code}-*")]
+            clips = [clip for actor in args.actors for clip in args.ravdess.glob(f"Actor_{actor}/03-01-{code}-*")]
             if not clips:
-                sys.exit(f"{args.ravdess} holds no clips Actor_NN/03-01-{code}-* of the actors {args.actors}")
+                sys.exit(
+                    f"{args.ravdess} holds no clips Actor_NN/03-01-{code}-* of the actors {', '.join(args.actors)}"
+                )
             left = round(minutes * 30 * RATE)
             while left:
                 waveform = read_audio(random.choice(sorted(clips)), RATE)[:left]

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("ravdess")
-    parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's test part")
+    parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's --part")
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--picture", help="where to draw the losses")
     add_json(parser)

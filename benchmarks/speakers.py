@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def speakers_of(checkpoint: Path, part: str = "test") -> list[str]:
-    """Speakers of one part ("train", "validation" or "test") of a checkpoint's corpus."""
+    """
+    Speakers of one part ("train", "validation" or "test") of a checkpoint's corpus. Where the checkpoint does not say
+    so, or has nobody in that part, the command ends with an error.
+    """
     try:
         clips = json.loads((checkpoint / "splits.json").read_text(encoding="utf-8"))["clips"]
     except FileNotFoundError:
