@@ -12,6 +12,7 @@ it is given its name; if it answers otherwise than the pipeline, there is no fil
 
 import argparse
 import importlib.util
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -32,8 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     from ser.export import Form, export
     from ser.models import load_pipeline
 
-    # Of the exporter's own innards, which nobody here can mend.
+    # What the exporters say of their own innards, which nobody here can mend.
     warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|copyreg|onnxruntime")
+    logging.disable(logging.WARNING)
     form = Form(None if args.dynamic else args.window, not args.without_front_end, args.quantize, args.opset)
     difference = export(load_pipeline(args.model, "cpu"), args.output, form)
     size = args.output.stat().st_size / 2**20

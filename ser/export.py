@@ -94,19 +94,9 @@ def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form)
     Raises:
         DataError: The model cannot be exported, or what was written answers otherwise.
     """
-    _check(classify, form)
-    with torch.no_grad():
-        module = WholeModel(classify, form.front_end).eval()
-        program = _traced(module, _examples(classify, form), form)
-        graph = _as_onnx(program, module, form)
-    onnx.helper.set_model_props(graph, _description(classify, form))
+    program, graph = build(classify, form)
     with whole(path.with_suffix(".pt2")) as program_path, whole(path) as graph_path:
-        if form.quantize == "int8":
-            quantize_dynamic(
-                graph, graph_path, weight_type=QuantType.QUInt8, nodes_to_exclude=_before(graph, module.names)
-            )
-        else:
-            onnx.save(_halved(graph) if form.quantize == "fp16" else graph, graph_path)
+        save(graph, graph_path, form.quantize)
         difference = largest_difference(graph_path, classify, form)
         if not difference <= TOLERANCE[form.quantize]:
             raise DataError(
@@ -117,6 +107,31 @@ def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form)
         with open(program_path, "wb") as file:  # whose name it would want to end in .pt2
             torch.export.save(program, file)
     return difference
+
+
+def build(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[ExportedProgram, onnx.ModelProto]:
+    """
+    A checkpoint as a program and as a graph, both in float32.
+
+    Raises:
+        DataError: The model cannot be exported.
+    """
+    _check(classify, form)
+    with torch.no_grad():
+        module = WholeModel(classify, form.front_end).eval()
+        program = _traced(module, _examples(classify, form), form)
+        graph = _as_onnx(program, module, form)
+    onnx.helper.set_model_props(graph, _description(classify, form))
+    return program, graph
+
+
+def save(graph: onnx.ModelProto, path: Path, quantize: str | None) -> None:
+    """Writes a graph of [`build`], quantized as [`Form`] says; the graph stays as it is."""
+    if quantize == "int8":
+        copy = onnx.ModelProto.FromString(graph.SerializeToString())  # the quantizer writes into what it is given
+        quantize_dynamic(copy, path, weight_type=QuantType.QUInt8, nodes_to_exclude=front_end_nodes(graph))
+    else:
+        onnx.save(_halved(graph) if quantize == "fp16" else graph, path)
 
 
 def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline, form: Form) -> float:
@@ -229,10 +244,10 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
     return graph
 
 
-def _before(graph: onnx.ModelProto, branches: list[str]) -> list[str]:
-    """Names of the nodes that pictures are made by: those of the front end, where the graph has one."""
+def front_end_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that the graph's pictures are made by, where it has a front end."""
     makers = {output: node for node in graph.graph.node for output in node.output}
-    waiting, found = [f"{name}_values" for name in branches], set()
+    waiting, found = ["cqt_values", "mel_values"], set()
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node.name not in found:
@@ -246,8 +261,8 @@ def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
 
     To compute in half precision has no use: a CPU, and onnxruntime's for browsers, turns every number to and fro.
     """
-    casts = []
-    for weight in graph.graph.initializer:
+    halved, casts = onnx.ModelProto.FromString(graph.SerializeToString()), []
+    for weight in halved.graph.initializer:
         is_large = math.prod(weight.dims) >= LARGE and weight.data_type == onnx.TensorProto.FLOAT
         if is_large and not weight.name.startswith("front_end."):
             values = numpy_helper.to_array(weight).astype(np.float16)
@@ -256,10 +271,10 @@ def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
             full = weight.name
             weight.CopyFrom(numpy_helper.from_array(values, f"{full}.half"))
             casts.append(onnx.helper.make_node("Cast", [weight.name], [full], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    return graph
+    nodes = [*casts, *halved.graph.node]
+    del halved.graph.node[:]
+    halved.graph.node.extend(nodes)
+    return halved
 
 
 def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> dict[str, str]:

@@ -1,0 +1,264 @@
+"""
+How fast a model answers on a CPU, and in how much memory: PyTorch as it is and otherwise set, and onnxruntime.
+
+    python -m benchmarks.inference MODEL [--batches 1 8] [--threads 1 2] [--rounds 5] [--seconds 3]
+    python -m benchmarks.inference MODEL --calibration CLIPS --test CLIPS
+
+The first table is of the model alone, on ready pictures; the second goes from waveforms of so many seconds to answers.
+Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the others; a
+figure is the median over rounds. With --calibration (clips that training saw: files, a folder, or a .csv list of
+files), static int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA
+stands beside every side. Needs requirements-dev.txt.
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# What is heavy is imported where it is used: every side is this file again, and its memory shall be its own.
+
+ALONE = ("eager", "channels_last", "bfloat16", "torch.compile")
+WHOLE = ("pipeline", "onnxruntime")
+Inputs = dict[str, np.ndarray]
+Run = Callable[[Inputs], np.ndarray]
+
+
+@dataclass
+class Work:
+    """What every side is given: the checkpoint, the files of onnxruntime's sides, and labelled pictures."""
+
+    model: str
+    files: dict[str, Path]
+    test: list[tuple[Inputs, int]]
+
+
+def main() -> None:
+    import torch
+
+    from benchmarks.results import write_results
+    from ser.models import load_pipeline
+
+    args = parse_arguments()
+    classify = load_pipeline(args.model, "cpu")
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(classify, Path(folder), args.calibration)
+        alone = [*ALONE, *(name for name in files if name != WHOLE[1])]
+        if not torch.cpu._is_avx512_bf16_supported():
+            print("bfloat16 is left out: this processor has no instructions for it.")
+            alone.remove("bfloat16")
+        work = Work(args.model, files, [] if args.test is None else labelled_pictures(classify, args.test))
+        noise = np.random.default_rng(0)
+        shape = (1, 3, *np.broadcast_to(classify.feature_extractor.image_size, 2))
+        pictures = {name: noise.normal(size=shape).astype(np.float32) for name in names_of(classify)}
+        samples = round(args.seconds * classify.feature_extractor.sampling_rate)
+        waveform = noise.normal(scale=0.1, size=(1, samples)).astype(np.float32)
+        for title, sides, inputs in (
+            ("the model alone, on pictures", alone, pictures),
+            (f"from waveforms of {args.seconds:g} s", WHOLE, {"waveform": waveform}),
+        ):
+            wanted = [side for side in sides if args.sides is None or side in args.sides]
+            if wanted:
+                figures[title] = measure(wanted, work, inputs, args)
+                print(f"\n{title}, ms a clip")
+                print_table(figures[title])
+    write_results(args.json, {"load_before": os.getloadavg()[0], **figures})
+
+
+def parse_arguments() -> argparse.Namespace:
+    from benchmarks.results import add_json
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
+    parser.add_argument("--sides", nargs="+", help="only these, by the names that they have in the tables")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each waveform (default 3)")
+    parser.add_argument("--calibration", help="clips by which static int8 chooses its ranges")
+    parser.add_argument("--test", help="clips with labels, by which UA is counted")
+    add_json(parser)
+    return parser.parse_args()
+
+
+def write_files(classify: Any, folder: Path, calibration: str | None) -> dict[str, Path]:
+    """Sides of onnxruntime, and the file of each: the model in each kind of number, and with its front end."""
+    from ser.export import Form, build, save
+
+    files = {f"onnxruntime {name}": folder / f"{name}.onnx" for name in ("float32", "fp16", "int8")}
+    _, graph = build(classify, Form(window_s=None, front_end=False, quantize=None, opset=20))
+    for path in files.values():
+        save(graph, path, None if path.stem == "float32" else path.stem)
+    if calibration is not None:
+        files["onnxruntime static int8"] = folder / "static.onnx"
+        quantize_statically(files["onnxruntime float32"], folder / "static.onnx", classify, calibration)
+    files[WHOLE[1]] = folder / "whole.onnx"
+    _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
+    save(graph, files[WHOLE[1]], None)
+    return files
+
+
+def quantize_statically(source: Path, path: Path, classify: Any, calibration: str) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    from ser.answers import find_items
+
+    images = [pictures_of(classify, item.file) for item in find_items([calibration], labels_of(classify))]
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(images)
+
+        def get_next(self) -> Inputs | None:
+            return next(self.left, None)
+
+    # Without VNNI, sums of products of 8-bit numbers overflow unless the weights have 7 bits.
+    quantize_static(source, path, Reader(), per_channel=True, reduce_range=True)
+
+
+def labelled_pictures(classify: Any, source: str) -> list[tuple[Inputs, int]]:
+    from ser.answers import find_items
+
+    labels = labels_of(classify)
+    items = find_items([source], labels)
+    return [(pictures_of(classify, item.file), labels.index(item.label)) for item in items if item.label]
+
+
+def pictures_of(classify: Any, path: str) -> Inputs:
+    """What the model sees of a clip, `(1, 3, height, width)` for each branch."""
+    from audio_maxmvit import read_audio
+
+    extractor = classify.feature_extractor
+    waveform = read_audio(path, extractor.sampling_rate)
+    images = extractor(waveform, sampling_rate=extractor.sampling_rate)
+    return {name: images[name] for name in names_of(classify)}
+
+
+def labels_of(classify: Any) -> list[str]:
+    return [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
+
+
+def names_of(classify: Any) -> list[str]:
+    return [f"{name}_values" for name in classify.model.branches()]
+
+
+def measure(sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Side -> milliseconds a clip for each number of threads and of clips at once, peak memory, and UA where known."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for side in sides:
+        here, there = context.Pipe()
+        process = context.Process(target=work_on, args=(there, side, work, inputs), daemon=True)
+        process.start()
+        workers[side] = (process, here)
+        here.recv()  # it has loaded
+    found: dict[str, dict[str, float]] = {side: {} for side in sides}
+    for threads in args.threads:
+        for batch in args.batches:
+            times: dict[str, list[float]] = {side: [] for side in sides}
+            for _ in range(args.rounds + 1):  # the first warms up
+                for side, (_, connection) in workers.items():
+                    connection.send((threads, batch))
+                    times[side].append(connection.recv())
+            for side, taken in times.items():
+                found[side][f"{threads} thr., batch {batch}"] = 1e3 * float(np.median(taken[1:])) / batch
+    for side, (process, connection) in workers.items():
+        connection.send(None)
+        found[side] |= connection.recv()
+        process.join()
+    return found
+
+
+def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> None:
+    """The process of a side: says that it is ready, then how many seconds each batch that it is asked for took, and at
+    the end how much memory it had and how right it was."""
+    make = of_file(work.files[side]) if side in work.files else of_torch(side, work.model)
+    connection.send("ready")
+    run, made_for = None, 0
+    while (asked := connection.recv()) is not None:
+        if run is None or asked[0] != made_for:
+            run, made_for = make(asked[0]), asked[0]
+        batch = {name: values.repeat(asked[1], axis=0) for name, values in inputs.items()}
+        start = time.perf_counter()
+        run(batch)
+        connection.send(time.perf_counter() - start)
+    figures = {"peak, MiB": peak_mib()}
+    if run is not None and work.test and side not in WHOLE:
+        from ser.metrics import confusion_matrix, scores_from_confusion
+
+        truth = [label for _, label in work.test]
+        scores = [run(images)[0] for images, _ in work.test]
+        matrix = confusion_matrix(truth, np.argmax(scores, axis=1).tolist(), len(scores[0]))
+        figures["UA"] = float(scores_from_confusion(matrix)["UA"])
+    connection.send(figures)
+
+
+def peak_mib() -> float:
+    """Of this process since it began; what `getrusage` tells began with its parent's. NaN where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), math.nan)
+
+
+def of_file(path: Path) -> Callable[[int], Run]:
+    """Number of threads -> what runs a file in onnxruntime."""
+    import onnxruntime
+
+    def make(threads: int) -> Run:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return lambda inputs: session.run(["logits"], inputs)[0]
+
+    return make
+
+
+def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
+    """Number of threads -> what runs a checkpoint in PyTorch."""
+    import torch
+
+    from ser.models import load_pipeline
+
+    classify = load_pipeline(checkpoint, "cpu")
+    rate, model = classify.feature_extractor.sampling_rate, classify.model
+    if side == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    elif side == "bfloat16":
+        model = model.bfloat16()
+    elif side == "torch.compile":
+        model = torch.compile(model)
+
+    @torch.no_grad()
+    def run(inputs: Inputs) -> np.ndarray:
+        if side == "pipeline":
+            answers = classify(list(inputs["waveform"]), sampling_rate=rate, window_s=None)
+            return np.array([[row["score"] for row in answer] for answer in answers])
+        return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.float().numpy()
+
+    def make(threads: int) -> Run:
+        torch.set_num_threads(threads)
+        return run
+
+    return make
+
+
+def print_table(found: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(found.values())))
+    print(f"{'':24}", *(f"{column:>17}" for column in columns))
+    for side, row in found.items():
+        print(f"{side:24}", *(f"{row[column]:17.4g}" for column in columns), flush=True)
+
+
+if __name__ == "__main__":
+    main()
