@@ -85,15 +85,21 @@ def predictions_of(output_dir: Path, part: str) -> Path:
     return path
 
 
+def flags_of(changes: Mapping[str, Any]) -> list[str]:
+    """A variation as it stands on a command line."""
+    flags = []
+    for name, value in changes.items():
+        value = json.dumps(value) if isinstance(value, dict) else value
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
 def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_dir: Path, part: str) -> None:
     """One training, unless it is finished already, that has predicted the part to be compared by."""
     if (output_dir / "metrics.json").exists():
         predictions_of(output_dir, part)
         return
-    command = [sys.executable, str(ROOT / "run_ser.py"), str(recipe), *flags]
-    for name, value in changes.items():
-        value = json.dumps(value) if isinstance(value, dict) else value
-        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    command = [sys.executable, str(ROOT / "run_ser.py"), str(recipe), *flags, *flags_of(changes)]
     print(f"# {output_dir}", flush=True)
     done = subprocess.run([*command, "--output_dir", str(output_dir), "--disable_tqdm", "true"], check=False)
     if done.returncode:

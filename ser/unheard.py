@@ -108,17 +108,17 @@ def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArgu
     Raises:
         ValueError: a flag is about a branch or a fusion that the model does not have.
     """
-    given = {
-        each.name: value
-        for part in (model_args, args)
-        for each in fields(part)
-        if each.init and (value := getattr(part, each.name)) != _default(each) and value != {}
-    }
+    defaults = {each.name: _default(each) for part in (model_args, args) for each in fields(part) if each.init}
+    values = {name: getattr(model_args if hasattr(model_args, name) else args, name) for name in defaults}
+    given = {name: value for name, value in values.items() if value != defaults[name] and value != {}}
     for branch in ("cqt", "mel"):
         if str(given.pop(f"{branch}_backbone", "")).lower() == "none":
             for name in given:
                 if name.startswith(f"{branch}_"):
-                    raise ValueError(f"--{name} changes nothing in a model without this branch: leave it out.")
+                    raise ValueError(
+                        f"--{name} changes nothing in a model without this branch: leave it out, or where a recipe "
+                        f"has it, give {'{}' if name.endswith('kwargs') else defaults[name]} instead."
+                    )
     if "fusion_size" in given and model_args.fusion not in ("attention", "bilinear"):
         raise ValueError("--fusion_size changes nothing without --fusion attention or bilinear: leave it out.")
 

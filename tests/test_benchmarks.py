@@ -9,6 +9,8 @@ import pytest
 from benchmarks import ablation
 from benchmarks.results import take_json, write_results
 from benchmarks.speakers import speakers_of
+from ser.models import make_config
+from ser.training import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 DRAW_ONLY = {"features_pictures"}
@@ -60,3 +62,14 @@ def test_figures_come_with_command_machine_and_versions(tmp_path):
     assert kept["command"].startswith("python -m benchmarks.pipeline_overhead --clips 2")
     assert kept["machine"]["cores"] == os.cpu_count() and "torch" in kept["versions"]
     assert f"model {kept['figures']['model_s'] * 1e3:.1f} ms" in printed
+
+
+def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
+    recipes = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        recipe = ROOT / "configs" / path.name
+        for name, changes in ablation.read_variations(path, recipe.stem).items():
+            flags = [str(recipe), "--output_dir", "unused", *ablation.flags_of(changes)]
+            model_args, data_args, args = parse_arguments(flags)
+            assert make_config(model_args).branch_names, name
