@@ -1,0 +1,209 @@
+"""Configuration of MaxMViT-MLP: which two timm backbones see the pictures, and how wide the head is."""
+
+import dataclasses
+import difflib
+import os
+from typing import Any
+
+import timm
+from timm.models.mvitv2 import MultiScaleVitCfg, model_cfgs
+from transformers import PretrainedConfig
+from transformers.utils.versions import require_version
+
+require_version(
+    "timm>=1.0.23",
+    "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U 'timm>=1.0.23'",
+)
+require_version(
+    "transformers>=5.4",
+    "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
+)
+
+OWN_BACKBONES = ("convnet",)
+FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
+HEAD_NAMES = ("mlp", "decoder")
+
+
+class MaxMViTConfig(PretrainedConfig):
+    r"""
+    Configuration of a [`MaxMViTModel`] or [`MaxMViTForAudioClassification`]. The defaults are the model of the paper
+    "MaxMViT-MLP: Multiaxis and Multiscale Vision Transformers Fusion Network for Speech Emotion Recognition"
+    (IEEE Access 12, 2024).
+
+    Args:
+        cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
+            Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
+            (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads. None
+            for a model of the other branch alone; `"convnet"` for the plain one of `convnet_maxmvit.py`.
+        mel_backbone (`str`, defaults to `"mvitv2_base"`):
+            Name of the timm model that sees the Mel spectrogram, or None.
+        cqt_backbone_kwargs (`dict`, *optional*):
+            Passed to `timm.create_model`, e.g. `{"drop_path_rate": 0.2}`, or
+            `{"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16, "head_hidden_size": 32}`.
+        mel_backbone_kwargs (`dict`, *optional*):
+            The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
+            (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
+            to the model.
+        image_size (`int` or `Sequence[int]`, defaults to 224):
+            Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
+            an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
+            convolutional backbones.
+        fusion (`str`, defaults to `"concat"`):
+            What joins the branches' features: `"concat"`, the paper's; `"gated"`, a learned gate for each feature of
+            each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`, products
+            of features of different branches. The formulas and their sources are with the classes in
+            `heads_maxmvit.py`.
+        fusion_size (`int`, defaults to 256):
+            Width to which `"attention"` and `"bilinear"` project the branches.
+        head (`str`, defaults to `"mlp"`):
+            `"mlp"`, the paper's, or `"decoder"`: one learned query for each class attends to the feature maps of all
+            branches.
+        head_layers (`int`, defaults to 1):
+            Hidden layers of the MLP, or layers of the decoder.
+        hidden_size (`int`, defaults to 512):
+            Width of the hidden layers of the head.
+        hidden_dropout (`float`, defaults to 0.2):
+            Dropout probability in the head.
+        kwargs:
+            The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
+
+    Raises:
+        ValueError: if timm knows no such model, there is none, or a size or probability cannot work.
+
+    Example:
+
+    ```python
+    >>> config = MaxMViTConfig(num_labels=8, cqt_backbone="maxvit_tiny_tf_224", mel_backbone="mvitv2_tiny")
+    >>> model = MaxMViTForAudioClassification(config)
+    ```
+    """
+
+    model_type = "maxmvit"
+    keys_to_ignore_at_inference = ["hidden_states"]
+
+    cqt_backbone: str | None = "maxvit_base_tf_224"
+    mel_backbone: str | None = "mvitv2_base"
+    cqt_backbone_kwargs: dict[str, Any] | None = None
+    mel_backbone_kwargs: dict[str, Any] | None = None
+    image_size: int | list[int] | tuple[int, ...] = 224
+    fusion: str = "concat"
+    fusion_size: int = 256
+    head: str = "mlp"
+    head_layers: int = 1
+    hidden_size: int = 512
+    hidden_dropout: float = 0.2
+
+    def __post_init__(self, **kwargs):
+        self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
+        self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
+        super().__post_init__(**kwargs)
+        for branch in self.branch_names:
+            _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
+        if not self.branch_names:
+            raise ValueError("cqt_backbone and mel_backbone are both None: a model needs one of them.")
+        if not isinstance(self.image_size, int):
+            self.image_size = list(self.image_size)
+        self._check_image_size()
+        for field, known in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} does not work: it is one of {', '.join(known)}.")
+        if self.fusion != "concat" and len(self.branch_names) < 2:
+            raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
+        for field in ("fusion_size", "head_layers", "hidden_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")
+        if not 0 <= self.hidden_dropout < 1:
+            raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+
+    @property
+    def branch_names(self) -> list[str]:
+        """The branches that the model has: `"cqt"`, `"mel"` or both, in the order of their features."""
+        return [branch for branch in ("cqt", "mel") if getattr(self, f"{branch}_backbone") is not None]
+
+    @property
+    def looks_at_tokens(self) -> bool:
+        """Whether what follows the backbones sees their last feature maps, beside the pooled features."""
+        return self.fusion == "attention" or self.head == "decoder"
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of `image_size`."""
+        height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        return height, width
+
+    def _check_image_size(self) -> None:
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(sides) != 2:
+            raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
+        if min(sides) <= 0:
+            raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
+        for branch in self.branch_names:
+            name = getattr(self, f"{branch}_backbone")
+            family = name.split(".")[0]
+            if family not in model_cfgs and not timm.models.is_model_in_modules(family, ["maxxvit"]):
+                continue
+            for side in sides:
+                if side % 32:
+                    below = max(side // 32 * 32, 32)
+                    raise ValueError(
+                        f"image_size={self.image_size} does not work: {branch}_backbone={name!r} halves the image "
+                        f"five times, so it has to be a multiple of 32, such as {below} or {below + 32}."
+                    )
+            if family in model_cfgs and self.image_shape[0] != self.image_shape[1]:
+                raise ValueError(
+                    f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
+                    f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
+                )
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        See [`~transformers.PreTrainedConfig.get_config_dict`]. transformers only warns of a checkpoint of another
+        model type, and takes every field that it lacks from the defaults.
+
+        Raises:
+            ValueError: if the configuration is that of another model.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict and config_dict.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{os.fspath(pretrained_model_name_or_path)!r} holds a model of type "
+                f"{config_dict.get('model_type')!r}, not {cls.model_type!r}. Name a checkpoint of MaxMViT, or load "
+                "this one by its own class."
+            )
+        return config_dict, kwargs
+
+    def reshaped_mvitv2(self, branch: str) -> tuple[MultiScaleVitCfg, dict[str, Any]] | None:
+        """
+        What `timm.create_model` refuses and `MultiScaleVit` takes: an MViTv2 of other depths or widths.
+
+        Args:
+            branch (`str`): `"cqt"` or `"mel"`.
+
+        Returns:
+            The architecture and the remaining keyword arguments; None where the backbone of this branch is no MViTv2
+            or its kwargs leave the named variant's architecture as it is.
+        """
+        variant = model_cfgs.get(str(getattr(self, f"{branch}_backbone")).split(".")[0])
+        kwargs = getattr(self, f"{branch}_backbone_kwargs")
+        fields = {field.name for field in dataclasses.fields(MultiScaleVitCfg)}
+        changes = {name: value for name, value in kwargs.items() if name in fields}
+        if variant is None or not changes:
+            return None
+        rest = {name: value for name, value in kwargs.items() if name not in fields}
+        # The variant's stride_kv is what timm derived from its other fields; None has it derived again.
+        return dataclasses.replace(variant, **{"stride_kv": None, **changes}), rest
+
+
+def _check_backbone_name(field: str, name: str) -> None:
+    if name not in OWN_BACKBONES and not (isinstance(name, str) and timm.is_model(name)):
+        close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
+        hint = f" Close to it are {', '.join(close)}." if close else ""
+        raise ValueError(f"{field}={name!r}: timm {timm.__version__} has no such model.{hint}")
+
+
+MaxMViTConfig.register_for_auto_class()
+
+__all__ = ["MaxMViTConfig"]

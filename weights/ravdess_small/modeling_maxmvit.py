@@ -1,0 +1,371 @@
+"""MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, initialization
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+try:
+    from .backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
+    from .configuration_maxmvit import MaxMViTConfig
+    from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
+    from configuration_maxmvit import MaxMViTConfig
+    from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
+
+if TYPE_CHECKING:
+    # transformers copies the files that this text imports relatively along with every checkpoint, these two included.
+    from .feature_extraction_maxmvit import MaxMViTFeatureExtractor  # noqa: F401
+    from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
+
+FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
+TRANSFORMERS_KWARGS = frozenset(TransformersKwargs.__annotations__)
+AUTO_MAP = {
+    "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
+    "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
+    "AutoModel": "modeling_maxmvit.MaxMViTModel",
+    "AutoModelForAudioClassification": "modeling_maxmvit.MaxMViTForAudioClassification",
+}
+CUSTOM_PIPELINES = {
+    "audio-classification": {
+        "impl": "pipeline_maxmvit.MaxMViTAudioClassificationPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+        "type": "audio",
+    }
+}
+
+
+@dataclass
+class MaxMViTModelOutput(ModelOutput):
+    """
+    What both branches saw; None for a branch that the model has not.
+
+    Args:
+        cqt_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
+            Pooled features of the constant-Q branch (768 for the default backbone).
+        mel_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
+            Pooled features of the Mel branch.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
+            The two, concatenated; of a model of one branch, its features alone.
+        tokens (`dict` of `torch.FloatTensor` of shape `(batch_size, tokens, width)`):
+            By branch, the places of the last feature map, where the fusion or the head looks at them; else None.
+        hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
+            What the stages of both backbones gave, each of shape `(batch_size, channels, height, width)`: the maps of
+            the constant-Q branch in order of depth, then those of the Mel branch. Branch `name` has
+            `len(model.branches()[name].feature_info)` of them; for the default backbones 5 (MaxViT's stem and four
+            stages: 64 x 112 x 112, 96 x 56 x 56, 192 x 28 x 28, 384 x 14 x 14, 768 x 7 x 7) and 4 (MViTv2's stages:
+            96 x 56 x 56 down to 768 x 7 x 7).
+    """
+
+    cqt_features: torch.Tensor | None = None
+    mel_features: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    tokens: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class MaxMViTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and gradient checkpointing, shared by all MaxMViT models."""
+
+    config_class = MaxMViTConfig
+    base_model_prefix = "maxmvit"
+    main_input_name = "cqt_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # forward takes further keywords, from which Trainer would conclude that the loss divides by the items it names.
+    accepts_loss_kwargs = False
+
+    def branches(self) -> dict[str, Any]:
+        """
+        The backbones by the name of what they see, `"cqt"` and `"mel"` or the one of them that the model has, in the
+        order of their features. Branch `name` sees the input `{name}_values`; `config.{name}_backbone` and
+        `config.{name}_backbone_kwargs` describe it. timm's models share methods but no class that has them, so their
+        type says nothing.
+        """
+        return {name: getattr(self.base_model, f"{name}_backbone") for name in self.config.branch_names}
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """
+        Draws what neither a checkpoint nor timm has filled: transformers calls it after building a model, and after
+        loading one. Weights that a checkpoint lacks get the values of a backbone that timm has just built.
+        """
+        super().initialize_weights()
+        for branch, backbone in self.branches().items():
+            state = backbone.state_dict(keep_vars=True)
+            missing = [name for name, tensor in state.items() if not getattr(tensor, FILLED, False)]
+            if missing:
+                drawn = create_backbone(branch, self.config).state_dict()
+                for name in missing:
+                    state[name].copy_(drawn[name])
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
+    ) -> None:
+        # timm's stages call torch's checkpoint themselves, without reentrancy and for each of their blocks.
+        if every_n_layers != 1:
+            raise ValueError(f"every_n_layers={every_n_layers}: timm checkpoints all blocks of a backbone or none.")
+        for name, backbone in self.branches().items():
+            checkpoint_gradients(backbone, enable, f"{name}_backbone={getattr(self.config, f'{name}_backbone')!r}")
+        self.base_model.gradient_checkpointing = enable
+
+    def get_input_embeddings(self) -> None:
+        """None: pictures go in, no tokens."""
+        return None
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        raise NotImplementedError("MaxMViT has no token embeddings.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        Saves weights, configuration and this code, so that every Auto class and `pipeline("audio-classification")`
+        can load the folder with `trust_remote_code=True`. See [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class MaxMViTModel(MaxMViTPreTrainedModel):
+    """
+    The two backbones without a head.
+
+    Args:
+        config ([`MaxMViTConfig`]):
+            Names and sizes of the backbones. They start at random; see [`~MaxMViTModel.load_imagenet_weights`].
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"classifier\."]
+
+    def __init__(self, config: MaxMViTConfig):
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        for name in config.branch_names:
+            setattr(self, f"{name}_backbone", create_backbone(name, config))
+        self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
+        for backbone in self.branches().values():
+            for tensor in chain(backbone.parameters(), backbone.buffers()):
+                setattr(tensor, FILLED, not tensor.is_meta)
+        self._no_split_modules = sorted({*block_names(self)})
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm draws the weights of the backbones when it builds them, so transformers must not redraw them. Buffers
+        # that no checkpoint holds, such as MaxViT's relative-position tables, come off the meta device, on which
+        # `from_pretrained` builds, as uninitialised memory.
+        if callable(draw := getattr(module, "init_non_persistent_buffers", None)):
+            draw()
+
+    @can_return_tuple
+    def forward(
+        self,
+        cqt_values: torch.FloatTensor | None = None,
+        mel_values: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Constant-Q images from [`MaxMViTFeatureExtractor`]. One channel is repeated to three; a size other
+                than `config.image_size` is resized bilinearly. A model without this branch takes no notice of them.
+            mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Mel images of the same clips.
+            kwargs:
+                `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
+                maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
+                a plain tuple. What else transformers passes to models of other kinds has no effect, except that
+                attention maps are refused.
+
+        Raises:
+            ValueError: for images of a wrong shape or of unequal number.
+            TypeError: for a keyword that transformers does not know.
+        """
+        _check_kwargs(kwargs)
+        inputs = {"cqt": cqt_values, "mel": mel_values}
+        images = {name: self._to_backbone_input(inputs[name], f"{name}_values") for name in self.branches()}
+        one, other = next(iter(images)), next(reversed(images))
+        if images[one].shape[0] != images[other].shape[0]:
+            raise ValueError(
+                f"{one}_values holds {images[one].shape[0]} clips, {other}_values {images[other].shape[0]}."
+            )
+        asked = kwargs.get("output_hidden_states")
+        with_maps = self.config.output_hidden_states if asked is None else asked
+        features, tokens, maps = {}, {}, []
+        for name, backbone in self.branches().items():
+            if with_maps:
+                last, maps_of_stages = backbone.forward_intermediates(images[name])
+                maps.extend(maps_of_stages)
+            elif self.config.looks_at_tokens:
+                last = backbone.forward_features(images[name])
+            else:
+                features[name] = backbone(images[name])
+                continue
+            features[name] = backbone.forward_head(last)
+            tokens[name] = tokens_of(backbone, last)
+        return MaxMViTModelOutput(
+            **{f"{name}_features": values for name, values in features.items()},
+            pooler_output=torch.cat(list(features.values()), dim=-1),
+            tokens=tokens if self.config.looks_at_tokens else None,
+            hidden_states=tuple(maps) if with_maps else None,
+        )
+
+    def load_imagenet_weights(
+        self, cqt_weights: str | os.PathLike | None = None, mel_weights: str | os.PathLike | None = None
+    ) -> None:
+        """
+        Replaces the weights of both backbones by timm's pretrained ones.
+
+        Args:
+            cqt_weights (`str` or `os.PathLike`, *optional*):
+                Local weight file (`.safetensors`, `.bin`, `.pth`) in timm's or the original format of
+                `config.cqt_backbone`. Without it, timm takes the weights from the Hub or its cache.
+            mel_weights (`str` or `os.PathLike`, *optional*):
+                The same for `config.mel_backbone`.
+
+        Raises:
+            OSError: if the weights can neither be downloaded nor found; the message names both ways out.
+            ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
+        """
+        weights = {"cqt": cqt_weights, "mel": mel_weights}
+        for branch, backbone in self.branches().items():
+            backbone.load_state_dict(create_pretrained_backbone(branch, self.config, weights[branch]).state_dict())
+
+    def _to_backbone_input(self, images: torch.Tensor | None, name: str) -> torch.Tensor:
+        if images is None:
+            raise ValueError(f"{name} is missing: this model has a branch that sees it.")
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
+                "MaxMViTFeatureExtractor returns it."
+            )
+        if images.shape[-2:] != self.config.image_shape:
+            images = F.interpolate(images, size=self.config.image_shape, mode="bilinear", align_corners=False)
+        return images.expand(-1, 3, -1, -1).to(self.dtype)
+
+
+class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
+    """
+    MaxMViT-MLP: the backbones, what fuses their features and the head that names the emotion of a clip.
+
+    Args:
+        config ([`MaxMViTConfig`]):
+            `num_labels` (or `id2label`) sets the number of emotions; `fusion` and `head` what follows the backbones.
+    """
+
+    def __init__(self, config: MaxMViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.maxmvit = MaxMViTModel(config)
+        branches = self.maxmvit.branches()
+        token_widths = {name: backbone.num_features for name, backbone in branches.items()}
+        widths = {name: backbone.head_hidden_size for name, backbone in branches.items()}
+        self.fusion = FUSIONS[config.fusion](config, widths, token_widths)
+        self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DecoderHead):
+            initialization.normal_(module.queries, std=QUERY_STD)
+
+    @can_return_tuple
+    def forward(
+        self,
+        cqt_values: torch.FloatTensor | None = None,
+        mel_values: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Constant-Q images, see [`MaxMViTModel.forward`].
+            mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
+                Mel images of the same clips.
+            labels (`torch.Tensor`, *optional*):
+                The truth, of the kind that `config.problem_type` names:
+                - None or `"single_label_classification"` (cross-entropy): class indices of shape `(batch_size,)`, or
+                  float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
+                - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
+                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
+            kwargs:
+                `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
+                *optional*) for what the queries of `head="decoder"` attend to.
+
+        Returns:
+            The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
+            softmax in the order of `config.id2label`, `hidden_states` as in [`MaxMViTModelOutput`], and where asked
+            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder.
+
+        Raises:
+            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
+                for a batch of one clip in training.
+        """
+        look = kwargs.pop("output_attentions", None)
+        if look and not isinstance(self.classifier, DecoderHead):
+            raise ValueError("Only head='decoder' returns attention maps: output_attentions=True cannot be had.")
+        outputs = self.maxmvit(cqt_values, mel_values, return_dict=True, **kwargs)
+        features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
+        tokens = outputs.tokens or {}
+        fused = self.fusion(features, tokens)
+        if isinstance(self.classifier, DecoderHead):
+            logits, attentions = self.classifier(fused, tokens, look=bool(look))
+        else:
+            logits, attentions = self.classifier(fused), None
+        loss = None if labels is None else _loss(logits.float(), labels, self.config.problem_type)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
+        )
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
+    per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
+    if problem_type == "regression":
+        if per_class or per_clip and logits.shape[1] == 1:
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        needed = "one number per output"
+    elif problem_type == "multi_label_classification":
+        if per_class:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        needed = "0 or 1 for each class of each clip"
+    elif logits.shape[1] == 1:
+        needed = "two classes or more; for a single number, problem_type='regression' is there"
+    else:
+        if per_class and labels.is_floating_point():
+            return F.cross_entropy(logits, labels.to(logits.dtype))
+        if per_clip and not labels.is_floating_point():
+            return F.cross_entropy(logits, labels.long())
+        needed = "the index of a class for each clip, or a float probability for each class of each clip"
+    raise ValueError(
+        f"problem_type={problem_type!r} needs {needed}. labels are {labels.dtype} of shape {tuple(labels.shape)}, "
+        f"logits of shape {tuple(logits.shape)}."
+    )
+
+
+def _check_kwargs(kwargs: dict[str, Any]) -> None:
+    for name, value in kwargs.items():
+        if name not in TRANSFORMERS_KWARGS:
+            raise TypeError(f"MaxMViT takes no argument {name!r}.")
+        if name == "output_attentions" and value:
+            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
+
+
+MaxMViTModel.register_for_auto_class("AutoModel")
+MaxMViTForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = ["MaxMViTForAudioClassification", "MaxMViTModel", "MaxMViTPreTrainedModel"]

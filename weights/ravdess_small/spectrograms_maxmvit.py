@@ -1,0 +1,384 @@
+"""The two spectrograms of MaxMViT-MLP: an exact constant-Q transform and a Mel power spectrogram, on any device."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import librosa
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+C1 = 32.70319566257483  # Hz, librosa.note_to_hz("C1")
+# How far from its centre a wavelet's frequency response is kept, in units of 1 / (its length). A Hann window's side
+# lobes fall as 1 / (pi x^3) of the peak, so this cuts at 4e-5. The strong low frequencies of speech lie in the tails
+# of every wavelet, on both sides of 0 Hz.
+RESPONSE_SUPPORT = 20
+LONGEST_SEGMENT = 512  # CQT frames; longer clips are transformed piece by piece
+CPU_STFT_FRAMES = 64  # frames whose spectra (1 MiB) stay in a core's cache between FFT and filter bank
+GPU_STFT_FRAMES = 8192
+GPU_SEGMENTS = 64
+LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
+MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
+RMS_LENGTH = 2048  # samples, librosa's `frame_length` for levels and for trimming
+
+
+def cqt_magnitude(
+    waveforms: torch.Tensor,
+    sampling_rate: int = 44100,
+    fmin: float = C1,
+    n_bins: int = 84,
+    bins_per_octave: int = 12,
+    hop_length: int = 512,
+) -> torch.Tensor:
+    """Magnitude of the constant-Q transform: |sum_n y[t hop_length + n] conj(wavelet_k[n])|, zeros around the clip.
+
+    The wavelets are those of `librosa.filters.wavelet`, L1-normalised and scaled by the root of their length. All
+    frames of a bin come from one multiplication in the frequency domain. The real FFT of the zero-padded clip has
+    N = M * hop_length points; times a wavelet's conjugate response, it is the spectrum of that bin at every sample.
+    To read only every hop_length-th sample is to add up that spectrum modulo M (aliasing, wanted), and an inverse FFT
+    of M points gives the frames. Long clips are cut into segments that overlap by the longest wavelet, so memory for
+    spectra does not grow with the clip.
+
+    Args:
+        waveforms (`torch.Tensor` of shape `(B, T)`): float32.
+
+    Returns:
+        `torch.Tensor` of shape `(B, n_bins, frames)`, frames = 1 + T // hop_length as `librosa.cqt` counts them.
+    """
+    parameters = (sampling_rate, fmin, n_bins, bins_per_octave, hop_length)
+    frames, margin, size, step = cqt_layout(waveforms.shape[-1], *parameters)
+    segments = math.ceil(frames / step)
+    end = ((segments - 1) * step + size - margin) * hop_length
+    padded = F.pad(waveforms, (margin * hop_length, end - waveforms.shape[-1]))
+    rows = padded.unfold(-1, size * hop_length, step * hop_length).flatten(0, 1)
+    responses = _responses(size, *parameters, waveforms.device)
+    lowest, highest = max(below for below, _, _ in responses), max(above for _, above, _ in responses)
+    pieces = []
+    for part in rows.split(GPU_SEGMENTS if rows.is_cuda else 1):
+        spectrum = torch.fft.rfft(part)
+        spectrum = torch.cat([spectrum[:, 1 : lowest * size + 1].flip(1).conj(), spectrum[:, : highest * size]], dim=1)
+        spectrum = spectrum.view(-1, 1, lowest + highest, size)
+        folded = [
+            (spectrum[:, :, lowest - below : lowest + above] * response).sum(2) for below, above, response in responses
+        ]
+        bins = torch.fft.ifft(torch.cat(folded, dim=1))
+        pieces.append(bins[..., margin : margin + step].abs())
+    pieces = torch.cat(pieces).unflatten(0, (len(waveforms), segments))
+    return pieces.transpose(1, 2).flatten(2)[..., :frames]
+
+
+def mel_power(
+    waveforms: torch.Tensor, sampling_rate: int = 44100, n_fft: int = 4096, hop_length: int = 256, n_mels: int = 128
+) -> torch.Tensor:
+    """Mel power spectrogram as `librosa.feature.melspectrogram(pad_mode="constant")` has it.
+
+    Args:
+        waveforms (`torch.Tensor` of shape `(B, T)`): float32.
+
+    Returns:
+        `torch.Tensor` of shape `(B, n_mels, 1 + T // hop_length)`.
+    """
+    window = torch.hann_window(n_fft, device=waveforms.device)
+    frames = F.pad(waveforms, (n_fft // 2, n_fft // 2)).unfold(-1, n_fft, hop_length)
+    blocks = _mel_blocks(sampling_rate, n_fft, n_mels, waveforms.device)
+    mels = torch.empty(*frames.shape[:2], n_mels, device=waveforms.device)
+    at_once = max(64, GPU_STFT_FRAMES // len(waveforms)) if waveforms.is_cuda else CPU_STFT_FRAMES
+    for part, out in zip(frames.split(at_once, dim=1), mels.split(at_once, dim=1), strict=True):
+        squares = torch.view_as_real(torch.fft.rfft(part * window)).square_().flatten(-2)
+        first = 0
+        for columns, weights in blocks:
+            last = first + weights.shape[1]
+            out[..., first:last] = squares[..., columns].to(weights.dtype) @ weights
+            first = last
+    return mels.transpose(1, 2)
+
+
+def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
+    """Mean square of 2,048 samples around each frame, the square of `librosa.feature.rms`.
+
+    Args:
+        waveforms (`torch.Tensor` of shape `(B, T)`): float32.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1 + T // hop_length)`.
+    """
+    block = math.gcd(RMS_LENGTH, hop_length)  # frames overlap: the sums that they share are added up once
+    frames = 1 + waveforms.shape[-1] // hop_length
+    end = (frames - 1) * hop_length + RMS_LENGTH // 2
+    squares = F.pad(waveforms, (RMS_LENGTH // 2, end - waveforms.shape[-1])).square_()
+    sums = squares.unflatten(-1, (-1, block)).sum(-1)
+    return sums.unfold(-1, RMS_LENGTH // block, hop_length // block).sum(-1).div_(RMS_LENGTH)
+
+
+def decibels(power: torch.Tensor) -> torch.Tensor:
+    """10 log10 of a power, floored at -100 dB, in place of it."""
+    return power.clamp_(min=MIN_POWER).log10_().mul_(10)
+
+
+def spectrograms_of(
+    waveforms: list[torch.Tensor], cqt: tuple, mel: tuple, backend: str, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """`cqt`, `mel` and `rms` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
+
+    Args:
+        waveforms (`list[torch.Tensor]`): from `as_waveforms`.
+        cqt (`tuple`): the parameters of `cqt_magnitude`.
+        mel (`tuple`): the parameters of `mel_power`.
+        backend (`str`): `"torch"` or `"librosa"`.
+        device (`torch.device`): where to compute.
+    """
+    clips: list[dict[str, torch.Tensor]] = [{} for _ in waveforms]
+    grouped = device.type == "cuda" and backend == "torch"
+    for group in _groups(waveforms, cqt) if grouped else [[i] for i in range(len(waveforms))]:
+        batch = torch.nn.utils.rnn.pad_sequence([waveforms[i].to(device) for i in group], batch_first=True)
+        batch, turned_down = _within_float32(batch, group)
+        batches = (_by_librosa if backend == "librosa" else _by_torch)(batch, cqt, mel)
+        for row, i in enumerate(group):
+            frames = 1 + len(waveforms[i]) // mel[2]
+            counts = {"cqt": cqt_layout(len(waveforms[i]), *cqt)[0], "mel": frames, "rms": frames}
+            clips[i] = {name: db[row, ..., : counts[name]] for name, db in batches.items()}
+            if turned_down[row]:
+                clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
+    return clips
+
+
+def _groups(waveforms: list[torch.Tensor], cqt: tuple) -> list[list[int]]:
+    """Indices of clips that a GPU computes together: those whose transforms have one size."""
+    groups = defaultdict(list)
+    for i, waveform in enumerate(waveforms):
+        frames, _, size, step = cqt_layout(len(waveform), *cqt)
+        groups[size if frames <= step else -i - 1].append(i)
+    return [group[i : i + GPU_SEGMENTS] for group in groups.values() for i in range(0, len(group), GPU_SEGMENTS)]
+
+
+def _by_torch(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
+    return {
+        "cqt": decibels(cqt_magnitude(waveforms, *cqt).square_()),
+        "mel": decibels(mel_power(waveforms, *mel)),
+        "rms": decibels(frame_power(waveforms, mel[2])),
+    }
+
+
+def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
+    """The reference, of one waveform: `(1, T)`."""
+    y = waveforms[0].cpu().numpy()
+    sampling_rate, fmin, n_bins, bins_per_octave, cqt_hop_length = cqt
+    _, n_fft, hop_length, n_mels = mel
+    magnitude = np.abs(
+        librosa.cqt(
+            y,
+            sr=sampling_rate,
+            fmin=fmin,
+            n_bins=n_bins,
+            bins_per_octave=bins_per_octave,
+            hop_length=cqt_hop_length,
+        )
+    )
+    power = librosa.feature.melspectrogram(y=y, sr=sampling_rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels)
+    rms = librosa.feature.rms(y=y, frame_length=RMS_LENGTH, hop_length=hop_length)[0]
+    spectrograms = {
+        "cqt": librosa.amplitude_to_db(magnitude, amin=MIN_POWER**0.5, top_db=None),
+        "mel": librosa.power_to_db(power, amin=MIN_POWER, top_db=None),
+        "rms": librosa.amplitude_to_db(rms, amin=MIN_POWER**0.5, top_db=None),
+    }
+    return {name: torch.from_numpy(db)[None].to(waveforms.device) for name, db in spectrograms.items()}
+
+
+def cqt_layout(samples: int, *parameters: Any) -> tuple[int, int, int, int]:
+    """Frames of the clip, margin at each end of a segment, frames of the segment's FFT, frames it yields."""
+    _, lengths, decimation = wavelets(*parameters)
+    hop_length = parameters[-1]
+    frames = 1 + math.ceil(samples / decimation) // (hop_length // decimation)
+    margin = math.ceil((lengths.max() / 2 + 1) / hop_length)
+    size = _transform_frames(min(frames, max(LONGEST_SEGMENT, 4 * margin)) + 2 * margin)
+    return frames, margin, size, size - 2 * margin
+
+
+def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
+    """One waveform or many, as arrays, tensors or lists -> float32 tensors; short ones get zeros up to
+    `min_length + 1` samples.
+
+    Raises:
+        ValueError: an item is empty or no mono waveform; the message says which.
+    """
+    prepared = []
+    for index, waveform in enumerate(_as_list(waveforms)):
+        try:
+            if not isinstance(waveform, torch.Tensor):
+                waveform = torch.from_numpy(np.require(waveform, np.float32, ["C", "W"]))
+            waveform = waveform.detach().float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"item {index} is not a waveform of numbers: {error}") from error
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"item {index} has shape {tuple(waveform.shape)}: give mono waveforms of shape (samples,)"
+            )
+        if not len(waveform):
+            raise ValueError(f"item {index} is empty")
+        if len(waveform) < min_length:
+            waveform = F.pad(waveform, (0, min_length + 1 - len(waveform)))
+        prepared.append(waveform)
+    return prepared
+
+
+def _as_list(waveforms: Any) -> list:
+    """One waveform or many -> a list of waveforms."""
+    if isinstance(waveforms, (np.ndarray, torch.Tensor)):
+        return list(waveforms) if waveforms.ndim == 2 else [waveforms]
+    if not isinstance(waveforms, (list, tuple)):
+        raise ValueError(f"expected a waveform or a list of waveforms, got {type(waveforms).__name__}")
+    if not len(waveforms):
+        raise ValueError("no waveform given: the list is empty")
+    return [waveforms] if np.isscalar(waveforms[0]) else list(waveforms)
+
+
+def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:
+    """Refuses NaN and infinity, by item; scales to 1 what is too loud for float32 powers, and says by how many dB."""
+    low, high = batch.aminmax(dim=1)
+    peaks = torch.maximum(-low, high)  # NaN and infinity come through
+    turned_down = []
+    for item, peak in zip(items, peaks.tolist(), strict=True):
+        if not math.isfinite(peak):
+            raise ValueError(f"item {item} holds NaN or infinite samples")
+        turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
+    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
+
+
+def stretch(
+    spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""
+    if not end > start:
+        raise ValueError(f"a stretch from {start} to {end} seconds does not work: its end comes after its start")
+    frames = {}
+    for name, db in spectrogram.items():
+        first, count = round(start * sampling_rate / hops[name]), db.shape[-1]
+        if not 0 <= first <= count:
+            seconds = (count - 1) * hops[name] / sampling_rate
+            raise ValueError(f"start={start} does not lie within the clip's {seconds:.3f} seconds")
+        first = min(first, count - 1)
+        # Seconds come from whole samples: without the rounding, 3 x 0.1 s would be a sample short of its frames.
+        frames[name] = db[..., first : first + 1 + round((end - start) * sampling_rate) // hops[name]]
+    return frames
+
+
+def overlapping(pieces: Iterable[np.ndarray], block: int, margin: int) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """A recording that comes in pieces as blocks that see `margin` samples beyond their ends.
+
+    Args:
+        pieces (`Iterable[np.ndarray]`): of any lengths, each `(samples,)`.
+        block (`int`): samples of a block, at least `margin`.
+        margin (`int`): samples.
+
+    Yields:
+        The samples that a block sees, the place among them at which it begins, and whether it is the last one, which
+        goes to the end.
+    """
+    kept, begin = np.zeros(0, np.float32), 0
+    for piece in pieces:
+        kept = np.concatenate([kept, piece])
+        while len(kept) > begin + block + margin:
+            yield kept[: begin + block + margin], begin, False
+            kept, begin = kept[begin + block - margin :], margin
+    yield kept, begin, True
+
+
+@lru_cache(maxsize=8)
+def wavelets(
+    sampling_rate: int, fmin: float, n_bins: int, bins_per_octave: int, hop_length: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Frequencies in cycles per sample, fractional lengths in samples, and the factor librosa decimates by first.
+
+    `librosa.cqt` decimates by a power of two where the highest wavelet leaves room (`__early_downsample_count`); the
+    only trace of it in an exact transform is that the number of frames is counted on the decimated clip.
+    """
+    frequencies = librosa.cqt_frequencies(n_bins, fmin=fmin, bins_per_octave=bins_per_octave)
+    ratio = 2.0 ** (2 / bins_per_octave)
+    lengths, cutoff = librosa.filters.wavelet_lengths(
+        freqs=frequencies, sr=sampling_rate, alpha=(ratio - 1) / (ratio + 1)
+    )
+    if cutoff > sampling_rate / 2:
+        raise ValueError(
+            f"the highest of {n_bins} CQT bins reaches {cutoff:.0f} Hz, above half the sampling rate ({sampling_rate} "
+            "Hz): lower cqt_n_bins or cqt_fmin"
+        )
+    octaves = math.ceil(n_bins / bins_per_octave)
+    twos_in_hop = (hop_length & -hop_length).bit_length() - 1
+    spare = math.ceil(math.log2(sampling_rate / 2 / cutoff)) - 2
+    return frequencies / sampling_rate, lengths, 2 ** max(0, min(spare, twos_in_hop - octaves + 1))
+
+
+def _transform_frames(frames: int) -> int:
+    """The next of a few sizes (ratio about 1.12) that make fast FFTs; MKL is slow at powers of two."""
+    octave = 1
+    while 64 * octave < frames:
+        octave *= 2
+    return next(size * octave for size in (35, 40, 45, 50, 56, 63, 70) if size * octave >= frames)
+
+
+@lru_cache(maxsize=16)
+def _responses(
+    size: int,
+    sampling_rate: int,
+    fmin: float,
+    n_bins: int,
+    bins_per_octave: int,
+    hop_length: int,
+    device: torch.device,
+) -> list[tuple[int, int, torch.Tensor]]:
+    """Conjugate frequency responses of the wavelets on the grid of an FFT of `size * hop_length` points.
+
+    Per octave: how many rows of `size` frequencies it needs below and above 0, and a tensor (bins, rows, size).
+
+    A wavelet is a periodic Hann window w of L samples times exp(2 pi i f n), divided by its L1 norm (L / 2) and
+    multiplied by sqrt(length) as `librosa.cqt(scale=True)` does. `librosa.filters.wavelet` makes every L odd,
+    2 floor(length / 2) + 1, with the window's centre half a sample before n = 0. Around its centre the window is
+    even, and its transform is real:
+
+        W(v) = sin(v L / 2) (cot(v / 2) / 2 - cot(v / 2 - pi / L) / 4 - cot(v / 2 + pi / L) / 4),   v in rad/sample,
+
+    the sum of three Dirichlet kernels that 1/2 + 1/2 cos(2 pi n / L) stands for. Half a sample of delay is the only
+    phase that matters, as only magnitudes are read.
+    """
+    frequencies, lengths, _ = wavelets(sampling_rate, fmin, n_bins, bins_per_octave, hop_length)
+    octaves = []
+    for first in range(0, n_bins, bins_per_octave):
+        octave = slice(first, first + bins_per_octave)
+        f, length = frequencies[octave, None], lengths[octave, None]
+        taps = 2 * np.floor(length / 2) + 1
+        below = max(0, math.ceil((RESPONSE_SUPPORT / length - f).max() * hop_length))  # rows of negative frequency
+        above = min(math.ceil((RESPONSE_SUPPORT / length + f).max() * hop_length), hop_length // 2)
+        grid = np.arange(-below * size, above * size) / (size * hop_length)
+        v = 2 * np.pi * (grid - f)
+        for pole in (0, -2 * np.pi / taps, 2 * np.pi / taps):  # removable: step beside them
+            v = np.where(np.abs(v - pole) < 1e-9, pole + 1e-9, v)
+        response = np.sin(v * taps / 2) * (
+            0.5 / np.tan(v / 2) - 0.25 / np.tan(v / 2 - np.pi / taps) - 0.25 / np.tan(v / 2 + np.pi / taps)
+        )
+        response = response * np.sqrt(length) / (taps / 2) * np.exp(-1j * np.pi * grid) / hop_length
+        response = torch.from_numpy(response).to(torch.complex64).view(-1, below + above, size)
+        octaves.append((below, above, response.to(device)))
+    return octaves
+
+
+@lru_cache(maxsize=8)
+def _mel_blocks(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
+    """The Slaney filter bank of `librosa.filters.mel` in blocks of 16 mels: (columns of the spectrum, weights).
+
+    A filter touches few frequencies, so blocks spare 9 of 10 products of the whole matrix. Each weight stands twice,
+    for the square of the real and of the imaginary part. On a GPU the weights are float64: there a float32 product
+    may be computed in TF32, whose 10 bits would show in the image.
+    """
+    bank = librosa.filters.mel(sr=sampling_rate, n_fft=n_fft, n_mels=n_mels)
+    blocks = []
+    for rows in np.array_split(bank, math.ceil(n_mels / 16)):
+        used = np.flatnonzero(rows.any(axis=0))
+        lo, hi = (used[0], used[-1] + 1) if len(used) else (0, 1)
+        weights = torch.from_numpy(np.repeat(rows[:, lo:hi].T, 2, axis=0).copy())
+        if device.type == "cuda":
+            weights = weights.double()
+        blocks.append((slice(2 * int(lo), 2 * int(hi)), weights.to(device)))
+    return blocks
