@@ -45,6 +45,7 @@ def worker(rank: int, folder: Path) -> dict:
         report["failure"] = repr(error)
     with run_lock(args):
         report["locked"] = True
+    distributed.destroy_process_group()  # gloo's threads, left running, now and then abort the process at its end
     return report
 
 
