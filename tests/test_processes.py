@@ -45,7 +45,6 @@ def worker(rank: int, folder: Path) -> dict:
         report["failure"] = repr(error)
     with run_lock(args):
         report["locked"] = True
-    distributed.destroy_process_group()  # gloo's threads, left running, now and then abort the process at its end
     return report
 
 
@@ -116,4 +115,5 @@ if __name__ == "__main__":
     if task == "hold":
         hold(*rest)
     else:
-        print(json.dumps(worker(int(rest[0]), Path(rest[1]))))
+        print(json.dumps(worker(int(rest[0]), Path(rest[1]))), flush=True)
+        os._exit(0)  # gloo's threads now and then abort a process that takes itself down in order
