@@ -316,16 +316,11 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 for a batch of one clip in training.
         """
         look = kwargs.pop("output_attentions", None)
-        if look and not isinstance(self.classifier, DecoderHead):
-            raise ValueError("Only head='decoder' returns attention maps: output_attentions=True cannot be had.")
         outputs = self.maxmvit(cqt_values, mel_values, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
         tokens = outputs.tokens or {}
         fused = self.fusion(features, tokens)
-        if isinstance(self.classifier, DecoderHead):
-            logits, attentions = self.classifier(fused, tokens, look=bool(look))
-        else:
-            logits, attentions = self.classifier(fused), None
+        logits, attentions = self.classifier(fused, tokens, look=bool(look))
         loss = None if labels is None else _loss(logits.float(), labels, self.config.problem_type)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions

@@ -118,8 +118,8 @@ class HiddenLayer(nn.Module):
 class MLPHead(HiddenLayer):
     """
     Dense, BatchNorm, Dropout, ReLU, and again for each further one of `config.head_layers`, Dense:
-    `(B, in_features)` -> `(B, config.num_labels)`. Raises `ValueError` for a batch of one clip in training, which has
-    no spread that BatchNorm could divide by.
+    `(B, in_features)` -> `(B, config.num_labels)`, and no attention. Raises `ValueError` where that is asked for by
+    `look`, and for a batch of one clip in training, which has no spread that BatchNorm could divide by.
     """
 
     def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
@@ -127,14 +127,18 @@ class MLPHead(HiddenLayer):
         self.deeper = nn.Sequential(*(HiddenLayer(config, config.hidden_size) for _ in range(config.head_layers - 1)))
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+    ) -> tuple[torch.Tensor, None]:
+        if look:
+            raise ValueError("Only head='decoder' returns attention maps: output_attentions=True cannot be had.")
         # A BatchNorm that is synchronised over processes (another class) sees their clips too.
         if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
             raise ValueError(
                 "A batch of one clip cannot be trained on: the BatchNorm of the head needs two. Take a larger batch, "
                 "drop the last one where it is smaller, or call eval()."
             )
-        return self.out_proj(self.deeper(super().forward(features)))
+        return self.out_proj(self.deeper(super().forward(features))), None
 
 
 class DecoderLayer(nn.Module):
