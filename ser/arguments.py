@@ -1,7 +1,8 @@
 """Every flag of the training command: one field is one flag is one line of help.
 
-`--help` is made from this text (see `ser/flags.py`): the classes that have fields of their own are its groups, in this
-order, under their docstrings. What `TrainingArguments` has besides is behind `--help_all`.
+`--help` is made from this text (see `ser/flags.py`), after that of `ser/data_arguments.py`: the classes that have
+fields of their own are its groups, in this order, under their docstrings. What `TrainingArguments` has besides is
+behind `--help_all`.
 """
 
 import json
@@ -19,91 +20,6 @@ from ser.unheard import refuse_unheard
 logger = logging.get_logger(__name__)
 
 PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
-
-
-@dataclass
-class CorpusArguments:
-    """Data: which clips, of which classes"""
-
-    dataset_name: str = field(
-        default="demo",
-        metadata={
-            "help": "demo, iemocap, ravdess, emodb; the Hub id of one of their copies; or a data set of your own: Hub "
-            "id, folder with a sub-folder per class, CSV of file,label[,speaker][,split]."
-        },
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder where the data of dataset_name lies."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the Hub data set."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and features are kept."})
-    train_split_name: str = field(default="train", metadata={"help": "Training split of your own data set."})
-    eval_split_name: str = field(default="validation", metadata={"help": "Its validation split."})
-    test_split_name: str = field(default="test", metadata={"help": "Its test split."})
-    audio_column_name: str | None = field(default=None, metadata={"help": "Its column of audio."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Its column of classes."})
-    speaker_column_name: str | None = field(default=None, metadata={"help": "Its column of speakers."})
-    labels: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in this order."})
-    merge_labels: list[str] | None = field(default=None, metadata={"help": "Such as excited=happy."})
-    unique_vote: bool = field(default=False, metadata={"help": "IEMOCAP: keep clips whose highest vote is unique."})
-    drop_duplicates: bool = field(default=False, metadata={"help": "Keep one of several clips of equal sound."})
-
-
-@dataclass
-class ProtocolArguments:
-    """Protocol: who is tested"""
-
-    protocol: str | None = field(
-        default=None,
-        metadata={
-            "help": "predefined, random, speaker, loso, published folds (emobox, luna-jimenez, sessions), everything "
-            "(nobody). Default: the data set's test split if it has one, else speaker folds, else random."
-        },
-    )
-    fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})
-    test_speakers: list[str] | None = field(default=None, metadata={"help": "Test these, instead of a protocol."})
-
-    def __post_init__(self) -> None:
-        if self.test_speakers and self.protocol:
-            raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
-
-
-@dataclass
-class TrainingPartArguments:
-    """Training part: what chooses the checkpoint, what is learnt, whose scores are quoted"""
-
-    validation_share: float | None = field(
-        default=None, metadata={"help": "Share of training clips or speakers that validates; 0: none (default: 0.15)."}
-    )
-    shuffle_training_labels: bool = field(
-        default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}
-    )
-    scores_from: list[str] | None = field(
-        default=None, metadata={"help": "For everything: folders of --fold all, whose scores it quotes."}
-    )
-
-
-@dataclass
-class FeatureArguments:
-    """Features: how clips become pictures"""
-
-    on_bad_audio: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop at a clip that cannot be read, or leave it out and count it."}
-    )
-    cache_features: bool = field(
-        default=True, metadata={"help": "Extract once and keep on disk, or compute in the loader's workers each time."}
-    )
-    feature_cache_gib: float = field(default=50.0, metadata={"help": "GiB that all kept spectrograms may take."})
-    preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that extract features."})
-
-
-@dataclass
-class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
-    """Which clips, as training and evaluation take them."""
-
-
-@dataclass
-class DataArguments(TrainingPartArguments, ClipArguments):
-    """All about the clips of a training."""
 
 
 @dataclass

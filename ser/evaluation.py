@@ -13,9 +13,10 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.utils.hub import cached_file
 
-from ser.arguments import ClipArguments, SERTrainingArguments
+from ser.arguments import SERTrainingArguments
 from ser.batches import PairCollator
 from ser.corpora.table import Corpus
+from ser.data_arguments import ClipArguments
 from ser.errors import DataError
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.protocols import EVERYTHING, Split, n_folds, test_part

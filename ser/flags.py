@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import yaml
 
-OWN = Path(__file__).with_name("arguments.py")
+OWN = [Path(__file__).with_name(name) for name in ("data_arguments.py", "arguments.py")]
 PARENT = "TrainingArguments"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 DEEPEST = 10  # lists and mappings in one another, of a recipe
@@ -83,7 +83,7 @@ def _text(node: ast.AST | None) -> str:
 
 
 def own_groups() -> dict[str, list[Flag]]:
-    return read_groups(OWN)
+    return {title: flags for path in OWN for title, flags in read_groups(path).items()}
 
 
 def inherited_flags() -> list[Flag]:

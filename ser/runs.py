@@ -14,9 +14,10 @@ from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.arguments import DataArguments, SERTrainingArguments
+from ser.arguments import SERTrainingArguments
 from ser.checkpoints import CHECKPOINT_LIST, last_checkpoint, list_checkpoints, remove, remove_leftovers
 from ser.corpora.table import Corpus
+from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.files import as_json, versions, write_json
 from ser.metrics import SCORES

@@ -15,10 +15,7 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import (
     AugmentationArguments,
-    ClipArguments,
     ClipAugmentationArguments,
-    CorpusArguments,
-    DataArguments,
     ModelArguments,
     SERTrainingArguments,
     values_of,
@@ -27,6 +24,7 @@ from ser.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.batches import PairCollator
 from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
+from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
 from ser.errors import DataError
 from ser.features import extract_features, relabel
 from ser.flags import as_flags

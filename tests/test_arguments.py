@@ -13,7 +13,8 @@ import pytest
 from transformers import TrainingArguments
 
 from run_ser import main
-from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
+from ser.arguments import ModelArguments, SERTrainingArguments
+from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.flags import as_flags, inherited_flags, own_groups
 from ser.models import make_config

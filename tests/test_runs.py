@@ -9,7 +9,8 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from ser import runs
-from ser.arguments import DataArguments, ModelArguments
+from ser.arguments import ModelArguments
+from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.files import write_json
 from ser.models import DRAWN, starting_weights

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from ser.arguments import DataArguments, ModelArguments, SERTrainingArguments
+from ser.arguments import ModelArguments, SERTrainingArguments
 from ser.commands import exit_code
+from ser.data_arguments import DataArguments
 from ser.flags import check_flags
 from ser.training import parse_arguments
 from tests.fuzz.kinds import Case
