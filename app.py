@@ -33,7 +33,7 @@ ENVELOPE_POINTS = 1200
 KEEP_S, CHECK_S = 600, 30  # recordings, and tables made of them, are deleted when so old, looked for so often
 TITLE = "What does this voice feel?"
 INTRODUCTION = (
-    "Upload or record speech. MaxMViT-MLP looks at two pictures of the sound and names the emotion it hears; "
+    "Upload or record speech. MaxMViT-MLP looks at pictures of the sound and names the emotion it hears; "
     "a recording longer than two windows is also followed along its length. What you upload is deleted after "
     f"{KEEP_S // 60} minutes."
 )

@@ -96,8 +96,10 @@ def plot_spectrograms(
         waveform: `(T,)` at the extractor's rate.
         start: Where in its recording the clip begins, in seconds.
     """
-    images = feature_extractor.extract(waveform)
-    end = start + len(waveform) / feature_extractor.sampling_rate
+    spectrograms = feature_extractor.spectrograms(waveform)
+    images = feature_extractor.images(spectrograms)
+    first, last = feature_extractor.spoken(spectrograms[0])
+    start, end = start + first, start + min(last, len(waveform) / feature_extractor.sampling_rate)
     bins = {
         "CQT": librosa.cqt_frequencies(
             feature_extractor.cqt_n_bins,
@@ -109,7 +111,7 @@ def plot_spectrograms(
         )[1:-1],
     }  # fmt: skip
     figures = []
-    for name, branch, ticks in (("CQT", "MaxViT", CQT_TICKS_HZ), ("Mel", "MViTv2", MEL_TICKS_HZ)):
+    for name, ticks in (("CQT", CQT_TICKS_HZ), ("Mel", MEL_TICKS_HZ)):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         image = images[f"{name.lower()}_values"][0, 0].numpy()
@@ -119,7 +121,7 @@ def plot_spectrograms(
         shown = [hertz for hertz in ticks if bins[name][0] <= hertz <= bins[name][-1]]
         rows = np.interp(shown, bins[name], np.arange(len(bins[name])) + 0.5)
         axes.set_yticks(rows, [f"{hertz:,}" for hertz in shown])
-        axes.set(title=f"{branch} sees: {name} spectrogram", xlabel="seconds", ylabel="Hz")
+        axes.set(title=f"{name} spectrogram", xlabel="seconds", ylabel="Hz")
         figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
         figures.append(figure)
     return figures[0], figures[1]

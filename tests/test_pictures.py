@@ -28,6 +28,15 @@ def test_a_tone_is_bright_where_the_axis_says_its_frequency_is(hertz):
         assert brightest == pytest.approx(expected, abs=0.03 * (top - bottom))
 
 
+def test_the_axis_of_a_trimmed_picture_says_when_its_sound_was_there():
+    y = np.zeros(3 * RATE, np.float32)
+    y[RATE : 2 * RATE] = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    extractor = tiny_feature_extractor(trim_db=35, trim_margin=0.0)
+    for figure in plot_spectrograms(extractor, y, start=10.0):
+        left, right, _, _ = figure.axes[0].images[0].get_extent()
+        assert (left, right) == pytest.approx((11.0, 12.0), abs=0.03)
+
+
 @given(st.integers(1, 500), st.integers(1, 100), st.floats(0.5, 120))
 def test_an_envelope_holds_the_extremes_and_does_not_depend_on_the_pieces(length, piece, step):
     samples = np.random.default_rng(0).normal(size=length).astype(np.float32)

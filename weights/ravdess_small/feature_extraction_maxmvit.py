@@ -336,13 +336,16 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         """
         return stretch(spectrogram, start, end, self.sampling_rate, self._hops)
 
+    def spoken(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+        """Start and end, in seconds, of what `images` shows of a clip: all but the silence that `trim_db` cuts."""
+        rms = spectrogram["rms"]
+        frames = (0, len(rms)) if self.trim_db is None else loud_frames(rms, self.trim_db)
+        first, end = (frame * self.mel_hop_length / self.sampling_rate for frame in frames)
+        return max(0.0, first - self.trim_margin), end + self.trim_margin
+
     def trim(self, spectrogram: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The stretch of a clip that `images` shows: without the silence that `trim_db` cuts, or the whole clip."""
-        if self.trim_db is None:
-            return dict(spectrogram)
-        first, end = (i * self.mel_hop_length for i in loud_frames(spectrogram["rms"], self.trim_db))
-        margin, rate = self.trim_margin, self.sampling_rate
-        return self.cut(spectrogram, max(0.0, first / rate - margin), end / rate + margin)
+        """The stretch of a clip from `spoken`; the whole clip without `trim_db`."""
+        return dict(spectrogram) if self.trim_db is None else self.cut(spectrogram, *self.spoken(spectrogram))
 
     @torch.no_grad()
     @one_thread()
