@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,9 +18,11 @@ import export_ser
 import onnx_ser
 import predict_ser
 import ser.export
+from audio_maxmvit import read_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError
-from ser.export import Form, WholeModel, export
+from ser.export import Form, WholeModel, build, export, save
+from ser.models import load_pipeline
 from tests.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
@@ -58,6 +62,18 @@ def session_of(path) -> onnxruntime.InferenceSession:
 def answer(classify: MaxMViTAudioClassificationPipeline, clip: np.ndarray) -> np.ndarray:
     scores = {row["label"]: row["score"] for row in classify(clip, sampling_rate=44_100, window_s=None)}
     return np.array([scores[label] for label in classify.model.config.id2label.values()])
+
+
+def stretches_of_speech(count: int) -> list[np.ndarray]:
+    """Real clips, cut or strung together to 0.5 to 10 s, each from another place."""
+    files = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
+    found = []
+    for number, seconds in enumerate(np.linspace(0.5, 10, count)):
+        some = [files[(14 * number + further) % len(files)] for further in range(5)]
+        speech = np.concatenate([read_audio(path, 44_100) for path in some])
+        start = 4_410 * (number % 7)
+        found.append(speech[start : start + round(seconds * 44_100)])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +206,32 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
         ("mel_values", ["batch", 3, 64, 64]),
     ]
     assert session.get_modelmeta().custom_metadata_map["scores"] == "sigmoid"
+
+
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
+@pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
+def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
+    """Trimmed, with changes as channels, over 50 dB: all that their pictures are made of lies in the graph."""
+    classify = load_pipeline(None, "cpu")
+    clips = stretches_of_speech(100)
+    if window_s is not None:
+        clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
+    inputs = [{"waveform": clip[None]} for clip in clips]
+    if not front_end:
+        inputs = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
+    expected = np.stack([answer(classify, clip) for clip in clips])
+    second, first = np.sort(expected)[:, -2:].T
+    _, graph = build(classify, Form(window_s, front_end, None, 20))
+    for quantize, tolerance in {None: 1e-3, "fp16": 1e-3, "int8": 0.05}.items():
+        path = tmp_path / f"{quantize}.onnx"
+        save(graph, path, quantize)
+        assert operators(path) <= PLAIN and path.stat().st_size < 12e6
+        session = session_of(path)
+        own = np.concatenate([session.run(["probabilities"], one)[0] for one in inputs])
+        np.testing.assert_allclose(own, expected, atol=tolerance)
+        is_other = own.argmax(1) != expected.argmax(1)
+        assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
+    assert len(set(expected.argmax(1))) > 4  # else they would be of one answer
 
 
 class Louder(WholeModel):
