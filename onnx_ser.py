@@ -33,6 +33,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
 GREATEST_SAMPLE = 1e9
 CLIP_S, WINDOW_S = 40, 3.0  # up to the first a recording is one clip, beyond it the mean of windows of the second
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
+UNCERTAIN = "uncertain"
 SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
 BATCH = 8
 AUDIO_SUFFIXES = {
@@ -237,24 +238,27 @@ def _listed(path: Path, labels: list[str]) -> dict[str, str | None]:
     return {str(path.parent / row["file"]): row.get("label") or None for row in rows}
 
 
-def table_rows(windows: list[dict[str, Any]], labels: list[str], smooth: int | None) -> list[dict[str, Any]]:
-    """A recording's rows: one for each window, smoothed, or where `smooth` is None one for all of them."""
+def table_rows(
+    windows: list[dict[str, Any]], labels: list[str], smooth: int | None, min_score: float = 0.0
+) -> list[dict[str, Any]]:
+    """A recording's rows: one for each window, smoothed, or where `smooth` is None one for all of them; "uncertain"
+    where the best score is below `min_score`."""
     scores = [window.get("scores") for window in windows]
     if smooth is None:
         heard = [row for row in scores if row is not None]
-        return [_row(np.mean(heard, axis=0) if heard else None, labels)]
+        return [_row(np.mean(heard, axis=0) if heard else None, labels, min_score)]
     rows = []
     for index, window in enumerate(windows):
         around = [row for row in scores[max(0, index - smooth // 2) : index + smooth // 2 + 1] if row is not None]
         place = {"start": round(window["start"], 3), "end": round(window["end"], 3), "windows": len(windows)}
-        rows.append(place | _row(None if scores[index] is None else np.mean(around, axis=0), labels))
+        rows.append(place | _row(None if scores[index] is None else np.mean(around, axis=0), labels, min_score))
     return rows
 
 
-def _row(scores: np.ndarray | None, labels: list[str]) -> dict[str, Any]:
+def _row(scores: np.ndarray | None, labels: list[str], min_score: float) -> dict[str, Any]:
     if scores is None:
         return {"prediction": SILENCE}
-    return {"prediction": labels[int(scores.argmax())]} | {
+    return {"prediction": labels[int(scores.argmax())] if scores.max() >= min_score else UNCERTAIN} | {
         label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)
     }
 
@@ -277,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout, ["file", *truth, *places, "prediction", *recognizer.labels], lineterminator="\n"
     )
     writer.writeheader()
-    judged, n_failed, n_silent = [], 0, 0
+    judged, n_failed, unnamed = [], 0, {SILENCE: 0, UNCERTAIN: 0}
     for file, label in items.items():
         try:
             windows = recognizer.answer(file, args.window, args.hop)
@@ -285,17 +289,20 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             n_failed += 1
             continue
-        for row in table_rows(windows, recognizer.labels, None if args.window is None else args.smooth):
+        smooth = None if args.window is None else args.smooth
+        for row in table_rows(windows, recognizer.labels, smooth, args.min_score):
             writer.writerow({"file": file} | ({"label": label} if truth else {}) | row)
         sys.stdout.flush()
-        (overall,) = table_rows(windows, recognizer.labels, None)
-        if label and overall["prediction"] != SILENCE:
+        (overall,) = table_rows(windows, recognizer.labels, None, args.min_score)
+        if label and overall["prediction"] in unnamed:
+            unnamed[overall["prediction"]] += 1
+        elif label:
             judged.append((label, overall["prediction"]))
-        n_silent += bool(label) and overall["prediction"] == SILENCE
     print(f"{len(items)} files: {len(items) - n_failed} answered, {n_failed} failed.", file=sys.stderr)
     if judged:
-        silent = f" ({n_silent} silent ones left out)" if n_silent else ""
-        print(f"{_accuracy(judged)} on {len(judged)} labelled files{silent}", file=sys.stderr)
+        kinds = zip(("silent", "uncertain"), unnamed.values(), strict=True)
+        left_out = "".join(f" ({count} {kind} ones left out)" for kind, count in kinds if count)
+        print(f"{_accuracy(judged)} on {len(judged)} labelled files{left_out}", file=sys.stderr)
     return FAILED if n_failed else 0
 
 
@@ -321,6 +328,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
     parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
     parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
+    parser.add_argument(
+        "--min_score", type=float, default=0.0, help='from 0 to 1; an answer whose best score is below is "uncertain"'
+    )
     parser.add_argument("--threads", type=int, default=0, help="that compute (default: as many as there are cores)")
     args = parser.parse_args(arguments)
     if args.hop is not None and args.window is None:
@@ -334,6 +344,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             )
     if args.smooth < 1 or args.smooth % 2 == 0:
         parser.error("--smooth must be an odd number of windows")
+    if not 0 <= args.min_score <= 1:
+        parser.error("--min_score must be from 0 to 1")
     if args.threads < 0:
         parser.error("--threads must be 0 or more")
     return args

@@ -14,6 +14,7 @@ diarization error rate, the share of time named right, and the F1 of segments (s
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from ser.environment import wait_passively
@@ -37,7 +38,7 @@ MOST_NAMED = 10  # recordings whose scores are printed one by one
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    timeline = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
+    timeline: dict = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
     try:
         classify = load_pipeline(
             args.model,
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             batch_size=args.batch_size,
             on_error="skip",
             allow_private_urls=args.allow_private_urls,
+            min_score=args.min_score,
             **timeline,
         )
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
@@ -81,6 +83,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
     parser.add_argument(
+        "--min_score", type=float, help='from 0 to 1; an answer whose best score is below it is "uncertain"'
+    )
+    parser.add_argument(
         "--segments",
         help="true emotions along the recordings, by which --window is scored: a .csv of file,start,end,label in "
         'seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
@@ -104,6 +109,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             )
     if args.smooth < 1 or args.smooth % 2 == 0:
         parser.error("--smooth must be an odd number of windows")
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
+        parser.error("--min_score must be from 0 to 1")
     if args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
     if args.output is not None and Path(args.output).suffix not in OUTPUT_SUFFIXES:
@@ -134,12 +141,18 @@ def predict(classify: MaxMViTAudioClassificationPipeline, items: list[Item], tab
 def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[str]) -> None:
     print(f"{len(items)} files: {len(items) - n_failed} answered, {n_failed} failed.", file=sys.stderr)
     labelled = [(item.label, table.done[item.file]) for item in items if item.label and item.file in table.done]
-    judged = [(label_names.index(label), label_names.index(answer)) for label, answer in labelled if answer]
+    judged = [(label_names.index(label), label_names.index(answer)) for label, answer in labelled
+              if answer in label_names]  # fmt: skip
     if judged:
         truth, answers = zip(*judged, strict=True)
         scores = scores_from_confusion(confusion_matrix(truth, answers, len(label_names)))
-        silent = f" ({len(labelled) - len(judged)} silent ones left out)" if len(judged) < len(labelled) else ""
-        print(f"WA {scores['WA']:.4f}  UA {scores['UA']:.4f} on {len(judged)} labelled files{silent}", file=sys.stderr)
+        unnamed = Counter(
+            "silent" if answer is None else answer for _, answer in labelled if answer not in label_names
+        )
+        left_out = "".join(f" ({count} {kind} ones left out)" for kind, count in sorted(unnamed.items()))
+        print(
+            f"WA {scores['WA']:.4f}  UA {scores['UA']:.4f} on {len(judged)} labelled files{left_out}", file=sys.stderr
+        )
 
 
 def compare(references: dict[str, list[Segment]], table: Table, path: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from audio_maxmvit import AUDIO_SUFFIXES
-from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
 from ser.diarization import Segment, timeline_segments
 from ser.errors import UsageError
 from ser.models import checkpoint_digest
@@ -96,7 +96,8 @@ class Table:
             that rows are only added to rows of the same origin.
 
     Attributes:
-        done: The answered files, each with its label; None if all of it is silence.
+        done: The answered files, each with its label; None if all of it is silence, "uncertain" where its best score
+            is below the origin's `min_score`.
         along: Those that are answered window by window, each with its segments, and its end in seconds.
 
     Raises:
@@ -161,7 +162,7 @@ class Table:
         """Writes the rows of one recording: its answer or its timeline."""
         if "windows" not in self.columns:
             scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
-            rows = [{"prediction": answer[0]["label"], **scores_by_label}]
+            rows = [scores_by_label | {"prediction": answer[0]["label"]}]
         else:
             rows = [
                 {"start": window["start"], "end": window["end"], "windows": len(answer), "prediction": window["label"]}
@@ -184,8 +185,10 @@ class Table:
     def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
         self.done[file] = self._overall(rows)
         if "windows" in self.columns:
+            no_name = {UNCERTAIN: SILENCE}  # where segments are told, both are the lack of one
             windows = [
-                {"start": float(row["start"]), "end": float(row["end"]), "label": row["prediction"]} for row in rows
+                {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
+                for row, label in ((row, row["prediction"]) for row in rows)
             ]
             middles = [window["start"] + window["end"] for window in windows]
             if middles != sorted(middles):
@@ -200,11 +203,15 @@ class Table:
 
     def _overall(self, rows: list[dict[str, Any]]) -> str | None:
         """The label of a recording by the mean scores of its rows, None if they have none."""
-        first = self.label_names[0]
+        first, min_score = self.label_names[0], self.origin.get("min_score")
         heard = [row for row in rows if row[first] not in (None, "")]
         if not heard:
             return None
-        return max(self.label_names, key=lambda label: sum(float(row[label]) for row in heard))
+        if len(rows) == 1:
+            return rows[0]["prediction"]  # from scores that were not rounded
+        mean = {label: sum(float(row[label]) for row in heard) / len(heard) for label in self.label_names}
+        best = max(mean, key=mean.__getitem__)
+        return best if min_score is None or mean[best] >= min_score else UNCERTAIN
 
     def _can_be_ours(self, row: dict[str, Any]) -> bool:
         scores = [row[label] for label in self.label_names]
@@ -262,8 +269,8 @@ def open_table(
     columns += [] if args.window is None else ["start", "end", "windows"]
     columns += ["prediction", *label_names]
     if args.output is None:
-        return Table(None, columns, label_names)
-    origin = {"model": checkpoint_digest(classify)}
+        return Table(None, columns, label_names, {"min_score": args.min_score})
+    origin = {"model": checkpoint_digest(classify), "min_score": args.min_score}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
     return Table(args.output, columns, label_names, origin)

@@ -1,4 +1,4 @@
-"""What a run looks like: its confusion matrix, its curves, and the two pictures that the model sees."""
+"""What a run looks like: its confusion matrix, reliability and curves, and the two pictures that the model sees."""
 
 import math
 import textwrap
@@ -39,6 +39,33 @@ def plot_confusion_matrix(
         text = f"{counts[row, column]:,}\n" + (f"{100 * shares[row, column]:.0f} %" if support[row, 0] else "-")
         colour = "white" if shares[row, column] > 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    _save(figure, path, heading)
+
+
+def plot_reliability(path: str | Path, bins: Sequence[Mapping[str, float]], heading: str) -> None:
+    """How often answers are right by how sure they are, and the line on which both agree; below, how many there are.
+
+    Args:
+        bins: As [`calibration_scores`] returns them.
+    """
+    figure = Figure(figsize=(5.6, 6.6), dpi=150, layout="constrained")
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    left = [each["above"] for each in bins]
+    widths = [each["up_to"] - each["above"] for each in bins]
+    confidence, accuracy = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
+    shares.bar(
+        left, accuracy, widths, align="edge", color=BLUE, alpha=0.35, edgecolor=BLUE, label="share of right ones"
+    )
+    shares.vlines(confidence, accuracy, confidence, color=ORANGE, linewidth=1.5, label="gap")
+    shares.plot(confidence, accuracy, "o", color=ORANGE, markersize=4)
+    shares.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    shares.set(ylabel="right", xlim=(0, 1), ylim=(0, 1.02))
+    shares.legend(loc="upper left")
+    counts.bar(left, [each["n_clips"] for each in bins], widths, align="edge", color=GREY)
+    counts.set(xlabel="probability of the answer", ylabel="clips")
+    counts.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (shares, counts):
+        axes.grid(alpha=0.3)
     _save(figure, path, heading)
 
 

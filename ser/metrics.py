@@ -11,7 +11,7 @@ Everything is computed from confusion matrices `(..., C, C)`, rows the true and 
 They equal scikit-learn's `accuracy_score`, `balanced_accuracy_score` and `f1_score` (average "macro" and "weighted").
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -120,18 +120,27 @@ def bootstrap_intervals(
     matrix = confusion_matrix(labels, predictions, num_labels)
     shape = (resamples, num_labels, num_labels)
     drawn = {"by_clip": rng.multinomial(matrix.sum(), matrix.ravel() / matrix.sum(), size=resamples).reshape(shape)}
-    known = [speaker for speaker in speakers or () if speaker is not None]
-    names = sorted({*known}) if len(known) == len(speakers or ()) else []
-    if len(names) > 1:
-        labels, predictions, who = np.asarray(labels), np.asarray(predictions), np.asarray(known)
-        own = [confusion_matrix(labels[who == n], predictions[who == n], num_labels).ravel() for n in names]
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    if (rows := speaker_rows(speakers)) is not None:
+        labels, predictions = np.asarray(labels), np.asarray(predictions)
+        own = [confusion_matrix(labels[mask], predictions[mask], num_labels).ravel() for mask in rows]
+        times = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
         drawn["by_speaker"] = (times @ np.stack(own)).reshape(shape)
-    intervals = {}
-    for unit, matrices in drawn.items():
-        bounds = {k: np.percentile(v, [2.5, 97.5]) for k, v in scores_from_confusion(matrices).items()}
-        intervals[unit] = {k: [float(low), float(high)] for k, (low, high) in bounds.items()}
-    return intervals
+    return {unit: percentile_intervals(scores_from_confusion(matrices)) for unit, matrices in drawn.items()}
+
+
+def speaker_rows(speakers: Sequence[str | None] | None) -> list[np.ndarray] | None:
+    """Of each speaker, in the order of their names, which clips are theirs; None where a speaker is not known, or all
+    clips are of one."""
+    if not speakers or None in speakers or len({*speakers}) < 2:
+        return None
+    who = np.asarray(speakers)
+    return [who == name for name in np.unique(who)]
+
+
+def percentile_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """Between which values the middle 95 % of each score's bootstrap samples lie: `{score: [low, high]}`."""
+    bounds = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items()}
+    return {name: [float(low), float(high)] for name, (low, high) in bounds.items()}
 
 
 class SpeechEmotionScores(evaluate.Metric):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ser.calibration import CALIBRATION_SCORES
 from ser.corpora.known import RECORDS
 from ser.files import whole
 from ser.metrics import SCORES
@@ -66,14 +67,16 @@ SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speaker
 |---|---|---|---|
 {rows}
 
-UA is the mean of the class recalls, WA the accuracy. The intervals are bootstrap intervals, drawn by clip and by
-speaker.
+UA is the mean of the class recalls, WA the accuracy. ECE, Brier score and NLL say how far the probabilities can be
+trusted; less is better. The intervals are bootstrap intervals, drawn by clip and by speaker.
 
 | class | recall | precision | clips |
 |---|---|---|---|
 {classes}
 
-![confusion matrix](confusion_matrix.png)"""
+![confusion matrix](confusion_matrix.png)
+
+![share of right answers by their probability](reliability.png)"""
 
 QUOTED_SCORES = """What is known of its recipe was measured on other models:
 
@@ -150,8 +153,9 @@ def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:
 def _scores_of_test(report: Mapping) -> str:
     """The scores as tables."""
     rows = "\n".join(
-        f"| {name} | {report[name]:.3f} | " + " | ".join(_range(report, unit, name) for unit in UNITS) + " |"
-        for name in SCORES
+        f"| {name} | {values[name]:.3f} | " + " | ".join(_range(values, unit, name) for unit in UNITS) + " |"
+        for values, names in ((report, SCORES), (report["calibration"], CALIBRATION_SCORES))
+        for name in names
     )
     classes = "\n".join(
         f"| {name} | {_score(c['recall'])} | {_score(c['precision'])} | {c['support']} |"

@@ -1,8 +1,8 @@
 """What came out of a run, in numbers and pictures, in its output directory.
 
-`splits.json` is written before training; then `predictions.csv` and `confusion_matrix.png` where somebody was tested,
-`validation_predictions.csv` where somebody validated, `training_curves.png`, the model card `README.md` and, last,
-`metrics.json`: where that lies, the run is complete. Every file is whole or absent.
+`splits.json` is written before training; then `predictions.csv`, `confusion_matrix.png` and `reliability.png` where
+somebody was tested, `validation_predictions.csv` where somebody validated, `training_curves.png`, the model card
+`README.md` and, last, `metrics.json`: where that lies, the run is complete. Every file is whole or absent.
 """
 
 import csv
@@ -15,9 +15,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ser.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
 from ser.corpora.table import Corpus
 from ser.errors import DataError
-from ser.figures import plot_confusion_matrix, plot_training_curves
+from ser.figures import plot_confusion_matrix, plot_reliability, plot_training_curves
 from ser.files import versions, whole, write_json
 from ser.metrics import SCORES, scores
 from ser.model_card import write_model_card
@@ -73,6 +74,7 @@ def write_report(
         write_predictions(folder / "predictions.csv", parts["test"], logits, names)
         _, speakers, labels = _facts(parts["test"])
         tested = scores(labels, np.asarray(logits).argmax(-1), names, speakers, seed=seed)
+        tested |= _trust(labels, probabilities_of(logits), speakers, seed)
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         write_predictions(folder / "validation_predictions.csv", parts["validation"], validation_logits, names)
@@ -98,12 +100,21 @@ def write_report(
     report = without_folders(report)
     if tested:
         plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
+        plot_reliability(folder / "reliability.png", report["calibration"]["bins"], title_of_trust(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
     if card:
         write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
     write_json(folder / "metrics.json", report)
     return report
+
+
+def _trust(labels: Sequence[int], probabilities: np.ndarray, speakers: Sequence[str | None], seed: int) -> dict:
+    """What is reported of the probabilities themselves: calibration, and what the surer answers alone would score."""
+    return {
+        "calibration": calibration_scores(labels, probabilities, speakers, seed=seed),
+        "selective": risk_coverage(labels, probabilities),
+    }
 
 
 def without_folders(value: Any) -> Any:
@@ -118,8 +129,8 @@ def without_folders(value: Any) -> Any:
 
 
 REPORT_FILES = (
-    "metrics.json", "predictions.csv", "validation_predictions.csv", "confusion_matrix.png", "training_curves.png",
-    "README.md",
+    "metrics.json", "predictions.csv", "validation_predictions.csv", "confusion_matrix.png", "reliability.png",
+    "training_curves.png", "README.md",
 )  # fmt: skip
 
 
@@ -151,13 +162,11 @@ def write_predictions(
         raise ValueError(
             f"The logits of {_facts(clips)[0][int(np.argmin(np.isfinite(logits).all(1)))]} are not finite."
         )
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities = weights / weights.sum(-1, keepdims=True)
     with whole(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "speaker", "label", "prediction", *(f"p_{name}" for name in label_names)])
         facts = zip(*_facts(clips), logits.argmax(-1), strict=True)
-        for (name, speaker, label, prediction), row in zip(facts, probabilities, strict=True):
+        for (name, speaker, label, prediction), row in zip(facts, probabilities_of(logits), strict=True):
             table.writerow([name, speaker, label_names[label], label_names[prediction], *row.tolist()])
 
 
@@ -172,15 +181,24 @@ def title(report: Mapping) -> str:
     return f"{report['protocol']}\nUA {report['UA']:.3f}, WA {report['WA']:.3f}, {report['n_clips']:,} clips"
 
 
+def title_of_trust(report: Mapping) -> str:
+    values = ", ".join(f"{name} {report['calibration'][name]:.3f}" for name in CALIBRATION_SCORES)
+    return f"{report['protocol']}\n{values}, {report['n_clips']:,} clips"
+
+
 def in_words(report: Mapping) -> str:
     """What is to be said of a run first, then its scores with their intervals, a line each, the protocol in every
     name."""
     lines = [*report.get("remarks", ())]
-    for name in SCORES if "UA" in report else ():
-        ranges = [
-            f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(report, name)
-        ]
-        lines.append(f"{name} ({report['protocol']}): {report[name]:.3f} (95 %: {', '.join(ranges)})")
+    kinds: tuple[tuple[Mapping, Sequence[str]], ...] = ((report, SCORES),) if "UA" in report else ()
+    if "calibration" in report:
+        kinds += ((report["calibration"], CALIBRATION_SCORES),)
+    for values, names in kinds:
+        for name in names:
+            ranges = [
+                f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(values, name)
+            ]
+            lines.append(f"{name} ({report['protocol']}): {values[name]:.3f} (95 %: {', '.join(ranges)})")
     for quote in report.get("quoted_scores", ()):
         for name in ("UA", "WA"):
             lines.append(
@@ -199,7 +217,8 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
 
     The mean of the folds' scores is what SUPERB and emotion2vec report. The pooled scores count every test clip of all
     folds once, which matters where a fold's test part lacks a class. Writes `predictions.csv` (with a column `fold`),
-    `confusion_matrix.png` (pooled) and, last, `metrics.json` to `output_dir`, and returns what that holds.
+    `confusion_matrix.png` and `reliability.png` (pooled) and, last, `metrics.json` to `output_dir`, and returns what
+    that holds.
 
     Args:
         folders: finished output directories, fold by fold.
@@ -224,7 +243,9 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
             )
     index = {name: i for i, name in enumerate(names)}
     truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
+    probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
     speakers = [row["speaker"] or None for row in rows]
+    seed = reports[0]["seed"]
     values = {name: [report[name] for report in reports] for name in SCORES}
     one = len(reports) == 1
     summary = {
@@ -233,7 +254,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
-        "pooled": scores(truth, predicted, names, speakers, seed=reports[0]["seed"]),
+        "pooled": scores(truth, predicted, names, speakers, seed=seed) | _trust(truth, probabilities, speakers, seed),
         "folds": [{"protocol": r["protocol"], **{k: r[k] for k in ("n_clips", *SCORES)}} for r in reports],
         "label_names": names,
         **{key: reports[0][key] for key in ("corpus", "seed", "versions")},
@@ -246,5 +267,6 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         table.writerows(rows)
     pooled = summary["pooled"] | {"protocol": f"{summary['protocol']}, pooled"}
     plot_confusion_matrix(folder / "confusion_matrix.png", pooled["confusion_matrix"], names, title(pooled))
+    plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], title_of_trust(pooled))
     write_json(folder / "metrics.json", summary)
     return summary

@@ -79,6 +79,17 @@ def test_a_folder_gives_a_row_for_each_file_and_its_accuracy(model, tmp_path, ca
     assert "5 files: 5 answered, 0 failed.\nWA 0.7500  UA 0.7500 on 4 labelled files\n" in printed.err
 
 
+def test_answers_below_the_least_score_are_uncertain_and_counted_apart(model, tmp_path, capsys):
+    for name, amplitude in {"loud/a": 0.75, "soft/a": 0.25, "soft/b": 0.7}.items():
+        level(tmp_path / "clips" / f"{name}.wav", amplitude, 0.5)
+    assert onnx_ser.main([model, str(tmp_path / "clips"), "--min_score", "0.5625"]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [row["prediction"] for row in rows] == ["loud", "soft", "uncertain"]
+    assert float(rows[2]["soft"]) == pytest.approx(0.51, abs=1e-5)
+    assert "WA 1.0000  UA 1.0000 on 2 labelled files (1 uncertain ones left out)" in printed.err
+
+
 def test_windows_are_smoothed_and_silence_is_left_out(model, tmp_path, capsys):
     parts = [(0.75, 1.0), (0.0, 1.0), (0.5, 1.5)]
     sound = np.concatenate([np.full(round(seconds * RATE), amplitude) for amplitude, seconds in parts])

@@ -302,6 +302,30 @@ def test_answers_are_sorted_and_cut_to_top_k_at_construction_and_at_call(parts, 
     assert two(clip, top_k=99) == everything
 
 
+def test_below_the_least_score_an_answer_is_uncertain_and_says_between_what(classify):
+    clip = voice(0.3)
+    everything = classify(clip)
+    best = everything[0]["score"]
+    assert classify(clip, min_score=best) == everything
+    above = np.nextafter(best, 1)
+    unsure = {"label": "uncertain", "score": best}
+    assert classify(clip, min_score=above) == [unsure, *everything]
+    assert classify(clip, min_score=above, top_k=1) == [unsure, everything[0]]
+    assert classify(np.zeros(3 * RATE), window_s=1.0, timeline=False, min_score=1.0)[0]["label"] == "silence"
+    with pytest.raises(ValueError, match="min_score=0.5 bounds probabilities, and function_to_apply='none'"):
+        classify(clip, min_score=0.5, function_to_apply="none")
+
+
+def test_windows_below_the_least_score_are_uncertain_and_keep_their_scores(classify):
+    plain = classify(recording(), window_s=1.0)
+    bests = sorted(max(row["scores"].values()) for row in plain if row["scores"])
+    bounded = classify(recording(), window_s=1.0, min_score=bests[1])
+    assert [row["scores"] for row in bounded] == [row["scores"] for row in plain]
+    labels = {row["label"] for row in bounded if row["scores"] and max(row["scores"].values()) < bests[1]}
+    assert labels == {"uncertain"}
+    assert sum(row["label"] == "uncertain" for row in bounded) == 1
+
+
 @pytest.mark.slow
 def test_lists_generators_and_batch_sizes_change_nothing(classify):
     clips = [voice(0.2 + 0.1 * index, f0=100 + 30 * index) for index in range(5)]
@@ -333,6 +357,7 @@ def test_wrong_parameters_are_refused(classify):
         "window_s": (0, 1e-9, 601, float("nan"), True, "3"), "hop_s": (-1, 1e-9), "top_k": (0, 1.5),
         "smooth": (2, None), "on_error": ("ignore",), "sampling_rate": (1, 0.5, 16_000.5, 10**8),
         "max_s": (0, float("inf")), "allow_private_urls": (None, "yes"), "silence_db": (float("-inf"),),
+        "min_score": (-0.1, 1.1, "0.5"),
     }  # fmt: skip
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(ValueError, match=f"{name}=.* does not work; {name} is "):

@@ -117,6 +117,28 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
     assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("window", [[], ["--window", "0.5"]])
+def test_uncertain_answers_are_counted_apart_and_keep_their_scores(checkpoint, clips, tmp_path, capsys, window):
+    plain, output = tmp_path / "plain.csv", tmp_path / "out.csv"
+    arguments = ["--model", checkpoint, str(clips), *window, "--output"]
+    assert predict_ser.main([*arguments, str(plain)]) == 0
+    best = sorted(max(float(row[label]) for label in LABELS) for row in read_rows(plain))
+    bounded = [*arguments, str(output), "--min_score", str(best[len(best) // 2] - 1e-5)]
+    capsys.readouterr()
+    for _ in range(2):  # anew, and from the finished table
+        assert predict_ser.main(bounded) == 0
+        said = capsys.readouterr().err
+        if not window:
+            assert "on 3 labelled files (3 uncertain ones left out)" in said
+    for row, before in zip(read_rows(output), read_rows(plain), strict=True):
+        sure = max(float(row[label]) for label in LABELS) >= float(bounded[-1])
+        assert row == before | {"prediction": before["prediction"] if sure else "uncertain"}
+    assert predict_ser.main([*arguments, str(output)]) == 2
+    assert "holds rows made with another min_score" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict_ser.main([*arguments, str(output), "--min_score", "1.5"])
+
+
 @pytest.fixture
 def talks(clips, tmp_path) -> tuple[Path, Path]:
     """Two recordings of 1.2 and 0.8 s, the second with a silent half; and their true segments, named as in RTTM."""

@@ -7,8 +7,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+)
 
+from ser.calibration import CALIBRATION_SCORES, calibration_scores
 from ser.errors import DataError
 from ser.figures import plot_confusion_matrix, plot_training_curves
 from ser.files import whole, write_json
@@ -80,6 +88,26 @@ def test_scores_recomputed_from_the_predictions_equal_the_metrics(tmp_path, prot
     assert report["confusion_matrix"] == counts.tolist()
 
 
+def test_calibration_recomputed_from_the_predictions_equals_the_metrics(tmp_path):
+    corpus = mine()
+    folders = [tmp_path / f"fold_{k}" for k in (1, 2, 3)]
+    reports = [run(folder, corpus, "loso", fold) for fold, folder in enumerate(folders, start=1)]
+    pooled = summarize_folds(tmp_path, folders)["pooled"]
+    for folder, report in [*zip(folders, reports, strict=True), (tmp_path, pooled)]:
+        rows = read_csv(folder / "predictions.csv")
+        labels = [corpus.label_names.index(row["label"]) for row in rows]
+        probabilities = np.array([[float(row[f"p_{name}"]) for name in corpus.label_names] for row in rows])
+        calibration, classes = report["calibration"], range(4)
+        assert calibration["NLL"] == pytest.approx(log_loss(labels, probabilities, labels=classes), abs=1e-9)
+        brier = brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False)
+        assert calibration["Brier"] == pytest.approx(brier, abs=1e-9)
+        assert calibration["ECE"] == pytest.approx(calibration_scores(labels, probabilities)["ECE"], abs=1e-9)
+        assert set(calibration["intervals"]["by_clip"]) == set(CALIBRATION_SCORES)
+        assert ("by_speaker" in calibration["intervals"]) == (report is pooled)
+        assert report["selective"]["curve"][-1]["risk"] == pytest.approx(1 - report["WA"])
+        assert border_is_blank(folder / "reliability.png")
+
+
 def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     corpus = mine()
     report = run(tmp_path, corpus, "loso", left_out={"cannot be decoded": 2}, extra={"epochs": 2})
@@ -99,7 +127,8 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert report["epochs"] == 2
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
     lines = in_words(report).splitlines()
-    assert len(lines) == 4 and all("(mine/loso-fold1)" in line for line in lines)
+    assert [line.split()[0] for line in lines] == [*SCORES, *CALIBRATION_SCORES]
+    assert all("(mine/loso-fold1)" in line for line in lines)
 
 
 def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
@@ -121,7 +150,7 @@ def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
 def test_the_files_of_a_run(tmp_path):
     run(tmp_path, mine())
     names = {path.name for path in tmp_path.iterdir()}
-    pictures = {"confusion_matrix.png", "training_curves.png"}
+    pictures = {"confusion_matrix.png", "reliability.png", "training_curves.png"}
     assert names == {"splits.json", "predictions.csv", "metrics.json", "README.md", *pictures}
 
 
@@ -158,7 +187,19 @@ def test_a_run_on_everything_has_no_scores_and_says_so(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"splits.json", "metrics.json", "README.md", "training_curves.png"}
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
-    assert not {*SCORES, "confusion_matrix", "intervals", "per_class", "n_clips", "test_speakers"} & report.keys()
+    assert (
+        not {
+            *SCORES,
+            "calibration",
+            "selective",
+            "confusion_matrix",
+            "intervals",
+            "per_class",
+            "n_clips",
+            "test_speakers",
+        }
+        & report.keys()
+    )
     assert report["protocol"] == "mine/everything" and report["speaker_disjoint"] is None
     assert in_words(report).splitlines() == report["remarks"] and len(report["remarks"]) == 2
 
@@ -348,6 +389,8 @@ def test_model_card_metadata(tmp_path):
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert named["UA (iemocap/sessions-fold1)"]["value"] == pytest.approx(report["UA"], abs=1e-4)
     assert len(ModelCard(text).data.eval_results) == 4
+    for name in CALIBRATION_SCORES:
+        assert f"| {name} | {report['calibration'][name]:.3f} | " in text
     assert 'model="someone/mine"' in text and "trust_remote_code=True" in text
     assert "unknown label 'bored': 3" in text
     assert "No speaker of the test part" in text

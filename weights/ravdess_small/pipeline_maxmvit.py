@@ -27,7 +27,7 @@ SHORTEST_CUT_S = (
     1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it
 )
 SHORTEST_WINDOW_S = 0.01  # and hop
-SILENCE = "silence"
+SILENCE, UNCERTAIN = "silence", "uncertain"
 
 
 class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline):
@@ -60,6 +60,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         timeline (`bool`, *optional*): True for the timeline, False for one answer (the mean of the windows' scores).
         smooth (`int`, *optional*, defaults to 1): Each window of a timeline gets the mean scores of this odd number of
             windows around it.
+        min_score (`float`, *optional*): What the best score of an answer has to reach, from 0 to 1. Where it does not,
+            the answer is "uncertain", with that best score, before the labels that it is uncertain between; a window
+            of a timeline keeps its scores. A run says under `selective` in its `metrics.json` what each bound costs.
         silence_db (`float`, *optional*, defaults to -60): Windows without 50 ms louder than this (RMS, dB below full
             scale) are labelled "silence", with no scores, and are not classified. None classifies every window.
             A clip taken as one is always classified.
@@ -227,12 +230,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         function_to_apply: str | None = None,
         timeline: bool = False,
         smooth: int = 1,
+        min_score: float | None = None,
     ) -> Any:
         """The answer to one recording, from its windows with their logits."""
         if recording["error"]:
             return {"error": recording["error"]}
         windows = recording["windows"]
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        if min_score is not None and self._function(function_to_apply) == "none":
+            raise ValueError(f"min_score={min_score} bounds probabilities, and function_to_apply='none' gives logits.")
         scores = [self._scores(window, function_to_apply) for window in windows]
         if not timeline:
             classified = [row for row in scores if row is not None]
@@ -240,14 +246,17 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 return [{"label": SILENCE, "score": 1.0}]
             mean = np.mean(classified, axis=0)
             best = np.argsort(-mean, kind="stable")[:top_k]
-            return [{"label": labels[index], "score": float(mean[index])} for index in best]
+            answer = [{"label": labels[index], "score": float(mean[index])} for index in best]
+            is_sure = min_score is None or answer[0]["score"] >= min_score
+            return answer if is_sure else [answer[0] | {"label": UNCERTAIN}, *answer]
         rows = []
         for index, window in enumerate(windows):
             row = {"start": round(window["start"], 3), "end": round(window["end"], 3), "label": SILENCE, "scores": {}}
             if scores[index] is not None:
                 around = scores[max(0, index - smooth // 2) : index + smooth // 2 + 1]
                 mean = np.mean([other for other in around if other is not None], axis=0)
-                row["label"] = labels[int(mean.argmax())]
+                is_sure = min_score is None or mean.max() >= min_score
+                row["label"] = labels[int(mean.argmax())] if is_sure else UNCERTAIN
                 row["scores"] = dict(zip(labels, mean.tolist(), strict=True))
             rows.append(row)
         return rows
@@ -256,11 +265,12 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         """`(num_labels,)` scores of a window, None of a silent one."""
         if "logits" not in window:
             return None
-        if function_to_apply is None:
-            by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
-            function_to_apply = by_problem.get(self.model.config.problem_type, "softmax")
         apply = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
-        return apply[function_to_apply](window["logits"]).numpy()
+        return apply[self._function(function_to_apply)](window["logits"]).numpy()
+
+    def _function(self, given: str | None) -> str:
+        by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
+        return given or by_problem.get(self.model.config.problem_type, "softmax")
 
 
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf, kind: type[Any] = Real) -> bool:
@@ -287,6 +297,7 @@ _PARAMETERS = {
     "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number from 1 on, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
+    "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for any answer"),
     "smooth": (2, lambda value: _is_number(value, 1, kind=Integral) and value % 2 == 1, "an odd number of windows"),
 }
 
