@@ -11,8 +11,8 @@ class CorpusArguments:
     dataset_name: str = field(
         default="demo",
         metadata={
-            "help": "demo, iemocap, ravdess, emodb; the Hub id of one of their copies; or a data set of your own: Hub "
-            "id, folder with a sub-folder per class, CSV of file,label[,speaker][,split]."
+            "help": "A corpus (--list_corpora names them); the Hub id of a copy; or a data set of your own: Hub id, "
+            "folder with a sub-folder per class, CSV of file,label[,speaker][,split]."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder where the data of dataset_name lies."})

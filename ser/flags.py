@@ -21,6 +21,7 @@ PARENT = "TrainingArguments"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 DEEPEST = 10  # lists and mappings in one another, of a recipe
 SHOW_ALL = "--help_all"
+LIST_CORPORA = "--list_corpora"
 COLUMN = 34
 
 
@@ -155,15 +156,20 @@ def refuse(message: str) -> NoReturn:
 
 def check_flags(arguments: Sequence[str], description: str) -> None:
     """
-    Answers `--help` and `--help_all`, and names what is no flag with the nearest one that is.
+    Answers `--help`, `--help_all` and `--list_corpora`, and names what is no flag with the nearest one that is.
 
     Args:
         arguments: The command line, recipes included.
         description: What `--help` says first.
 
     Raises:
-        SystemExit: 0 after help, 2 after an error.
+        SystemExit: 0 after help or the table of corpora, 2 after an error.
     """
+    if LIST_CORPORA in arguments:
+        from ser.corpora.listing import list_corpora  # which takes a second to import
+
+        print(list_corpora())
+        raise SystemExit(0)
     groups, rest = own_groups(), inherited_flags()
     if {"-h", "--help", SHOW_ALL} & {*arguments}:
         more = {f"All else that transformers.{PARENT} has": rest} if SHOW_ALL in arguments else {}
@@ -191,4 +197,5 @@ def help_text(description: str, groups: dict[str, list[Flag]]) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
     parts = [description.strip()]
     parts += ["\n".join([f"{title}:", *(flag.lines(width) for flag in flags)]) for title, flags in groups.items()]
-    return "\n\n".join([*parts, f"{SHOW_ALL} lists the rest of transformers.{PARENT}, all of which are flags too."])
+    more = f"{SHOW_ALL} lists the rest of transformers.{PARENT}, all of which are flags too."
+    return "\n\n".join([*parts, f"{more} {LIST_CORPORA} lists the corpora that are known by name."])

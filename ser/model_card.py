@@ -13,7 +13,13 @@ from ser.metrics import SCORES
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_METRICS = {"UA": "recall", "WA": "accuracy", "macro_f1": "f1", "weighted_f1": "f1"}
-HUB_LICENCES = ("CC BY-NC-SA 4.0", "MIT")  # the Hub's name of a licence is its own with hyphens
+HUB_LICENCES = (
+    "CC BY-NC-SA 4.0",
+    "CC BY-NC-ND 4.0",
+    "CC BY 4.0",
+    "GPL-3.0",
+    "MIT",
+)  # the Hub's name of a licence is its own with hyphens
 UNITS = ("by_clip", "by_speaker")
 SPEAKERS_APART = "No speaker of the test part was heard in training or validation."
 SPEAKERS_SHARED = (

@@ -161,6 +161,8 @@ def test_part(
             apart = False
         else:
             test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
+            if name in published_folds(corpus) and name in RECORDS[corpus.name].validated:
+                validation = _of_groups(corpus, name, RECORDS[corpus.name].validated[name][fold - 1])
             if name == "loso":
                 validation = _partner(corpus, test)
             name = f"{name}-fold{fold}"

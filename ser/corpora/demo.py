@@ -33,4 +33,6 @@ RECORD = Record(
     tree=_tree,
     speech="synthesised voices; labels are what they were made to express",
     licence="MIT",
+    clips=480,
+    speakers=24,
 )

@@ -1,10 +1,8 @@
 """EMO-DB (Burkhardt et al. 2005)."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-from ser.corpora.readers import audio_files
+from ser.corpora.readers import named_files
 from ser.corpora.records import Record, Source
 
 EMODB_LETTERS = {
@@ -32,27 +30,29 @@ EMODB_SPEAKERS = {
 }
 
 
-def _tree(folder: Path) -> Iterator[dict]:
-    for audio in audio_files(folder):
-        match = re.match(r"(\d\d)[ab]\d\d([A-Z])[a-z]?$", audio.stem)
-        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
-        if match and match[2] in EMODB_LETTERS:
-            yield row | {"label": EMODB_LETTERS[match[2]], "speaker": match[1]}
-        else:
-            yield row | {"drop": "not named as an EMO-DB clip"}
+EMODB_SEXES = {speaker: sex for (_, sex), speaker in EMODB_SPEAKERS.items()}
+EMODB_NAME = re.compile(rf"(?:^|/)(\d\d)[ab]\d\d([{''.join(EMODB_LETTERS)}])[a-z]?$")
+
+
+def _names(match: re.Match[str]) -> dict:
+    return {"label": EMODB_LETTERS[match[2]], "speaker": match[1], "sex": EMODB_SEXES.get(match[1])}
 
 
 def _row(row: dict) -> dict:
     speaker = None if row["age"] is None else EMODB_SPEAKERS.get((int(row["age"]), row["gender"]))
-    return {"file": row["path"], "label": row["emotion"], "speaker": speaker}
+    return {"file": row["path"], "label": row["emotion"], "speaker": speaker, "sex": row["gender"]}
 
 
 RECORD = Record(
     labels=tuple(sorted(EMODB_LETTERS.values())),
     aliases={name: name for name in EMODB_LETTERS.values()},
     hub={"renumics/emodb": Source(_row, columns=("age", "gender", "emotion"))},
-    tree=_tree,
+    tree=lambda folder: named_files(folder, EMODB_NAME, "an EMO-DB clip", _names),
     with_speaker="renumics/emodb or a local folder of 03a01Fa.wav names",
     speech="ten actors act ten sentences in German; labels are what they were asked to express",
     licence="terms of its own",
+    languages=("de",),
+    clips=535,
+    speakers=10,
+    citation="Burkhardt et al. (2005), A Database of German Emotional Speech, Interspeech, 1517-1520",
 )

@@ -8,6 +8,7 @@ from ser.corpora.readers import visible_files
 from ser.corpora.records import Record, Source
 
 IEMOCAP_VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
+SEXES = {"F": "female", "M": "male"}
 ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
 
 
@@ -15,7 +16,7 @@ def _names(file: str) -> dict:
     """Session and speaker of `Ses01F_impro01_M000`: the first token's letter is the one who wears the motion-capture
     markers, the last token's the one who speaks."""
     match = re.match(r"(Ses0\d)[FM]_.+_([FM])\w+$", Path(file).stem)
-    return {"session": match[1], "speaker": match[1] + match[2]} if match else {}
+    return {"session": match[1], "speaker": match[1] + match[2], "sex": SEXES[match[2]]} if match else {}
 
 
 def _zahra_row(row: dict) -> dict:
@@ -57,4 +58,8 @@ RECORD = Record(
     with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",
     speech="ten actors in English dialogues, scripted and improvised; labels are what annotators heard",
     licence="to be signed with its authors",
+    languages=("en",),
+    clips=10_039,
+    speakers=10,
+    citation="Busso et al. (2008), Language Resources and Evaluation 42(4), 335-359",
 )

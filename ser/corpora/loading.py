@@ -49,9 +49,10 @@ def load_corpus(
     """Reads a corpus into one table of clips.
 
     Args:
-        dataset_name: a corpus (`iemocap`, `ravdess`, `emodb`, `demo`), the Hub id of one of its copies, or a data set
-            of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class (optionally below
-            train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of `file,label[,speaker][,split]`.
+        dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
+            data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
+            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of
+            `file,label[,speaker][,split]`.
         data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
             parquet files in the form of its copy on the Hub. Files named in a CSV are relative to it (default: to
             the CSV's own folder).
@@ -97,6 +98,8 @@ def load_corpus(
     if record:
         found = _read_record(record, hub_id, name, data_dir, load)
         known = set(record.aliases.values())
+        if len(record.languages) == 1:
+            found.rows[:] = [{"language": record.languages[0]} | row for row in found.rows]
     else:
         found = _read_own(dataset_name, data_dir, columns, splits, load)
         known = set(found.labels)
@@ -211,7 +214,7 @@ def _clips(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
     facts = {
         "file": [f"{row['file']}#{i}" if row["file"] in often else row["file"] for i, row in enumerate(rows)],
         "label": [row.get("class", -1) for row in rows],
-        **{key: [row.get(key) for row in rows] for key in ("speaker", "session", "split")},
+        **{key: [row.get(key) for row in rows] for key in CLIP_FEATURES if key not in ("file", "label")},
     }
     table = datasets.Dataset.from_dict(facts, features=CLIP_FEATURES)
     clips = datasets.concatenate_datasets([table, audio], axis=1).select_columns(["file", "audio", *list(facts)[1:]])
@@ -270,7 +273,9 @@ def _read_record(record: Record, hub_id: str | None, name: str, data_dir: str | 
         except (TypeError, ValueError, OverflowError) as error:
             facts = ", ".join(f"{name} {row[name]!r}" for name in source.columns)
             raise DataError(f"Row {index} of {where} is not as in {hub_id} ({facts}): {error}.") from error
-        rows.append(read | {"drop": row["drop"]} | ({"votes": [row[v] for v in votes]} if votes else {}))
+        rows.append(
+            read | {"drop": row["drop"] or read.get("drop")} | ({"votes": [row[v] for v in votes]} if votes else {})
+        )
     return Rows(audio, rows, record.labels, where, revision, schema=hub_id)
 
 

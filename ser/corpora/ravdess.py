@@ -1,36 +1,31 @@
 """RAVDESS, the speech clips (Livingstone and Russo 2018)."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ser.corpora.readers import audio_files
+from ser.corpora.readers import named_files
 from ser.corpora.records import Record, Source
 
-RAVDESS_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)$")
+RAVDESS_NAME = re.compile(r"(?:^|/)\d\d-(\d\d)-0([1-8])-\d\d-\d\d-\d\d-(\d\d)$")
 RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 
 
 def _row(file: str | None, emotion: str) -> dict:
-    match = RAVDESS_NAME.match(Path(file or "").stem)
-    return {"file": file, "label": emotion, "speaker": match[4] if match else None}
+    match = RAVDESS_NAME.search(Path(file or "").stem)
+    return {"file": file, "label": emotion, **_actor(match[3] if match else None)}
 
 
-def _narad_row(row: dict) -> dict:
-    speaker = None if row["speaker_id"] is None else f"{int(row['speaker_id']):02d}"
-    return {"file": row["path"], "label": row["labels"], "speaker": speaker}
+def _actor(number: str | None) -> dict:
+    """Odd actors are men, even ones women."""
+    if number is None:
+        return {"speaker": None}
+    return {"speaker": f"{int(number):02d}", "sex": "male" if int(number) % 2 else "female"}
 
 
-def _tree(folder: Path) -> Iterator[dict]:
-    for audio in audio_files(folder):
-        match = RAVDESS_NAME.match(audio.stem)
-        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "key": audio.stem}
-        if not match or not 1 <= int(match[3]) <= len(RAVDESS_EMOTIONS):
-            yield row | {"drop": "not named as a RAVDESS clip"}
-        elif match[2] != "01":
-            yield row | {"drop": "song, not speech"}
-        else:
-            yield row | {"label": RAVDESS_EMOTIONS[int(match[3]) - 1], "speaker": match[4]}
+def _names(match: re.Match[str]) -> dict:
+    song = {"drop": "song, not speech"} if match[1] != "01" else {}
+    return {"label": RAVDESS_EMOTIONS[int(match[2]) - 1], **_actor(match[3]), **song}
 
 
 def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -42,7 +37,7 @@ RECORD = Record(
     aliases={name: name for name in RAVDESS_EMOTIONS} | {"fearful": "fear", "surprised": "surprise"},
     hub={
         "narad/ravdess": Source(
-            _narad_row,
+            lambda row: {"file": row["path"], "label": row["labels"], **_actor(row["speaker_id"])},
             columns=("labels", "speaker_id"),
             revision="refs/convert/parquet",
         ),
@@ -56,7 +51,7 @@ RECORD = Record(
             splits=("ravdess_emo",),
         ),
     },
-    tree=_tree,
+    tree=lambda folder: named_files(folder, RAVDESS_NAME, "a RAVDESS clip", _names),
     # EmoBox: Ma et al. (2024), "EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark".
     # Luna-Jimenez et al. (2021), "Multimodal Emotion Recognition on RAVDESS Dataset Using Transfer Learning", which
     # counts its folds from 0.
@@ -71,4 +66,8 @@ RECORD = Record(
     with_speaker="narad/ravdess or a local folder of Actor_NN",
     speech="24 actors act two sentences in North American English; labels are what they were asked to express",
     licence="CC BY-NC-SA 4.0",
+    languages=("en",),
+    clips=1_440,
+    speakers=24,
+    citation="Livingstone and Russo (2018), PLoS ONE 13(5), e0196391",
 )

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +32,9 @@ class Rows:
 
     Args:
         audio: one column `audio` ({"path", "bytes"}).
-        rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `session`, `split`,
-            `votes`; `drop` is a reason to leave the row out, `key` the recording's name where a file's name is one.
+        rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `sex`, `language`,
+            `session`, `split`, `votes`; `drop` is a reason to leave the row out, `key` the recording's name where a
+            file's name is one.
         labels: classes in order.
         location: Hub id or path.
         revision: Hub commit, or a digest.
@@ -57,6 +58,25 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 
 def audio_files(folder: Path) -> list[Path]:
     return [p for p in visible_files(folder, "**/*") if p.suffix.lower() in AUDIO_SUFFIXES]
+
+
+def named_files(
+    folder: Path, name: re.Pattern[str], clip: str, read: Callable[[re.Match[str]], dict]
+) -> Iterator[dict]:
+    """Rows of a tree whose names tell all.
+
+    Args:
+        folder: the tree.
+        name: is searched for in every audio file's path below the folder, without its suffix.
+        clip: what is so named ("a RAVDESS clip"), for the reason under which others are left out.
+        read: a match -> `label` and `speaker`, `drop`, or what else is to be known. `key`, the recording's name of
+            which a second file is left out, is the file's own where it gives none.
+    """
+    for audio in audio_files(folder):
+        path = audio.relative_to(folder)
+        match = name.search(path.with_suffix("").as_posix())
+        row = {"file": path.as_posix(), "audio": audio, "key": audio.stem}
+        yield row | (read(match) if match else {"drop": f"not named as {clip}"})
 
 
 def holds_tables(path: Path) -> bool:

@@ -11,7 +11,8 @@ class Source:
 
     Args:
         read: a row without its audio bytes (plus `path`, the name kept with the audio, and `split`) -> a dict with
-            `file`, `label` and, where the source tells, `speaker` and `session`.
+            `file`, `label` and, where the source tells, `speaker`, `sex` ("female" or "male"), `language` (ISO 639-1),
+            `session` and `split` ("train", "validation", "test"); with `drop`, the row is left out for that reason.
         columns: columns that `read` needs.
         splits: splits to read; empty for all.
         votes: columns with the annotators' votes, for the unique-vote rule.
@@ -38,8 +39,14 @@ class Record:
         with_speaker: sources that tell the speaker, named when another source is asked for one.
         folds: name of published folds -> who is tested in fold 1, 2, ...: speakers, or sessions where the name is
             "sessions". The first entry is the corpus's "speaker" protocol.
+        validated: name of such folds -> who validates in fold 1, 2, ..., where that is published too.
+        has_parts: whether its original form says which clips train, validate and test.
         speech: who speaks how in which language, and whose word the labels are; for the model card.
         licence: of the recordings, and so of weights trained on them.
+        languages: ISO 639-1; of every clip, where there is one.
+        clips: how many the whole corpus has, all classes; None where it depends on the release.
+        speakers: how many speak, likewise.
+        citation: the paper that describes the corpus.
     """
 
     labels: tuple[str, ...]
@@ -48,5 +55,11 @@ class Record:
     tree: Callable[[Path], Iterator[dict]]
     with_speaker: str = ""
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    validated: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    has_parts: bool = False
     speech: str = ""
     licence: str = ""
+    languages: tuple[str, ...] = ()
+    clips: int | None = None
+    speakers: int | None = None
+    citation: str = ""

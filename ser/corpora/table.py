@@ -14,6 +14,8 @@ CLIP_FEATURES = datasets.Features(
         "file": datasets.Value("string"),
         "label": datasets.Value("int64"),
         "speaker": datasets.Value("string"),
+        "sex": datasets.Value("string"),
+        "language": datasets.Value("string"),
         "session": datasets.Value("string"),
         "split": datasets.Value("string"),
     }
@@ -29,7 +31,8 @@ class Corpus:
         source: Hub id or local path the clips were read from.
         revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
         label_names: classes in the order of the label indices.
-        clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `session`, `split`.
+        clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
+            `language` (ISO 639-1), `session`, `split`.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
