@@ -59,7 +59,7 @@ class WholeModel(nn.Module):
     Front end (*optional*), model, and what makes scores of logits, as one module.
 
     Returns `probabilities` and `logits`, `(B, num_labels)`, `embedding`, `(B, features)`, the pooled features of the
-    branches, and with a front end its pictures under their names, for who wants to show them.
+    branches, and with a front end what it gives, under the names that it gives them, for who wants to show it.
     """
 
     def __init__(self, classify: MaxMViTAudioClassificationPipeline, has_front_end: bool):
@@ -70,17 +70,15 @@ class WholeModel(nn.Module):
         self.apply_name = APPLY.get(self.model.config.problem_type, "softmax")
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.front_end is None:
-            images = {f"{name}_values": image for name, image in zip(self.names, inputs, strict=True)}
-        else:
-            images = self.front_end(*inputs)
+        pictures = [f"{name}_values" for name in self.names]
+        made = {} if self.front_end is None else self.front_end(*inputs)
+        images = {name: made[name] for name in pictures} if made else dict(zip(pictures, inputs, strict=True))
         seen: list[torch.Tensor] = []
         hook = self.model.base_model.register_forward_hook(lambda module, args, out: seen.append(out.pooler_output))
         logits = self.model(**images).logits
         hook.remove()
         scores = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "none": logits.clone()}
-        answer = {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]}
-        return answer if self.front_end is None else answer | images
+        return {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]} | made
 
 
 def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form) -> float:
@@ -218,7 +216,7 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
     """The program as a graph whose inputs and outputs have the names that they are known by."""
     pictures = [f"{name}_values" for name in module.names]
     inputs = ["waveform"] if form.front_end else pictures
-    outputs = ["probabilities", "logits", "embedding", *(pictures if form.front_end else [])]
+    outputs = ["probabilities", "logits", "embedding", *([*pictures, "shown"] if form.front_end else [])]
     try:
         exported = torch.onnx.export(
             program, dynamo=True, opset_version=form.opset, input_names=inputs, output_names=outputs, verbose=False

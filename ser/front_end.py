@@ -45,16 +45,20 @@ class FrontEnd(nn.Module):
                 further from 0 than 1e9. Where an export leaves the length open, `min_length` samples or more.
 
         Returns:
-            `cqt_values` and `mel_values`, those of them that are wanted: float32 `(B, 3, height, width)`.
+            `cqt_values` and `mel_values`, those of them that are wanted: float32 `(B, 3, height, width)`. And `shown`,
+            float32 `(B, 2)`: from when to when they show the clip, in seconds.
         """
         samples = waveform.shape[-1]
         if samples < self.min_length:
             waveform = F.pad(waveform, (0, self.min_length + 1 - samples))
         spoken = None if self.trim is None else self.trim(waveform)
-        return {
+        pictures = {
             f"{name}_values": self.pictures[name](spectrogram(waveform), spoken)
             for name, spectrogram in self.spectrograms.items()
         }
+        length = torch.full(waveform.shape[:1], samples).double() / self.sampling_rate
+        start, end = (torch.zeros_like(length), length) if spoken is None else spoken
+        return pictures | {"shown": torch.stack([start, torch.minimum(end, length)], dim=1).float()}
 
 
 class ConstantQ(nn.Module):

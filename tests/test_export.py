@@ -101,20 +101,21 @@ def test_waveforms_of_any_length_get_the_pipelines_probabilities(whole):
 def test_a_batch_and_what_else_comes_out(whole):
     classify, path = whole
     clips = np.stack([voice(1.0, f0=f0) for f0 in (90, 150, 240)])
-    names = ["probabilities", "logits", "embedding", "cqt_values", "mel_values"]
+    names = ["probabilities", "logits", "embedding", "cqt_values", "mel_values", "shown"]
     session = session_of(path)
     outputs = session.get_outputs()
     assert [output.name for output in outputs] == names
     assert {output.shape[0] for output in outputs} == {"batch"}
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("waveform", ["batch", "samples"])]
-    probabilities, logits, embedding, *images = session.run(names, {"waveform": clips})
+    probabilities, logits, embedding, *images, shown = session.run(names, {"waveform": clips})
     inputs = classify.feature_extractor(list(clips), sampling_rate=44_100, return_tensors="pt")
     with torch.no_grad():
         np.testing.assert_allclose(logits, classify.model(**inputs).logits, atol=2e-3)
         np.testing.assert_allclose(embedding, classify.model.base_model(**inputs).pooler_output, atol=2e-3)
     np.testing.assert_allclose(probabilities, torch.tensor(logits).softmax(-1), atol=1e-6)
-    for image, name in zip(images, names[3:], strict=True):
+    for image, name in zip(images, names[3:5], strict=True):
         assert np.abs(image - inputs[name].numpy()).mean() < 1e-3
+    assert shown.shape == (3, 2) and (shown[:, 0] < shown[:, 1]).all()
 
 
 def test_the_program_beside_it_gives_the_same(whole):
