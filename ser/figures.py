@@ -127,6 +127,23 @@ def plot_spectrograms(
     images = feature_extractor.images(spectrograms)
     first, last = feature_extractor.spoken(spectrograms[0])
     start, end = start + first, start + min(last, len(waveform) / feature_extractor.sampling_rate)
+    figures = []
+    for name, ticks in frequency_ticks(feature_extractor).items():
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        image = images[f"{name.lower()}_values"][0, 0].numpy()
+        picture = axes.imshow(
+            image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, 1)
+        )
+        axes.set_yticks(list(ticks.values()), [f"{hertz:,}" for hertz in ticks])
+        axes.set(title=f"{name} spectrogram", xlabel="seconds", ylabel="Hz")
+        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
+        figures.append(figure)
+    return figures[0], figures[1]
+
+
+def frequency_ticks(feature_extractor: MaxMViTFeatureExtractor) -> dict[str, dict[int, float]]:
+    """For the pictures `"CQT"` and `"Mel"`, at what share of their height some frequencies in Hz lie."""
     bins = {
         "CQT": librosa.cqt_frequencies(
             feature_extractor.cqt_n_bins,
@@ -137,21 +154,12 @@ def plot_spectrograms(
             feature_extractor.n_mels + 2, fmax=feature_extractor.sampling_rate / 2
         )[1:-1],
     }  # fmt: skip
-    figures = []
-    for name, ticks in (("CQT", CQT_TICKS_HZ), ("Mel", MEL_TICKS_HZ)):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
-        image = images[f"{name.lower()}_values"][0, 0].numpy()
-        picture = axes.imshow(
-            image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, len(bins[name]))
-        )
-        shown = [hertz for hertz in ticks if bins[name][0] <= hertz <= bins[name][-1]]
-        rows = np.interp(shown, bins[name], np.arange(len(bins[name])) + 0.5)
-        axes.set_yticks(rows, [f"{hertz:,}" for hertz in shown])
-        axes.set(title=f"{name} spectrogram", xlabel="seconds", ylabel="Hz")
-        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
-        figures.append(figure)
-    return figures[0], figures[1]
+    ticks = {}
+    for name, wanted in (("CQT", CQT_TICKS_HZ), ("Mel", MEL_TICKS_HZ)):
+        hertz = [tick for tick in wanted if bins[name][0] <= tick <= bins[name][-1]]
+        heights = np.interp(hertz, bins[name], np.arange(len(bins[name])) + 0.5) / len(bins[name])
+        ticks[name] = dict(zip(hertz, heights.tolist(), strict=True))
+    return ticks
 
 
 def _save(figure: Figure, path: str | Path, heading: str) -> None:

@@ -56,7 +56,7 @@ def imports(files: list[Path]) -> dict[str, str]:
                 found |= {alias.name.partition(".")[0]: file.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found[node.module.partition(".")[0]] = file.name
-    own = {path.stem for path in ROOT.glob("*.py")} | {"ser", "tests", "benchmarks"}
+    own = {path.stem for path in ROOT.glob("*.py")} | {"ser", "tests", "benchmarks", "web"}
     return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}
 
 

@@ -1,0 +1,107 @@
+// Sound in: files decoded and resampled by the browser, the microphone, and how loud it all is.
+
+export const LONGEST_S = 15 * 60;
+export const SHORTEST_S = 0.1;
+const LARGEST_FILE = 200e6; // bytes
+const SILENCE_DB = -60; // as pipeline_maxmvit.py has it: nothing louder is silence
+const SILENCE_FRAME_S = 0.05;
+
+// What its user can mend; the message says how.
+export class AudioError extends Error {}
+
+// A file -> Float32Array of `rate` Hz: the mean of its channels.
+export async function decode(file, rate) {
+  if (file.size > LARGEST_FILE) throw new AudioError(`${file.name} is larger than ${LARGEST_FILE / 1e6} MB; cut it.`);
+  let sound;
+  try {
+    sound = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
+  } catch {
+    throw new AudioError(`${file.name} cannot be decoded by this browser: convert it to wav, mp3 or flac.`);
+  }
+  if (sound.duration > LONGEST_S) {
+    throw new AudioError(`${file.name} lasts longer than ${LONGEST_S / 60} minutes, the most that is taken; cut it.`);
+  }
+  const mean = mixed(Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel)));
+  if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are no numbers.`);
+  return mean;
+}
+
+// Channels, all of one length -> their mean.
+function mixed(channels) {
+  if (channels.length === 1) return channels[0];
+  return channels[0].map((_, at) => channels.reduce((sum, channel) => sum + channel[at], 0) / channels.length);
+}
+
+export async function resampled(samples, from, to) {
+  if (from === to || !samples.length) return samples;
+  const context = new OfflineAudioContext(1, Math.max(1, Math.round((samples.length * to) / from)), to);
+  const buffer = new AudioBuffer({ length: samples.length, sampleRate: from });
+  buffer.copyToChannel(samples, 0);
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.start();
+  return (await context.startRendering()).getChannelData(0);
+}
+
+export function isSilent(samples, rate) {
+  const frame = Math.max(1, Math.min(samples.length, Math.round(SILENCE_FRAME_S * rate)));
+  let loudest = 0;
+  for (let start = 0; start + frame <= samples.length; start += frame) {
+    let power = 0;
+    for (let at = start; at < start + frame; at++) power += samples[at] * samples[at];
+    loudest = Math.max(loudest, power / frame);
+  }
+  return 10 * Math.log10(loudest + 1e-20) < SILENCE_DB;
+}
+
+// What the microphone has heard since it was opened, at its own `rate`.
+export class Microphone {
+  // `heard` is called whenever there is more. AudioError: there is no microphone, or it may not be used.
+  static async open(heard) {
+    if (!navigator.mediaDevices) throw new AudioError("The microphone can be used on https pages and localhost only.");
+    const wanted = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ audio: wanted });
+    } catch (error) {
+      throw new AudioError(`The microphone cannot be used (${error.message}). Allow it for this page, or plug one in.`);
+    }
+    const context = new AudioContext();
+    await context.resume(); // some browsers begin in silence
+    await context.audioWorklet.addModule(new URL("./capture.js", import.meta.url));
+    return new Microphone(stream, context, heard);
+  }
+
+  constructor(stream, context, heard) {
+    this.stream = stream;
+    this.context = context;
+    this.rate = context.sampleRate;
+    this.pieces = [];
+    this.length = 0;
+    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+    capture.port.onmessage = ({ data }) => {
+      this.pieces.push(data);
+      this.length += data.length;
+      heard();
+    };
+    new MediaStreamAudioSourceNode(context, { mediaStream: stream }).connect(capture);
+  }
+
+  // The samples from `start` to `end`, as far as there are any.
+  between(start, end = this.length) {
+    const found = new Float32Array(Math.max(0, end - start));
+    let first = this.length;
+    for (let index = this.pieces.length - 1; index >= 0 && first > start; index--) {
+      const piece = this.pieces[index];
+      first -= piece.length;
+      const wanted = piece.subarray(Math.max(0, start - first), Math.max(0, end - first));
+      found.set(wanted, Math.max(0, first - start));
+    }
+    return found;
+  }
+
+  async close() {
+    for (const track of this.stream.getTracks()) track.stop();
+    await this.context.close();
+  }
+}

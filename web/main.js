@@ -1,0 +1,259 @@
+// The page: what comes in by file or microphone, and what is shown of it.
+
+import { AudioError, LONGEST_S, Microphone, SHORTEST_S, decode, isSilent, resampled } from "./audio.js";
+import { COLOURS, clock, drawSpectrogram, drawTimeline, keepDrawn } from "./drawing.js";
+import { Recognizer } from "./recognizer.js";
+
+const WINDOW_S = 3;
+const HOP_S = 0.5; // from window to window, of what is spoken and of clips
+const LIVE_S = 10; // of the timeline at least, so that it does not shrink with every window
+const CLIP_S = 40; // up to here a recording is one clip; beyond it the mean of windows side by side (predict_ser.py)
+
+const element = (id) => document.getElementById(id);
+const recognizer = new Recognizer();
+const timeline = { rows: [], seconds: 0 };
+let about; // model.json
+let turn = 0; // what is answered for an earlier one comes too late
+let microphone = null;
+let canvases = []; // of the pictures: {shown, redraw}
+
+const redrawTimeline = keepDrawn(element("timeline"), (...canvas) => drawTimeline(...canvas, timeline));
+
+function say(text, isAlarm = false) {
+  element("status").textContent = text;
+  element("status").classList.toggle("alarm", isAlarm);
+}
+
+function alarm(error) {
+  say(error.message, true);
+  if (!(error instanceof AudioError)) console.error(error);
+}
+
+function build() {
+  about.labels.forEach((label, index) => {
+    const row = document.createElement("li");
+    row.dataset.label = label;
+    row.style.setProperty("--colour", COLOURS[index % COLOURS.length]);
+    for (const [tag, text] of [["span", label], ["div", ""], ["span", "–"]]) {
+      row.append(Object.assign(document.createElement(tag), { textContent: text }));
+    }
+    row.children[1].className = "bar";
+    element("scores").append(row);
+    const colour = Object.assign(document.createElement("li"), { textContent: label });
+    colour.style.setProperty("--colour", COLOURS[index % COLOURS.length]);
+    element("legend").append(colour);
+  });
+  element("legend").append(Object.assign(document.createElement("li"), { textContent: "silence" }));
+  canvases = about.pictures.map((entry) => {
+    const figure = document.createElement("figure");
+    const caption = Object.assign(document.createElement("figcaption"), { textContent: entry.title });
+    const canvas = Object.assign(document.createElement("canvas"), { role: "img" });
+    figure.append(caption, canvas);
+    element("pictures").append(figure);
+    const kept = { entry, figure, canvas, shown: null };
+    kept.redraw = keepDrawn(canvas, (...at) => kept.shown && drawSpectrogram(...at, { ...kept.shown, about: entry }));
+    return kept;
+  });
+  element("licence").textContent = `Weights: ${about.licence}.`;
+  clear();
+}
+
+function clear(seconds = 0) {
+  Object.assign(timeline, { rows: [], seconds });
+  element("along").hidden = true;
+  for (const { figure } of canvases) figure.hidden = true;
+  showScores(null);
+}
+
+const likeliest = (scores) => scores.indexOf(Math.max(...scores));
+
+// Scores by label, or null for none; `instead` stands where the label would.
+function showScores(scores, instead = "Nothing heard yet") {
+  const best = scores ? likeliest(scores) : -1;
+  element("best").textContent = scores ? about.labels[best] : instead;
+  element("best").classList.toggle("none", !scores);
+  [...element("scores").children].forEach((row, index) => {
+    row.classList.toggle("best", index === best);
+    row.dataset.score = scores ? scores[index] : "";
+    row.children[1].style.setProperty("--share", scores ? scores[index] : 0);
+    row.children[2].textContent = scores ? `${Math.round(100 * scores[index])} %` : "–";
+  });
+}
+
+// `start`: where in its recording the clip begins, in seconds.
+function showPictures({ pictures, shown }, start) {
+  canvases.forEach((kept, index) => {
+    const [from, to] = shown.map((seconds) => start + seconds);
+    kept.shown = { picture: pictures[index], from, to };
+    kept.figure.hidden = false;
+    kept.canvas.setAttribute("aria-label", `${kept.entry.title}, ${from.toFixed(1)} to ${to.toFixed(1)} seconds`);
+    kept.redraw();
+  });
+}
+
+function addToTimeline(to, scores) {
+  const from = timeline.rows.at(-1)?.to ?? 0;
+  timeline.rows.push({ from, to, scores });
+  timeline.seconds = Math.max(timeline.seconds, to);
+  element("along").hidden = false;
+  const names = timeline.rows.slice(-20).map((row) => (row.scores ? about.labels[likeliest(row.scores)] : "silence"));
+  element("timeline").dataset.rows = timeline.rows.length;
+  element("timeline").setAttribute("aria-label", `Likeliest from window to window, lastly: ${names.join(", ")}`);
+  redrawTimeline();
+}
+
+// What is heard in `samples`; null where it is silent.
+function hear(samples) {
+  return isSilent(samples, about.samplingRate) ? null : recognizer.answer(samples);
+}
+
+async function answerRecording(name, samples) {
+  const mine = ++turn;
+  const seconds = samples.length / about.samplingRate;
+  clear();
+  if (seconds < SHORTEST_S) throw new AudioError(`${name} is shorter than ${SHORTEST_S} seconds.`);
+  if (isSilent(samples, about.samplingRate)) throw new AudioError(`${name} is silent from beginning to end.`);
+  const isClip = seconds <= CLIP_S;
+  if (isClip) {
+    say(`${name}: listening …`);
+    const answer = await recognizer.answer(samples);
+    if (mine !== turn) return;
+    showScores(answer.scores);
+    showPictures(answer, 0);
+  }
+  say(`${name}: ${clock(seconds)} of speech, ${isClip ? "taken as one clip" : `the mean of windows of ${WINDOW_S} s`}.`);
+  if (seconds > WINDOW_S) await answerAlong(mine, samples, isClip);
+}
+
+// The windows of a recording one by one; where it is no clip, their mean is its answer.
+async function answerAlong(mine, samples, isClip) {
+  const rate = about.samplingRate;
+  const hop = isClip ? HOP_S : WINDOW_S;
+  const sum = about.labels.map(() => 0);
+  let heard = 0;
+  describe(hop);
+  timeline.seconds = samples.length / rate;
+  for (let step = 1; timeline.rows.length === 0 || timeline.rows.at(-1).to < timeline.seconds; step++) {
+    const end = Math.min(samples.length, Math.round(step * hop * rate));
+    const start = Math.max(0, end - WINDOW_S * rate);
+    const answer = await hear(samples.slice(start, end));
+    if (mine !== turn) return;
+    addToTimeline(end / rate, answer?.scores ?? null);
+    if (isClip || !answer) continue;
+    answer.scores.forEach((score, index) => (sum[index] += score));
+    heard += 1;
+    showScores(sum.map((score) => score / heard));
+    showPictures(answer, start / rate);
+  }
+}
+
+function describe(hop) {
+  element("rule").textContent = hop < WINDOW_S ? `each half second: the ${WINDOW_S} s up to it` : `windows of ${hop} s`;
+}
+
+async function takeFile(file) {
+  if (microphone) await stopSpeaking();
+  const mine = ++turn;
+  clear();
+  say(`${file.name}: decoding …`);
+  const samples = await decode(file, about.samplingRate);
+  if (mine === turn) await answerRecording(file.name, samples);
+}
+
+async function startSpeaking() {
+  const mine = ++turn;
+  clear(LIVE_S);
+  let answered = 0; // half seconds
+  let isAnswering = false;
+  const opened = await Microphone.open(async () => {
+    const reached = Math.floor(opened.length / opened.rate / HOP_S);
+    if (mine !== turn || reached === answered || isAnswering) return; // a slow machine leaves half seconds out
+    answered = reached;
+    isAnswering = true;
+    await answerLatest(mine, opened, reached * HOP_S).catch(alarm);
+    isAnswering = false;
+    if (reached * HOP_S >= LONGEST_S && mine === turn) await speakOrStop().catch(alarm);
+  });
+  if (mine !== turn) return opened.close();
+  microphone = opened;
+  describe(HOP_S);
+  showButton();
+  say("Listening to you …");
+}
+
+// The window of what is spoken that ends after `seconds`.
+async function answerLatest(mine, opened, seconds) {
+  const start = Math.max(0, seconds - WINDOW_S);
+  const latest = opened.between(Math.round(start * opened.rate), Math.round(seconds * opened.rate));
+  const answer = await hear(await resampled(latest, opened.rate, about.samplingRate));
+  if (mine !== turn) return;
+  addToTimeline(seconds, answer?.scores ?? null);
+  showScores(answer?.scores ?? null, "silence");
+  if (answer) showPictures(answer, start);
+  say(`${clock(seconds)} ${answer ? "Listening to you …" : "Nothing is heard: it is silent."}`);
+}
+
+async function stopSpeaking() {
+  const stopped = microphone;
+  microphone = null;
+  showButton();
+  await stopped.close();
+  return resampled(stopped.between(0), stopped.rate, about.samplingRate);
+}
+
+function showButton() {
+  element("speak").setAttribute("aria-pressed", Boolean(microphone));
+  element("speak").lastElementChild.textContent = microphone ? "Stop" : "Speak";
+}
+
+async function speakOrStop() {
+  if (!microphone) return startSpeaking();
+  return answerRecording("What you said", await stopSpeaking());
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function changeTheme() {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  element("theme").textContent = isDark() ? "Light" : "Dark";
+  document.dispatchEvent(new Event("themechange"));
+}
+
+function listen() {
+  const drop = element("drop");
+  const take = (files) => files.length && takeFile(files[0]).catch(alarm);
+  element("file").addEventListener("change", ({ target }) => {
+    take([...target.files]);
+    target.value = ""; // the same file may be chosen again
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+  document.addEventListener("dragleave", () => drop.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    take([...event.dataTransfer.files]);
+  });
+  element("speak").addEventListener("click", () => speakOrStop().catch(alarm));
+}
+
+element("theme").addEventListener("click", changeTheme);
+element("theme").textContent = isDark() ? "Light" : "Dark";
+for (const control of [element("file"), element("speak")]) control.disabled = true;
+say("Loading the model …");
+try {
+  const { about: known, threads } = await recognizer.loaded;
+  about = known;
+  build();
+  listen();
+  for (const control of [element("file"), element("speak")]) control.disabled = false;
+  document.body.dataset.threads = threads;
+  say("Ready.");
+} catch (error) {
+  alarm(error);
+}

@@ -1,0 +1,27 @@
+// What the page asks the model's thread.
+
+export class Recognizer {
+  constructor() {
+    this.waiting = new Map(); // id -> {resolve, reject}
+    this.asked = 0;
+    this.worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    this.loaded = new Promise((resolve, reject) => {
+      this.worker.onmessage = ({ data }) => {
+        const { resolve: done, reject: failed } = this.waiting.get(data.id) ?? { resolve, reject };
+        this.waiting.delete(data.id);
+        if (data.failed) failed(new Error(data.failed));
+        else done(data.answer ?? data);
+      };
+      this.worker.onerror = (event) => reject(new Error(event.message || "The model's thread cannot be started."));
+    });
+  }
+
+  // Float32Array at the model's rate -> {scores, shown: [from, to] in seconds, pictures: [{values, height, width}]}.
+  answer(samples) {
+    const id = ++this.asked;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject });
+      this.worker.postMessage({ id, samples });
+    });
+  }
+}
