@@ -232,6 +232,10 @@ class ReportArguments:
     test_hop: float | None = field(
         default=None, metadata={"help": "Seconds from one test window's start to the next (default: --test_window)."}
     )
+    calibrate: bool = field(
+        default=False,
+        metadata={"help": "Fit a temperature on the validation part, by which probabilities are as often right."},
+    )
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
     log_level: str = field(default="passive", metadata={"help": "debug, info, warning, error or passive."})
     push_to_hub: bool = field(default=False, metadata={"help": "Whether the model goes to the Hub."})

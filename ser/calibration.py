@@ -21,19 +21,54 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from transformers.utils import logging
 
 from ser.metrics import percentile_intervals, speaker_rows
 
+logger = logging.get_logger(__name__)
 N_BINS = 15
 CALIBRATION_SCORES = ("ECE", "Brier", "NLL")
 MOST_POINTS = 101  # of a risk-coverage curve that is written down
+TEMPERATURES = (0.1, 10.0)  # least and largest
 BLOCK = 2**22  # numbers drawn at a time
 
 
 def probabilities_of(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     """Softmax of logits `(..., C)` over a temperature, in float64."""
     return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
+
+
+def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
+    """
+    The temperature that makes the NLL of some clips least (Guo et al. 2017, section 4.2): one number, that changes no
+    answer. The clips must be none that the model was trained on, as it is surer of those.
+
+    Args:
+        labels: true class index of each clip.
+        logits: `(clips, C)`.
+
+    Returns:
+        From 0.1 to 10; such a bound, with a warning, where the least NLL lies beyond it, as for clips that are all
+        answered rightly.
+    """
+    labels, logits = np.asarray(labels, dtype=np.int64), np.asarray(logits, dtype=np.float64)
+    rows = np.arange(len(labels))
+
+    def nll(log_temperature: float) -> float:
+        return -log_softmax(logits / np.exp(log_temperature), axis=-1)[rows, labels].mean()
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x
+    for bound, temperature in zip((low, high), TEMPERATURES, strict=True):
+        if abs(found - bound) < 1e-3:
+            logger.warning(
+                f"No temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g} fits the {len(labels):,} validation "
+                f"clips best: {temperature:g} is taken. Give them more clips, or leave out --calibrate."
+            )
+            return temperature
+    return float(np.exp(found))
 
 
 def calibration_scores(

@@ -112,6 +112,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         split,
         {"test": test},
         logits,
+        temperature=model.config.temperature,
         seed=args.seed,
         duration=time.monotonic() - started,
         card=False,

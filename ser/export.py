@@ -77,7 +77,8 @@ class WholeModel(nn.Module):
         hook = self.model.base_model.register_forward_hook(lambda module, args, out: seen.append(out.pooler_output))
         logits = self.model(**images).logits
         hook.remove()
-        scores = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "none": logits.clone()}
+        softmax = (logits / self.model.config.temperature).softmax(-1)
+        scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
         return {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]} | made
 
 

@@ -74,7 +74,7 @@ SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speaker
 {rows}
 
 UA is the mean of the class recalls, WA the accuracy. ECE, Brier score and NLL say how far the probabilities can be
-trusted; less is better. The intervals are bootstrap intervals, drawn by clip and by speaker.
+trusted; less is better{temperature}. The intervals are bootstrap intervals, drawn by clip and by speaker.
 
 | class | recall | precision | clips |
 |---|---|---|---|
@@ -171,10 +171,19 @@ def _scores_of_test(report: Mapping) -> str:
         protocol=report["protocol"],
         n_test=f"{report['n_clips']:,}",
         n_speakers=f" of {len(report['test_speakers'])} speakers" if report["test_speakers"] else "",
+        temperature=_temperature(report),
         speakers=SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
         rows=rows,
         classes=classes,
     )
+
+
+def _temperature(report: Mapping) -> str:
+    """What making probabilities of the logits by a fitted temperature changed, to be said in the midst of a text."""
+    if (before := report["calibration"].get("before")) is None:
+        return ""
+    values = ", ".join(f"{name} {before[name]:.3f}" for name in CALIBRATION_SCORES)
+    return f" (of logits over {report['temperature']:.3f}, fitted on the validation part; before that, {values})"
 
 
 def _scores_of_others(quoted: Sequence[Mapping]) -> str:

@@ -45,6 +45,7 @@ def make_config(model_args: ModelArguments) -> MaxMViTConfig:
     if not start:
         return MaxMViTConfig(**chosen)
     config = MaxMViTConfig.from_pretrained(start)
+    config.temperature = 1.0  # it was fitted to weights that will be others
     others = [
         name for name, value in chosen.items() if value not in (getattr(MaxMViTConfig, name), getattr(config, name))
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from scipy.special import softmax
 
 from ser.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
 from ser.corpora.table import Corpus
@@ -39,6 +40,7 @@ def write_report(
     logits: np.ndarray | None,
     *,
     validation_logits: np.ndarray | None = None,
+    temperature: float = 1.0,
     quoted: Sequence[Mapping] = (),
     seed: int,
     duration: float,
@@ -56,6 +58,8 @@ def write_report(
         logits: `(clips of the test part, classes)`; None where nobody was tested, so that there are no scores.
         validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
             choose between runs, which the test part must not do.
+        temperature: what logits are divided by to make probabilities of them. Where it is not 1, what the scores of
+            calibration were before is reported too.
         quoted: where nobody was tested, scores of other models by the same recipe (see [`quoted_scores`]).
         seed: of the run; also of the bootstrap.
         duration: of the run, in seconds.
@@ -71,19 +75,22 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     tested: dict[str, Any] = {}
     if logits is not None:
-        write_predictions(folder / "predictions.csv", parts["test"], logits, names)
+        write_predictions(folder / "predictions.csv", parts["test"], logits, names, temperature)
         _, speakers, labels = _facts(parts["test"])
         tested = scores(labels, np.asarray(logits).argmax(-1), names, speakers, seed=seed)
-        tested |= _trust(labels, probabilities_of(logits), speakers, seed)
+        before = None if temperature == 1 else probabilities_of(logits)
+        tested |= _trust(labels, probabilities_of(logits, temperature), speakers, seed, before)
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
-        write_predictions(folder / "validation_predictions.csv", parts["validation"], validation_logits, names)
+        path = folder / "validation_predictions.csv"
+        write_predictions(path, parts["validation"], validation_logits, names, temperature)
     report: dict[str, Any] = {
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint if tested else None,
         "remarks": [remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])],
         **(tested or {"quoted_scores": list(quoted)}),
         "label_names": names,
+        "temperature": temperature,
         "corpus": {
             "name": corpus.name,
             "source": corpus.source,
@@ -109,12 +116,20 @@ def write_report(
     return report
 
 
-def _trust(labels: Sequence[int], probabilities: np.ndarray, speakers: Sequence[str | None], seed: int) -> dict:
-    """What is reported of the probabilities themselves: calibration, and what the surer answers alone would score."""
-    return {
-        "calibration": calibration_scores(labels, probabilities, speakers, seed=seed),
-        "selective": risk_coverage(labels, probabilities),
-    }
+def _trust(
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    speakers: Sequence[str | None],
+    seed: int,
+    before: np.ndarray | None = None,
+) -> dict:
+    """What is reported of the probabilities themselves: calibration, also of those `before` a temperature was fitted,
+    and what the surer answers alone would score."""
+    calibration = calibration_scores(labels, probabilities, speakers, seed=seed)
+    if before is not None:
+        raw = calibration_scores(labels, before, speakers, seed=seed)
+        calibration["before"] = {name: raw[name] for name in (*CALIBRATION_SCORES, "intervals")}
+    return {"calibration": calibration, "selective": risk_coverage(labels, probabilities)}
 
 
 def without_folders(value: Any) -> Any:
@@ -147,13 +162,18 @@ def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:
 
 
 def write_predictions(
-    path: str | Path, clips: datasets.Dataset, logits: np.ndarray, label_names: Sequence[str]
+    path: str | Path,
+    clips: datasets.Dataset,
+    logits: np.ndarray,
+    label_names: Sequence[str],
+    temperature: float = 1.0,
 ) -> None:
     """`predictions.csv`: file, speaker, label, prediction and one column `p_<class>` with the class's probability.
 
     Args:
         clips: with the columns `file`, `speaker`, `label`.
         logits: `(clips, classes)`, in the same order.
+        temperature: what they are divided by for the probabilities.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape != (len(clips), len(label_names)):
@@ -166,7 +186,7 @@ def write_predictions(
         table = csv.writer(file)
         table.writerow(["file", "speaker", "label", "prediction", *(f"p_{name}" for name in label_names)])
         facts = zip(*_facts(clips), logits.argmax(-1), strict=True)
-        for (name, speaker, label, prediction), row in zip(facts, probabilities_of(logits), strict=True):
+        for (name, speaker, label, prediction), row in zip(facts, probabilities_of(logits, temperature), strict=True):
             table.writerow([name, speaker, label_names[label], label_names[prediction], *row.tolist()])
 
 
@@ -199,6 +219,12 @@ def in_words(report: Mapping) -> str:
                 f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(values, name)
             ]
             lines.append(f"{name} ({report['protocol']}): {values[name]:.3f} (95 %: {', '.join(ranges)})")
+    if before := report.get("calibration", {}).get("before"):
+        now = report["calibration"]
+        lines.append(
+            f"Temperature {report['temperature']:.3f} ({report['protocol']}), before and after: "
+            + ", ".join(f"{name} {before[name]:.3f} -> {now[name]:.3f}" for name in CALIBRATION_SCORES)
+        )
     for quote in report.get("quoted_scores", ()):
         for name in ("UA", "WA"):
             lines.append(
@@ -246,6 +272,9 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
     speakers = [row["speaker"] or None for row in rows]
     seed = reports[0]["seed"]
+    temperatures = np.array([reports[row["fold"] - 1].get("temperature", 1.0) for row in rows])[:, None]
+    with np.errstate(divide="ignore"):  # a probability of 0
+        before = None if (temperatures == 1).all() else softmax(np.log(probabilities) * temperatures, axis=-1)
     values = {name: [report[name] for report in reports] for name in SCORES}
     one = len(reports) == 1
     summary = {
@@ -254,8 +283,13 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
-        "pooled": scores(truth, predicted, names, speakers, seed=seed) | _trust(truth, probabilities, speakers, seed),
-        "folds": [{"protocol": r["protocol"], **{k: r[k] for k in ("n_clips", *SCORES)}} for r in reports],
+        "pooled": scores(truth, predicted, names, speakers, seed=seed)
+        | _trust(truth, probabilities, speakers, seed, before),
+        "folds": [
+            {"protocol": r["protocol"], "temperature": r.get("temperature", 1.0)}
+            | {k: r[k] for k in ("n_clips", *SCORES)}
+            for r in reports
+        ],
         "label_names": names,
         **{key: reports[0][key] for key in ("corpus", "seed", "versions")},
         "duration_seconds": sum(report["duration_seconds"] for report in reports),

@@ -47,8 +47,8 @@ UNDECIDING_TRAINING = re.compile(
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
 FINISHED_MARK = "FINISHED"
-# What two models of one recipe may differ in: chance, and what is tested besides.
-NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop"}
+# What two models of one recipe may differ in: chance, what is tested besides, and probabilities of the same scores.
+NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop", "calibrate"}
 
 
 def resume_or_start(

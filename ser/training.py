@@ -22,6 +22,7 @@ from ser.arguments import (
 )
 from ser.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.batches import PairCollator
+from ser.calibration import fit_temperature
 from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
@@ -225,6 +226,8 @@ def train_and_test(
         for part in ("validation", "test")
         if len(parts[part])
     }
+    if args.calibrate:
+        trainer.model.config.temperature = fit_temperature(parts["validation"]["label"][:], logits["validation"])
     over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
@@ -235,6 +238,7 @@ def train_and_test(
             parts,
             logits.get("test"),
             validation_logits=logits.get("validation"),
+            temperature=trainer.model.config.temperature,
             quoted=quoted,
             seed=args.seed,
             duration=clock.seconds(),
@@ -270,7 +274,7 @@ def score_windows(
     hop_s = args.test_hop or args.test_window
     windows, owners = windows_of(clips, feature_extractor, args.test_window, hop_s)
     logits = trainer.predict(windows, metric_key_prefix="test_windows").predictions
-    predictions = mean_over_windows(logits, owners).argmax(-1)
+    predictions = mean_over_windows(logits, owners, trainer.model.config.temperature).argmax(-1)
     return {
         "protocol": f"windows of {args.test_window:g} s every {hop_s:g} s",
         "n_windows": len(owners),

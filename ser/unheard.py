@@ -38,7 +38,7 @@ UNHEARD = {
 
 
 WITHOUT_VALIDATION = {
-    **dict.fromkeys(("load_best_model_at_end", "do_eval", "eval_on_start"), False),
+    **dict.fromkeys(("load_best_model_at_end", "do_eval", "eval_on_start", "calibrate"), False),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better", "eval_steps"), None),
     **{"eval_strategy": "no", "eval_delay": 0, "early_stopping_patience": 0, "save_total_limit": 1},
 }

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from scipy.special import softmax
 
 from ser.augmentation import seconds_of
+from ser.calibration import probabilities_of
 from ser.features import rearranged
 
 
@@ -39,10 +39,10 @@ def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s
     return rearranged(features, owners, start=starts, end=[start + window_s for start in starts]), owners
 
 
-def mean_over_windows(logits: np.ndarray, owners: Sequence[int]) -> np.ndarray:
-    """`(clips, classes)`: the mean probabilities over each clip's windows, `(windows, classes)` logits, which is how
-    the pipeline answers a recording of several windows."""
+def mean_over_windows(logits: np.ndarray, owners: Sequence[int], temperature: float = 1.0) -> np.ndarray:
+    """`(clips, classes)`: the mean probabilities over each clip's windows, `(windows, classes)` logits over a
+    temperature, which is how the pipeline answers a recording of several windows."""
     rows = np.asarray(owners)
     sums = np.zeros((rows[-1] + 1, logits.shape[1]))
-    np.add.at(sums, rows, softmax(np.asarray(logits, np.float64), axis=-1))
+    np.add.at(sums, rows, probabilities_of(logits, temperature))
     return sums / np.bincount(rows)[:, None]

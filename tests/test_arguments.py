@@ -165,6 +165,7 @@ def test_what_is_read_from_the_text_is_what_the_dataclasses_have():
         ([*NOBODY_VALIDATES, "--eval_strategy", "epoch"], "eval_strategy epoch changes nothing"),
         ([*NOBODY_VALIDATES, "--eval_steps", "5"], "eval_steps 5.* changes nothing where nobody validates"),
         ([*NOBODY_VALIDATES, "--eval_on_start"], "eval_on_start True changes nothing"),
+        ([*NOBODY_VALIDATES, "--calibrate"], "calibrate True changes nothing where nobody validates"),
         ([*NOBODY_VALIDATES, "--save_total_limit", "3"], "save_total_limit 3 changes nothing"),
         (["--scores_from", "out"], "--scores_from quotes .* leave it out, or train by --protocol everything"),
         (["--protocol", "loso", "--scores_from", "out"], "--scores_from quotes what others scored"),

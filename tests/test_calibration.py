@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,13 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.metrics import brier_score_loss, log_loss
 
-from ser.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
+from ser.calibration import (
+    CALIBRATION_SCORES,
+    calibration_scores,
+    fit_temperature,
+    probabilities_of,
+    risk_coverage,
+)
 
 
 def rows_of(confidence: np.ndarray, num_labels: int = 4) -> np.ndarray:
@@ -153,3 +161,35 @@ def test_probabilities_of_large_logits_are_a_softmax():
     for temperature in (1.0, 0.3, 4.0):
         expected = np.exp(log_softmax(logits / temperature, axis=-1))
         assert probabilities_of(logits, temperature) == pytest.approx(expected, abs=1e-15)
+
+
+# --- temperature ---
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
+def test_the_temperature_by_which_labels_were_drawn_is_found(true):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40_000, 5), scale=2)
+    labels = (rng.random((40_000, 1)) > probabilities_of(logits, true).cumsum(1)).sum(1)
+    assert fit_temperature(labels, logits) == pytest.approx(true, rel=0.03)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 80), st.integers(0, 10**6))
+def test_no_other_temperature_has_a_lower_nll_and_none_changes_a_label(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=count)
+    logits = (rng.normal(size=(count, 4)) + np.eye(4)[labels]).astype(np.float32)
+    found = fit_temperature(labels, logits)
+    least = log_loss(labels, probabilities_of(logits, found), labels=range(4))
+    for other in np.geomspace(0.1, 10, 41):
+        probabilities = probabilities_of(logits, other)
+        assert log_loss(labels, probabilities, labels=range(4)) > least - 1e-9
+        assert (probabilities.argmax(1) == logits.argmax(1)).all()
+
+
+def test_clips_that_no_temperature_fits_best_are_told_of(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert fit_temperature([0, 1], [[1.0, 0.0], [0.0, 1.0]]) == 0.1
+    assert "No temperature from 0.1 to 10 fits the 2 validation clips best: 0.1 is taken." in caplog.text
+    assert fit_temperature([1, 0], [[1.0, 0.0], [0.0, 1.0]]) == 10.0

@@ -62,7 +62,16 @@ def test_unknown_backbone_names_close_ones():
         MaxMViTConfig(mel_backbone="no such thing")
 
 
-@pytest.mark.parametrize("field, value", [("hidden_dropout", 1.0), ("hidden_dropout", -0.1), ("hidden_size", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("hidden_dropout", 1.0),
+        ("hidden_dropout", -0.1),
+        ("hidden_size", 0),
+        ("temperature", 0.0),
+        ("temperature", float("inf")),
+    ],
+)
 def test_head_that_cannot_work_is_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
         MaxMViTConfig(**{field: value})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -61,7 +62,7 @@ def read_predictions(folder, name="predictions.csv"):
 @pytest.fixture(scope="module")
 def trained(corpus, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", folder)
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", folder, "--calibrate", "--num_train_epochs", "4")
     return folder
 
 
@@ -127,9 +128,33 @@ def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, 
 @pytest.mark.slow
 def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
-    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained)
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained, "--num_train_epochs", "4")
+    run(*flags, "--calibrate")
     assert "holds a finished run" in capsys.readouterr().out
     assert (trained / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="calibrate: true -> false"):
+        run(*flags)
+
+
+@pytest.mark.slow
+def test_a_temperature_is_fitted_on_validation_kept_with_the_model_and_its_effect_on_the_test_part_told(trained):
+    temperature = MaxMViTForAudioClassification.from_pretrained(trained).config.temperature
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["temperature"] == temperature != 1
+
+    def nll(name: str, power: float) -> float:
+        total = 0.0
+        rows = read_predictions(trained, name)
+        for row in rows:
+            weights = {key[2:]: float(value) ** power for key, value in row.items() if key.startswith("p_")}
+            total -= math.log(weights[row["label"]] / sum(weights.values()))
+        return total / len(rows)
+
+    # What the probabilities are of is a softmax over the temperature, so that a power of them is one over another.
+    assert nll("validation_predictions.csv", 1) <= nll("validation_predictions.csv", temperature)
+    assert metrics["calibration"]["NLL"] == pytest.approx(nll("predictions.csv", 1), abs=1e-9)
+    assert metrics["calibration"]["before"]["NLL"] == pytest.approx(nll("predictions.csv", temperature), abs=1e-9)
+    assert set(metrics["calibration"]["before"]["intervals"]["by_clip"]) == {"ECE", "Brier", "NLL"}
 
 
 @pytest.mark.slow
@@ -141,6 +166,7 @@ def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, ca
     first, second = (model.maxmvit.mel_backbone.patch_embed.proj.weight for model in models)
     assert torch.equal(first, second)
     assert not torch.equal(*(model.classifier.out_proj.weight for model in models))
+    assert models[0].config.temperature != models[1].config.temperature == 1
 
 
 class PulledPlug(Exception):

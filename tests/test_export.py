@@ -79,7 +79,7 @@ def stretches_of_speech(count: int) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A file for any length, of two branches with trimmed pictures of three channels; and its pipeline."""
-    classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, **NETS)
+    classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, temperature=0.6, **NETS)
     path = tmp_path_factory.mktemp("exported") / "whole.onnx"
     export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
     return classify, path

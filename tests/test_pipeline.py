@@ -1,3 +1,4 @@
+import copy
 import functools
 import io
 import subprocess
@@ -324,6 +325,22 @@ def test_windows_below_the_least_score_are_uncertain_and_keep_their_scores(class
     labels = {row["label"] for row in bounded if row["scores"] and max(row["scores"].values()) < bests[1]}
     assert labels == {"uncertain"}
     assert sum(row["label"] == "uncertain" for row in bounded) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_a_temperature_divides_the_logits_and_changes_no_label(parts, temperature):
+    clips = [voice(0.3 + 0.1 * index, f0=80.0 + 40 * index) for index in range(4)]
+    sharp = build(parts)
+    plain, logits = sharp(clips), sharp(clips, function_to_apply="none")
+    sharp.model = copy.deepcopy(sharp.model)
+    sharp.model.config.temperature = temperature
+    for before, raw, after in zip(plain, logits, sharp(clips), strict=True):
+        assert [row["label"] for row in after] == [row["label"] for row in before]
+        weights = {row["label"]: np.exp(row["score"] / temperature) for row in raw}
+        expected = {label: weight / sum(weights.values()) for label, weight in weights.items()}
+        assert by_label(after) == pytest.approx(expected, abs=1e-6)
+        assert (after[0]["score"] > before[0]["score"]) == (temperature < 1)
+    assert sharp(clips, function_to_apply="none") == logits
 
 
 @pytest.mark.slow

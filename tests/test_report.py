@@ -77,6 +77,26 @@ def sklearn_scores(rows: list[dict]) -> dict[str, float]:
     }
 
 
+def test_what_a_temperature_changed_is_told_of_a_run_and_of_all_folds(tmp_path):
+    corpus = mine()
+    folders = {kind: [tmp_path / kind / f"fold_{fold}" for fold in (1, 2)] for kind in ("raw", "calibrated")}
+    for fold, temperature in ((1, 2.0), (2, 0.7)):
+        raw = run(folders["raw"][fold - 1], corpus, "loso", fold)
+        report = run(folders["calibrated"][fold - 1], corpus, "loso", fold, temperature=temperature)
+        assert report["temperature"] == temperature and raw["temperature"] == 1 and "before" not in raw["calibration"]
+        expected = {name: raw["calibration"][name] for name in (*CALIBRATION_SCORES, "intervals")}
+        assert report["calibration"]["before"] == expected
+        assert {name: report[name] for name in SCORES} == {name: raw[name] for name in SCORES}
+        said = f"Temperature {temperature:.3f} (mine/loso-fold{fold}), before and after: ECE {expected['ECE']:.3f} -> "
+        assert said in in_words(report) and "Temperature" not in in_words(raw)
+        assert f"of logits over {temperature:.3f}" in (folders["calibrated"][fold - 1] / "README.md").read_text()
+    pooled = {kind: summarize_folds(tmp_path / kind, of_kind)["pooled"] for kind, of_kind in folders.items()}
+    assert "before" not in pooled["raw"]["calibration"]
+    for name in CALIBRATION_SCORES:
+        before = pooled["calibrated"]["calibration"]["before"][name]
+        assert before == pytest.approx(pooled["raw"]["calibration"][name], abs=1e-9)
+
+
 @pytest.mark.parametrize("protocol", ["random", "loso", "speaker"])
 def test_scores_recomputed_from_the_predictions_equal_the_metrics(tmp_path, protocol):
     corpus = mine()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 from typing import Any
 
@@ -64,6 +65,10 @@ class MaxMViTConfig(PretrainedConfig):
             Width of the hidden layers of the head.
         hidden_dropout (`float`, defaults to 0.2):
             Dropout probability in the head.
+        temperature (`float`, defaults to 1.0):
+            What the pipeline divides logits by before it makes probabilities of them, so that these are as often
+            right as they say (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are less sure. The
+            model's own logits and loss know nothing of it.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
@@ -92,6 +97,7 @@ class MaxMViTConfig(PretrainedConfig):
     head_layers: int = 1
     hidden_size: int = 512
     hidden_dropout: float = 0.2
+    temperature: float = 1.0
 
     def __post_init__(self, **kwargs):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
@@ -114,6 +120,8 @@ class MaxMViTConfig(PretrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} does not work: it is a number above 0.")
 
     @property
     def branch_names(self) -> list[str]:

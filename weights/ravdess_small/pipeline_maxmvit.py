@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any
@@ -51,7 +51,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     Args:
         top_k (`int`, *optional*): Best labels to return; all by default.
-        function_to_apply (`str`, *optional*): `"softmax"` (default), `"sigmoid"` or `"none"`.
+        function_to_apply (`str`, *optional*): `"softmax"` (default) of the logits over the configuration's
+            `temperature`, `"sigmoid"` or `"none"`.
         window_s (`float`, *optional*): Length of a window in seconds, 0.01 to 600. Given, it asks for a timeline. None
             takes any recording as one clip, the whole of it in memory. By default recordings of up to 40 s are one
             clip, and longer ones are answered by the mean of their windows of 3 s.
@@ -265,8 +266,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         """`(num_labels,)` scores of a window, None of a silent one."""
         if "logits" not in window:
             return None
-        apply = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
-        return apply[self._function(function_to_apply)](window["logits"]).numpy()
+        functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "softmax": self._softmax, "sigmoid": torch.sigmoid, "none": lambda logits: logits,
+        }  # fmt: skip
+        return functions[self._function(function_to_apply)](window["logits"]).numpy()
+
+    def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
+        temperature = self.model.config.temperature
+        # In float64 what is larger stays larger, and so no label changes.
+        return (logits if temperature == 1 else logits.double() / temperature).softmax(-1)
 
     def _function(self, given: str | None) -> str:
         by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
