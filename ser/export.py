@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import soxr
 import torch
 import yaml
 from onnx import numpy_helper
+from onnx_ir.passes import common as passes
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -32,6 +37,13 @@ APPLY = {"regression": "none", "multi_label_classification": "sigmoid"}  # to lo
 # How far a probability may be from the pipeline's. What is quantized differs by more than rounding; see README.
 TOLERANCE = {None: 1e-3, "fp16": 1e-2, "int8": 0.1}
 LENGTHS_S = (0.5, 1.7, 5.0, 10.0)  # of the clips by which a file for waveforms of any length is checked
+RULES = [
+    rules.fuse_batchnorm_into_conv_rule,  # before weights are quantized
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.no_op_dynamic_scatter_nd_rule,  # an MViTv2 overwrites all of its attention with what it adds to it
+]
 LARGE = 1024  # numbers of a weight worth halving
 
 
@@ -220,11 +232,13 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
     outputs = ["probabilities", "logits", "embedding", *([*pictures, "shown"] if form.front_end else [])]
     try:
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=form.opset, input_names=inputs, output_names=outputs, verbose=False
-        )
+            program, dynamo=True, opset_version=form.opset, input_names=inputs, output_names=outputs, verbose=False,
+            optimize=False,
+        )  # fmt: skip
     except RuntimeError as error:
         raise DataError(_unexportable(module.model.config, error)) from error
     assert exported is not None
+    _simplify(exported.model)
     graph = exported.model_proto
     axes = {}  # what the exporter calls the sizes that are open -> a name
     for value in graph.graph.input:
@@ -241,6 +255,28 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
         del part.metadata_props[:]  # the lines of code, with their folders, that each node is of
         part.doc_string = ""
     return graph
+
+
+def _simplify(graph: onnx_ir.Model) -> None:
+    """
+    Computes in advance what hangs on no input, and leaves out what is there twice or does nothing.
+
+    torch's exporter offers more (`optimize=True`), of which nothing makes a file faster: onnxruntime does the same as
+    it loads one. But for every node, one of its rules looks at all of them, which is most of the time that a large
+    model takes to export.
+    """
+    for _ in range(2):  # what shapes the first round finds, the second makes use of
+        fold_constants_ir(graph, onnx_shape_inference=True)
+        RewritePass(RULES)(graph)
+        passes.RemoveUnusedNodesPass()(graph)
+    for step in (
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        step(graph)
 
 
 def front_end_nodes(graph: onnx.ModelProto) -> list[str]:

@@ -33,7 +33,7 @@ NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
 # Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
 PLAIN = {
     "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Equal", "Erf", "Expand", "Flatten", "Gather",
+    "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather",
     "GatherElements", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity",
     "LayerNormalization", "Less", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg",
     "Not", "Pad", "Pow", "Range", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
@@ -171,6 +171,15 @@ def operators(path) -> set[str]:
 
 def test_operators_are_plain(whole):
     assert operators(whole[1]) <= PLAIN
+
+
+def test_a_maxvit_and_an_mvitv2_are_exported_for_any_length(tmp_path):
+    classify = classifier({"channels": "deltas"})
+    path = tmp_path / "paper.onnx"
+    assert export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20)) < 1e-3
+    assert operators(path) <= PLAIN
+    inputs = onnx.load(path).graph.input
+    assert [size.dim_param for size in inputs[0].type.tensor_type.shape.dim] == ["batch", "samples"]
 
 
 def test_int8_of_one_branch_and_a_window(tmp_path):
