@@ -5,6 +5,12 @@ Names the emotion in files, folders and lists of recordings:
 
 Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again;
 beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
+Several processes share the work, on any number of machines that have the folder of --output in common:
+
+    accelerate launch --multi_gpu predict_ser.py FILE_OR_FOLDER... --output out.csv
+
+Each answers its part beside out.csv, in out.csv.parts, and the last to end joins them in the order of the input.
+
 Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row), 2 if
 nothing could be started, and 130 if it was interrupted (Ctrl+C).
 
@@ -13,14 +19,18 @@ diarization error rate, the share of time named right, and the F1 of segments (s
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ser.environment import wait_passively
 
 wait_passively()  # before torch is imported
 
+import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from audio_maxmvit import LONGEST_CLIP_S  # noqa: E402
@@ -32,6 +42,7 @@ from ser.errors import DataError, UsageError  # noqa: E402
 from ser.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.references import in_words, read_references, reference_scores  # noqa: E402
+from ser.shares import Share, parts_folder, place_among_processes  # noqa: E402
 
 MOST_NAMED = 10  # recordings whose scores are printed one by one
 
@@ -40,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     timeline: dict = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
     try:
+        share = share_of_this_process(args)
         classify = load_pipeline(
             args.model,
             args.device,
@@ -52,15 +64,32 @@ def main(arguments: list[str] | None = None) -> int:
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
         items = find_items(args.inputs, label_names)
         references = args.segments and read_references(args.segments, [item.file for item in items], label_names)
-        table = open_table(args, items, label_names, classify)
+        table, todo = begin(args.output, share, items, partial(open_table, args, items, label_names, classify))
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
-    n_failed = predict(classify, items, table)
-    summarise(items, table, n_failed, label_names)
+    failed = predict(classify, todo, table, is_shown=share is None or share.index == 0)
+    if share:
+        if (joined := share.end(failed)) is None:
+            print(f"{share.path} is complete; others are at work.", file=sys.stderr)
+            return 0
+        table, failed = joined
+    summarise(items, table, len(failed), label_names)
     if references:
         compare(references, table, args.segments)
-    return FAILED if n_failed else 0
+    return FAILED if failed else 0
+
+
+def share_of_this_process(args: argparse.Namespace) -> Share | None:
+    """What this process answers where there are several, or tables of several lie beside the output; else None."""
+    index, count = place_among_processes()
+    if count > 1 and args.output is None:
+        raise UsageError(f"{count} processes cannot all write to the standard output: give --output.")
+    if args.output is None or (count == 1 and not parts_folder(args.output).is_dir()):
+        return None
+    if args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return Share(args.output, index, count)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -118,24 +147,38 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def predict(classify: MaxMViTAudioClassificationPipeline, items: list[Item], table: Table) -> int:
-    """Answers the items that the table does not hold yet, and returns how many cannot be."""
+def begin(
+    output: str | None, share: Share | None, items: list[Item], open_at: Callable[[str | None], Table]
+) -> tuple[Table, list[Item]]:
+    """The table for this process's answers, and what it has to answer yet."""
+    if share:
+        todo = share.begin(items, open_at)
+        print(f"{share.path}: {len(todo)} of {len(items)} files are left to do.", file=sys.stderr)
+        return share.table, todo
+    table = open_at(output)
     todo = [item for item in items if item.file not in table.done]
     if table.done:
         print(f"{table.path} holds {len(table.done)} files already; {len(todo)} are left to do.", file=sys.stderr)
-    n_failed = 0
+    return table, todo
+
+
+def predict(
+    classify: MaxMViTAudioClassificationPipeline, todo: list[Item], table: Table, is_shown: bool = True
+) -> list[str]:
+    """Answers items into a table, closes it, and returns the files that cannot be answered."""
+    failed: list[str] = []
     answers = classify(item.file for item in todo)
-    with tqdm(total=len(todo), unit="file", file=sys.stderr) as progress:
+    with tqdm(total=len(todo), unit="file", file=sys.stderr, disable=not is_shown) as progress:
         for item, answer in zip(todo, answers, strict=True):
             if isinstance(answer, dict):
-                n_failed += 1
+                failed.append(item.file)
                 progress.write(answer["error"], file=sys.stderr)
-                progress.set_postfix(failed=n_failed, refresh=False)
+                progress.set_postfix(failed=len(failed), refresh=False)
             else:
                 table.add(item, answer)
             progress.update()
     table.close()
-    return n_failed
+    return failed
 
 
 def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[str]) -> None:

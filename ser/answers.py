@@ -20,6 +20,8 @@ from ser.errors import UsageError
 from ser.models import checkpoint_digest
 
 OUTPUT_SUFFIXES = (".csv", ".json", ".jsonl")
+ORIGIN = ".origin.json"  # what follows a table's name in that of the file which says what made it
+ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # of files, text or not
 
 
 @dataclass
@@ -117,46 +119,65 @@ class Table:
             raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
     def _start(self) -> None:
-        kept: list[dict[str, Any]] = []
-        if self.path is not None and os.path.exists(self.path):
-            rows = self._parse(Path(self.path).read_text(encoding="utf-8", errors="surrogateescape"))
-            for file, group in groupby(rows, key=lambda row: row["file"]):
-                recording = list(group)
-                if len(recording) == int(recording[0].get("windows", 1)):
-                    kept += recording
-                    self._note(file, recording)
-        head = {".csv": self._csv_line(self.columns), ".json": "[\n", ".jsonl": ""}[self.suffix]
-        self.is_empty = not kept
         if self.path is None:
             self.file: TextIO = sys.stdout
-            self.file.write(head)
+            self.file.write(self._head())
+            self.is_empty = True
             return
-        any_name: dict[str, Any] = {
-            "encoding": "utf-8",
-            "errors": "surrogateescape",
-            "newline": "",
-        }  # file names may be no text
-        origin_path = f"{self.path}.origin.json"
-        if kept:
-            self._check_origin(origin_path)
-        texts = {origin_path: json.dumps(self.origin) + "\n", self.path: head + self._text(kept, is_first=True)}
-        for path, text in texts.items():  # the origin first: there are never rows without
-            with open(f"{path}.tmp", "w", **any_name) as file:
+        recordings = self._recordings(self.path)
+        for file, rows in recordings.items():
+            self._note(file, rows)
+        if recordings:
+            self._check_origin(self.path)
+        self.is_empty = not recordings
+        self.write_rows(self.path, [row for rows in recordings.values() for row in rows])
+        self.file = open(self.path, "a", **ANY_NAME)  # noqa: SIM115
+
+    def recordings_at(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        """
+        The rows of the whole recordings, by file, in a table like this one; none if there is no such file.
+
+        Raises:
+            UsageError: The file holds something else, or rows of another origin.
+        """
+        recordings = self._recordings(path)
+        if recordings:
+            self._check_origin(path)
+        return recordings
+
+    def _recordings(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        if not os.path.exists(path):
+            return {}
+        rows = self._parse(path, Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+        groups = ((file, list(group)) for file, group in groupby(rows, key=lambda row: row["file"]))
+        return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
+
+    def write_rows(self, path: str, rows: list[dict[str, Any]]) -> None:
+        """Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was."""
+        texts = {
+            f"{path}{ORIGIN}": json.dumps(self.origin) + "\n",
+            path: self._head() + self._text(rows, is_first=True),
+        }
+        for name, text in texts.items():  # the origin first: there are never rows without
+            with open(f"{name}.tmp", "w", **ANY_NAME) as file:
                 file.write(text)
-            os.replace(f"{path}.tmp", path)
-        self.file = open(self.path, "a", **any_name)  # noqa: SIM115
+            os.replace(f"{name}.tmp", name)
+
+    def _head(self) -> str:
+        return {".csv": self._csv_line(self.columns), ".json": "[\n", ".jsonl": ""}[self.suffix]
 
     def _check_origin(self, path: str) -> None:
-        """Raises unless the rows that the table holds are of this origin, by what is written at `path`."""
-        remedy = f"give another --output, or remove {self.path} to begin anew."
+        """Raises unless the rows that a table holds are of this origin, by what is written beside it."""
+        beside = f"{path}{ORIGIN}"
+        remedy = f"give another --output, or remove {path} to begin anew."
         try:
-            known = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            known = dict(json.loads(Path(beside).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError) as error:
             raise UsageError(
-                f"{self.path} holds rows, but {path}, which says what made them, is missing or broken; {remedy}"
+                f"{path} holds rows, but {beside}, which says what made them, is missing or broken; {remedy}"
             ) from error
         if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
-            raise UsageError(f"{self.path} holds rows made with another {' and '.join(differing)}; {remedy}")
+            raise UsageError(f"{path} holds rows made with another {' and '.join(differing)}; {remedy}")
 
     def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
         """Writes the rows of one recording: its answer or its timeline."""
@@ -192,12 +213,12 @@ class Table:
             ]
             middles = [window["start"] + window["end"] for window in windows]
             if middles != sorted(middles):
-                raise self._other_table()
+                raise self._other_table(self.path)
             self.along[file] = timeline_segments(windows), windows[-1]["end"]
 
-    def _other_table(self) -> UsageError:
+    def _other_table(self, path: str | None) -> UsageError:
         return UsageError(
-            f"{self.path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
+            f"{path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
             "--output, or remove it."
         )
 
@@ -238,7 +259,7 @@ class Table:
             return "".join(line + "\n" for line in lines)
         return "".join(line if is_first and not index else ",\n" + line for index, line in enumerate(lines))
 
-    def _parse(self, text: str) -> list[dict[str, Any]]:
+    def _parse(self, path: str, text: str) -> list[dict[str, Any]]:
         """The whole rows in the text of a table that may have been broken off anywhere."""
         whole = text[: text.rfind("\n") + 1]
         rows: list[dict[str, Any]] = []
@@ -257,20 +278,25 @@ class Table:
                         rows.append({})
             is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
         if not (is_ours and all(map(self._can_be_ours, rows))):
-            raise self._other_table()
+            raise self._other_table(path)
         return rows
 
 
 def open_table(
-    args: argparse.Namespace, items: list[Item], label_names: list[str], classify: MaxMViTAudioClassificationPipeline
+    args: argparse.Namespace,
+    items: list[Item],
+    label_names: list[str],
+    classify: MaxMViTAudioClassificationPipeline,
+    path: str | None,
 ) -> Table:
+    """The table of some recordings at a path, or on the standard output."""
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []
     columns += [] if args.window is None else ["start", "end", "windows"]
     columns += ["prediction", *label_names]
-    if args.output is None:
+    if path is None:
         return Table(None, columns, label_names, {"min_score": args.min_score})
     origin = {"model": checkpoint_digest(classify), "min_score": args.min_score}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
-    return Table(args.output, columns, label_names, origin)
+    return Table(path, columns, label_names, origin)
