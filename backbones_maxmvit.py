@@ -12,13 +12,27 @@ from torch import nn
 try:
     from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
     from .convnet_maxmvit import ConvNet
+    from .speech_maxmvit import SpeechEncoder
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
     from convnet_maxmvit import ConvNet
+    from speech_maxmvit import SpeechEncoder
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)  # timm's, of arguments at large
+
+
+def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
+    """
+    What sees or hears by this name, with the methods of a model of timm: [`create_backbone`] or [`SpeechEncoder`].
+
+    Raises:
+        ValueError: if it cannot be built.
+    """
+    if branch == "speech":
+        return SpeechEncoder(config.speech_encoder_config or {}, config.speech_pooling)
+    return create_backbone(branch, config)
 
 
 def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
@@ -146,7 +160,7 @@ def block_names(module: nn.Module) -> Iterator[str]:
     """Class names of the outermost blocks, which must not be divided between devices."""
     for child in module.children():
         kind = type(child).__name__
-        if kind.endswith(("Block", "Bottleneck")):
+        if kind.endswith(("Block", "Bottleneck")) or "EncoderLayer" in kind:
             yield kind
         else:
             yield from block_names(child)

@@ -11,6 +11,13 @@ from timm.models.mvitv2 import MultiScaleVitCfg, model_cfgs
 from transformers import PretrainedConfig
 from transformers.utils.versions import require_version
 
+try:
+    from .speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
+
 require_version(
     "timm>=1.0.23",
     "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U 'timm>=1.0.23'",
@@ -23,6 +30,28 @@ require_version(
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
 HEAD_NAMES = ("mlp", "decoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """
+    One way by which a clip reaches the head.
+
+    Args:
+        field (`str`): What names it: a field of the configuration, and the model's attribute that holds it.
+        inputs (`tuple[str, ...]`): The arguments of `forward` that it takes.
+    """
+
+    field: str
+    inputs: tuple[str, ...]
+
+
+# All that there are, in the order of their features.
+BRANCHES = {
+    "cqt": Branch("cqt_backbone", ("cqt_values",)),
+    "mel": Branch("mel_backbone", ("mel_values",)),
+    "speech": Branch("speech_encoder", ("input_values", "attention_mask")),
+}
 
 
 class MaxMViTConfig(PretrainedConfig):
@@ -45,6 +74,15 @@ class MaxMViTConfig(PretrainedConfig):
             The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
             (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
             to the model.
+        speech_encoder (`str`, *optional*):
+            Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or Whisper, of
+            which the encoder is taken) that hears the waveform as a third branch; see `speech_maxmvit.py`. It starts
+            at random; [`MaxMViTModel.load_speech_weights`] loads it.
+        speech_encoder_config (`dict`, *optional*):
+            The encoder's own configuration, by which it is built. Read from `speech_encoder` where it is not given;
+            a checkpoint of this model brings it.
+        speech_pooling (`str`, defaults to `"attention"`):
+            What pools the encoder's frames over time: `"attention"`, which begins as the mean, or `"mean"`.
         image_size (`int` or `Sequence[int]`, defaults to 224):
             Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
             an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
@@ -74,6 +112,7 @@ class MaxMViTConfig(PretrainedConfig):
 
     Raises:
         ValueError: if timm knows no such model, there is none, or a size or probability cannot work.
+        OSError: if the configuration of `speech_encoder` has to be read and cannot be.
 
     Example:
 
@@ -90,6 +129,9 @@ class MaxMViTConfig(PretrainedConfig):
     mel_backbone: str | None = "mvitv2_base"
     cqt_backbone_kwargs: dict[str, Any] | None = None
     mel_backbone_kwargs: dict[str, Any] | None = None
+    speech_encoder: str | None = None
+    speech_encoder_config: dict[str, Any] | None = None
+    speech_pooling: str = "attention"
     image_size: int | list[int] | tuple[int, ...] = 224
     fusion: str = "concat"
     fusion_size: int = 256
@@ -103,14 +145,16 @@ class MaxMViTConfig(PretrainedConfig):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
         self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
         super().__post_init__(**kwargs)
-        for branch in self.branch_names:
+        for branch in self.picture_names:
             _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
+        self._settle_speech_encoder()
         if not self.branch_names:
-            raise ValueError("cqt_backbone and mel_backbone are both None: a model needs one of them.")
+            fields = [branch.field for branch in BRANCHES.values()]
+            raise ValueError(f"{', '.join(fields[:-1])} and {fields[-1]} are all None: a model needs one of them.")
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
         self._check_image_size()
-        for field, known in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES)):
+        for field, known in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES), ("speech_pooling", POOLINGS)):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field}={getattr(self, field)!r} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
@@ -125,8 +169,13 @@ class MaxMViTConfig(PretrainedConfig):
 
     @property
     def branch_names(self) -> list[str]:
-        """The branches that the model has: `"cqt"`, `"mel"` or both, in the order of their features."""
-        return [branch for branch in ("cqt", "mel") if getattr(self, f"{branch}_backbone") is not None]
+        """The branches that the model has, of all in `BRANCHES`, in the order of their features."""
+        return [name for name, branch in BRANCHES.items() if getattr(self, branch.field) is not None]
+
+    @property
+    def picture_names(self) -> list[str]:
+        """Those of them that see a picture: `"cqt"`, `"mel"`, both or none."""
+        return [name for name in self.branch_names if name != "speech"]
 
     @property
     def looks_at_tokens(self) -> bool:
@@ -139,13 +188,23 @@ class MaxMViTConfig(PretrainedConfig):
         height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         return height, width
 
+    def _settle_speech_encoder(self) -> None:
+        if self.speech_encoder is None:
+            if self.speech_encoder_config is not None:
+                raise ValueError("speech_encoder_config describes a speech encoder, and speech_encoder names none.")
+            return
+        self.speech_encoder = os.fspath(self.speech_encoder)
+        if self.speech_encoder_config is None:
+            self.speech_encoder_config = read_encoder_config(self.speech_encoder)
+        check_encoder_config(self.speech_encoder_config, f"speech_encoder={self.speech_encoder!r}")
+
     def _check_image_size(self) -> None:
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         if len(sides) != 2:
             raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
         if min(sides) <= 0:
             raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
-        for branch in self.branch_names:
+        for branch in self.picture_names:
             name = getattr(self, f"{branch}_backbone")
             family = name.split(".")[0]
             if family not in model_cfgs and not timm.models.is_model_in_modules(family, ["maxxvit"]):

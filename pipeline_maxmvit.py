@@ -221,8 +221,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         waveforms = [sound for sound in sounds if not isinstance(sound, dict)]
         computed = iter(extractor.spectrograms(waveforms, device=self.device) if waveforms else [])
         spectrograms = [sound if isinstance(sound, dict) else next(computed) for sound in sounds]
-        images = {name: extractor.normalize(image) for name, image in extractor.images(spectrograms).items()}
-        return self.model(**images)
+        inputs = {name: extractor.normalize(image) for name, image in extractor.images(spectrograms).items()}
+        inputs |= {name: value.to(self.device) for name, value in extractor.heard(spectrograms).items()}
+        return self.model(**inputs)
 
     def postprocess(
         self,

@@ -248,7 +248,7 @@ def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor
 
 
 def stretch(
-    spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, int]
+    spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """Frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""
     if not end > start:

@@ -2,18 +2,19 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 
 try:
-    from .spectrograms_maxmvit import wavelets
+    from .spectrograms_maxmvit import RMS_LENGTH, cqt_layout, overlapping, wavelets
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from spectrograms_maxmvit import wavelets
+    from spectrograms_maxmvit import RMS_LENGTH, cqt_layout, overlapping, wavelets
 
 STEP_S = 20.0  # of a recording's spectrograms are computed at a time
 
@@ -33,8 +34,8 @@ class SpectrogramStream:
         self.pieces = pieces
         self.extractor = feature_extractor
         self.device = device
-        self.hops = {"cqt": feature_extractor.cqt_hop_length, "mel": feature_extractor.mel_hop_length}
-        unit, rate = math.lcm(*self.hops.values()), feature_extractor.sampling_rate
+        self.hops = feature_extractor.hops
+        unit, rate = common_hop(feature_extractor), feature_extractor.sampling_rate
         _, lengths, _ = wavelets(*feature_extractor._cqt_parameters)
         longest = max(lengths.max(), feature_extractor.mel_n_fft)  # a frame hears half of it on either side
         self.margin = unit * math.ceil(longest / unit)
@@ -50,7 +51,7 @@ class SpectrogramStream:
         self._forget(start)
         stretch = {}
         for name, db in self.frames.items():
-            hop = self._hop(name)
+            hop = self.hops[name]
             first = min(round(start / hop) - self.begin // hop, db.shape[-1] - 1)
             stretch[name] = db[..., first : first + 1 + length // hop]
         return stretch
@@ -67,7 +68,7 @@ class SpectrogramStream:
         spectrograms = self.extractor.spectrograms(here, device=self.device)[0]
         before, steps = self.end - self.first, None if self.is_over else self.step
         for name, db in spectrograms.items():
-            hop = self._hop(name)
+            hop = self.hops[name]
             new = db[..., before // hop :] if steps is None else db[..., before // hop : (before + steps) // hop]
             self.frames[name] = torch.cat([self.frames[name], new], dim=-1) if name in self.frames else new
         self.end = held if self.is_over else self.end + self.step
@@ -78,11 +79,28 @@ class SpectrogramStream:
         """Drops the frames before `start`, some seconds at a time."""
         if start - self.begin > 2 * self.step:
             passed = (start - self.begin) // self.step * self.step - self.step
-            self.frames = {name: db[..., passed // self._hop(name) :].clone() for name, db in self.frames.items()}
+            self.frames = {name: db[..., passed // self.hops[name] :].clone() for name, db in self.frames.items()}
             self.begin += passed
 
-    def _hop(self, name: str) -> int:
-        return self.hops.get(name, self.hops["mel"])
+
+def common_hop(feature_extractor: Any) -> int:
+    """Samples after which a frame of each of a clip's spectrograms begins."""
+    return math.lcm(*(Fraction(hop).numerator for hop in feature_extractor.hops.values()))
+
+
+def stream_blocks(
+    extractor: Any, pieces: Iterable[np.ndarray], device: str | torch.device, block_s: float
+) -> Iterator[dict[str, torch.Tensor]]:
+    """See [`MaxMViTFeatureExtractor.stream`]."""
+    hop, hops = common_hop(extractor), extractor.hops
+    _, cqt_margin, _, _ = cqt_layout(extractor.min_length, *extractor._cqt_parameters)
+    reach = max(cqt_margin * extractor.cqt_hop_length, extractor.mel_n_fft // 2, RMS_LENGTH // 2, extractor.min_length)
+    margin = math.ceil(reach / hop) * hop
+    block = max(margin, round(block_s * extractor.sampling_rate / hop) * hop)
+    for samples, begin, is_last in overlapping(pieces, block, margin):
+        (seen,) = extractor.spectrograms(samples, device)
+        end = None if is_last else begin + block
+        yield {name: db[..., begin // hops[name] : end and end // hops[name]] for name, db in seen.items()}
 
 
 def twice(pieces: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
@@ -103,4 +121,4 @@ def twice(pieces: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[
     return read(one, other), read(other, one)
 
 
-__all__ = ["SpectrogramStream", "twice"]
+__all__ = ["SpectrogramStream", "stream_blocks", "twice"]

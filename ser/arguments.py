@@ -31,6 +31,11 @@ class ModelArguments:
     mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model for the Mel spectrogram, or none."})
     cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
+    speech_encoder: str | None = field(
+        default=None,
+        metadata={"help": "wav2vec 2.0, HuBERT, WavLM, data2vec or Whisper that hears the waveform: name or folder."},
+    )
+    speech_pooling: str = field(default="attention", metadata={"help": "attention over its frames, or their mean."})
     fusion: str = field(default="concat", metadata={"help": "concat, gated, attention or bilinear."})
     fusion_size: int = field(default=256, metadata={"help": "Width of attention and bilinear."})
     head: str = field(default="mlp", metadata={"help": "mlp, or decoder: a query for each class reads the pictures."})
@@ -109,20 +114,33 @@ class BranchArguments:
     cqt_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the CQT backbone."})
     mel_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the Mel backbone."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    speech_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the speech encoder (default: a tenth of learning_rate)."}
+    )
     cqt_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the CQT backbone."})
     mel_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the Mel backbone."})
     head_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the head."})
+    speech_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the speech encoder."})
     cqt_optimizer: str = field(
         default="adam", metadata={"help": "CQT backbone: adam, adamw, radam, nadam, adamax, rmsprop or sgd."}
     )
     mel_optimizer: str = field(default="radam", metadata={"help": "Optimizer of the Mel backbone, likewise."})
     head_optimizer: str = field(default="adam", metadata={"help": "Optimizer of the head, likewise."})
+    speech_optimizer: str = field(default="adamw", metadata={"help": "Optimizer of the speech encoder, likewise."})
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Factor between the learning rates of a backbone stage and the one before it."}
+        default=1.0,
+        metadata={"help": "Factor between the learning rates of a stage (or layer) and the one before it."},
     )
     freeze_backbones: bool = field(default=False, metadata={"help": "Whether only the head is trained."})
     unfreeze_epoch: int | None = field(
         default=None, metadata={"help": "Epoch (from 0) from which frozen backbones are trained too."}
+    )
+    freeze_speech_encoder: bool = field(
+        default=False,
+        metadata={"help": "Whether the speech encoder stays as it is; what joins its layers is trained."},
+    )
+    speech_frozen_layers: int | None = field(
+        default=None, metadata={"help": "Its lowest layers that stay as they are, with all that is below them."}
     )
 
 
@@ -274,6 +292,10 @@ class SERTrainingArguments(
                     f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
                 )
         refuse_unheard(self)
+        if self.speech_frozen_layers is not None and self.speech_frozen_layers < 0:
+            raise ValueError(
+                f"--speech_frozen_layers {self.speech_frozen_layers} is no number of layers: 0 or more is."
+            )
         if self.test_window is not None and not 0 < (self.test_hop or self.test_window) <= self.test_window:
             raise ValueError("--test_window and --test_hop are seconds above 0, the hop no longer than the window.")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -311,6 +333,8 @@ class SERTrainingArguments(
         """What each branch that has flags uses: its own `setting` or, where it has none, the one given for all."""
         branches = [each.name.removesuffix("_optimizer") for each in fields(self) if each.name.endswith("_optimizer")]
         own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
+        if setting == "learning_rate" and own["speech"] is None:
+            own["speech"] = self.learning_rate / 10
         return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import one_hot
 
+from speech_maxmvit import WAVEFORM
+
 Clip = dict[str, torch.Tensor]
 SpectrogramAugmentation = Callable[[Clip], Clip]
 Images = dict[str, torch.Tensor]
@@ -75,7 +77,10 @@ class RandomGain:
 
     def __call__(self, clip: Clip) -> Clip:
         gain = (2 * torch.rand(()) - 1) * self.db
-        return {name: decibels + gain for name, decibels in clip.items()}
+        louder = {name: decibels + gain for name, decibels in clip.items() if name != WAVEFORM}
+        if WAVEFORM in clip:
+            louder[WAVEFORM] = clip[WAVEFORM] * 10 ** (gain / 20)
+        return louder
 
 
 def seconds_of(clip: Clip, feature_extractor: Any) -> float:

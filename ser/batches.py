@@ -30,7 +30,8 @@ class PairCollator:
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
-        sixth of the bytes that three normalised float32 channels are. And `labels` as `augmentation` left them,
+        sixth of the bytes that three normalised float32 channels are. What a speech encoder hears of the clips, if the
+        extractor has something for one. And `labels` as `augmentation` left them,
         otherwise int64 `(B,)`; none if the rows have no `label`.
 
     Raises:
@@ -60,6 +61,7 @@ class PairCollator:
         if self.augmentation is not None and labels is not None:
             images, labels = self.augmentation(images, labels)
         batch = {"images": {branch: values.half() for branch, values in images.items()}}
+        batch |= self.feature_extractor.heard(clips)
         return batch if labels is None else {**batch, "labels": labels}
 
     def _spectrograms(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:

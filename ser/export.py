@@ -169,7 +169,12 @@ def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline,
 
 
 def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
-    extractor = classify.feature_extractor
+    extractor, config = classify.feature_extractor, classify.model.config
+    if config.speech_encoder is not None:
+        raise DataError(
+            f"a model with speech_encoder={config.speech_encoder!r} cannot be exported: no file holds what prepares "
+            "its waveforms. Export one that sees pictures only."
+        )
     if extractor.backend != "torch":
         raise DataError(
             f"the feature extractor has backend={extractor.backend!r}, whose approximate CQT no file can hold: set "

@@ -20,8 +20,14 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
 from ser.errors import DataError, UsageError
+from speech_maxmvit import read_processor
 
-PROVENANCE = ("_name_or_path", "auto_map", "transformers_version")  # settings that no score depends on
+PROVENANCE = (
+    "_name_or_path",
+    "auto_map",
+    "transformers_version",
+    "speech_encoder",
+)  # settings that no score depends on
 DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
@@ -43,7 +49,10 @@ def make_config(model_args: ModelArguments) -> MaxMViTConfig:
         chosen["image_size"] = sides[0] if len(sides) == 1 else sides
     start = model_args.model_name_or_path
     if not start:
-        return MaxMViTConfig(**chosen)
+        config = MaxMViTConfig(**chosen)
+        if config.speech_encoder and os.path.isdir(config.speech_encoder):  # where it lies is nobody's business
+            config.speech_encoder = Path(config.speech_encoder).resolve().name
+        return config
     config = MaxMViTConfig.from_pretrained(start)
     config.temperature = 1.0  # it was fitted to weights that will be others
     others = [
@@ -70,18 +79,25 @@ def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtracto
     changes: Any = model_args.feature_extractor_kwargs or {}  # a dict by now
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
+    if "speech_processor" in changes:
+        raise ValueError("--feature_extractor_kwargs: speech_processor comes with --speech_encoder; leave it out.")
     if model_args.model_name_or_path:
         return load_feature_extractor(model_args.model_name_or_path, **changes)
+    if model_args.speech_encoder:
+        changes = {**changes, "speech_processor": read_processor(model_args.speech_encoder)}
     return MaxMViTFeatureExtractor(**changes)
 
 
 def make_model(config: MaxMViTConfig, model_args: ModelArguments) -> MaxMViTForAudioClassification:
-    """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights, or from scratch."""
+    """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights and those of the
+    speech encoder, or from scratch."""
     if model_args.model_name_or_path:
         return load_model(model_args.model_name_or_path, config)
     model = MaxMViTForAudioClassification(config)
     if model_args.imagenet_weights:
         model.maxmvit.load_imagenet_weights(model_args.cqt_weights, model_args.mel_weights)
+    if config.speech_encoder:
+        model.maxmvit.load_speech_weights(model_args.speech_encoder)
     return model
 
 
@@ -237,10 +253,11 @@ def starting_weights(model: MaxMViTForAudioClassification, model_args: ModelArgu
     """
     loaded = model.state_dict()
     start = model_args.model_name_or_path
-    if not start and not model_args.imagenet_weights:
-        return DRAWN
     if not start:
-        loaded = model.maxmvit.state_dict()
+        if not model_args.imagenet_weights and not model_args.speech_encoder:
+            return DRAWN
+        speech = model.maxmvit.speech_encoder.encoder if model_args.speech_encoder else None
+        loaded = model.maxmvit.state_dict() if speech is None or model_args.imagenet_weights else speech.state_dict()
     elif MaxMViTConfig.from_pretrained(start).id2label != model.config.id2label:
         loaded = {name: tensor for name, tensor in loaded.items() if name not in LAST_LAYER}
     return weights_digest(loaded)

@@ -1,5 +1,5 @@
 """One optimizer that trains each branch by an algorithm of its own, as the paper does: Adam for the CQT backbone and
-the head, RAdam for the Mel backbone."""
+the head, RAdam for the Mel backbone. A speech encoder has one of its own."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-HEAD = "head"  # the branch of all that is in none of the model's own
+HEAD = "head"  # the branch of all that is in none of the model's `pretrained_parts`
 FUSED = {"adam", "adamw", "sgd"}
 
 
@@ -106,7 +106,8 @@ def branch_parameter_groups(
     Groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
 
     Args:
-        model ([`MaxMViTForAudioClassification`]): Says by `branches()` what its branches are.
+        model ([`MaxMViTForAudioClassification`]): Says by `branches()` what its branches are, and by
+            `pretrained_parts()` what in them is not trained as the head is.
         algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, and `head`):
             What trains each branch. Weight decay spares norms, biases and relative-position tables.
         layer_decay (`float`, defaults to 1.0):
@@ -124,16 +125,17 @@ def branch_parameter_groups(
                 f"Nothing says how to train the branch {', '.join(sorted(lacking))}: SERTrainingArguments has "
                 f"an optimizer, a learning rate and a weight decay for {', '.join(given)}; add those."
             )
+    pretrained = {id(p) for part in model.pretrained_parts().values() for p in part.parameters()}
     parts: list[tuple[str, float, float, list[nn.Parameter]]] = []
     for branch, backbone in branches.items():
         spared = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
         for group in param_groups_layer_decay(
             backbone, weight_decays[branch], no_weight_decay_list=spared, layer_decay=layer_decay
         ):
-            parts.append((branch, group["lr_scale"], group["weight_decay"], group["params"]))
-    in_backbones = {id(p) for backbone in branches.values() for p in backbone.parameters()}
+            own = [parameter for parameter in group["params"] if id(parameter) in pretrained]
+            parts.append((branch, group["lr_scale"], group["weight_decay"], own))
     for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in in_backbones:
+        if parameter.requires_grad and id(parameter) not in pretrained:
             parts.append((HEAD, 1.0, weight_decays[HEAD] if parameter.ndim > 1 else 0.0, [parameter]))
 
     merged: dict[tuple[str, float, float], list[nn.Parameter]] = {}
@@ -149,6 +151,7 @@ def branch_parameter_groups(
             **options,
         }
         for (branch, scale, weight_decay), parameters in merged.items()
+        if parameters
     ]
     grouped = sorted(id(p) for group in groups for p in group["params"])
     trainable = sorted(id(p) for p in model.parameters() if p.requires_grad)

@@ -103,7 +103,8 @@ def run_settings(
         "corpus": {"name": corpus.name, "revision": corpus.revision, "options": corpus.options},
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name not in UNDECIDING_DATA},
         "feature_extractor": {name: getattr(feature_extractor, name) for name in EXTRACTOR_FIELDS},
-        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label")} | {"starting_weights": start},
+        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label") if name != "speech_encoder"}
+        | {"starting_weights": start},
         "training": {name: training[name] for name in training if not UNDECIDING_TRAINING.fullmatch(name)}
         | {"processes": args.world_size},
         "versions": {name: number for name, number in versions().items() if name != "python"},

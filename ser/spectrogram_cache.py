@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 import audio_maxmvit
 import spectrograms_maxmvit
+from speech_maxmvit import WAVEFORM, make_processor, resampled
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
@@ -45,6 +46,7 @@ PICTURE_PARAMETERS = {
     "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
     "top_db", "image_mean", "image_std",
 }  # fmt: skip
+PEAK = 32767
 SOURCES = (audio_maxmvit, spectrograms_maxmvit)
 
 
@@ -214,23 +216,34 @@ def _lock(file: Any, exclusive: bool) -> bool:
 
 def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
     """Spectrograms as bytes: float16, in dB relative to each one's maximum, so that half the bits lose under 0.04 dB
-    in the upper 128 dB; and that maximum in float32."""
+    in the upper 128 dB; and that maximum in float32. A waveform among them in whole 32,767ths of its peak."""
     packed: dict[str, torch.Tensor] = {}
-    for name, db in spectrograms.items():
-        level = db.amax()
-        packed |= {name: (db - level).half().contiguous(), f"{name}_level": level.reshape(1)}
+    for name, values in spectrograms.items():
+        if name == WAVEFORM:
+            level = values.abs().amax()
+            halved = (values / level.clamp(min=1e-30) * PEAK).round().to(torch.int16)
+        else:
+            level = values.amax()
+            halved = (values - level).half()
+        packed |= {name: halved.contiguous(), f"{name}_level": level.reshape(1)}
     return save(packed)
 
 
 def unpack(contents: Any) -> dict[str, torch.Tensor]:
     """What was given to [`pack`], float32."""
     packed = load(bytes(contents))
-    return {name: packed[name].float() + packed[f"{name}_level"] for name in packed if f"{name}_level" in packed}
+    levels = {name: packed[f"{name}_level"] for name in packed if f"{name}_level" in packed}
+    return {
+        name: packed[name].float() * (level / PEAK) if name == WAVEFORM else packed[name].float() + level
+        for name, level in levels.items()
+    }
 
 
 def shaping_parameters(feature_extractor: Any) -> dict[str, Any]:
     """The parameters of an extractor that its spectrograms depend on, without what saving and loading add to it."""
     settings = feature_extractor.to_dict()
+    if (processor := settings.pop("speech_processor", None)) is not None:
+        settings["speech_rate"] = make_processor(processor).sampling_rate
     return {name: value for name, value in settings.items() if name not in PICTURE_PARAMETERS | {"auto_map"}}
 
 
@@ -244,7 +257,8 @@ def extractor_key(feature_extractor: Any) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
     for source in SOURCES:
         digest.update(Path(source.__file__ or "").read_bytes())
-    digest.update(getsource(type(feature_extractor).spectrograms).encode())
+    for function in (type(feature_extractor).spectrograms, resampled):
+        digest.update(getsource(function).encode())
     libraries = {name: version(name) for name in ("librosa", "soundfile", "soxr")}
     libraries |= {"libsndfile": soundfile.__libsndfile_version__}
     libraries |= {name: version(name).partition(".")[0] for name in ("numpy", "torch")}

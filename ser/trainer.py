@@ -28,6 +28,7 @@ from ser.errors import DataError, NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.resumable import ResumableTrainer
+from ser.unheard import given_flags, refuse_speech_flags
 
 logger = logging.get_logger(__name__)
 
@@ -63,9 +64,9 @@ class SERTrainer(ResumableTrainer):
         callbacks: list | None = None,
         **kwargs: Any,
     ):
+        self._trainable = _choose_trainable(model, args)
         if args.freeze_backbones:
-            for backbone in model.branches().values():
-                backbone.requires_grad_(args.unfreeze_epoch is not None)
+            _train(model, self._trainable, args.unfreeze_epoch is not None)
         if args.channels_last:
             for backbone in model.branches().values():
                 if not isinstance(backbone, MultiScaleVit):
@@ -166,9 +167,9 @@ class SERTrainer(ResumableTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The loss that `args` ask for in training; the model's plain cross-entropy in evaluation."""
-        if self._frozen:
-            for backbone in self.model.branches().values():
-                backbone.eval()
+        for name, part in self.model.pretrained_parts().items():
+            if self._frozen or name == "speech" and self.args.freeze_speech_encoder:
+                part.eval()
         if self.loss is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -180,8 +181,7 @@ class SERTrainer(ResumableTrainer):
             return
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
-            for backbone in self.model.branches().values():
-                backbone.requires_grad_(not self._frozen)
+            _train(self.model, self._trainable, not self._frozen)
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -349,6 +349,28 @@ class SERTrainer(ResumableTrainer):
             self._after_update.remove()
             self._average.exchange()
             self._average = None
+
+
+def _choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArguments) -> set[str]:
+    """Names of the pretrained weights that may be trained; freezes what `args` say of a speech encoder."""
+    parts = model.pretrained_parts()
+    tuned = {id(p) for name, part in parts.items() if name != "speech" for p in part.parameters()}
+    if "speech" not in parts:
+        refuse_speech_flags(given_flags(args))
+    else:
+        # What marks masked frames has no gradient where an encoder masks none.
+        args.ddp_find_unused_parameters = True
+        if not args.freeze_speech_encoder:
+            tuned |= {id(p) for p in model.branches()["speech"].tunable(args.speech_frozen_layers)}
+        for parameter in parts["speech"].parameters():
+            parameter.requires_grad_(id(parameter) in tuned)
+    return {name for name, parameter in model.named_parameters() if id(parameter) in tuned}
+
+
+def _train(model: nn.Module, names: set[str], trained: bool) -> None:
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(trained)
 
 
 def _count_batches_once(model: MaxMViTForAudioClassification) -> None:

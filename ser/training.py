@@ -161,6 +161,8 @@ def make_trainer(
     **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
+    if args.mixup_alpha and "speech" in model.branches():
+        raise DataError("--mixup_alpha blends pictures and no waveforms: leave it out, or --speech_encoder.")
     train_collator = PairCollator(
         feature_extractor,
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),

@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def refuse_unheard(args: "SERTrainingArguments") -> None:
     Raises:
         ValueError: a field differs from its default, and would change nothing; says why.
     """
-    given = [each.name for each in fields(args) if each.init and getattr(args, each.name) != _default(each)]
+    given = given_flags(args)
     for name in given:
         if name in UNHEARD:
             raise ValueError(f"--{name} is not used here: {UNHEARD[name]}. Leave it out.")
@@ -103,10 +103,15 @@ def refuse_unheard(args: "SERTrainingArguments") -> None:
             raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
 
 
+def given_flags(args: "SERTrainingArguments") -> list[str]:
+    """Names of the fields that differ from their defaults."""
+    return [each.name for each in fields(args) if each.init and getattr(args, each.name) != _default(each)]
+
+
 def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArguments") -> None:
     """
     Raises:
-        ValueError: a flag is about a branch or a fusion that the model does not have.
+        ValueError: a flag is about a branch or a fusion that the model does not have, or optimizers that take it.
     """
     defaults = {each.name: _default(each) for part in (model_args, args) for each in fields(part) if each.init}
     values = {name: getattr(model_args if hasattr(model_args, name) else args, name) for name in defaults}
@@ -119,8 +124,31 @@ def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArgu
                         f"--{name} changes nothing in a model without this branch: leave it out, or where a recipe "
                         f"has it, give {'{}' if name.endswith('kwargs') else defaults[name]} instead."
                     )
+    may_hear = bool(model_args.speech_encoder or model_args.model_name_or_path)
+    if not may_hear:
+        refuse_speech_flags(given)
+    used = [name for branch, name in args.by_branch("optimizer").items() if may_hear or branch != "speech"]
+    taken = {name for algorithm in used for name in inspect.signature(ALGORITHMS[algorithm]).parameters}
+    for name, parameter in (("adam_beta1", "betas"), ("adam_beta2", "betas"), ("adam_epsilon", "eps")):
+        if name in given and parameter not in taken:
+            raise ValueError(
+                f"--{name} changes nothing without an optimizer with {parameter}, such as adam: leave it out, or add "
+                "that."
+            )
     if "fusion_size" in given and model_args.fusion not in ("attention", "bilinear"):
         raise ValueError("--fusion_size changes nothing without --fusion attention or bilinear: leave it out.")
+
+
+def refuse_speech_flags(given: Iterable[str]) -> None:
+    """
+    For a model without a speech encoder.
+
+    Raises:
+        ValueError: one of the flags `given` is about it.
+    """
+    for name in given:
+        if name.startswith("speech_") or name == "freeze_speech_encoder":
+            raise ValueError(f"--{name} changes nothing without --speech_encoder: leave it out, or add that.")
 
 
 def _needs(args: "SERTrainingArguments") -> dict[str, str]:
@@ -149,11 +177,9 @@ def _needs(args: "SERTrainingArguments") -> dict[str, str]:
     elif args.unfreeze_epoch is None:
         settings = [f"{branch}_{kind}" for branch in args.by_branch("optimizer") if branch != "head" for kind in OWN]
         missing |= dict.fromkeys(("layer_decay", *settings), "backbones that are trained (--unfreeze_epoch)")
-    known = {name for used in args.by_branch("optimizer").values() for name in _parameters(used)}
-    if "betas" not in known:
-        missing |= dict.fromkeys(("adam_beta1", "adam_beta2"), "an optimizer with betas, such as adam")
-    if "eps" not in known:
-        missing["adam_epsilon"] = "an optimizer with an epsilon, such as adam"
+    if args.freeze_speech_encoder:
+        settings = [f"speech_{kind}" for kind in (*OWN, "frozen_layers")]
+        missing |= dict.fromkeys(settings, "a speech encoder that is trained (no --freeze_speech_encoder)")
     return missing
 
 
@@ -162,7 +188,3 @@ OWN = ("learning_rate", "weight_decay", "optimizer")
 
 def _default(each: Field) -> Any:
     return each.default if each.default_factory is MISSING else each.default_factory()
-
-
-def _parameters(algorithm: str) -> set[str]:
-    return {*inspect.signature(ALGORITHMS[algorithm]).parameters}

@@ -68,7 +68,7 @@ def test_a_model_of_one_branch(alone, other, tmp_path):
 
 
 def test_a_model_of_no_branch_is_refused():
-    with pytest.raises(ValueError, match="both None"):
+    with pytest.raises(ValueError, match="all None"):
         MaxMViTConfig(cqt_backbone=None, mel_backbone=None)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from audio_maxmvit import read_audio
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
@@ -246,6 +246,7 @@ def test_round_trip(tmp_path):
         "trim_margin": 0.1, "level": "full_scale", "top_db": 70.0, "full_scale_db": [-50.0, 20.0],
         "mel_representation": "mfcc", "n_mfcc": 13, "channels": "deltas", "image_size": [32, 48],
         "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "backend": "librosa",
+        "speech_processor": Wav2Vec2FeatureExtractor().to_dict(),
     }  # fmt: skip
     assert set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"} == set(every_parameter)
     extractor = MaxMViTFeatureExtractor(**every_parameter)

@@ -1,7 +1,17 @@
 """The smallest MaxMViT that is still whole: what the tests build, train, save and load."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
@@ -30,6 +40,33 @@ def tiny_model(num_labels: int = 4, seed: int = 0, **kwargs) -> MaxMViTForAudioC
 
 def tiny_feature_extractor(**kwargs) -> MaxMViTFeatureExtractor:
     return MaxMViTFeatureExtractor(**{"image_size": IMAGE_SIZE, **kwargs})
+
+
+def tiny_speech_encoder(folder: Path, family: str = "wavlm", **changes) -> str:
+    """A speech encoder of 6,000 weights in a folder, with its feature extractor, as the Hub has the great ones."""
+    if family == "whisper":
+        sizes = {f"{part}_{size}": n for part in ("encoder", "decoder")
+                 for size, n in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        config = WhisperConfig(
+            d_model=16, num_mel_bins=8, max_source_positions=50, vocab_size=40, **sizes, **tokens, **changes
+        )
+        model, extractor = WhisperForConditionalGeneration(config), WhisperFeatureExtractor(8, chunk_length=1)
+    else:
+        sizes = {
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+            "conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 8), "conv_stride": (8, 8, 5), "mask_time_length": 2,
+            "num_conv_pos_embeddings": 2 if family == "data2vec-audio" else 8, "num_conv_pos_embedding_groups": 2,
+        }  # fmt: skip
+        if family == "wavlm":
+            sizes |= {"num_buckets": 16, "max_bucket_distance": 32}
+        if family == "data2vec-audio":
+            sizes["conv_pos_kernel_size"] = 3
+        model = AutoModel.from_config(AutoConfig.for_model(family, **{**sizes, **changes}))
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=family != "wavlm", return_attention_mask=True)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_images(batch_size: int = 2, channels: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -14,8 +14,8 @@ default) is several times faster, follows the CQT's definition about a hundred t
 device. This file is shipped with every checkpoint and needs nothing of the repository it was written in.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,32 +27,18 @@ from transformers.utils import logging
 try:
     from .images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
     from .keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
-    from .spectrograms_maxmvit import (
-        C1,
-        RMS_LENGTH,
-        as_waveforms,
-        cqt_layout,
-        overlapping,
-        spectrograms_of,
-        stretch,
-        wavelets,
-    )
+    from .spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
+    from .speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
+    from .streams_maxmvit import stream_blocks
     from .threads_maxmvit import one_thread
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
     from keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
-    from spectrograms_maxmvit import (
-        C1,
-        RMS_LENGTH,
-        as_waveforms,
-        cqt_layout,
-        overlapping,
-        spectrograms_of,
-        stretch,
-        wavelets,
-    )
+    from spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
+    from speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
+    from streams_maxmvit import stream_blocks
     from threads_maxmvit import one_thread
 
 logger = logging.get_logger(__name__)
@@ -76,8 +62,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     it. On a CPU it computes in one thread, whatever torch is set to.
 
     Any length is taken as it is, never cut: an hour becomes one image as wide as a second's. Spectra are computed in
-    pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform. Who wants an answer for
-    each stretch of a long recording cuts it into windows first.
+    pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform.
 
     Args:
         sampling_rate (`int`, defaults to 44100): Hz, of every waveform given.
@@ -109,12 +94,14 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         image_mean (`Sequence[float]`, defaults to ImageNet's): subtracted per channel by `normalize`.
         image_std (`Sequence[float]`, defaults to ImageNet's): divided by, per channel, by `normalize`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
+        speech_processor (`dict`, *optional*): for a model with a speech encoder, the settings of that checkpoint's own
+            feature extractor, from `speech_maxmvit.read_processor`. What it hears is trimmed as the pictures are.
 
     Raises:
         ValueError: for parameters that cannot work together.
     """
 
-    model_input_names = ["cqt_values", "mel_values"]
+    model_input_names = ["cqt_values", "mel_values", "input_values", "attention_mask"]
 
     def __init__(
         self,
@@ -139,6 +126,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         backend: str = "torch",
+        speech_processor: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         refuse_unknown(kwargs, SAVED_KEYWORDS, type(self))
@@ -164,6 +152,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.backend = backend
+        self.speech_processor = speech_processor
         self._check_parameters()
 
     def _check_parameters(self) -> None:
@@ -191,6 +180,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         if len(self.image_mean) != len(self.image_std):
             raise ValueError("image_mean and image_std must have one value per channel each")
         wavelets(*self._cqt_parameters)  # refuses bins above half the sampling rate
+        if self.speech_processor is not None:
+            make_processor(self.speech_processor)
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -213,8 +204,13 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels
 
     @property
-    def _hops(self) -> dict[str, int]:
-        return {"cqt": self.cqt_hop_length, "mel": self.mel_hop_length, "rms": self.mel_hop_length}
+    def hops(self) -> dict[str, int | Fraction]:
+        """Samples from one frame to the next of each of a clip's `spectrograms`."""
+        hops: dict[str, int | Fraction] = {"cqt": self.cqt_hop_length, "mel": self.mel_hop_length}
+        hops["rms"] = self.mel_hop_length
+        if self.speech_processor is not None:
+            hops[WAVEFORM] = Fraction(self.sampling_rate, make_processor(self.speech_processor).sampling_rate)
+        return hops
 
     def __call__(
         self,
@@ -235,7 +231,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             kwargs: `padding` and its kin, which pipelines pass to every extractor; images need none of them.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`, and what `heard`
+            returns.
 
         Raises:
             ValueError: another sampling rate, or an item that is empty, not one-dimensional, or holds NaN or infinity.
@@ -252,8 +249,9 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
                 f"This feature extractor works at {self.sampling_rate} Hz, the audio is at {sampling_rate} Hz: "
                 f"resample it first, e.g. librosa.resample(y, orig_sr={sampling_rate}, target_sr={self.sampling_rate})"
             )
-        images = self.extract(raw_speech, device=device)
-        values: dict[str, Any] = {name: self.normalize(image) for name, image in images.items()}
+        clips = self.spectrograms(raw_speech, device=device)
+        values: dict[str, Any] = {name: self.normalize(image) for name, image in self.images(clips).items()}
+        values |= {name: value.to(device) for name, value in self.heard(clips).items()}
         if return_tensors != "pt":
             values = {name: value.cpu().numpy() for name, value in values.items()}
         return BatchFeature(values, tensor_type=return_tensors)
@@ -278,7 +276,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             - `cqt`, `(cqt_n_bins, 1 + T // cqt_hop_length)`: magnitude of the constant-Q transform;
             - `mel`, `(n_mels, 1 + T // mel_hop_length)`: power of the Mel spectrogram;
             - `rms`, `(1 + T // mel_hop_length,)`: level of the waveform around each Mel frame, the root mean square
-              of 2,048 samples as `librosa.feature.rms` and `librosa.effects.trim` have it.
+              of 2,048 samples as `librosa.feature.rms` and `librosa.effects.trim` have it;
+            - `speech`, `(samples,)`: the waveform itself, no dB, at the rate of `speech_processor` where there is one.
 
         Raises:
             ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
@@ -287,7 +286,11 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         waveforms = as_waveforms(waveforms, self.min_length)
         # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
         with torch.autocast(device.type, enabled=False):
-            return spectrograms_of(waveforms, self._cqt_parameters, self._mel_parameters, self.backend, device)
+            clips = spectrograms_of(waveforms, self._cqt_parameters, self._mel_parameters, self.backend, device)
+        if self.speech_processor is not None:
+            for clip, waveform in zip(clips, waveforms, strict=True):
+                clip[WAVEFORM] = resampled(waveform, self.sampling_rate, make_processor(self.speech_processor))
+        return clips
 
     def stream(
         self, pieces: Iterable[np.ndarray], device: str | torch.device = "cpu", block_s: float = 16.0
@@ -304,17 +307,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: the recording is empty, or holds NaN or infinity.
         """
-        hop = math.lcm(self.cqt_hop_length, self.mel_hop_length)
-        _, cqt_margin, _, _ = cqt_layout(self.min_length, *self._cqt_parameters)
-        reach = max(cqt_margin * self.cqt_hop_length, self.mel_n_fft // 2, RMS_LENGTH // 2, self.min_length)
-        margin = math.ceil(reach / hop) * hop
-        block = max(margin, round(block_s * self.sampling_rate / hop) * hop)
-        for samples, begin, is_last in overlapping(pieces, block, margin):
-            (seen,) = self.spectrograms(samples, device)
-            end = None if is_last else begin + block
-            yield {
-                name: db[..., begin // self._hops[name] : end and end // self._hops[name]] for name, db in seen.items()
-            }
+        return stream_blocks(self, pieces, device, block_s)
 
     def cut(self, spectrogram: Mapping[str, torch.Tensor], start: float, end: float) -> dict[str, torch.Tensor]:
         """The stretch from `start` to `end`: views of as many frames as a waveform of this length has, from the one
@@ -334,7 +327,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: `end` is not after `start`, or `start` is not within the clip.
         """
-        return stretch(spectrogram, start, end, self.sampling_rate, self._hops)
+        return stretch(spectrogram, start, end, self.sampling_rate, self.hops)
 
     def spoken(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
         """Start and end, in seconds, of what `images` shows of a clip: all but the silence that `trim_db` cuts."""
@@ -369,6 +362,15 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         cqt, mel = (torch.cat(images) for images in zip(*pairs, strict=True))
         return BatchFeature({"cqt_values": cqt, "mel_values": mel})
 
+    @one_thread()
+    def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
+        """What a speech encoder hears of clips from `spectrograms` or `cut`: the stretches that `images` shows, as
+        `speech_maxmvit.speech_inputs` gives them, on the CPU; nothing without a `speech_processor`."""
+        if self.speech_processor is None:
+            return BatchFeature()
+        waveforms = [self.trim(clip)[WAVEFORM] for clip in spectrograms]
+        return BatchFeature(speech_inputs(waveforms, make_processor(self.speech_processor)))
+
     def _image_pair(self, spectrogram: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         spectrogram = self.trim(spectrogram)
         images = []
@@ -388,13 +390,10 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, 1 or 3, H, W)` in [0, 1], any float type -> `(B, 3, H, W)` float32, ImageNet-normalised."""
-        mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None] for values in (self.image_mean, self.image_std)
-        )
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.image_mean, self.image_std))
         return (images.float() - mean) / std
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()
-
 
 __all__ = ["MaxMViTFeatureExtractor"]

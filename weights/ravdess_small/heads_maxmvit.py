@@ -1,4 +1,4 @@
-"""What follows the backbones of MaxMViT-MLP: the branches' features are fused, and a head scores the emotions."""
+"""What follows the branches of MaxMViT-MLP: their features are fused, a head scores emotions, a loss the scores."""
 
 import math
 from collections.abc import Mapping
@@ -193,6 +193,31 @@ class DecoderHead(nn.Module):
 
 
 HEADS = {"mlp": MLPHead, "decoder": DecoderHead}
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
+    per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
+    if problem_type == "regression":
+        if per_class or per_clip and logits.shape[1] == 1:
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        needed = "one number per output"
+    elif problem_type == "multi_label_classification":
+        if per_class:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        needed = "0 or 1 for each class of each clip"
+    elif logits.shape[1] == 1:
+        needed = "two classes or more; for a single number, problem_type='regression' is there"
+    else:
+        if per_class and labels.is_floating_point():
+            return F.cross_entropy(logits, labels.to(logits.dtype))
+        if per_clip and not labels.is_floating_point():
+            return F.cross_entropy(logits, labels.long())
+        needed = "the index of a class for each clip, or a float probability for each class of each clip"
+    raise ValueError(
+        f"problem_type={problem_type!r} needs {needed}. labels are {labels.dtype} of shape {tuple(labels.shape)}, "
+        f"logits of shape {tuple(logits.shape)}."
+    )
 
 
 def _attention(size: int, dropout: float = 0.0) -> nn.MultiheadAttention:

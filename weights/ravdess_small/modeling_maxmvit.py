@@ -1,4 +1,7 @@
-"""MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion."""
+"""MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion.
+
+A speech encoder may hear the waveform beside them.
+"""
 
 import os
 from collections.abc import Callable
@@ -15,15 +18,17 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
-    from .backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
-    from .configuration_maxmvit import MaxMViTConfig
-    from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
+    from .backbones_maxmvit import block_names, checkpoint_gradients, create_branch, create_pretrained_backbone
+    from .configuration_maxmvit import BRANCHES, MaxMViTConfig
+    from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
+    from .speech_maxmvit import pretrained_encoder
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from backbones_maxmvit import block_names, checkpoint_gradients, create_backbone, create_pretrained_backbone
-    from configuration_maxmvit import MaxMViTConfig
-    from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, tokens_of
+    from backbones_maxmvit import block_names, checkpoint_gradients, create_branch, create_pretrained_backbone
+    from configuration_maxmvit import BRANCHES, MaxMViTConfig
+    from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
+    from speech_maxmvit import pretrained_encoder
 
 if TYPE_CHECKING:
     # transformers copies the files that this text imports relatively along with every checkpoint, these two included.
@@ -50,20 +55,24 @@ CUSTOM_PIPELINES = {
 @dataclass
 class MaxMViTModelOutput(ModelOutput):
     """
-    What both branches saw; None for a branch that the model has not.
+    What the branches saw and heard; None for a branch that the model has not.
 
     Args:
         cqt_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
             Pooled features of the constant-Q branch (768 for the default backbone).
         mel_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
             Pooled features of the Mel branch.
+        speech_features (`torch.FloatTensor` of shape `(batch_size, hidden size of the encoder)`):
+            Pooled features of the speech encoder.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
-            The two, concatenated; of a model of one branch, its features alone.
+            Those of all branches, concatenated.
         tokens (`dict` of `torch.FloatTensor` of shape `(batch_size, tokens, width)`):
-            By branch, the places of the last feature map, where the fusion or the head looks at them; else None.
+            By branch, the places of the last feature map, or the stretches of the clip that the speech encoder heard,
+            where the fusion or the head looks at them; else None.
         hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
-            What the stages of both backbones gave, each of shape `(batch_size, channels, height, width)`: the maps of
-            the constant-Q branch in order of depth, then those of the Mel branch. Branch `name` has
+            What the stages of all branches gave, each of shape `(batch_size, channels, height, width)`: the maps of
+            the constant-Q branch in order of depth, then those of the Mel branch, then the layers of the speech
+            encoder (height 1, width in frames). Branch `name` has
             `len(model.branches()[name].feature_info)` of them; for the default backbones 5 (MaxViT's stem and four
             stages: 64 x 112 x 112, 96 x 56 x 56, 192 x 28 x 28, 384 x 14 x 14, 768 x 7 x 7) and 4 (MViTv2's stages:
             96 x 56 x 56 down to 768 x 7 x 7).
@@ -71,6 +80,7 @@ class MaxMViTModelOutput(ModelOutput):
 
     cqt_features: torch.Tensor | None = None
     mel_features: torch.Tensor | None = None
+    speech_features: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     tokens: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -89,12 +99,18 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
 
     def branches(self) -> dict[str, Any]:
         """
-        The backbones by the name of what they see, `"cqt"` and `"mel"` or the one of them that the model has, in the
-        order of their features. Branch `name` sees the input `{name}_values`; `config.{name}_backbone` and
-        `config.{name}_backbone_kwargs` describe it. timm's models share methods but no class that has them, so their
-        type says nothing.
+        Who sees and hears by name, `"cqt"`, `"mel"` and `"speech"` or those of them that the model has, in the order
+        of their features; `BRANCHES` in `configuration_maxmvit.py` says what each is given and which field of the
+        configuration names it. timm's models share methods but no class that has them, so their type says nothing.
         """
-        return {name: getattr(self.base_model, f"{name}_backbone") for name in self.config.branch_names}
+        return {name: getattr(self.base_model, BRANCHES[name].field) for name in self.config.branch_names}
+
+    def pretrained_parts(self) -> dict[str, Any]:
+        """
+        Of each branch what others may have trained, for who freezes it or trains it by other rules than the head: a
+        backbone of pictures whole, a speech encoder without what makes features of its layers.
+        """
+        return {name: branch.encoder if name == "speech" else branch for name, branch in self.branches().items()}
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -107,7 +123,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
             state = backbone.state_dict(keep_vars=True)
             missing = [name for name, tensor in state.items() if not getattr(tensor, FILLED, False)]
             if missing:
-                drawn = create_backbone(branch, self.config).state_dict()
+                drawn = create_branch(branch, self.config).state_dict()
                 for name in missing:
                     state[name].copy_(drawn[name])
 
@@ -118,7 +134,8 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
         if every_n_layers != 1:
             raise ValueError(f"every_n_layers={every_n_layers}: timm checkpoints all blocks of a backbone or none.")
         for name, backbone in self.branches().items():
-            checkpoint_gradients(backbone, enable, f"{name}_backbone={getattr(self.config, f'{name}_backbone')!r}")
+            field = BRANCHES[name].field
+            checkpoint_gradients(backbone, enable, f"{field}={getattr(self.config, field)!r}")
         self.base_model.gradient_checkpointing = enable
 
     def get_input_embeddings(self) -> None:
@@ -140,11 +157,12 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
 
 class MaxMViTModel(MaxMViTPreTrainedModel):
     """
-    The two backbones without a head.
+    The branches without a head.
 
     Args:
         config ([`MaxMViTConfig`]):
-            Names and sizes of the backbones. They start at random; see [`~MaxMViTModel.load_imagenet_weights`].
+            Names and sizes of the branches. They start at random; see [`~MaxMViTModel.load_imagenet_weights`] and
+            [`~MaxMViTModel.load_speech_weights`].
     """
 
     _keys_to_ignore_on_load_unexpected = [r"classifier\."]
@@ -153,7 +171,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         super().__init__(config)
         self.gradient_checkpointing = False
         for name in config.branch_names:
-            setattr(self, f"{name}_backbone", create_backbone(name, config))
+            setattr(self, BRANCHES[name].field, create_branch(name, config))
         self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
         for backbone in self.branches().values():
             for tensor in chain(backbone.parameters(), backbone.buffers()):
@@ -174,6 +192,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         self,
         cqt_values: torch.FloatTensor | None = None,
         mel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
         """
@@ -183,6 +203,11 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 than `config.image_size` is resized bilinearly. A model without this branch takes no notice of them.
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
+            input_values (`torch.FloatTensor` of shape `(batch_size, samples)`):
+                What a speech encoder hears of them, from [`MaxMViTFeatureExtractor`]; of Whisper
+                `(batch_size, bands, frames)`.
+            attention_mask (`torch.Tensor` of shape `(batch_size, samples or frames)`):
+                1 where the clip is, 0 where it was filled with zeros; without it, all is the clip.
             kwargs:
                 `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
                 maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
@@ -194,24 +219,29 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             TypeError: for a keyword that transformers does not know.
         """
         _check_kwargs(kwargs)
-        inputs = {"cqt": cqt_values, "mel": mel_values}
-        images = {name: self._to_backbone_input(inputs[name], f"{name}_values") for name in self.branches()}
-        one, other = next(iter(images)), next(reversed(images))
-        if images[one].shape[0] != images[other].shape[0]:
-            raise ValueError(
-                f"{one}_values holds {images[one].shape[0]} clips, {other}_values {images[other].shape[0]}."
-            )
+        given = {
+            "cqt_values": cqt_values, "mel_values": mel_values,
+            "input_values": input_values, "attention_mask": attention_mask,
+        }  # fmt: skip
+        inputs = {name: self._to_branch_input(name, given) for name in self.branches()}
+        one, *others = inputs
+        for other in others:
+            if inputs[one][0].shape[0] != inputs[other][0].shape[0]:
+                raise ValueError(
+                    f"{BRANCHES[one].inputs[0]} holds {inputs[one][0].shape[0]} clips, {BRANCHES[other].inputs[0]} "
+                    f"{inputs[other][0].shape[0]}."
+                )
         asked = kwargs.get("output_hidden_states")
         with_maps = self.config.output_hidden_states if asked is None else asked
         features, tokens, maps = {}, {}, []
         for name, backbone in self.branches().items():
             if with_maps:
-                last, maps_of_stages = backbone.forward_intermediates(images[name])
+                last, maps_of_stages = backbone.forward_intermediates(*inputs[name])
                 maps.extend(maps_of_stages)
             elif self.config.looks_at_tokens:
-                last = backbone.forward_features(images[name])
+                last = backbone.forward_features(*inputs[name])
             else:
-                features[name] = backbone(images[name])
+                features[name] = backbone(*inputs[name])
                 continue
             features[name] = backbone.forward_head(last)
             tokens[name] = tokens_of(backbone, last)
@@ -226,7 +256,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         self, cqt_weights: str | os.PathLike | None = None, mel_weights: str | os.PathLike | None = None
     ) -> None:
         """
-        Replaces the weights of both backbones by timm's pretrained ones.
+        Replaces the weights of the backbones that see pictures by timm's pretrained ones.
 
         Args:
             cqt_weights (`str` or `os.PathLike`, *optional*):
@@ -240,8 +270,30 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
         """
         weights = {"cqt": cqt_weights, "mel": mel_weights}
-        for branch, backbone in self.branches().items():
-            backbone.load_state_dict(create_pretrained_backbone(branch, self.config, weights[branch]).state_dict())
+        for branch in self.config.picture_names:
+            pretrained = create_pretrained_backbone(branch, self.config, weights[branch])
+            self.branches()[branch].load_state_dict(pretrained.state_dict())
+
+    def load_speech_weights(self, weights: str | os.PathLike | None = None) -> None:
+        """
+        Replaces the weights of the speech encoder by those of its checkpoint.
+
+        Args:
+            weights (`str` or `os.PathLike`, *optional*, defaults to `config.speech_encoder`):
+                A name on the Hub, which its cache may hold, or a folder.
+
+        Raises:
+            OSError: if they can neither be downloaded nor found; the message names both ways out.
+            ValueError: if they do not fit, or are not whole.
+        """
+        name, settings = weights or self.config.speech_encoder, self.config.speech_encoder_config
+        self.pretrained_parts()["speech"].load_state_dict(pretrained_encoder(name, settings))
+
+    def _to_branch_input(self, branch: str, given: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+        values = [given[name] for name in BRANCHES[branch].inputs]
+        if branch == "speech":
+            return self.branches()[branch].checked(*values)
+        return (self._to_backbone_input(values[0], BRANCHES[branch].inputs[0]),)
 
     def _to_backbone_input(self, images: torch.Tensor | None, name: str) -> torch.Tensor:
         if images is None:
@@ -258,11 +310,11 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
 class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     """
-    MaxMViT-MLP: the backbones, what fuses their features and the head that names the emotion of a clip.
+    MaxMViT-MLP: the branches, what fuses their features and the head that names the emotion of a clip.
 
     Args:
         config ([`MaxMViTConfig`]):
-            `num_labels` (or `id2label`) sets the number of emotions; `fusion` and `head` what follows the backbones.
+            `num_labels` (or `id2label`) sets the number of emotions; `fusion` and `head` what follows the branches.
     """
 
     def __init__(self, config: MaxMViTConfig):
@@ -288,6 +340,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         cqt_values: torch.FloatTensor | None = None,
         mel_values: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """
@@ -302,6 +356,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                   float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
                 - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
+            input_values, attention_mask (`torch.Tensor`):
+                What a speech encoder hears, see [`MaxMViTModel.forward`].
             kwargs:
                 `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
                 *optional*) for what the queries of `head="decoder"` attend to.
@@ -316,40 +372,15 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 for a batch of one clip in training.
         """
         look = kwargs.pop("output_attentions", None)
-        outputs = self.maxmvit(cqt_values, mel_values, return_dict=True, **kwargs)
+        outputs = self.maxmvit(cqt_values, mel_values, input_values, attention_mask, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
         tokens = outputs.tokens or {}
         fused = self.fusion(features, tokens)
         logits, attentions = self.classifier(fused, tokens, look=bool(look))
-        loss = None if labels is None else _loss(logits.float(), labels, self.config.problem_type)
+        loss = None if labels is None else loss_of(logits.float(), labels, self.config.problem_type)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
         )
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
-    per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
-    if problem_type == "regression":
-        if per_class or per_clip and logits.shape[1] == 1:
-            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
-        needed = "one number per output"
-    elif problem_type == "multi_label_classification":
-        if per_class:
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        needed = "0 or 1 for each class of each clip"
-    elif logits.shape[1] == 1:
-        needed = "two classes or more; for a single number, problem_type='regression' is there"
-    else:
-        if per_class and labels.is_floating_point():
-            return F.cross_entropy(logits, labels.to(logits.dtype))
-        if per_clip and not labels.is_floating_point():
-            return F.cross_entropy(logits, labels.long())
-        needed = "the index of a class for each clip, or a float probability for each class of each clip"
-    raise ValueError(
-        f"problem_type={problem_type!r} needs {needed}. labels are {labels.dtype} of shape {tuple(labels.shape)}, "
-        f"logits of shape {tuple(logits.shape)}."
-    )
 
 
 def _check_kwargs(kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,539 @@
+"""A speech encoder as a branch: its mathematics, what it is given, and every family trained, saved and loaded."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoModel, ViTConfig, ViTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from configuration_maxmvit import MaxMViTConfig
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from run_ser import main
+from ser import export
+from ser.arguments import SERTrainingArguments
+from ser.augmentation import RandomGain
+from ser.batches import PairCollator
+from ser.errors import DataError
+from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
+from ser.spectrogram_cache import extractor_key, pack, unpack
+from ser.trainer import SERTrainer
+from ser.training import make_trainer, parse_arguments
+from speech_maxmvit import FAMILIES, STRETCHES, SpeechEncoder, make_processor, read_encoder_config, read_processor
+from tests.test_end_to_end import write_ravdess
+from tests.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
+from tests.training import make_arguments
+
+RATE = 44_100
+CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> dict[str, str]:
+    torch.manual_seed(0)
+    return {family: tiny_speech_encoder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
+    torch.manual_seed(1)
+    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
+    model.maxmvit.load_speech_weights()
+    return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
+
+
+def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[str, torch.Tensor]:
+    return dict(extractor(list(clips), sampling_rate=RATE, return_tensors="pt"))
+
+
+@torch.no_grad()
+def logits_of(model, extractor, *clips) -> torch.Tensor:
+    return model(**inputs_of(extractor, *clips)).logits
+
+
+class Sounds(list):
+    """Clips with their classes, as the collator takes them."""
+
+    def __init__(self, count: int):
+        sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]
+        super().__init__(
+            {"file": f"{i}", "audio": {"array": sound, "sampling_rate": RATE}, "label": i % 4}
+            for i, sound in enumerate(sounds)
+        )
+
+
+def trainer_of(model, extractor, folder, **changes) -> SERTrainer:
+    settings = {
+        "num_train_epochs": 2, "eval_strategy": "no", "lr_scheduler_type": "cosine",
+        "load_best_model_at_end": False, "save_total_limit": None, **changes,
+    }  # fmt: skip
+    return SERTrainer(
+        model=model,
+        args=make_arguments(folder, **settings),
+        data_collator=PairCollator(extractor),
+        train_dataset=Sounds(8),
+        processing_class=extractor,
+    )
+
+
+# ---- mathematics
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pooling):
+    model, extractor = built(encoders[family], speech_pooling=pooling)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
+    if pooling == "attention":
+        torch.nn.init.normal_(branch.attention.weight)
+    given = {name: value for name, value in inputs_of(extractor, CLIPS[0]).items() if "_values" not in name[:4]}
+    own = AutoModel.from_pretrained(encoders[family]).eval()
+    own = own.encoder if family == "whisper" else own
+    with torch.no_grad():
+        states = own(given["input_values"], output_hidden_states=True).hidden_states
+        tokens = branch.forward_features(given["input_values"], given["attention_mask"])
+    shares = torch.exp(branch.layer_weights) / torch.exp(branch.layer_weights).sum()
+    frames = sum(share * state[0] for share, state in zip(shares, states, strict=True))
+    if pooling == "mean":
+        torch.testing.assert_close(tokens[0], frames.mean(0, keepdim=True))
+        return
+    attention = torch.exp(frames @ branch.attention.weight[0])
+    torch.testing.assert_close(tokens[0, 0], (frames * attention[:, None]).sum(0) / attention.sum())
+    bounds = [(k * len(frames) // STRETCHES, -(-(k + 1) * len(frames) // STRETCHES)) for k in range(STRETCHES)]
+    torch.testing.assert_close(tokens[0, 1:], torch.stack([frames[a:b].mean(0) for a, b in bounds]))
+    assert model.branches()["speech"].forward_head(tokens).equal(tokens[:, 0])
+
+
+def test_it_begins_as_the_mean_over_time_of_the_mean_of_the_layers(encoders):
+    model, extractor = built(encoders["hubert"])
+    branch, given = model.branches()["speech"], inputs_of(extractor, CLIPS[0])
+    _, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
+    features = branch(given["input_values"], given["attention_mask"])
+    torch.testing.assert_close(features, torch.stack(maps).mean((0, 3, 4)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_heard_of_a_clip_does_not_depend_on_those_beside_it(encoders, family):
+    model, extractor = built(encoders[family], fusion="attention", head="decoder")
+    alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
+    torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
+    assert (alone[0] - alone[1]).abs().max() > 1e-4
+
+
+def test_padding_is_not_heard_in_training_either(encoders):
+    """Of an encoder whose norms see one frame at a time; what is drawn at random is switched off."""
+    still = {"apply_spec_augment": False, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    still |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+    folder = Path(encoders["hubert"]).parent / "still"
+    model, extractor = built(tiny_speech_encoder(folder, "hubert", **still))
+    branch = model.branches()["speech"].train()
+    batch, alone = inputs_of(extractor, *CLIPS[:2]), inputs_of(extractor, CLIPS[0])
+    one = branch(alone["input_values"], alone["attention_mask"])
+    torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"])[:1], one)
+
+
+# ---- what it is given
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_waveform_is_normalised_as_the_checkpoint_says(tmp_path, normalize):
+    own = Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    own.save_pretrained(tmp_path)
+    extractor = tiny_feature_extractor(speech_processor=read_processor(tmp_path))
+    given = inputs_of(extractor, *CLIPS)
+    heard = extractor.spectrograms(CLIPS)
+    lengths = given["attention_mask"].sum(-1).tolist()
+    assert lengths == [16_000, 36_800, 4_000] and given["input_values"].shape == (3, 36_800)
+    for row, length, clip in zip(given["input_values"], lengths, heard, strict=True):
+        samples = F.pad(clip["speech"], (0, max(0, 4000 - len(clip["speech"])))).numpy()
+        expected = own(samples, sampling_rate=16_000)["input_values"][0]
+        np.testing.assert_array_equal(row[:length], expected)
+        assert not row[length:].any()
+    assert (abs(given["input_values"][0].std() - 1) < 0.6) == normalize
+    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    assert again.speech_processor["do_normalize"] == normalize
+
+
+def test_whisper_is_given_its_own_pictures_piece_by_piece(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["whisper"]))
+    own = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
+    given, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
+    assert given["input_values"].shape == (3, 8, 300) and given["attention_mask"].sum(-1).tolist() == [100, 230, 25]
+    pieces = [own(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000) for i in (0, 16_000, 32_000)]
+    expected = np.concatenate([piece["input_features"][0] for piece in pieces], axis=-1)
+    np.testing.assert_array_equal(given["input_values"][1], expected)
+
+
+def test_its_waveform_is_that_of_the_clip_and_trimmed_as_the_pictures(encoders):
+    time = np.arange(2 * RATE) / RATE
+    clip = np.where((time > 0.5) & (time < 1.5), np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), trim_db=30)
+    (spectrograms,) = extractor.spectrograms(clip)
+    heard = spectrograms["speech"].numpy()
+    expected = np.where(
+        np.abs(np.arange(32_000) / 16_000 - 1) < 0.5, np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000), 0
+    )
+    inside = slice(9_000, 23_000)
+    np.testing.assert_allclose(heard[inside], expected[inside], atol=1e-3)
+    seconds = inputs_of(extractor, clip)["attention_mask"].sum() / 16_000
+    assert 1.05 < seconds < 1.25
+
+
+def test_blocks_of_a_stream_join_to_the_whole(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]))
+    recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(6)])
+    (whole,) = extractor.spectrograms(recording)
+    blocks = list(extractor.stream([recording[:50_000], recording[50_000:]], block_s=6.0))
+    assert len(blocks) > 1
+    for name, values in whole.items():
+        joined = torch.cat([block[name] for block in blocks], dim=-1)
+        assert joined.shape == values.shape
+    np.testing.assert_allclose(torch.cat([block["speech"] for block in blocks]), whole["speech"], atol=1e-5)
+
+
+def test_windows_of_the_pipeline_hear_their_stretch(encoders):
+    model, extractor = built(encoders["wavlm"])
+    classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
+    recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(9)])
+    heard = []
+    own = model.maxmvit.speech_encoder.forward
+    model.maxmvit.speech_encoder.forward = lambda *given: heard.append(given[0]) or own(*given)
+    rows = classify(recording, window_s=2.0, hop_s=1.0, batch_size=4)
+    assert len(rows) == 26 and [row["start"] for row in rows[:3]] == [0.0, 1.0, 2.0]
+    (whole,) = extractor.spectrograms(recording)
+    windows = [row for batch in heard for row in batch]
+    for start in (0, 3, 25):
+        expected = whole["speech"][16_000 * start : 16_000 * (start + 2)]
+        np.testing.assert_allclose(windows[start][:32_000], expected[:32_000], atol=1e-4)
+
+
+def test_it_is_kept_with_the_spectrograms(encoders):
+    plain = tiny_feature_extractor()
+    extractors = [tiny_feature_extractor(speech_processor=read_processor(encoders[f])) for f in ("wavlm", "hubert")]
+    (clip,) = extractors[0].spectrograms(CLIPS[0])
+    kept = unpack(pack(clip))
+    np.testing.assert_allclose(kept["speech"], clip["speech"], atol=clip["speech"].abs().max() / 60_000)
+    silent = unpack(pack({"speech": torch.zeros(10)}))
+    assert not silent["speech"].any()
+    keys = [extractor_key(each) for each in (plain, *extractors)]
+    assert keys[0] != keys[1] == keys[2]  # only the rate shapes what is kept
+    assert "speech" not in plain.spectrograms(CLIPS[0])[0] and not plain.heard([clip])
+
+
+def test_gain_is_heard(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), level="full_scale")
+    (clip,) = extractor.spectrograms(CLIPS[0])
+    louder = RandomGain(12.0)(clip)
+    db = (louder["mel"] - clip["mel"]).mean()
+    torch.testing.assert_close(louder["speech"], clip["speech"] * 10 ** (db / 20), rtol=1e-3, atol=1e-6)
+    assert abs(db) > 0.1
+
+
+# ---- every family, whole
+
+
+@pytest.mark.slow
+def test_every_family_reloads_in_a_process_without_the_checkpoint_it_came_from(tmp_path, encoders):
+    expected = {}
+    for family, encoder in encoders.items():
+        own = shutil.copytree(encoder, tmp_path / "gone" / family)
+        model, extractor = built(str(own))
+        for part in (model, extractor):
+            part.save_pretrained(tmp_path / family)
+        expected[family] = logits_of(model, extractor, *CLIPS)
+    shutil.rmtree(tmp_path / "gone")
+    np.savez(tmp_path / "clips.npz", *CLIPS)
+    code = """
+import sys, numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+clips, answers, trust = list(np.load("clips.npz").values()), {}, {"trust_remote_code": True}
+for family in sys.argv[1:]:
+    model, info = AutoModelForAudioClassification.from_pretrained(family, output_loading_info=True, **trust)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    extractor = AutoFeatureExtractor.from_pretrained(family, **trust)
+    with torch.no_grad():
+        answers[family] = model(**extractor(clips, sampling_rate=44100, return_tensors="pt")).logits
+    rows = pipeline("audio-classification", model=family, **trust)({"array": clips[1], "sampling_rate": 44100})
+    scores = answers[family][1].softmax(-1)
+    assert abs(max(row["score"] for row in rows) - float(scores.max())) < 1e-5, (rows, scores)
+torch.save(answers, "answers.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, *encoders], cwd=tmp_path, check=True, timeout=300)
+    answers = torch.load(tmp_path / "answers.pt")
+    for family in encoders:
+        torch.testing.assert_close(answers[family], expected[family], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_resumes_and_saves_memory(encoders, family, tmp_path):
+    model, extractor = built(encoders[family], fusion="gated")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"activation_checkpointing": True, "bf16": family == "wavlm"}
+    whole = trainer_of(model, extractor, tmp_path, **settings)
+    whole.train()
+    ends = model.state_dict()
+    moved = {name for name, value in ends.items() if not value.equal(before[name])}
+    assert {f"maxmvit.speech_encoder.{name}" for name in ("layer_weights", "attention.weight")} < moved
+    assert any(name.startswith("maxmvit.speech_encoder.encoder.") and ".layers.0." in name for name in moved)
+    again, _ = built(encoders[family], fusion="gated")
+    resumed = trainer_of(again, extractor, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, value in again.state_dict().items():
+        assert value.equal(ends[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_changes_no_gradient_and_bfloat16_little(encoders, family):
+    model, extractor = built(encoders[family])
+    inputs, labels = inputs_of(extractor, *CLIPS), torch.tensor([0, 1, 2])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            model.branches()["speech"].encoder.train()
+        else:
+            model.branches()["speech"].encoder.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        torch.manual_seed(0)
+        np.random.seed(0)
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    model.eval().activation_checkpointing_disable()
+    expected = logits_of(model, extractor, *CLIPS)
+    torch.testing.assert_close(logits_of(model.bfloat16(), extractor, *CLIPS).float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_weights_that_a_checkpoint_lacks_are_drawn(encoders, tmp_path):
+    model, _ = built(encoders["hubert"])
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    gone = [name for name in saved if "speech_encoder.encoder.encoder.layers.1." in name or "layer_weights" in name]
+    kept = {name: value for name, value in saved.items() if name not in gone}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(gone)
+    for name, value in again.state_dict().items():
+        assert value.isfinite().all() and (value.abs() < 10).all(), name
+
+
+# ---- what may be chosen
+
+
+def test_a_model_may_hear_only(encoders):
+    model, extractor = built(encoders["wavlm"], cqt_backbone=None, mel_backbone=None)
+    assert [*model.branches()] == ["speech"] and model.config.branch_names == ["speech"]
+    inputs = inputs_of(extractor, *CLIPS)
+    logits = model(**inputs).logits
+    assert logits.equal(model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_layers_are_not_divided_between_devices(encoders, family):
+    model, _ = built(encoders[family])
+    assert {name for name in model.maxmvit._no_split_modules if "EncoderLayer" in name}
+    assert {"MaxxVitBlock", "MultiScaleBlock"} < {*model.maxmvit._no_split_modules}
+
+
+def test_its_weights_are_those_of_its_checkpoint(encoders, tmp_path):
+    model, _ = built(encoders["wavlm"])
+    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    loaded = model.pretrained_parts()["speech"].state_dict()
+    assert own.keys() == loaded.keys() and all(value.equal(own[name]) for name, value in loaded.items())
+    with pytest.raises(OSError, match="could not be loaded.*local folder"):
+        model.maxmvit.load_speech_weights(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="lacks .* of its weights"):
+        model.maxmvit.load_speech_weights(encoders["whisper"])
+
+
+def test_the_kept_configuration_has_nothing_of_the_machine(encoders):
+    config = read_encoder_config(encoders["wavlm"])
+    assert config["layerdrop"] == 0 and "dtype" not in config and encoders["wavlm"] not in str(config)
+    assert MaxMViTConfig(speech_encoder="gone", speech_encoder_config=config).speech_encoder_config == config
+
+
+def test_what_cannot_be_joined_is_named(tmp_path, encoders):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="type 'vit', which cannot be joined: it is one of wav2vec2, hubert"):
+        tiny_config(speech_encoder=str(tmp_path))
+    with pytest.raises(OSError, match="speech_encoder='.*nowhere' could not be loaded.*local folder"):
+        tiny_config(speech_encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match="does not say how it wants waveforms"):
+        read_processor(tmp_path)
+    with pytest.raises(ValueError, match="speech_pooling='max' does not work: it is one of attention, mean"):
+        tiny_config(speech_encoder=encoders["wavlm"], speech_pooling="max")
+    with pytest.raises(ValueError, match="speech_encoder names none"):
+        tiny_config(speech_encoder_config={"model_type": "wavlm"})
+    with pytest.raises(ValueError, match="speech_processor is a 'ViTImageProcessor'"):
+        tiny_feature_extractor(speech_processor={"feature_extractor_type": "ViTImageProcessor"})
+    with pytest.raises(ValueError, match="cqt_backbone, mel_backbone and speech_encoder are all None"):
+        tiny_config(cqt_backbone=None, mel_backbone=None)
+
+
+def test_inputs_that_are_not_the_encoders_are_refused(encoders):
+    model, extractor = built(encoders["wavlm"])
+    whisper, _ = built(encoders["whisper"])
+    inputs = inputs_of(extractor, *CLIPS)
+    with pytest.raises(ValueError, match="input_values is missing.*speech_processor"):
+        model(cqt_values=inputs["cqt_values"], mel_values=inputs["mel_values"])
+    with pytest.raises(ValueError, match="not what the feature extractor of this speech encoder returns"):
+        whisper(**inputs)
+    with pytest.raises(ValueError, match="cqt_values holds 3 clips, input_values 2"):
+        model(**inputs | {"input_values": inputs["input_values"][:2], "attention_mask": inputs["attention_mask"][:2]})
+    assert make_processor(extractor.speech_processor) is make_processor(dict(extractor.speech_processor))
+
+
+# ---- what trains it
+
+
+def command(encoder: str | None, *flags: str):
+    chosen = [] if encoder is None else ["--speech_encoder", encoder]
+    return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *chosen, *flags])
+
+
+def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, float]]:
+    trainer = trainer_of(model, extractor, folder, **changes)
+    return {g["branch"]: (g["algorithm"], g["lr"], g["weight_decay"]) for g in trainer.create_optimizer().param_groups
+            if g["weight_decay"] or g["branch"] != "speech"}  # fmt: skip
+
+
+def test_it_has_an_optimizer_of_its_own(encoders, tmp_path):
+    model, extractor = built(encoders["wavlm"])
+    trainer = trainer_of(model, extractor, tmp_path, speech_weight_decay=0.01)
+    trainer.create_optimizer()
+    found = {}
+    for group in trainer.optimizer.param_groups:
+        found.setdefault(group["branch"], (group["algorithm"], group["lr"]))
+    adam = ("adam", 1e-3)
+    assert found == {"cqt": adam, "mel": ("radam", 1e-3), "speech": ("adamw", 1e-4), "head": adam}
+    speech = [g for g in trainer.optimizer.param_groups if g["branch"] == "speech"]
+    assert {g["weight_decay"] for g in speech} == {0.0, 0.01}
+    own = {id(p) for group in speech for p in group["params"]}
+    assert own == {
+        id(p) for p in model.pretrained_parts()["speech"].parameters()
+    }  # what sums its layers is the head's
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path):
+    model, extractor = built(encoders[family])
+    trainer = trainer_of(model, extractor, tmp_path, layer_decay=0.5, speech_learning_rate=1.0)
+    names = {id(p): name for name, p in model.maxmvit.speech_encoder.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in trainer.create_optimizer().param_groups
+             if group["branch"] == "speech" for p in group["params"]}  # fmt: skip
+    layers = [{rate for name, rate in rates.items() if f"layers.{i}." in name and "q_proj" in name} for i in (0, 1)]
+    assert layers == [{0.5}, {1.0}]
+    assert {rate for name, rate in rates.items() if "conv" in name} == {0.25}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
+    def trained(**changes) -> set[str]:
+        model, extractor = built(encoders[family])
+        trainer_of(model, extractor, tmp_path, **changes)
+        part = model.pretrained_parts()["speech"]
+        assert model.maxmvit.speech_encoder.layer_weights.requires_grad
+        return {name for name, p in part.named_parameters() if p.requires_grad}
+
+    everything = trained()
+    assert trained(freeze_speech_encoder=True) == trained(freeze_backbones=True) == set()
+    half = trained(speech_frozen_layers=1)
+    assert half == {name for name in everything if "layers.1." in name and "conv" not in name}
+    assert trained(speech_frozen_layers=0) == {
+        name for name in everything if ".layers." in f".{name}" and "conv" not in name
+    }
+    thawed = trained(freeze_backbones=True, unfreeze_epoch=1, speech_frozen_layers=1)
+    assert thawed == half
+
+
+def test_frozen_it_stays_as_it_is(encoders, tmp_path):
+    model, extractor = built(encoders["wavlm"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer_of(model, extractor, tmp_path, freeze_speech_encoder=True, num_train_epochs=1).train()
+    moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert not [name for name in moved if name.startswith("maxmvit.speech_encoder.encoder.")]
+    assert "maxmvit.speech_encoder.layer_weights" in moved and "maxmvit.cqt_backbone.stem.conv1.weight" in moved
+    assert not model.maxmvit.speech_encoder.encoder.training
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--speech_optimizer", "sgd"], ["--speech_learning_rate", "1e-5"], ["--speech_weight_decay", "0.1"],
+        ["--speech_pooling", "mean"], ["--freeze_speech_encoder"], ["--speech_frozen_layers", "2"],
+    ],
+)  # fmt: skip
+def test_its_flags_are_refused_where_nobody_hears_them(flags, tmp_path):
+    with pytest.raises(ValueError, match=f"{flags[0]} changes nothing without --speech_encoder"):
+        command(None, *flags)
+    if flags[0] != "--speech_pooling":
+        value = {flags[0][2:]: {"sgd": "sgd"}.get(flags[-1]) or (True if len(flags) == 1 else float(flags[1]))}
+        model = MaxMViTForAudioClassification(tiny_config())
+        with pytest.raises(ValueError, match=f"{flags[0]} changes nothing without --speech_encoder"):
+            SERTrainer(model=model, args=make_arguments(tmp_path, **value))
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--freeze_speech_encoder", "--speech_learning_rate", "1"], "--speech_learning_rate changes nothing without"),
+        (["--freeze_speech_encoder", "--speech_frozen_layers", "1"], "--speech_frozen_layers changes nothing without"),
+        (["--speech_frozen_layers", "-1"], "is no number of layers"),
+        (["--speech_optimizer", "lion"], "--speech_optimizer lion is unknown"),
+    ],
+)
+def test_flags_that_nothing_would_heed(flags, said):
+    with pytest.raises(ValueError, match=said):
+        command("somewhere", *flags)
+    every_other = [f"--{branch}_optimizer=sgd" for branch in ("cqt", "mel", "head")]
+    assert command("somewhere", "--adam_beta1", "0.8", *every_other)[2].adam_beta1 == 0.8
+
+
+def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path):
+    model_args, _, args = command(encoders["wavlm"], "--mel_backbone", "none", "--cqt_backbone", "convnet")
+    config, extractor = make_config(model_args), make_feature_extractor(model_args)
+    model = make_model(config, model_args)
+    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    assert all(value.equal(own[name]) for name, value in model.pretrained_parts()["speech"].state_dict().items())
+    assert extractor.speech_processor["do_normalize"] is False
+    start = starting_weights(model, model_args)
+    torch.manual_seed(5)
+    assert start == starting_weights(make_model(config, model_args), model_args) and start.startswith("sha256-")
+    model_args.feature_extractor_kwargs = {"speech_processor": {}}
+    with pytest.raises(ValueError, match="speech_processor comes with --speech_encoder"):
+        make_feature_extractor(model_args)
+    args.mixup_alpha = 0.2
+    with pytest.raises(DataError, match="--mixup_alpha blends pictures and no waveforms"):
+        make_trainer(model, {"train": Sounds(4), "validation": []}, extractor, args)
+    assert isinstance(args, SERTrainingArguments) and isinstance(model.maxmvit.speech_encoder, SpeechEncoder)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
+    write_ravdess(tmp_path / "corpus")
+    recipe = Path(__file__).parents[1] / "configs" / "wavlm.yaml"
+    places = {"data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+    flags = [f"--{name}={value}" for name, value in {"speech_encoder": encoders["wavlm"], **places}.items()]
+    main([str(recipe), *flags, "--max_steps=10", "--report_to=none"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["n_clips"] == 32 and metrics["model_arguments"]["speech_encoder"] == Path(encoders["wavlm"]).name
+    classify = load_pipeline(str(tmp_path / "out"))
+    assert [*classify.model.branches()] == ["cqt", "mel", "speech"]
+    assert encoders["wavlm"] not in (tmp_path / "out" / "config.json").read_text()
+    rows = classify([{"array": clip, "sampling_rate": RATE} for clip in CLIPS[:2]])
+    assert len(rows) == 2 and all(len(row) == 8 for row in rows)
+    with pytest.raises(DataError, match="speech_encoder=.* cannot be exported"):
+        export.build(classify, export.Form(window_s=None, front_end=True, quantize=None, opset=20))
