@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,13 @@ from datasets import Audio, Dataset
 from transformers.utils import logging
 
 from audio_maxmvit import AudioError, read_audio
+from ser.errors import DataError
+from ser.processes import Crew
 from ser.spectrogram_cache import STORED, SpectrogramCache, StoredSpectrograms, Versions, clip_keys, pack
 from ser.waveforms import WaveformCopies
 
 logger = logging.get_logger(__name__)
+NOT_SHARED = "Another process could not finish extracting features; its own message says why."
 
 
 def extract_features(
@@ -28,6 +31,7 @@ def extract_features(
     cache_gib: float = 50.0,
     on_bad_audio: Literal["error", "skip"] = "error",
     copies: WaveformCopies | None = None,
+    crew: Crew | None = None,
 ) -> Dataset:
     """The table of clips with its `audio` replaced by the spectrograms of `feature_extractor.spectrograms`.
 
@@ -45,6 +49,7 @@ def extract_features(
             leaves such clips out, with a warning that names each, here and at every later start. What was left out is
             what `clips["file"]` has and the result has not.
         copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
+        crew (`Crew`, *optional*): processes that all call this with the same clips, each of which extracts its share.
 
     Returns:
         `Dataset` with the columns of `clips` less `audio`, and `spectrograms`: of each clip its [`Versions`], of which
@@ -53,6 +58,7 @@ def extract_features(
 
     Raises:
         AudioError: a clip cannot be decoded (its name is in the message), or none can.
+        DataError: another process of the crew could not do its share.
     """
     if on_bad_audio not in ("error", "skip"):
         raise ValueError(f'on_bad_audio must be "error" or "skip", got {on_bad_audio!r}')
@@ -68,11 +74,13 @@ def extract_features(
     per_clip = 1 + (copies.count if copies else 0)
     keys = [name for key in clip_keys(clips) for name in (key, *(copies.keys(key) if copies else ()))]
 
-    def write(missing: list[int], folder: Path) -> None:
+    def write(missing: list[int], folder: Path, name: str = "spectrograms") -> None:
         jobs = [(keys[i], i % per_clip) for i in missing]
-        _write_rows(clips.select([i // per_clip for i in missing]), jobs, extract, folder, num_workers)
+        path = folder / f"{name}.arrow"
+        _write_rows(clips.select([i // per_clip for i in missing]), jobs, extract, path, num_workers)
 
-    stored = SpectrogramCache(cache_dir, feature_extractor, cache_gib).find_or_write(keys, write)
+    cache = SpectrogramCache(cache_dir, feature_extractor, cache_gib)
+    stored = _find_or_share(cache, keys, write, crew) if crew else cache.find_or_write(keys, write)
     facts = {name: stored.facts(name)[::per_clip] for name in ("content", "seconds", "error")}
     names = clips["file"][:]
     errors = [f"{name}: {error}" if error else None for name, error in zip(names, facts.pop("error"), strict=True)]
@@ -88,6 +96,46 @@ def extract_features(
     if left_out:
         features = features.select([row for row, error in enumerate(errors) if error is None])
     return features
+
+
+def _find_or_share(cache: SpectrogramCache, keys: Sequence[str], write: Callable, crew: Crew) -> StoredSpectrograms:
+    """As `cache.find_or_write`, with each process of the crew writing its share of what the leading one misses."""
+    has_said = False
+
+    def do_share(missing: list[int], folder: Path) -> None:
+        done = False
+        try:
+            if mine := crew.share(missing):
+                write(mine, folder, f"spectrograms-{crew.index:05}")
+            done = True
+        finally:
+            all_done = crew.agree(done)
+        if not all_done:
+            raise DataError(NOT_SHARED)
+
+    def lead(missing: list[int], folder: Path) -> None:
+        nonlocal has_said
+        has_said = True
+        crew.hear((missing, folder.name))
+        do_share(missing, folder)
+
+    stored = None
+    if crew.index == 0:
+        try:
+            stored = cache.find_or_write(keys, lead)
+        finally:
+            if not has_said:
+                crew.hear(None)  # nothing is missing, or it cannot be told
+            crew.agree(stored is not None)
+        return stored
+    try:
+        if (work := crew.hear()) is not None:
+            do_share(work[0], cache.folder / work[1])
+    finally:
+        is_written = crew.agree(True)
+    if not is_written:
+        raise DataError(NOT_SHARED)
+    return cache.find_or_write(keys, write)
 
 
 def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> Dataset:
@@ -130,9 +178,9 @@ def _open_versions(batch: dict[str, list], stored: StoredSpectrograms) -> dict[s
     return batch
 
 
-def _write_rows(clips: Dataset, jobs: list[tuple[str, int]], extract: partial, folder: Path, num_workers: int) -> None:
-    """Fills a folder with Arrow files of packed spectrograms, row by row as in `clips`. A job is a key and what is to
-    be kept under it: the original (0) or the copy of that number."""
+def _write_rows(clips: Dataset, jobs: list[tuple[str, int]], extract: partial, path: Path, num_workers: int) -> None:
+    """Writes packed spectrograms, row by row as in `clips`, to an Arrow file or, of several workers, some of that name
+    and a number. A job is a key and what is to be kept under it: the original (0) or the copy of that number."""
     clips = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns(["file", "audio"])
     clips.map(
         extract,
@@ -142,8 +190,8 @@ def _write_rows(clips: Dataset, jobs: list[tuple[str, int]], extract: partial, f
         features=STORED,
         num_proc=min(num_workers, len(clips)) if num_workers > 1 else None,
         writer_batch_size=64,
-        cache_file_name=str(folder / "spectrograms.arrow"),
-        new_fingerprint=folder.stem[-40:],
+        cache_file_name=str(path),
+        new_fingerprint=path.parent.stem[-40:],
         desc="Extracting CQT and Mel spectrograms",
     )
 

@@ -1,10 +1,14 @@
-"""What processes have to settle: which goes first, from where all go on, and that no other run is in the folder."""
+"""What processes have to settle: which goes first, who does which share of some work, from where all go on, and that
+no other run is in the folder."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -68,6 +72,57 @@ def as_first_says(args: TrainingArguments, number: int) -> int:
     said = torch.tensor([number], dtype=torch.int64)
     distributed.broadcast(said, src=0, group=_patient_group(distributed.group.WORLD))
     return int(said)
+
+
+class Crew:
+    """
+    Processes of a run that share work in one folder: all of them where they all see it, else those of each machine.
+    Its methods are called by all of them, in the same order.
+
+    Args:
+        args: of the run, of more than one process.
+        folder: where the work is written; it is made.
+
+    Attributes:
+        index: which of them this process is, from 0, the one that leads.
+        count: how many they are.
+    """
+
+    def __init__(self, args: TrainingArguments, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        sign = folder / f".seen-{as_first_says(args, secrets.randbelow(2**62))}"
+        if args.process_index == 0:
+            sign.touch()
+        all_agree(args, True)  # it is there now
+        is_seen_by_all = all_agree(args, sign.exists())
+        if args.process_index == 0:
+            sign.unlink()
+        world = _patient_group(distributed.group.WORLD)
+        places = [0] * args.world_size
+        distributed.all_gather_object(places, args.distributed_state.local_process_index, group=world)
+        starts = [0] if is_seen_by_all else [rank for rank, place in enumerate(places) if place == 0]
+        machines = [[*range(*ends)] for ends in pairwise([*starts, args.world_size])]
+        groups = [distributed.new_group(ranks, backend="gloo", timeout=PATIENCE) for ranks in machines]
+        self._ranks, self._group = next(
+            (ranks, group) for ranks, group in zip(machines, groups, strict=True) if args.process_index in ranks
+        )
+        self.index, self.count = self._ranks.index(args.process_index), len(self._ranks)
+
+    def share(self, work: list) -> list:
+        """This process's stretch of it."""
+        return work[len(work) * self.index // self.count : len(work) * (self.index + 1) // self.count]
+
+    def hear(self, said: Any = None) -> Any:
+        """What the one that leads says; of all others `said` is not heard."""
+        heard = [said]
+        distributed.broadcast_object_list(heard, src=self._ranks[0], group=self._group)
+        return heard[0]
+
+    def agree(self, agreed: bool) -> bool:
+        """Whether `agreed` is true in all of them; waits for the slowest."""
+        votes = torch.tensor([agreed], dtype=torch.int64)
+        distributed.all_reduce(votes, distributed.ReduceOp.MIN, group=self._group)
+        return bool(votes)
 
 
 @cache

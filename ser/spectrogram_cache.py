@@ -66,7 +66,7 @@ class SpectrogramCache:
     """
 
     def __init__(self, cache_dir: str | os.PathLike | None, feature_extractor: Any, max_gib: float):
-        self.folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
+        self.folder = cache_folder(cache_dir)
         self.extractor = extractor_key(feature_extractor)
         self.settings = shaping_parameters(feature_extractor)
         self.max_gib = max_gib
@@ -133,6 +133,11 @@ class SpectrogramCache:
                     f"The spectrograms in use in {self.folder} take {total / 2**30:.1f} GiB, more than the "
                     f"{self.max_gib:g} GiB that --feature_cache_gib allows: raise it, or name another --cache_dir."
                 )
+
+
+def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
+    """Where the parts lie; see [`SpectrogramCache`]."""
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
 
 
 class StoredSpectrograms:

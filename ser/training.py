@@ -31,10 +31,11 @@ from ser.features import extract_features, relabel
 from ser.flags import as_flags
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
-from ser.processes import first_process_first
+from ser.processes import Crew, first_process_first
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
+from ser.spectrogram_cache import cache_folder
 from ser.trainer import SERTrainer
 from ser.unheard import refuse_unheard_of_model, settle_missing_parts
 from ser.waveforms import WaveformCopies
@@ -116,16 +117,16 @@ def _extracted(
     args: SERTrainingArguments,
     **kwargs: Any,
 ) -> datasets.Dataset:
-    with first_process_first(args, "extracting features"):
-        return extract_features(
-            clips,
-            feature_extractor,
-            num_workers=data_args.preprocessing_num_workers,
-            cache_dir=data_args.cache_dir,
-            cache_gib=data_args.feature_cache_gib,
-            on_bad_audio=data_args.on_bad_audio,
-            **kwargs,
-        )
+    return extract_features(
+        clips,
+        feature_extractor,
+        num_workers=data_args.preprocessing_num_workers,
+        cache_dir=data_args.cache_dir,
+        cache_gib=data_args.feature_cache_gib,
+        on_bad_audio=data_args.on_bad_audio,
+        crew=Crew(args, cache_folder(data_args.cache_dir)) if args.world_size > 1 else None,
+        **kwargs,
+    )
 
 
 def plan_folds(

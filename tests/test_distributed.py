@@ -26,6 +26,7 @@ from ser.demo_corpus import write_demo_corpus
 from ser.errors import DataError, NonFiniteLossError
 from ser.processes import first_process_first
 from ser.runs import mark_finished, resume_or_start
+from ser.spectrogram_cache import FOLDER
 from ser.trainer import SERTrainer
 from tests.tiny import tiny_images, tiny_model
 from tests.training import Collator, clips, compute_metrics, make_trainer
@@ -246,6 +247,8 @@ def test_the_command_runs_all_folds_on_two_processes(tmp_path):
     flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none"]
     launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
 
+    shares = sorted(path.name for path in (tmp_path / "cache" / FOLDER).glob("*/*.arrow"))
+    assert shares == ["spectrograms-00000.arrow", "spectrograms-00001.arrow"]
     summary = json.loads((out / "metrics.json").read_text())
     metrics = [json.loads((out / f"fold_{fold}" / "metrics.json").read_text()) for fold in range(1, 6)]
     with open(out / "predictions.csv", newline="") as file:
