@@ -35,7 +35,6 @@ CLIP_S, WINDOW_S = 40, 3.0  # up to the first a recording is one clip, beyond it
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
 SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
-BATCH = 8
 AUDIO_SUFFIXES = {
     ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4",
     ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma",
@@ -74,12 +73,14 @@ class Recognizer:
         self.min_length = int(about["min_length"])
         self.samples = int(about["samples"]) if about["samples"] else None  # of every waveform; None: any
 
-    def scores(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """Float32 waveforms of one length at `sampling_rate` -> `(B, labels)`."""
-        batch = np.stack(waveforms)
-        if self.samples is None and batch.shape[1] < self.min_length:
-            batch = np.pad(batch, ((0, 0), (0, self.min_length + 1 - batch.shape[1])))
-        return self.session.run(["probabilities"], {"waveform": batch})[0]
+    def scores(self, waveform: np.ndarray, name: str) -> np.ndarray:
+        """Of a float32 waveform `(T,)` at `sampling_rate`, `(labels,)`; errors begin with its `name`."""
+        if self.samples is None and len(waveform) < self.min_length:
+            waveform = np.pad(waveform, (0, self.min_length + 1 - len(waveform)))
+        (scores,) = self.session.run(["probabilities"], {"waveform": waveform[None]})[0]
+        if not np.isfinite(scores).all():
+            raise InputError(f"{name}: the model's scores are not finite. Export it anew.")
+        return scores
 
     def answer(self, path: str, window_s: float | None, hop_s: float | None) -> list[dict[str, Any]]:
         """
@@ -100,10 +101,9 @@ class Recognizer:
             begin = list(_until(pieces, CLIP_S * rate))
             if sum(map(len, begin)) <= CLIP_S * rate:
                 clip = np.concatenate(begin)
-                return self._classified([{"start": 0.0, "end": len(clip) / rate, "sound": clip}], path)
+                return [{"start": 0.0, "end": len(clip) / rate, "scores": self.scores(clip, path)}]
             pieces, window_s = chain(begin, pieces), WINDOW_S
         rows: list[dict[str, Any]] = []
-        waiting: list[dict[str, Any]] = []
         for start, sound in _windows(pieces, window_s * rate, (hop_s or window_s) * rate):
             if self.samples is not None and len(sound) < self.samples:
                 raise InputError(
@@ -111,25 +111,10 @@ class Recognizer:
                     "one by export_ser.py --dynamic."
                 )
             row: dict[str, Any] = {"start": start / rate, "end": (start + len(sound)) / rate}
-            rows.append(row)
             if loudness(sound, rate) >= SILENCE_DB:
-                row["sound"] = sound
-                waiting.append(row)
-            if len(waiting) == BATCH:
-                self._classified(waiting, path)
-                waiting = []
-        self._classified(waiting, path)
+                row["scores"] = self.scores(sound, path)  # one by one: several at once take memory and no less time
+            rows.append(row)
         return rows
-
-    def _classified(self, windows: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-        """The same windows with scores in the place of their sounds."""
-        if windows:
-            scores = self.scores([window.pop("sound") for window in windows])
-            if not np.isfinite(scores).all():
-                raise InputError(f"{path}: the model's scores are not finite. Export it anew.")
-            for window, row in zip(windows, scores, strict=True):
-                window["scores"] = row
-        return windows
 
 
 def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
