@@ -6,8 +6,6 @@ import math
 import os
 from typing import Any
 
-import timm
-from timm.models.mvitv2 import MultiScaleVitCfg, model_cfgs
 from transformers import PretrainedConfig
 from transformers.utils.versions import require_version
 
@@ -18,10 +16,6 @@ except ImportError:
         raise
     from speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
 
-require_version(
-    "timm>=1.0.23",
-    "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U 'timm>=1.0.23'",
-)
 require_version(
     "transformers>=5.4",
     "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
@@ -52,6 +46,26 @@ BRANCHES = {
     "mel": Branch("mel_backbone", ("mel_values",)),
     "speech": Branch("speech_encoder", ("input_values", "attention_mask")),
 }
+
+
+def import_timm() -> Any:
+    """
+    timm, for who has use for one of its models: it brings all of its architectures along.
+
+    Raises:
+        ImportError: it is missing, or too old.
+    """
+    require_version(
+        "timm>=1.0.23",
+        "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U "
+        "'timm>=1.0.23'",
+    )
+    try:  # what stands outside of one, transformers imports with every checkpoint
+        import timm
+        import timm.models.mvitv2
+    except ImportError as error:
+        raise ImportError(f"timm is installed, but cannot be imported: {error}") from error
+    return timm
 
 
 class MaxMViTConfig(PretrainedConfig):
@@ -206,8 +220,11 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
         for branch in self.picture_names:
             name = getattr(self, f"{branch}_backbone")
-            family = name.split(".")[0]
-            if family not in model_cfgs and not timm.models.is_model_in_modules(family, ["maxxvit"]):
+            if name in OWN_BACKBONES:
+                continue
+            family, models = name.split(".")[0], import_timm().models
+            is_mvitv2 = family in models.mvitv2.model_cfgs
+            if not is_mvitv2 and not models.is_model_in_modules(family, ["maxxvit"]):
                 continue
             for side in sides:
                 if side % 32:
@@ -216,7 +233,7 @@ class MaxMViTConfig(PretrainedConfig):
                         f"image_size={self.image_size} does not work: {branch}_backbone={name!r} halves the image "
                         f"five times, so it has to be a multiple of 32, such as {below} or {below + 32}."
                     )
-            if family in model_cfgs and self.image_shape[0] != self.image_shape[1]:
+            if is_mvitv2 and self.image_shape[0] != self.image_shape[1]:
                 raise ValueError(
                     f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
                     f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
@@ -242,7 +259,7 @@ class MaxMViTConfig(PretrainedConfig):
             )
         return config_dict, kwargs
 
-    def reshaped_mvitv2(self, branch: str) -> tuple[MultiScaleVitCfg, dict[str, Any]] | None:
+    def reshaped_mvitv2(self, branch: str) -> tuple[Any, dict[str, Any]] | None:
         """
         What `timm.create_model` refuses and `MultiScaleVit` takes: an MViTv2 of other depths or widths.
 
@@ -250,12 +267,16 @@ class MaxMViTConfig(PretrainedConfig):
             branch (`str`): `"cqt"` or `"mel"`.
 
         Returns:
-            The architecture and the remaining keyword arguments; None where the backbone of this branch is no MViTv2
-            or its kwargs leave the named variant's architecture as it is.
+            The architecture (timm's `MultiScaleVitCfg`) and the remaining keyword arguments; None where the branch's
+            backbone is no MViTv2 or its kwargs leave the named variant's architecture as it is.
         """
-        variant = model_cfgs.get(str(getattr(self, f"{branch}_backbone")).split(".")[0])
+        name = str(getattr(self, f"{branch}_backbone"))
+        if name in OWN_BACKBONES:
+            return None
+        mvitv2 = import_timm().models.mvitv2
+        variant = mvitv2.model_cfgs.get(name.split(".")[0])
         kwargs = getattr(self, f"{branch}_backbone_kwargs")
-        fields = {field.name for field in dataclasses.fields(MultiScaleVitCfg)}
+        fields = {field.name for field in dataclasses.fields(mvitv2.MultiScaleVitCfg)}
         changes = {name: value for name, value in kwargs.items() if name in fields}
         if variant is None or not changes:
             return None
@@ -265,7 +286,10 @@ class MaxMViTConfig(PretrainedConfig):
 
 
 def _check_backbone_name(field: str, name: str) -> None:
-    if name not in OWN_BACKBONES and not (isinstance(name, str) and timm.is_model(name)):
+    if name in OWN_BACKBONES:
+        return
+    timm = import_timm()
+    if not (isinstance(name, str) and timm.is_model(name)):
         close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
         hint = f" Close to it are {', '.join(close)}." if close else ""
         raise ValueError(f"{field}={name!r}: timm {timm.__version__} has no such model.{hint}")

@@ -8,17 +8,15 @@ squares, logarithms and columns picked by computed indices. What it gives is wha
 import math
 from collections.abc import Iterable, Iterator
 
-import librosa
 import numpy as np
-import scipy.fft
-import scipy.signal
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from filters_maxmvit import cosine_filters, delta_filters, mel_filters, wavelets
 from images_maxmvit import DELTA_REACH, DELTA_WIDTH
-from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, _responses, wavelets
+from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, _responses
 
 
 class FrontEnd(nn.Module):
@@ -122,7 +120,7 @@ class Mel(nn.Module):
         outer = np.exp(-2j * np.pi * k2[:, None] * n2 / self.width)
         # Rows: real parts for all k2, then imaginary ones. Columns: of each n2 the inner sum's real, imaginary part.
         outer = np.stack([np.stack([outer.real, -outer.imag], axis=-1), np.stack([outer.imag, outer.real], axis=-1)])
-        bank = librosa.filters.mel(sr=extractor.sampling_rate, n_fft=self.n_fft, n_mels=extractor.n_mels)
+        bank = mel_filters(extractor.sampling_rate, self.n_fft, extractor.n_mels)
         k = (k1 + height * k2[:, None]).ravel()
         k, at = np.unique(np.minimum(k, self.n_fft - k), return_index=True)  # of a pair of conjugates, one counts
         weights = np.zeros((len(bank), len(k2) * len(k1)))
@@ -188,16 +186,15 @@ class Picture(nn.Module):
         self.has_deltas = extractor.channels == "deltas"
         is_cepstrum = name == "mel" and extractor.mel_representation == "mfcc"
         rows = extractor.n_mfcc if is_cepstrum else bins
-        deltas = [scipy.signal.savgol_coeffs(DELTA_WIDTH, order, deriv=order, use="dot") for order in (1, 2)]
         shape = (len(extractor.image_mean), 1, 1)
         constants = {
-            "deltas": np.stack(deltas, axis=1) / (2 * np.array(DELTA_REACH)),
+            "deltas": delta_filters(DELTA_WIDTH).T / (2 * np.array(DELTA_REACH)),
             "resize": F.interpolate(torch.eye(rows)[None, None], size=(height, rows), mode="bilinear")[0, 0].numpy(),
             "mean": np.reshape(extractor.image_mean, shape),
             "std": np.reshape(extractor.image_std, shape),
         }
         if is_cepstrum:
-            constants["cepstrum"] = scipy.fft.dct(np.eye(bins), axis=0, norm="ortho")[:rows] / bins**0.5
+            constants["cepstrum"] = cosine_filters(bins, rows) / bins**0.5
             constants["middle"] = np.where(np.arange(rows) > 0, 0.5, 0.0)[:, None]
         self.is_cepstrum = is_cepstrum
         for constant, values in constants.items():

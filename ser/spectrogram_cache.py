@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from transformers.utils import logging
 
 import audio_maxmvit
+import filters_maxmvit
 import spectrograms_maxmvit
 from speech_maxmvit import WAVEFORM, make_processor, resampled
 
@@ -47,7 +48,7 @@ PICTURE_PARAMETERS = {
     "top_db", "image_mean", "image_std",
 }  # fmt: skip
 PEAK = 32767
-SOURCES = (audio_maxmvit, spectrograms_maxmvit)
+SOURCES = (audio_maxmvit, filters_maxmvit, spectrograms_maxmvit)
 
 
 class SpectrogramCache:

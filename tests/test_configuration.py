@@ -103,5 +103,7 @@ def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package,
     installed = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: old if name == package else installed(name))
     spec = importlib.util.spec_from_file_location("configuration_again", configuration_maxmvit.__file__)
+    again = importlib.util.module_from_spec(spec)
     with pytest.raises(ImportError, match=rf"found {package}=={old}(.|\n)*pip install -U '{package}>={needed}'"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(again)
+        again.MaxMViTConfig()

@@ -218,7 +218,7 @@ def test_the_key_changes_with_sources_and_libraries(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(ser.spectrogram_cache, "version", lambda n, name=name: "99.1" if n == name else honest(n))
             keys.add(extractor_key(extractor))
-    assert len(keys) == 1 + 2 + 1 + 5
+    assert len(keys) == 1 + len(ser.spectrogram_cache.SOURCES) + 1 + 5
 
 
 def test_the_key_of_a_clip_changes_with_its_audio(clips, embedded):

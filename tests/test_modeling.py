@@ -279,6 +279,8 @@ SHIPPED = Path(__file__).parents[1]
         ("modeling_maxmvit", "backbones_maxmvit"),
         ("backbones_maxmvit", "configuration_maxmvit"),
         ("audio_maxmvit", "download_maxmvit"),
+        ("spectrograms_maxmvit", "filters_maxmvit"),
+        ("images_maxmvit", "filters_maxmvit"),
     ],
 )
 def test_a_sibling_that_cannot_be_imported_says_so_itself(name, sibling, package, tmp_path, monkeypatch):

@@ -38,6 +38,21 @@ def test_their_code_is_the_one_beside_them():
     assert "modeling_maxmvit.py" in copies and "pipeline_maxmvit.py" in copies
 
 
+def test_they_answer_without_what_takes_long_to_import():
+    """Neither timm, of whose models they have none, nor what librosa and scipy compute filters with."""
+    code = """
+import sys
+import numpy as np
+from transformers import pipeline
+before = set(sys.modules)
+classify = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True)
+classify(np.sin(np.arange(44_100) / 50).astype(np.float32), sampling_rate=44_100)
+print(*sorted({name for name in set(sys.modules) - before if name in ("timm", "numba", "scipy.signal", "sklearn")}))
+"""
+    done = subprocess.run([sys.executable, "-c", code, WEIGHTS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
 def test_their_settings_are_the_recipes(classify):
     recipe = yaml.safe_load((ROOT / "configs" / "ravdess_small.yaml").read_text())
     run = json.loads((WEIGHTS / "metrics.json").read_text())

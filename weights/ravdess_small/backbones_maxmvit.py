@@ -4,19 +4,17 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import timm
 import torch
-from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 
 try:
-    from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
+    from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig, import_timm
     from .convnet_maxmvit import ConvNet
     from .speech_maxmvit import SpeechEncoder
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig
+    from configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig, import_timm
     from convnet_maxmvit import ConvNet
     from speech_maxmvit import SpeechEncoder
 
@@ -61,7 +59,8 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
             backbone = _create(name, config.image_shape, num_classes=0, **changes, **kwargs)
         else:
             architecture, rest = reshaped
-            backbone = MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
+            mvitv2 = import_timm().models.mvitv2
+            backbone = mvitv2.MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
         _check_pictures_are_seen(branch, config, backbone)
         if changes and not any(tensor.is_meta for tensor in backbone.parameters()):
             _try_out(backbone, config.image_shape)
@@ -75,6 +74,7 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
 
 
 def _create(name: str, size: tuple[int, int], **kwargs: Any) -> nn.Module:
+    timm = import_timm()
     try:
         return timm.create_model(name, img_size=size, **kwargs)
     except TypeError as error:

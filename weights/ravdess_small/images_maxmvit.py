@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-import scipy.fft
-import scipy.signal
 import torch
 import torch.nn.functional as F
+
+try:
+    from .filters_maxmvit import cosine_filters, delta_filters
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from filters_maxmvit import cosine_filters, delta_filters
 
 DELTA_WIDTH = 9  # frames, librosa's default
 # The change that reaches the ends of a picture, as a share of its range: per frame, and per frame and frame. Of
@@ -94,15 +99,13 @@ def resize(picture: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def _delta_weights() -> list[list[tuple[int, float]]]:
     """For the first and the second change, what each frame of nine counts (the middle one counts nothing in the
     first): fitted once, since the fit takes as long as all that is done with it for a clip."""
-    fits = [scipy.signal.savgol_coeffs(DELTA_WIDTH, order, deriv=order, use="dot") for order in (1, 2)]
     return [
         [(offset, float(weight) / (2 * reach)) for offset, weight in enumerate(fit) if abs(weight) > 1e-12]
-        for fit, reach in zip(fits, DELTA_REACH, strict=True)
+        for fit, reach in zip(delta_filters(DELTA_WIDTH), DELTA_REACH, strict=True)
     ]
 
 
 @lru_cache(maxsize=8)
 def _dct(n_mels: int, n_mfcc: int, device: torch.device) -> torch.Tensor:
     """`(n_mfcc, n_mels)`, divided by sqrt(n_mels). In float64: on a GPU a float32 product may be computed in TF32."""
-    basis = scipy.fft.dct(torch.eye(n_mels, dtype=torch.float64).numpy(), axis=0, norm="ortho")[:n_mfcc]
-    return torch.from_numpy(basis / n_mels**0.5).to(device)
+    return torch.from_numpy(cosine_filters(n_mels, n_mfcc) / n_mels**0.5).to(device)

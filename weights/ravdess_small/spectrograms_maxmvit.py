@@ -11,6 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+try:
+    from .filters_maxmvit import mel_filters, wavelets
+except ImportError:
+    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+        raise
+    from filters_maxmvit import mel_filters, wavelets
+
 C1 = 32.70319566257483  # Hz, librosa.note_to_hz("C1")
 # How far from its centre a wavelet's frequency response is kept, in units of 1 / (its length). A Hann window's side
 # lobes fall as 1 / (pi x^3) of the peak, so this cuts at 4e-5. The strong low frequencies of speech lie in the tails
@@ -286,31 +293,6 @@ def overlapping(pieces: Iterable[np.ndarray], block: int, margin: int) -> Iterat
     yield kept, begin, True
 
 
-@lru_cache(maxsize=8)
-def wavelets(
-    sampling_rate: int, fmin: float, n_bins: int, bins_per_octave: int, hop_length: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frequencies in cycles per sample, fractional lengths in samples, and the factor librosa decimates by first.
-
-    `librosa.cqt` decimates by a power of two where the highest wavelet leaves room (`__early_downsample_count`); the
-    only trace of it in an exact transform is that the number of frames is counted on the decimated clip.
-    """
-    frequencies = librosa.cqt_frequencies(n_bins, fmin=fmin, bins_per_octave=bins_per_octave)
-    ratio = 2.0 ** (2 / bins_per_octave)
-    lengths, cutoff = librosa.filters.wavelet_lengths(
-        freqs=frequencies, sr=sampling_rate, alpha=(ratio - 1) / (ratio + 1)
-    )
-    if cutoff > sampling_rate / 2:
-        raise ValueError(
-            f"the highest of {n_bins} CQT bins reaches {cutoff:.0f} Hz, above half the sampling rate ({sampling_rate} "
-            "Hz): lower cqt_n_bins or cqt_fmin"
-        )
-    octaves = math.ceil(n_bins / bins_per_octave)
-    twos_in_hop = (hop_length & -hop_length).bit_length() - 1
-    spare = math.ceil(math.log2(sampling_rate / 2 / cutoff)) - 2
-    return frequencies / sampling_rate, lengths, 2 ** max(0, min(spare, twos_in_hop - octaves + 1))
-
-
 def _transform_frames(frames: int) -> int:
     """The next of a few sizes (ratio about 1.12) that make fast FFTs; MKL is slow at powers of two."""
     octave = 1
@@ -366,13 +348,13 @@ def _responses(
 
 @lru_cache(maxsize=8)
 def _mel_blocks(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
-    """The Slaney filter bank of `librosa.filters.mel` in blocks of 16 mels: (columns of the spectrum, weights).
+    """The Slaney filter bank in blocks of 16 mels: (columns of the spectrum, weights).
 
     A filter touches few frequencies, so blocks spare 9 of 10 products of the whole matrix. Each weight stands twice,
     for the square of the real and of the imaginary part. On a GPU the weights are float64: there a float32 product
     may be computed in TF32, whose 10 bits would show in the image.
     """
-    bank = librosa.filters.mel(sr=sampling_rate, n_fft=n_fft, n_mels=n_mels)
+    bank = mel_filters(sampling_rate, n_fft, n_mels)
     blocks = []
     for rows in np.array_split(bank, math.ceil(n_mels / 16)):
         used = np.flatnonzero(rows.any(axis=0))
