@@ -25,13 +25,15 @@ class PairCollator:
             `{branch: (B, channels, H, W)}` in [0, 1].
         spectrogram_augmentation (`Callable`, *optional*): `clip -> clip` on one clip's spectrograms, before pictures
             are drawn of them.
+        layer_means (`Mapping[str, torch.Tensor]`, *optional*): by `content`, what a frozen speech encoder makes of
+            whole clips ([`layer_means_of`]), in place of the waveform.
         draw_versions (`bool`, defaults to False): of a clip with altered copies take one version at random, each as
             often as any other; otherwise always the original.
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
         sixth of the bytes that three normalised float32 channels are. What a speech encoder hears of the clips, if the
-        extractor has something for one. And `labels` as `augmentation` left them,
+        extractor has something for one, or its layer means. And `labels` as `augmentation` left them,
         otherwise int64 `(B,)`; none if the rows have no `label`.
 
     Raises:
@@ -44,11 +46,13 @@ class PairCollator:
         augmentation: Augmentation | None = None,
         spectrogram_augmentation: SpectrogramAugmentation | None = None,
         draw_versions: bool = False,
+        layer_means: Mapping[str, torch.Tensor] | None = None,
     ):
         self.feature_extractor = feature_extractor
         self.augmentation = augmentation
         self.spectrogram_augmentation = spectrogram_augmentation
         self.draw_versions = draw_versions
+        self.layer_means = layer_means
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         clips = [self._spectrograms(row) for row in rows]
@@ -60,8 +64,11 @@ class PairCollator:
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
         if self.augmentation is not None and labels is not None:
             images, labels = self.augmentation(images, labels)
-        batch = {"images": {branch: values.half() for branch, values in images.items()}}
-        batch |= self.feature_extractor.heard(clips)
+        batch: dict[str, Any] = {"images": {branch: values.half() for branch, values in images.items()}}
+        if self.layer_means is None or "start" in rows[0]:
+            batch |= self.feature_extractor.heard(clips)
+        else:
+            batch["input_values"] = torch.stack([self.layer_means[row["content"]] for row in rows])
         return batch if labels is None else {**batch, "labels": labels}
 
     def _spectrograms(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
@@ -29,6 +31,7 @@ from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
 from ser.errors import DataError
 from ser.features import extract_features, relabel
 from ser.flags import as_flags
+from ser.frozen import layer_means_of, suffices
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
 from ser.processes import Crew, first_process_first
@@ -159,6 +162,7 @@ def make_trainer(
     parts: dict[str, datasets.Dataset],
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
+    layer_means: Mapping[str, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
@@ -169,11 +173,12 @@ def make_trainer(
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
         make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
         draw_versions=args.waveform_copies > 0,
+        layer_means=layer_means,
     )
     return SERTrainer(
         model=model,
         args=args,
-        data_collator=PairCollator(feature_extractor),
+        data_collator=PairCollator(feature_extractor, layer_means=layer_means),
         train_collator=train_collator,
         train_dataset=parts["train"],
         eval_dataset=parts["validation"] if len(parts["validation"]) else None,
@@ -221,8 +226,12 @@ def train_and_test(
         labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
         parts["train"] = relabel(parts["train"], labels.tolist())
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
+    layer_means = None
+    if data_args.cache_features and suffices(model, args):
+        with first_process_first(args, "hearing the clips"):
+            layer_means = layer_means_of(corpus.clips, model, feature_extractor, data_args.cache_dir, args.device)
     clock = RunClock(args.output_dir, started)
-    trainer = make_trainer(model, parts, feature_extractor, args, callbacks=[clock])
+    trainer = make_trainer(model, parts, feature_extractor, args, layer_means, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions

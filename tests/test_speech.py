@@ -537,3 +537,43 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
     assert len(rows) == 2 and all(len(row) == 8 for row in rows)
     with pytest.raises(DataError, match="speech_encoder=.* cannot be exported"):
         export.build(classify, export.Form(window_s=None, front_end=True, quantize=None, opset=20))
+
+
+# ---- frozen: heard once
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_means_stand_for_the_waveform(encoders, family):
+    model, extractor = built(encoders[family], speech_pooling="mean", fusion="attention", head="decoder")
+    torch.nn.init.normal_(model.branches()["speech"].layer_weights)
+    inputs = inputs_of(extractor, *CLIPS)
+    expected = model(**inputs).logits
+    means = model.branches()["speech"].layer_means(inputs["input_values"], inputs.pop("attention_mask"))
+    assert means.shape == (3, 3, 16)
+    torch.testing.assert_close(model(**inputs | {"input_values": means}).logits, expected, rtol=0, atol=1e-6)
+    halved = model(**inputs | {"input_values": means.half()}, output_hidden_states=True)
+    torch.testing.assert_close(halved.logits, expected, rtol=0, atol=1e-3)
+    assert halved.hidden_states[-1].shape == (3, 16, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_hears_each_clip_once(encoders, tmp_path, monkeypatch):
+    write_ravdess(tmp_path / "corpus")
+    heard, own = [], SpeechEncoder._run
+    monkeypatch.setattr(SpeechEncoder, "_run", lambda *given: heard.append(len(given[1])) or own(*given))
+    recipe = Path(__file__).parents[1] / "configs" / "wavlm_frozen.yaml"
+    places = {"speech_encoder": encoders["wavlm"], "data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache"}
+    flags = [f"--{name}={value}" for name, value in places.items()]
+
+    def run(name: str, *more: str) -> int:
+        heard.clear()
+        main([str(recipe), *flags, f"--output_dir={tmp_path / name}", "--max_steps=2", "--report_to=none", *more])
+        return sum(heard)
+
+    assert run("first") == 192
+    (kept,) = (tmp_path / "cache" / "maxmvit_speech").glob("*.safetensors")
+    assert {value.shape for value in load_file(kept).values()} == {(3, 16)} and len(load_file(kept)) == 192
+    assert run("another fusion", "--fusion=concat") == 0
+    assert run("windows", "--training_window=0.3") >= 2 * 32 + 32
+    classify = load_pipeline(str(tmp_path / "first"))
+    assert len(classify({"array": CLIPS[0], "sampling_rate": RATE})) == 8

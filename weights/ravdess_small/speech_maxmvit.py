@@ -180,20 +180,23 @@ class SpeechEncoder(nn.Module):
         if self.attention is not None:
             nn.init.zeros_(self.attention.weight)  # the mean, to begin with
 
-    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """`forward_head` of `forward_features`: `(B, width)`."""
         return self.forward_head(self.forward_features(input_values, attention_mask))
 
-    def forward_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            input_values, attention_mask (`torch.Tensor`): From [`speech_inputs`].
+            input_values, attention_mask (`torch.Tensor`): From [`speech_inputs`]. Or `layer_means` of `pooling="mean"`
+                and None: what is known already is not computed again.
 
         Returns:
             `(B, 1 + 16, width)`: what is pooled over the clip, then the means of 16 stretches of equal length, as many
             in a short clip as in a long one, so that nobody who attends to them needs a mask. Of `pooling="mean"`
             the first alone.
         """
+        if attention_mask is None:
+            return self._summed(input_values.unbind(1))[:, None]
         return self._pooled(*self._layers(input_values, attention_mask))
 
     def forward_head(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -201,21 +204,31 @@ class SpeechEncoder(nn.Module):
         return tokens[:, 0]
 
     def forward_intermediates(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """`forward_features`, and each layer's hidden states as maps `(B, width, 1, frames)`."""
+        """`forward_features`, and each layer's hidden states as maps `(B, width, 1, frames)`, or its mean."""
+        if attention_mask is None:
+            maps = [means[:, :, None, None] for means in input_values.unbind(1)]
+            return self.forward_features(input_values, None), maps
         states, lengths = self._layers(input_values, attention_mask)
         return self._pooled(states, lengths), [state.movedim(1, -1)[:, :, None] for state in states]
 
-    def _pooled(self, states: Sequence[torch.Tensor], lengths: Sequence[int]) -> torch.Tensor:
+    def layer_means(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The mean over time of each layer's hidden states: `(B, layers + 1, width)`."""
+        states, lengths = self._layers(input_values, attention_mask)
+        return torch.stack([_means(state, lengths) for state in states], dim=1)
+
+    def _summed(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         shares = self.layer_weights.softmax(0)
-        frames = sum(share * state for share, state in zip(shares, states, strict=True))
+        return sum(share * state for share, state in zip(shares, states, strict=True))
+
+    def _pooled(self, states: Sequence[torch.Tensor], lengths: Sequence[int]) -> torch.Tensor:
+        frames = self._summed(states)
+        if self.attention is None:
+            return _means(frames, lengths)[:, None]
         tokens = []
         for clip, length in zip(frames, lengths, strict=True):
             heard = clip[:length]
-            if self.attention is None:
-                tokens.append(heard.mean(0, keepdim=True))
-                continue
             pooled = self.attention(heard).softmax(0).T @ heard
             tokens.append(torch.cat([pooled, F.adaptive_avg_pool1d(heard.T, STRETCHES).T]))
         return torch.stack(tokens)
@@ -266,9 +279,9 @@ class SpeechEncoder(nn.Module):
 
     def checked(
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        The inputs in the encoder's precision; without a mask, all of them is heard.
+        The inputs in the encoder's precision; without a mask, all of them is heard, unless they are `layer_means`.
 
         Raises:
             ValueError: They are missing, or of another shape.
@@ -278,6 +291,10 @@ class SpeechEncoder(nn.Module):
                 "input_values is missing: this model has a branch that hears it. The feature extractor gives it if "
                 "its speech_processor is set."
             )
+        values = input_values.to(self.layer_weights.dtype)
+        are_means = values.shape[1:] == (len(self.feature_info), self.num_features)
+        if self.attention is None and attention_mask is None and are_means:
+            return values, None
         wanted = 3 if self.piece else 2
         if attention_mask is None:
             attention_mask = torch.ones(
@@ -289,7 +306,7 @@ class SpeechEncoder(nn.Module):
                 f"input_values has shape {tuple(input_values.shape)}, attention_mask {tuple(attention_mask.shape)}: "
                 "they are not what the feature extractor of this speech encoder returns."
             )
-        return input_values.to(next(self.encoder.parameters()).dtype), attention_mask
+        return values, attention_mask
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether each layer computes its activations again in the backward pass instead of keeping them."""
@@ -314,6 +331,11 @@ class SpeechEncoder(nn.Module):
             above = frozen_layers is None or layer is not None and int(layer[1]) >= frozen_layers
             if name.startswith("encoder.") and name not in self.fixed and above:
                 yield parameter
+
+
+def _means(frames: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """`(B, frames, width)` -> `(B, width)`: the mean over each clip's own frames."""
+    return torch.stack([clip[:length].mean(0) for clip, length in zip(frames, lengths, strict=True)])
 
 
 def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
