@@ -19,6 +19,7 @@ from ser.unheard import refuse_unheard
 
 logger = logging.get_logger(__name__)
 
+LESS_IS_BETTER = ("KL", "JS")  # besides losses, of which transformers knows
 PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
 
 
@@ -282,6 +283,9 @@ class SERTrainingArguments(
     """
 
     def __post_init__(self) -> None:
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        direction: bool | None = getattr(self, "greater_is_better", None)
+        self.greater_is_better = False if direction is None and metric in LESS_IS_BETTER else direction
         try:
             super().__post_init__()
         except TypeError as error:  # JSON with a name that nothing knows

@@ -147,7 +147,8 @@ class Mixup:
         alpha (`float`): Shape of the distribution, above 0; 0.2 blends little, 1.0 uniformly.
         num_labels (`int`): Number of classes.
 
-    Labels `(batch_size,)` of class indices come back as probabilities `(batch_size, num_labels)`, float32.
+    Labels `(batch_size,)` of class indices, or float probabilities `(batch_size, num_labels)`, come back as such
+    probabilities, float32.
     """
 
     def __init__(self, alpha: float, num_labels: int):
@@ -165,7 +166,8 @@ class Mixup:
             return own * values + (1 - own) * values[partner]
 
         blended = {branch: blend(values) for branch, values in images.items()}
-        return blended, blend(one_hot(labels, self.num_labels).float())
+        shares = labels if labels.is_floating_point() else one_hot(labels, self.num_labels)
+        return blended, blend(shares.float())
 
 
 class Compose:

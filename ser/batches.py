@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ser.augmentation import Augmentation, SpectrogramAugmentation
+from ser.distributions import VOTES, shares_of
 from ser.features import read_clip
 
 
@@ -34,7 +35,7 @@ class PairCollator:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
         sixth of the bytes that three normalised float32 channels are. What a speech encoder hears of the clips, if the
         extractor has something for one, or its layer means. And `labels` as `augmentation` left them,
-        otherwise int64 `(B,)`; none if the rows have no `label`.
+        otherwise int64 `(B,)`, or of rows with `votes` their shares, float32 `(B, C)`; none if rows have no `label`.
 
     Raises:
         AudioError: a clip cannot be decoded; its name is in the message.
@@ -62,6 +63,8 @@ class PairCollator:
             name.removesuffix("_values"): values for name, values in self.feature_extractor.images(clips).items()
         }
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
+        if VOTES in rows[0]:
+            labels = torch.tensor(shares_of([row[VOTES] for row in rows]), dtype=torch.float32)
         if self.augmentation is not None and labels is not None:
             images, labels = self.augmentation(images, labels)
         batch: dict[str, Any] = {"images": {branch: values.half() for branch, values in images.items()}}

@@ -25,14 +25,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from transformers.utils import logging
 
-from ser.metrics import percentile_intervals, speaker_rows
+from ser.metrics import bootstrap_of_sums
 
 logger = logging.get_logger(__name__)
 N_BINS = 15
 CALIBRATION_SCORES = ("ECE", "Brier", "NLL")
 MOST_POINTS = 101  # of a risk-coverage curve that is written down
 TEMPERATURES = (0.1, 10.0)  # least and largest
-BLOCK = 2**22  # numbers drawn at a time
 
 
 def probabilities_of(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
@@ -89,8 +88,7 @@ def calibration_scores(
 
     Returns:
         `ECE`, `Brier`, `NLL`; `bins`, those that hold clips: `above` and `up_to` (confidence), `n_clips`, their mean
-        `confidence` and the share of right ones, `accuracy`; and `intervals`, 95 % bootstrap percentile intervals by
-        clip and, where every speaker is known and there are at least two, by speaker.
+        `confidence` and the share of right ones, `accuracy`; and `intervals` (see [`bootstrap_of_sums`]).
 
     Raises:
         ValueError: There are not as many rows as labels, at least one, or rows are no probabilities.
@@ -110,9 +108,6 @@ def calibration_scores(
             in_bin * (right - confidence)[:, None],
         ]
     )
-    drawn = {"by_clip": _resampled(own, resamples, seed)}
-    if (rows := speaker_rows(speakers)) is not None:
-        drawn["by_speaker"] = _resampled(np.stack([own[mask].sum(0) for mask in rows]), resamples, seed)
     counts = in_bin.sum(0)
     bins = [
         {
@@ -127,7 +122,7 @@ def calibration_scores(
     return {
         **{name: float(value) for name, value in _from_sums(own.sum(0)).items()},
         "bins": bins,
-        "intervals": {unit: percentile_intervals(_from_sums(sums)) for unit, sums in drawn.items()},
+        "intervals": bootstrap_of_sums(own, _from_sums, speakers, resamples, seed),
     }
 
 
@@ -193,16 +188,3 @@ def _from_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
         "Brier": sums[..., 1] / count,
         "NLL": sums[..., 2] / count,
     }
-
-
-def _resampled(own: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums `(resamples, columns)` over sets of as many rows of `own`, drawn with replacement."""
-    rng, count = np.random.default_rng(seed), len(own)
-    sums = np.empty((resamples, own.shape[1]))
-    block = max(1, BLOCK // count)
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = rng.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
-        sums[start : start + size] = times @ own
-    return sums

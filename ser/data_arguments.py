@@ -28,6 +28,10 @@ class CorpusArguments:
     labels: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in this order."})
     merge_labels: list[str] | None = field(default=None, metadata={"help": "Such as excited=happy."})
     unique_vote: bool = field(default=False, metadata={"help": "IEMOCAP: keep clips whose highest vote is unique."})
+    soft_labels: Literal["none", "votes"] = field(
+        default="none",
+        metadata={"help": "Train on the annotators' votes, also for clips on which they do not agree."},
+    )
     drop_duplicates: bool = field(default=False, metadata={"help": "Keep one of several clips of equal sound."})
 
 

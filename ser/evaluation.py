@@ -17,6 +17,7 @@ from ser.arguments import SERTrainingArguments
 from ser.batches import PairCollator
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments
+from ser.distributions import VOTES
 from ser.errors import DataError
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.protocols import EVERYTHING, Split, n_folds, test_part
@@ -105,7 +106,8 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         eval_dataset=test,
         processing_class=feature_extractor,
     )
-    logits = np.asarray(trainer.predict(test).predictions)[:, columns]
+    asked = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is wanted
+    logits = np.asarray(trainer.predict(asked).predictions)[:, columns]
     return write_report(
         folder,
         dataclasses.replace(corpus, label_names=[names[column] for column in columns]),

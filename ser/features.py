@@ -150,11 +150,6 @@ def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> D
     return table if transform is None else table.with_transform(transform)
 
 
-def relabel(features: Dataset, labels: Sequence[int]) -> Dataset:
-    """The table of `extract_features` with other labels, one a row."""
-    return rearranged(features, range(len(features)), label=labels)
-
-
 def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
     """The waveform of a row at the extractor's rate; an error names the row's `file`."""
     try:

@@ -11,7 +11,7 @@ Everything is computed from confusion matrices `(..., C, C)`, rows the true and 
 They equal scikit-learn's `accuracy_score`, `balanced_accuracy_score` and `f1_score` (average "macro" and "weighted").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
 SCORES = ("WA", "UA", "macro_f1", "weighted_f1")
+BLOCK = 2**22  # numbers drawn at a time
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_labels: int) -> np.ndarray:
@@ -126,6 +127,41 @@ def bootstrap_intervals(
         times = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
         drawn["by_speaker"] = (times @ np.stack(own)).reshape(shape)
     return {unit: percentile_intervals(scores_from_confusion(matrices)) for unit, matrices in drawn.items()}
+
+
+def bootstrap_of_sums(
+    own: np.ndarray,
+    from_sums: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    speakers: Sequence[str | None] | None = None,
+    resamples: int = 10_000,
+    seed: int = 42,
+) -> dict[str, dict[str, list[float]]]:
+    """The intervals of [`bootstrap_intervals`] for scores that are made of sums over clips.
+
+    Args:
+        own: `(clips, columns)`: what each clip adds to the sums.
+        from_sums: sums `(..., columns)` -> scores, each `(...)`.
+        speakers: speaker of each clip, for the intervals by speaker.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
+    """
+    drawn = {"by_clip": _resampled(own, resamples, seed)}
+    if (rows := speaker_rows(speakers)) is not None:
+        drawn["by_speaker"] = _resampled(np.stack([own[mask].sum(0) for mask in rows]), resamples, seed)
+    return {unit: percentile_intervals(from_sums(sums)) for unit, sums in drawn.items()}
+
+
+def _resampled(own: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sums `(resamples, columns)` over sets of as many rows of `own`, drawn with replacement."""
+    rng, count = np.random.default_rng(seed), len(own)
+    sums = np.empty((resamples, own.shape[1]))
+    block = max(1, BLOCK // count)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        sums[start : start + size] = times @ own
+    return sums
 
 
 def speaker_rows(speakers: Sequence[str | None] | None) -> list[np.ndarray] | None:

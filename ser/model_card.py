@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ser.calibration import CALIBRATION_SCORES
 from ser.corpora.known import RECORDS
+from ser.distributions import DISTRIBUTION_SCORES
 from ser.files import whole
 from ser.metrics import SCORES
 
@@ -160,7 +161,11 @@ def _scores_of_test(report: Mapping) -> str:
     """The scores as tables."""
     rows = "\n".join(
         f"| {name} | {values[name]:.3f} | " + " | ".join(_range(values, unit, name) for unit in UNITS) + " |"
-        for values, names in ((report, SCORES), (report["calibration"], CALIBRATION_SCORES))
+        for values, names in (
+            (report, SCORES),
+            (report["calibration"], CALIBRATION_SCORES),
+            *([(report["distributions"], DISTRIBUTION_SCORES)] if "distributions" in report else []),
+        )
         for name in names
     )
     classes = "\n".join(

@@ -18,6 +18,7 @@ from scipy.special import softmax
 
 from ser.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
 from ser.corpora.table import Corpus
+from ser.distributions import DISTRIBUTION_SCORES, VOTES, agreed, distribution_scores
 from ser.errors import DataError
 from ser.figures import plot_confusion_matrix, plot_reliability, plot_training_curves
 from ser.files import versions, whole, write_json
@@ -77,9 +78,10 @@ def write_report(
     if logits is not None:
         write_predictions(folder / "predictions.csv", parts["test"], logits, names, temperature)
         _, speakers, labels = _facts(parts["test"])
-        tested = scores(labels, np.asarray(logits).argmax(-1), names, speakers, seed=seed)
+        probabilities = probabilities_of(logits, temperature)
         before = None if temperature == 1 else probabilities_of(logits)
-        tested |= _trust(labels, probabilities_of(logits, temperature), speakers, seed, before)
+        predictions, votes = np.asarray(logits).argmax(-1), _votes(parts["test"])
+        tested = _scored(labels, predictions, probabilities, before, votes, names, speakers, seed)
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         path = folder / "validation_predictions.csv"
@@ -87,7 +89,10 @@ def write_report(
     report: dict[str, Any] = {
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint if tested else None,
-        "remarks": [remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])],
+        "remarks": [
+            *(remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])),
+            *_remarks_on_votes(tested),
+        ],
         **(tested or {"quoted_scores": list(quoted)}),
         "label_names": names,
         "temperature": temperature,
@@ -114,6 +119,37 @@ def write_report(
         write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
     write_json(folder / "metrics.json", report)
     return report
+
+
+def _scored(
+    labels: Sequence[int],
+    predictions: np.ndarray,
+    probabilities: np.ndarray,
+    before: np.ndarray | None,
+    votes: np.ndarray | None,
+    names: Sequence[str],
+    speakers: Sequence[str | None],
+    seed: int,
+) -> dict[str, Any]:
+    """All scores of some clips; where they have votes, those of one label are of the clips that have one."""
+    sure = np.full(len(labels), True) if votes is None else agreed(votes)
+    own = [speaker for speaker, is_sure in zip(speakers, sure, strict=True) if is_sure]
+    truth, before = np.asarray(labels)[sure], None if before is None else before[sure]
+    found = scores(truth, np.asarray(predictions)[sure], names, own, seed=seed)
+    found |= _trust(truth, probabilities[sure], own, seed, before)
+    if votes is not None:
+        found["distributions"] = distribution_scores(votes, probabilities, speakers, seed=seed)
+    return found
+
+
+def _votes(clips: datasets.Dataset) -> np.ndarray | None:
+    """`(clips, classes)`, of clips that have any."""
+    return np.asarray(clips.with_format(None)[VOTES][:]) if VOTES in clips.column_names else None
+
+
+def _remarks_on_votes(tested: Mapping) -> list[str]:
+    count = tested.get("distributions", {}).get("n_without_agreement", 0)
+    return [f"Of {count:,} test clips the votes tie: only {', '.join(DISTRIBUTION_SCORES)} count them."] * bool(count)
 
 
 def _trust(
@@ -168,10 +204,11 @@ def write_predictions(
     label_names: Sequence[str],
     temperature: float = 1.0,
 ) -> None:
-    """`predictions.csv`: file, speaker, label, prediction and one column `p_<class>` with the class's probability.
+    """`predictions.csv`: file, speaker, label, prediction, one column `p_<class>` with the class's probability and, of
+    clips with votes, one column `v_<class>` with those for it.
 
     Args:
-        clips: with the columns `file`, `speaker`, `label`.
+        clips: with the columns `file`, `speaker`, `label`, and perhaps `votes`.
         logits: `(clips, classes)`, in the same order.
         temperature: what they are divided by for the probabilities.
     """
@@ -182,12 +219,18 @@ def write_predictions(
         raise ValueError(
             f"The logits of {_facts(clips)[0][int(np.argmin(np.isfinite(logits).all(1)))]} are not finite."
         )
+    votes = _votes(clips)
+    columns = [*probabilities_of(logits, temperature).T.tolist()]
+    if votes is not None:
+        columns += np.pad(votes, ((0, 0), (0, len(label_names) - votes.shape[1]))).T.tolist()
+    kinds = ("p", "v") if votes is not None else ("p",)
     with whole(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["file", "speaker", "label", "prediction", *(f"p_{name}" for name in label_names)])
-        facts = zip(*_facts(clips), logits.argmax(-1), strict=True)
-        for (name, speaker, label, prediction), row in zip(facts, probabilities_of(logits, temperature), strict=True):
-            table.writerow([name, speaker, label_names[label], label_names[prediction], *row.tolist()])
+        own = [f"{kind}_{name}" for kind in kinds for name in label_names]
+        table.writerow(["file", "speaker", "label", "prediction", *own])
+        facts = zip(*_facts(clips), logits.argmax(-1), zip(*columns, strict=True), strict=True)
+        for name, speaker, label, prediction, row in facts:
+            table.writerow([name, speaker, label_names[label], label_names[prediction], *row])
 
 
 def _facts(clips: datasets.Dataset) -> tuple[list, list, list]:
@@ -210,10 +253,10 @@ def in_words(report: Mapping) -> str:
     """What is to be said of a run first, then its scores with their intervals, a line each, the protocol in every
     name."""
     lines = [*report.get("remarks", ())]
-    kinds: tuple[tuple[Mapping, Sequence[str]], ...] = ((report, SCORES),) if "UA" in report else ()
-    if "calibration" in report:
-        kinds += ((report["calibration"], CALIBRATION_SCORES),)
-    for values, names in kinds:
+    kinds = {"calibration": CALIBRATION_SCORES, "distributions": DISTRIBUTION_SCORES}
+    told: list[tuple[Mapping, Sequence[str]]] = [(report, SCORES)] if "UA" in report else []
+    told += [(report[kind], names) for kind, names in kinds.items() if kind in report]
+    for values, names in told:
         for name in names:
             ranges = [
                 f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(values, name)
@@ -272,6 +315,9 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
     speakers = [row["speaker"] or None for row in rows]
     seed = reports[0]["seed"]
+    votes = (
+        np.array([[float(row[f"v_{name}"]) for name in names] for row in rows]) if f"v_{names[0]}" in rows[0] else None
+    )
     temperatures = np.array([reports[row["fold"] - 1].get("temperature", 1.0) for row in rows])[:, None]
     with np.errstate(divide="ignore"):  # a probability of 0
         before = None if (temperatures == 1).all() else softmax(np.log(probabilities) * temperatures, axis=-1)
@@ -283,8 +329,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
-        "pooled": scores(truth, predicted, names, speakers, seed=seed)
-        | _trust(truth, probabilities, speakers, seed, before),
+        "pooled": _scored(truth, np.array(predicted), probabilities, before, votes, names, speakers, seed),
         "folds": [
             {"protocol": r["protocol"], "temperature": r.get("temperature", 1.0)}
             | {k: r[k] for k in ("n_clips", *SCORES)}

@@ -28,8 +28,9 @@ from ser.calibration import fit_temperature
 from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
+from ser.distributions import VOTES, compute_distribution_metrics, with_one_label
 from ser.errors import DataError
-from ser.features import extract_features, relabel
+from ser.features import extract_features, rearranged
 from ser.flags import as_flags
 from ser.frozen import layer_means_of, suffices
 from ser.metrics import compute_metrics, scores
@@ -183,7 +184,7 @@ def make_trainer(
         train_dataset=parts["train"],
         eval_dataset=parts["validation"] if len(parts["validation"]) else None,
         processing_class=feature_extractor,
-        compute_metrics=compute_metrics,
+        compute_metrics=compute_distribution_metrics if VOTES in parts["train"].column_names else compute_metrics,
         **kwargs,
     )
 
@@ -223,8 +224,10 @@ def train_and_test(
     if args.waveform_copies:
         parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
-        labels = np.random.default_rng(args.seed).permutation(parts["train"]["label"][:])
-        parts["train"] = relabel(parts["train"], labels.tolist())
+        order = np.random.default_rng(args.seed).permutation(len(parts["train"]))
+        truth = {name: parts["train"][name][:] for name in ("label", VOTES) if name in parts["train"].column_names}
+        shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
+        parts["train"] = rearranged(parts["train"], range(len(order)), **shuffled)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     layer_means = None
     if data_args.cache_features and suffices(model, args):
@@ -239,7 +242,9 @@ def train_and_test(
         if len(parts[part])
     }
     if args.calibrate:
-        trainer.model.config.temperature = fit_temperature(parts["validation"]["label"][:], logits["validation"])
+        sure = with_one_label(parts["validation"])
+        labels = np.asarray(parts["validation"]["label"][:])[sure]
+        trainer.model.config.temperature = fit_temperature(labels, logits["validation"][sure])
     over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
@@ -286,11 +291,13 @@ def score_windows(
     hop_s = args.test_hop or args.test_window
     windows, owners = windows_of(clips, feature_extractor, args.test_window, hop_s)
     logits = trainer.predict(windows, metric_key_prefix="test_windows").predictions
-    predictions = mean_over_windows(logits, owners, trainer.model.config.temperature).argmax(-1)
+    sure = with_one_label(clips)
+    predictions = mean_over_windows(logits, owners, trainer.model.config.temperature).argmax(-1)[sure]
+    labels, speakers = (np.asarray(clips[name][:])[sure].tolist() for name in ("label", "speaker"))
     return {
         "protocol": f"windows of {args.test_window:g} s every {hop_s:g} s",
         "n_windows": len(owners),
-        **scores(clips["label"][:], predictions, corpus.label_names, clips["speaker"][:], seed=args.seed),
+        **scores(labels, predictions, corpus.label_names, speakers, seed=args.seed),
     }
 
 

@@ -213,6 +213,12 @@ def test_where_nobody_validates_nothing_is_evaluated_and_the_last_state_is_kept(
     assert parse_arguments(OUTPUT)[2].eval_strategy == "epoch"
 
 
+@pytest.mark.parametrize(("metric", "mode"), [("UA", "max"), ("JS", "min"), ("eval_KL", "min"), ("loss", "min")])
+def test_the_best_model_has_the_metrics_own_direction(metric, mode):
+    args = parse_arguments([*OUTPUT, "--metric_for_best_model", metric])[2]
+    assert args.greater_is_better == (mode == "max") and args.lr_scheduler_kwargs["mode"] == mode
+
+
 def test_what_is_never_heard_are_fields_that_there_are():
     assert {*UNHEARD} <= {field.name for field in fields(TrainingArguments)}
     assert {*WITHOUT_VALIDATION} <= {field.name for field in fields(SERTrainingArguments)}

@@ -48,6 +48,13 @@ def test_batches_from_the_cache_and_from_audio_agree(clips, tmp_path):
     assert set(collate([*clips.remove_columns("label")])) == {"images"}
 
 
+def test_votes_are_learnt_as_shares_of_the_annotators(clips, tmp_path):
+    votes = [[3.0, 1.0], [1.0, 1.0], [0.0, 2.0], [1.0, 0.0], [0.0, 4.0]]
+    batch = PairCollator(tiny_feature_extractor())([*clips.add_column("votes", votes)])
+    expected = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert torch.equal(batch["labels"], expected)
+
+
 def test_one_channel_in_half_precision_crosses_and_the_device_normalises(clips, tmp_path):
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, cache_dir=tmp_path / "cache")

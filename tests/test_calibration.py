@@ -108,7 +108,7 @@ def test_intervals_equal_a_bootstrap_that_copies_clips_and_speakers():
 def test_intervals_do_not_hang_on_the_blocks_in_which_they_are_drawn(monkeypatch):
     labels, probabilities = drawn(40)
     whole = calibration_scores(labels, probabilities, resamples=50)
-    monkeypatch.setattr("ser.calibration.BLOCK", 100)
+    monkeypatch.setattr("ser.metrics.BLOCK", 100)
     assert calibration_scores(labels, probabilities, resamples=50) == whole
     assert list(calibration_scores(labels, probabilities, [None] * 40, resamples=5)["intervals"]) == ["by_clip"]
 

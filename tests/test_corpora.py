@@ -83,12 +83,39 @@ def test_iemocap_rules_give_the_expected_rows(load, iemocap, options, expected):
     assert corpus.options["unique_vote"] == options.get("unique_vote", False)
 
 
+def test_soft_labels_are_the_votes_and_keep_clips_without_agreement(load, iemocap):
+    corpus = load("AbstractTTS/IEMOCAP", iemocap, soft_labels="votes")
+    votes = dict(zip(corpus.files, corpus.clips["votes"][:], strict=True))
+    assert votes == {
+        "Ses01F_impro01_F000.wav": [3, 0, 0, 0],
+        "Ses01F_impro01_M000.wav": [0, 2, 0, 0],
+        "Ses02M_script01_1_F003.wav": [0, 0, 2, 0],
+        "Ses02M_script01_1_M004.wav": [0, 0, 3, 0],
+        "Ses03F_impro02_F001.wav": [0, 0, 0, 2],
+        "Ses03F_impro02_M001.wav": [1, 0, 0, 1],
+        "Ses05F_impro04_M005.wav": [0, 1, 0, 0],
+        "Ses05F_impro04_F007.wav": [1, 0, 0, 0],
+    }
+    assert corpus.labels == [int(np.argmax(votes[file])) for file in corpus.files]
+    assert corpus.dropped == {"no vote for a class that is kept": 2} and corpus.options["soft_labels"] == "votes"
+    merged = load("AbstractTTS/IEMOCAP", iemocap, soft_labels="votes", merge_labels=["excited=happy"])
+    votes = dict(zip(merged.files, merged.clips["votes"][:], strict=True))
+    assert votes["Ses01F_impro01_M000.wav"] == [0, 3, 0, 0] and votes["Ses04M_impro03_F002.wav"] == [0, 2, 0, 0]
+    assert "votes" not in load("AbstractTTS/IEMOCAP", iemocap).clips.column_names
+    with pytest.raises(DataError, match="unique_vote leaves out the clips that soft_labels has a use for"):
+        load("AbstractTTS/IEMOCAP", iemocap, soft_labels="votes", unique_vote=True)
+    with pytest.raises(DataError, match="soft_labels needs the annotators' votes, which .* does not have"):
+        load("demo", soft_labels="votes")
+
+
 def test_incomplete_votes_are_counted_where_votes_are_asked_for(load, tmp_path):
     files, emotions, votes = zip(*IEMOCAP_ROWS, strict=True)
     columns = {"file": [None, *files[1:]], "major_emotion": emotions}
     columns |= {name: [float(vote.get(name, 0)) for vote in votes] for name in VOTES}
     columns["angry"][3], columns["sad"][4] = None, float("nan")
     write_parquet(tmp_path, "train", columns, list(files))
+    soft = load("AbstractTTS/IEMOCAP", str(tmp_path), soft_labels="votes", labels=["neutral", "happy"])
+    assert soft.dropped["annotators' votes are incomplete"] == 2
     corpus = load("AbstractTTS/IEMOCAP", str(tmp_path), unique_vote=True, labels=["neutral", "happy"])
     assert corpus.speakers == [None, "Ses01M"]
     with pytest.raises(DataError, match="annotators' votes are incomplete: 2"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,14 +22,17 @@ from run_ser import main
 from ser.averaging import UNAVERAGED
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
+from ser.corpora.iemocap import IEMOCAP_VOTES
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
+from ser.distributions import DISTRIBUTION_SCORES
 from ser.errors import DataError
 from ser.flags import find_recipe
 from ser.models import load_pipeline
 from ser.trainer import SERTrainer
 from ser.training import parse_arguments
 from tests.clips import write_parquet
+from tests.test_distributions import recomputed
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -167,6 +171,49 @@ def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, ca
     assert torch.equal(first, second)
     assert not torch.equal(*(model.classifier.out_proj.weight for model in models))
     assert models[0].config.temperature != models[1].config.temperature == 1
+
+
+def write_voted_corpus(folder: Path) -> None:
+    """Five sessions of two speakers as on the Hub, four clips each; on one in four the annotators do not agree."""
+    emotions = ("neutral", "happy", "angry", "sad")
+    names, rows = [], []
+    for number in range(40):
+        session, sex, own = number // 8 + 1, "FM"[number % 2], emotions[number // 2 % 4]
+        names.append(f"Ses0{session}F_impro01_{sex}{number:03d}.wav")
+        other = emotions[(number // 2 + 1) % 4]
+        rows.append({own: 2.0, other: 2.0 if number % 4 == 3 else 1.0, "frustrated": 1.0})
+    columns = {"file": names, "major_emotion": [max(row, key=row.get) for row in rows]}
+    columns |= {name: [row.get(name, 0.0) for row in rows] for name in IEMOCAP_VOTES}
+    write_parquet(folder, "train", columns, names)
+
+
+@pytest.mark.slow
+def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(cache, tmp_path):
+    write_voted_corpus(tmp_path / "data")
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache,
+            "--soft_labels", "votes")  # fmt: skip
+    out = tmp_path / "out"
+    run(*data, "--output_dir", out, "--metric_for_best_model", "JS", "--mixup_alpha", "0.2")
+    rows, metrics = read_predictions(out), json.loads((out / "metrics.json").read_text())
+    names = metrics["label_names"]
+    votes, probabilities = (np.array([[float(row[f"{k}_{name}"]) for name in names] for row in rows]) for k in "vp")
+    assert len(rows) == 8 and metrics["distributions"]["n_clips"] == 8
+    expected = recomputed(votes, probabilities)
+    assert {name: metrics["distributions"][name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    sure = [row for row, own in zip(rows, votes, strict=True) if sorted(own)[-1] > sorted(own)[-2]]
+    assert metrics["n_clips"] == len(sure) == 6 and metrics["distributions"]["n_without_agreement"] == 2
+    assert "Of 2 test clips the votes tie: only KL, JS, soft_macro_f1 count them." in metrics["remarks"]
+    right = balanced_accuracy_score([row["label"] for row in sure], [row["prediction"] for row in sure])
+    assert metrics["UA"] == pytest.approx(right, abs=1e-9)
+    (checkpoint,) = out.glob("checkpoint-*")
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert {"eval_KL", "eval_JS", "eval_soft_macro_f1", "eval_UA"} <= {name for entry in history for name in entry}
+    flags = map(str, (*data, "--protocol", "sessions", "--output_dir", tmp_path / "again"))
+    evaluate_ser.main([str(out), *flags])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    for name in DISTRIBUTION_SCORES:
+        assert again["distributions"][name] == pytest.approx(metrics["distributions"][name], abs=1e-5)
+    assert again["confusion_matrix"] == metrics["confusion_matrix"]
 
 
 class PulledPlug(Exception):

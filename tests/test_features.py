@@ -17,7 +17,7 @@ import ser.features
 import ser.spectrogram_cache
 from audio_maxmvit import AudioError
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.features import extract_features, relabel
+from ser.features import extract_features, rearranged
 from ser.spectrogram_cache import FOLDER, PICTURE_PARAMETERS, clip_keys, extractor_key, pack, unpack
 from tests.tiny import tiny_feature_extractor, voice
 
@@ -147,7 +147,7 @@ def test_other_labels_leave_images_and_cache_as_they_are(clips, tmp_path, no_aud
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, cache_dir=tmp_path)
     part = features.select([3, 1, 4])
-    other = relabel(part, [7, 8, 9])
+    other = rearranged(part, range(3), label=[7, 8, 9])
     assert other["label"][:] == [7, 8, 9] and other["file"][:] == part["file"][:]
     assert same(part, other)
     no_audio()

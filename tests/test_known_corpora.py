@@ -334,6 +334,8 @@ def test_cremad_on_the_hub_tells_both_kinds_of_labels(tmp_path):
     heard = load_corpus("cremad-perceived", str(tmp_path))
     assert classes_of(heard) == {"anger": 2, "disgust": 1, "fear": 2, "happiness": 2, "neutral": 2, "sadness": 2}
     assert heard.dropped == {"annotators' votes tie": 1}
+    soft = load_corpus("cremad-perceived", str(tmp_path), soft_labels="votes")
+    assert len(soft) == 12 and soft.clips["votes"][0] == [0.8, 0, 0, 0, 0, 0.8] and not soft.dropped
 
 
 def test_savee_of_kaggle(tmp_path):

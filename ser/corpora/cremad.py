@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ser.corpora.readers import audio_files, named_files
-from ser.corpora.records import Record, Source
+from ser.corpora.records import VOTES_TIE, Record, Source
 from ser.errors import DataError
 
 CREMAD_NAME = re.compile(r"(?:^|/)(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}$")
@@ -60,7 +60,7 @@ def _intended(folder: Path) -> Iterator[dict]:
 def _heard(votes: Sequence[float]) -> dict:
     """What most listeners heard."""
     if votes.count(max(votes)) > 1:
-        return {"drop": "annotators' votes tie", "votes": votes}
+        return {"drop": VOTES_TIE, "votes": votes}
     return {"label": tuple(CREMAD_CODES.values())[votes.index(max(votes))], "votes": votes}
 
 
@@ -109,5 +109,6 @@ PERCEIVED = replace(
         )
     },
     tree=_perceived,
+    votes=tuple(CREMAD_CODES.values()),
     speech="91 actors say twelve sentences in English; labels are what most listeners heard in the voice alone",
 )

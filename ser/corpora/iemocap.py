@@ -53,6 +53,7 @@ RECORD = Record(
         ),
     },
     tree=_tree,
+    votes=IEMOCAP_VOTES,
     # As in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
     folds={"sessions": tuple((session,) for session in ZAHRA_SESSIONS.values())},
     with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",

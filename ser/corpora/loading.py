@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 import datasets
+import numpy as np
 
 from ser.corpora.demo import make_demo_corpus
 from ser.corpora.duplicates import keep_one_of_equal_sound
@@ -23,7 +25,7 @@ from ser.corpora.readers import (
     rows_of_tables,
     visible_files,
 )
-from ser.corpora.records import Record
+from ser.corpora.records import VOTES_TIE, Record
 from ser.corpora.table import CLIP_FEATURES, Corpus
 from ser.errors import DataError
 
@@ -45,6 +47,7 @@ def load_corpus(
     merge_labels: Sequence[str] | None = None,
     unique_vote: bool = False,
     drop_duplicates: bool = False,
+    soft_labels: Literal["none", "votes"] = "none",
 ) -> Corpus:
     """Reads a corpus into one table of clips.
 
@@ -70,6 +73,8 @@ def load_corpus(
         unique_vote: keep only clips for which one emotion got more votes than any other.
         drop_duplicates: of clips with equal sound keep one (the one nearest to the test split); of such clips under
             different labels keep none.
+        soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
+            is the class with most, and clips on which annotators do not agree are kept too.
 
     Raises:
         DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
@@ -103,10 +108,13 @@ def load_corpus(
     else:
         found = _read_own(dataset_name, data_dir, columns, splits, load)
         known = set(found.labels)
-    if unique_vote and not any("votes" in row for row in found.rows):
-        raise DataError(
-            f"unique_vote needs the annotators' votes, which {found.location} does not have; leave it out."
-        )
+    if unique_vote and soft_labels != "none":
+        raise DataError("unique_vote leaves out the clips that soft_labels has a use for: give one of the two.")
+    for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
+        if is_made and not any("votes" in row for row in found.rows):
+            raise DataError(
+                f"{choice} needs the annotators' votes, which {found.location} does not have; leave it out."
+            )
     for choice in {*merge, *(labels or ())} - known - set(merge.values()):
         raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
 
@@ -114,8 +122,13 @@ def load_corpus(
     if lost := {*merge.values()} - {*names}:
         raise DataError(f"merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}.")
     seen: set[str] = set()
+    aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
     for row in found.rows:
-        row["drop"] = row.get("drop") or _settle(row, names, record.aliases if record else None, merge, unique_vote)
+        if soft_labels == "votes":
+            drop = None if row.get("drop") == VOTES_TIE else row.get("drop")
+            row["drop"] = drop or _settle_votes(row, names, merge, voted_for)
+        else:
+            row["drop"] = row.get("drop") or _settle(row, names, aliases, merge, unique_vote)
         key = row.get("key")
         if not row["drop"] and key in seen:
             row["drop"] = "second file of the same name"
@@ -124,12 +137,16 @@ def load_corpus(
         if key is not None:
             seen.add(key)
     options: dict[str, object] = {"schema": found.schema, "merge_labels": merge, "unique_vote": unique_vote}
+    clips = _clips(found.audio, found.rows)
+    if soft_labels == "votes":
+        clips = clips.add_column("votes", [row["votes"] for row in found.rows if not row["drop"]])
+        options["soft_labels"] = soft_labels
     corpus = Corpus(
         name=name,
         source=found.location,
         revision=found.revision or _files_digest(Path(found.location)),
         label_names=names,
-        clips=_clips(found.audio, found.rows),
+        clips=clips,
         dropped=found.dropped | Counter(row["drop"] for row in found.rows if row["drop"]),
         options=options | {"drop_duplicates": drop_duplicates},
         speaker_hint=record.with_speaker if record else "a data set with such a column, named by speaker_column_name",
@@ -201,9 +218,25 @@ def _settle(
         if not all(isinstance(vote, int | float) and isfinite(vote) for vote in row["votes"]):
             return "annotators' votes are incomplete"
         if row["votes"].count(max(row["votes"])) > 1:
-            return "annotators' votes tie"
+            return VOTES_TIE
     row["class"] = names.index(label)
     return None
+
+
+def _settle_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_for: Sequence[str]) -> str | None:
+    """Sets the row's votes for each class that is kept and, as its class, the one with most of them (of several the
+    first), or returns why the row is left out."""
+    votes = row.get("votes") or ()
+    known = all(isinstance(vote, int | float) and isfinite(vote) and vote >= 0 for vote in votes)
+    if not known or len(votes) != len(voted_for):
+        return "annotators' votes are incomplete"
+    counts = dict.fromkeys(names, 0.0)
+    for label, vote in zip(voted_for, votes, strict=True):
+        if (label := merge.get(label, label)) in counts:
+            counts[label] += vote
+    row["votes"] = list(counts.values())
+    row["class"] = int(np.argmax(row["votes"]))
+    return None if any(row["votes"]) else "no vote for a class that is kept"
 
 
 def _clips(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:

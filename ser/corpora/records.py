@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+VOTES_TIE = "annotators' votes tie"  # why a row is left out, where a clip needs one label
+
 
 @dataclass(frozen=True)
 class Source:
@@ -15,7 +17,7 @@ class Source:
             `session` and `split` ("train", "validation", "test"); with `drop`, the row is left out for that reason.
         columns: columns that `read` needs.
         splits: splits to read; empty for all.
-        votes: columns with the annotators' votes, for the unique-vote rule.
+        votes: columns with the annotators' votes, in the order of the record's.
         revision: Hub revision read by default.
     """
 
@@ -36,6 +38,8 @@ class Record:
         hub: Hub id -> [`Source`]; the first is read when no source is named.
         tree: reads the original local folder: yields dicts as `Source.read` does, plus `audio` (a path); a row with
             `drop` is left out and counted under that reason.
+        votes: the emotions that the annotators of each clip chose from, where some source tells how many chose which;
+            a row's `votes` are in this order.
         with_speaker: sources that tell the speaker, named when another source is asked for one.
         folds: name of published folds -> who is tested in fold 1, 2, ...: speakers, or sessions where the name is
             "sessions". The first entry is the corpus's "speaker" protocol.
@@ -53,6 +57,7 @@ class Record:
     aliases: Mapping[str, str]
     hub: Mapping[str, Source]
     tree: Callable[[Path], Iterator[dict]]
+    votes: tuple[str, ...] = ()
     with_speaker: str = ""
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     validated: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)

@@ -32,7 +32,8 @@ class Corpus:
         revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
-            `language` (ISO 639-1), `session`, `split`.
+            `language` (ISO 639-1), `session`, `split`, and `votes`
+            where the labels are soft.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
