@@ -52,7 +52,7 @@ def main() -> None:
     classify = load_pipeline(args.model, "cpu")
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(classify, Path(folder), args.calibration)
+        files = write_files(classify, Path(folder), args)
         alone = [*ALONE, *(name for name in files if name != WHOLE[1])]
         if not torch.cpu._is_avx512_bf16_supported():
             print("bfloat16 is left out: this processor has no instructions for it.")
@@ -67,7 +67,7 @@ def main() -> None:
             ("the model alone, on pictures", alone, pictures),
             (f"from waveforms of {args.seconds:g} s", WHOLE, {"waveform": waveform}),
         ):
-            wanted = [side for side in sides if args.sides is None or side in args.sides]
+            wanted = [side for side in sides if is_wanted(side, args)]
             if wanted:
                 figures[title] = measure(wanted, work, inputs, args)
                 print(f"\n{title}, ms a clip")
@@ -91,21 +91,32 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_files(classify: Any, folder: Path, calibration: str | None) -> dict[str, Path]:
+def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Sides of onnxruntime, and the file of each: the model in each kind of number, and with its front end."""
     from ser.export import Form, build, save
 
-    files = {f"onnxruntime {name}": folder / f"{name}.onnx" for name in ("float32", "fp16", "int8")}
-    _, graph = build(classify, Form(window_s=None, front_end=False, quantize=None, opset=20))
-    for path in files.values():
-        save(graph, path, None if path.stem == "float32" else path.stem)
-    if calibration is not None:
-        files["onnxruntime static int8"] = folder / "static.onnx"
-        quantize_statically(files["onnxruntime float32"], folder / "static.onnx", classify, calibration)
-    files[WHOLE[1]] = folder / "whole.onnx"
-    _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
-    save(graph, files[WHOLE[1]], None)
+    kinds = {f"onnxruntime {name}": name for name in ("float32", "fp16", "int8")}
+    if args.calibration is not None:
+        kinds["onnxruntime static int8"] = "static"
+    kinds = {side: kind for side, kind in kinds.items() if is_wanted(side, args)}
+    files = {side: folder / f"{kind}.onnx" for side, kind in kinds.items()}
+    if kinds:
+        _, graph = build(classify, Form(window_s=None, front_end=False, quantize=None, opset=20))
+        for kind, path in zip(kinds.values(), files.values(), strict=True):
+            if kind == "static":
+                save(graph, folder / "calibrated.onnx", None)
+                quantize_statically(folder / "calibrated.onnx", path, classify, args.calibration)
+            else:
+                save(graph, path, None if kind == "float32" else kind)
+    if is_wanted(WHOLE[1], args):
+        files[WHOLE[1]] = folder / "whole.onnx"
+        _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
+        save(graph, files[WHOLE[1]], None)
     return files
+
+
+def is_wanted(side: str, args: argparse.Namespace) -> bool:
+    return args.sides is None or side in args.sides
 
 
 def quantize_statically(source: Path, path: Path, classify: Any, calibration: str) -> None:

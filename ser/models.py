@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,11 @@ from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.arguments import ModelArguments
 from ser.errors import DataError, UsageError
 from speech_maxmvit import read_processor
+
+if TYPE_CHECKING:  # the flags bring scikit-learn and datasets along, which answers have no use for
+    from ser.arguments import ModelArguments
 
 PROVENANCE = (
     "_name_or_path",
@@ -36,7 +38,7 @@ MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
 
-def make_config(model_args: ModelArguments) -> MaxMViTConfig:
+def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     """
     What the model is: as the flags say, or as the checkpoint to start from was.
 
@@ -74,7 +76,7 @@ def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTCo
     return config
 
 
-def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtractor:
+def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtractor:
     """The extractor of the checkpoint to start from, or a new one, with the changes that the flags ask for."""
     changes: Any = model_args.feature_extractor_kwargs or {}  # a dict by now
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
@@ -88,7 +90,7 @@ def make_feature_extractor(model_args: ModelArguments) -> MaxMViTFeatureExtracto
     return MaxMViTFeatureExtractor(**changes)
 
 
-def make_model(config: MaxMViTConfig, model_args: ModelArguments) -> MaxMViTForAudioClassification:
+def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTForAudioClassification:
     """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights and those of the
     speech encoder, or from scratch."""
     if model_args.model_name_or_path:
@@ -246,7 +248,7 @@ def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:
     return digest.hexdigest()
 
 
-def starting_weights(model: MaxMViTForAudioClassification, model_args: ModelArguments) -> str:
+def starting_weights(model: MaxMViTForAudioClassification, model_args: "ModelArguments") -> str:
     """
     Which weights [`make_model`] began with, the same wherever it ran: a hash of those that came out of files. What is
     drawn at random is not in it, since the last bits of that hang on the processor; the seed tells it.

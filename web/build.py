@@ -11,22 +11,20 @@ one that comes with the code, is exported with its front end. Needs npm and requ
 import argparse
 import base64
 import hashlib
-import importlib.util
 import json
-import logging
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import warnings
 from pathlib import Path
 
 from ser.commands import exit_code
 from ser.environment import wait_passively
 from ser.errors import UsageError
 
-VENDOR = Path(__file__).parent / "vendor"
+ROOT = Path(__file__).parents[1]
+VENDOR = ROOT / "web" / "vendor"
 PACKAGE = "onnxruntime-web@1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -35,10 +33,9 @@ LARGEST_MB = 12  # of a model that visitors have to wait for
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="checkpoint (default: the one that comes with the code)")
+    shipped = str(ROOT / "weights" / "ravdess_small")
+    parser.add_argument("model", nargs="?", default=shipped, help="default: the one that comes with the code")
     args = parser.parse_args(arguments)
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"{', '.join(missing)} cannot be imported: pip install -r requirements-export.txt")
     VENDOR.mkdir(exist_ok=True)
     fetch_runtime(VENDOR)
     write_model(args.model, VENDOR)
@@ -72,48 +69,48 @@ def fetch_runtime(folder: Path) -> None:
                 (folder / name).write_bytes(member.read())
 
 
-def write_model(model: str | None, folder: Path) -> None:
+def write_model(model: str, folder: Path) -> None:
     """
     Writes `model.onnx`, for waveforms of any length, its weights in half precision, and `model.json`: what the page
     has to know of it, as onnxruntime-web does not tell a file's metadata.
 
     Raises:
-        DataError: The model cannot be exported.
-        UsageError: It cannot be found, or is larger than a page should be.
+        UsageError: The model cannot be exported (what went wrong was said), or is larger than a page should be.
     """
-    wait_passively()  # before torch is imported
-    import onnx
-
-    from ser.export import Form, export
-    from ser.figures import frequency_ticks
-    from ser.models import load_pipeline
-
-    warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|copyreg|onnxruntime")
-    logging.disable(logging.WARNING)
-    classify = load_pipeline(model, "cpu")
     path = folder / "model.onnx"
-    export(classify, path, Form(window_s=None, front_end=True, quantize="fp16", opset=20))
-    path.with_suffix(".pt2").unlink()
+    exporter = [sys.executable, str(ROOT / "export_ser.py"), model, str(path), "--dynamic", "--quantize", "fp16"]
+    if subprocess.run(exporter).returncode:
+        raise UsageError(f"{model} cannot be exported, and the page is not complete.")
+    path.with_suffix(".pt2").unlink()  # of which a browser makes nothing
     size = path.stat().st_size / 1e6
     if size > LARGEST_MB:
         path.unlink()
-        raise UsageError(f"{classify.model.name_or_path} is {size:.0f} MB as a file, and {LARGEST_MB} are the most.")
-    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    extractor, ticks = classify.feature_extractor, frequency_ticks(classify.feature_extractor)
+        raise UsageError(f"{model} is {size:.0f} MB as a file, and {LARGEST_MB} are the most.")
+
+    wait_passively()  # before torch is imported
+    import onnx
+
+    from ser.figures import frequency_ticks
+    from ser.models import load_feature_extractor
+
+    graph = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    pictures = {output.name for output in graph.graph.output}
+    extractor = load_feature_extractor(model)
     about = {
         "labels": json.loads(metadata["labels"]),
         "licence": metadata["licence"],
         "samplingRate": int(metadata["sampling_rate"]),
         "pictures": [
             {
-                "name": f"{name}_values",
+                "name": f"{title.lower()}_values",
                 "title": f"{title} spectrogram",
                 "mean": extractor.image_mean[0],
                 "std": extractor.image_std[0],
-                "ticks": list(ticks[title].items()),
+                "ticks": list(ticks.items()),
             }
-            for name, title in (("cqt", "CQT"), ("mel", "Mel"))
-            if name in classify.model.branches()
+            for title, ticks in frequency_ticks(extractor).items()
+            if f"{title.lower()}_values" in pictures
         ],
     }
     (folder / "model.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
