@@ -1,29 +1,50 @@
 """What the paper's model (base + base) takes: parameters, memory of a training step, time and memory of an answer.
 
     python -m benchmarks.base_model_memory [--clips 2]
+    python -m benchmarks.base_model_memory --pairs all      # or some of them: --pairs gated+mlp bilinear+decoder
 
 What a step keeps for its backward pass is counted tensor by tensor, so that it needs no GPU and holds for any; a GPU
 adds what its kernels and allocator take. Weights, their gradients and the two moments of Adam and RAdam come on top,
 in float32 whatever the pass computes in.
+
+With `--pairs`, every fusion with every head takes one training step's forward and backward pass in bfloat16 with
+gradient checkpointing, each in a process of its own, whose largest memory is its peak: weights and gradients in
+float32 are in it, an optimizer's moments are not.
 """
 
 import argparse
+import itertools
+import json
 import resource
+import subprocess
+import sys
 import time
 
 import torch
 
 from benchmarks.results import add_json, write_results
-from configuration_maxmvit import MaxMViTConfig
+from configuration_maxmvit import FUSION_NAMES, HEAD_NAMES, MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
+
+PAIRS = [f"{fusion}+{head}" for fusion, head in itertools.product(FUSION_NAMES, HEAD_NAMES)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2, help="in the batch that is measured")
     parser.add_argument("--batch_size", type=int, default=16, help="that the sum is given for")
+    parser.add_argument("--pairs", nargs="+", metavar="FUSION+HEAD", help="fusions and heads to step, or all")
+    parser.add_argument("--config", type=json.loads, default={}, help="JSON: changes to the model, for --pairs")
+    parser.add_argument("--step", metavar="FUSION+HEAD", help=argparse.SUPPRESS)  # in the process of one pair
     add_json(parser)
     args = parser.parse_args()
+    if args.step:
+        print(json.dumps(step(args.step, args.clips, args.config)))
+        return
+    if args.pairs:
+        names = PAIRS if args.pairs == ["all"] else args.pairs
+        write_results(args.json, {name: in_a_process(name, args.clips, args.config) for name in names})
+        return
     model = MaxMViTForAudioClassification(MaxMViTConfig())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state_gib = 4 * 4 * parameters / 2**30
@@ -44,6 +65,41 @@ def main() -> None:
             f"{name:>12}: {kept:.2f} GiB kept per clip, {whole:.1f} GiB for a batch of {args.batch_size}", flush=True
         )
     write_results(args.json, figures)
+
+
+def in_a_process(pair: str, clips: int, changes: dict) -> dict[str, float]:
+    """[`step`] in a process of its own; prints what it took."""
+    command = [sys.executable, "-m", "benchmarks.base_model_memory", "--step", pair, "--clips", str(clips)]
+    command += ["--config", json.dumps(changes)]
+    taken = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    print(
+        f"{pair:>18}: {taken['parameters'] / 1e6:6.1f} M parameters, forward {taken['forward_s']:.1f} s, "
+        f"backward {taken['backward_s']:.1f} s, peak {taken['peak_gib']:.2f} GiB",
+        flush=True,
+    )
+    return taken
+
+
+def step(pair: str, clips: int, changes: dict) -> dict[str, float]:
+    """Forward and backward pass in bfloat16 with gradient checkpointing: seconds of a core, and peak memory in GiB."""
+    fusion, head = pair.split("+")
+    model = MaxMViTForAudioClassification(MaxMViTConfig(fusion=fusion, head=head, **changes)).train()
+    model.activation_checkpointing_enable()
+    batch = pictures(model, clips) | {"labels": torch.arange(clips) % model.config.num_labels}
+    times = [time.process_time()]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    times.append(time.process_time())
+    loss.backward()
+    times.append(time.process_time())
+    if not all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()):
+        raise SystemExit(f"{pair}: a parameter has no finite gradient")
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "forward_s": times[1] - times[0],
+        "backward_s": times[2] - times[1],
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
 
 
 def pictures(model: MaxMViTForAudioClassification, clips: int) -> dict[str, torch.Tensor]:

@@ -73,3 +73,15 @@ def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
             flags = [str(recipe), "--output_dir", "unused", *ablation.flags_of(changes)]
             model_args, data_args, args = parse_arguments(flags)
             assert make_config(model_args).branch_names, name
+
+
+@pytest.mark.slow
+def test_memory_of_a_fusion_with_a_head(tmp_path):
+    small = {"cqt_backbone": "convnet", "mel_backbone": "convnet", "image_size": 64, "hidden_size": 16}
+    flags = ["--pairs", "gated+mlp", "attention+decoder", "--config", json.dumps(small)]
+    command = [sys.executable, "-m", "benchmarks.base_model_memory", *flags, "--json", tmp_path / "a.json"]
+    printed = subprocess.run(command, cwd=ROOT, env=os.environ, check=True, capture_output=True, text=True).stdout
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    assert list(figures) == ["gated+mlp", "attention+decoder"] and "attention+decoder:" in printed
+    assert figures["gated+mlp"]["parameters"] < figures["attention+decoder"]["parameters"]
+    assert all(0.1 < taken["peak_gib"] < 3 for taken in figures.values())
