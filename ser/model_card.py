@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ser.arguments import ModelArguments
 from ser.calibration import CALIBRATION_SCORES
 from ser.corpora.known import RECORDS
 from ser.distributions import DISTRIBUTION_SCORES
@@ -35,8 +37,8 @@ CARD = """---
 
 # {name}
 
-MaxMViT-MLP: recognises the emotion of a speech clip from pictures of it, a constant-Q transform and a Mel spectrogram
-(`config.json` names the backbones that see them). Classes: {labels}.
+MaxMViT-MLP: recognises the emotion of a speech clip from pictures of it, a constant-Q transform and a Mel
+spectrogram{hears} (`config.json` names what sees and hears). Classes: {labels}.
 
 ## Use
 
@@ -56,6 +58,7 @@ print(classify("clip.wav"))
 - Corpus: {corpus}; choices: {choices}
 - Speech: {speech}
 - Licence of the recordings, and so of these weights: {licence}
+- Model: {model}
 - Clips: {used}
 - Left out: {left_out}
 - Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
@@ -120,7 +123,7 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         metrics=["recall", "accuracy", "f1"] if tested else None,
     )
     used, left_out = corpus["rows_used"], corpus["rows_left_out"]
-    fields = {
+    filled = {
         "metadata": metadata.to_yaml(),
         "model_id": model_id,
         "name": model_id.rpartition("/")[2],
@@ -128,6 +131,8 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
         "speech": (record and record.speech) or "not known here",
         "licence": (record and record.licence) or "not known here; ask where the corpus comes from",
+        "hears": ", and its waveform" if report.get("model_arguments", {}).get("speech_encoder") else "",
+        "model": _choices_of_model(report.get("model_arguments", {})),
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
         "labels": ", ".join(report["label_names"]),
@@ -136,7 +141,14 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "done": "trained and tested" if tested else "trained",
     }
     with whole(path) as unfinished:
-        unfinished.write_text(CARD.format(**fields), encoding="utf-8")
+        unfinished.write_text(CARD.format(**filled), encoding="utf-8")
+
+
+def _choices_of_model(arguments: Mapping) -> str:
+    """What a model was chosen to be, where that is not the paper's."""
+    usual = {each.name: each.default for each in fields(ModelArguments)}
+    chosen = [f"{name}: {value}" for name, value in arguments.items() if value not in (usual.get(name), None, {})]
+    return ", ".join(chosen) or "the paper's"
 
 
 def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import yaml
 from accelerate.state import DistributedType, PartialState
-from transformers import AutoModelForAudioClassification
+from transformers import AutoModel, AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.checkpoints import last_checkpoint
@@ -28,7 +28,7 @@ from ser.processes import first_process_first
 from ser.runs import mark_finished, resume_or_start
 from ser.spectrogram_cache import FOLDER
 from ser.trainer import SERTrainer
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_images, tiny_model, tiny_speech_encoder
 from tests.training import Collator, clips, compute_metrics, make_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -262,3 +262,21 @@ def test_the_command_runs_all_folds_on_two_processes(tmp_path):
 
 if __name__ == "__main__":
     worker(Path(sys.argv[1]))
+
+
+def test_a_speech_encoder_is_tuned_by_two_processes(tmp_path):
+    """One that masks nothing, so that a weight of it has no gradient."""
+    corpus, out = tmp_path / "demo", tmp_path / "out"
+    write_demo_corpus(corpus, n_voices=6, clips_per_emotion=2)
+    encoder = tiny_speech_encoder(tmp_path / "encoder", "wavlm", apply_spec_augment=False)
+    flags = ["--data_dir", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", out, "--report_to", "none"]
+    flags += ["--speech_encoder", encoder, "--speech_learning_rate", "1e-3", "--fusion", "gated"]
+    flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+    launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
+
+    model = MaxMViTForAudioClassification.from_pretrained(out)
+    before = AutoModel.from_pretrained(encoder).state_dict()
+    after = model.pretrained_parts()["speech"].state_dict()
+    moved = [name for name, value in after.items() if not value.equal(before[name])]
+    assert any("layers.0" in name for name in moved) and "masked_spec_embed" not in moved
+    assert json.loads((out / "metrics.json").read_text())["n_clips"] > 0

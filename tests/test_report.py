@@ -430,6 +430,7 @@ def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
     assert "Nobody was tested: this model has no score of its own." in text
     assert "24 train, 0 validation, 0 test" in text and "It was trained on the recordings" in text
     assert "confusion_matrix.png" not in text and "UA" not in text
+    assert "- Model: the paper's\n" in text and "Mel\nspectrogram (" in text
 
 
 def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):

@@ -530,6 +530,12 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
     main([str(recipe), *flags, "--max_steps=10", "--report_to=none"])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["n_clips"] == 32 and metrics["model_arguments"]["speech_encoder"] == Path(encoders["wavlm"]).name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Mel\nspectrogram, and its waveform (" in card
+        and "speech_encoder: wavlm0, " in card
+        and "fusion: gated" in card
+    )
     classify = load_pipeline(str(tmp_path / "out"))
     assert [*classify.model.branches()] == ["cqt", "mel", "speech"]
     assert encoders["wavlm"] not in (tmp_path / "out" / "config.json").read_text()
