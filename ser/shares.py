@@ -133,3 +133,6 @@ def _all_have_started(index: int, count: int) -> None:
     store, _, _ = next(distributed.rendezvous("env://", index, count, timeout=PATIENCE))
     store.set(f"started {index}", "")
     store.wait([f"started {other}" for other in range(count)], PATIENCE)
+    store.set(f"heard of it {index}", "")
+    if index == 0:  # in whose process the store may lie
+        store.wait([f"heard of it {other}" for other in range(count)], PATIENCE)

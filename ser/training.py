@@ -28,7 +28,7 @@ from ser.calibration import fit_temperature
 from ser.corpora.loading import load_corpus
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
-from ser.distributions import VOTES, compute_distribution_metrics, with_one_label
+from ser.distributions import DISTRIBUTION_SCORES, VOTES, compute_distribution_metrics, with_one_label
 from ser.errors import DataError
 from ser.features import extract_features, rearranged
 from ser.flags import as_flags
@@ -61,6 +61,9 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     settle_missing_parts(parser, flags)
     model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     refuse_unheard_of_model(model_args, args)
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
+        raise ValueError(f"--metric_for_best_model {metric} is a score of votes: add --soft_labels votes.")
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args
@@ -221,6 +224,9 @@ def train_and_test(
         return
     say(args, split.summary())
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    for part in ("validation", "test"):
+        if len(parts[part]) and not with_one_label(parts[part]).any():
+            raise DataError(f"Of no {part} clip do the annotators agree, so none has a label to score it by.")
     if args.waveform_copies:
         parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:

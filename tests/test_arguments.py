@@ -167,6 +167,7 @@ def test_what_is_read_from_the_text_is_what_the_dataclasses_have():
         ([*NOBODY_VALIDATES, "--eval_on_start"], "eval_on_start True changes nothing"),
         ([*NOBODY_VALIDATES, "--calibrate"], "calibrate True changes nothing where nobody validates"),
         ([*NOBODY_VALIDATES, "--save_total_limit", "3"], "save_total_limit 3 changes nothing"),
+        (["--metric_for_best_model", "JS"], "JS is a score of votes: add --soft_labels votes"),
         (["--scores_from", "out"], "--scores_from quotes .* leave it out, or train by --protocol everything"),
         (["--protocol", "loso", "--scores_from", "out"], "--scores_from quotes what others scored"),
         (["--protocol", "everything", "--test_window", "3"], "--test_window scores test clips, and .* tests nobody"),
@@ -215,7 +216,7 @@ def test_where_nobody_validates_nothing_is_evaluated_and_the_last_state_is_kept(
 
 @pytest.mark.parametrize(("metric", "mode"), [("UA", "max"), ("JS", "min"), ("eval_KL", "min"), ("loss", "min")])
 def test_the_best_model_has_the_metrics_own_direction(metric, mode):
-    args = parse_arguments([*OUTPUT, "--metric_for_best_model", metric])[2]
+    args = parse_arguments([*OUTPUT, "--soft_labels", "votes", "--metric_for_best_model", metric])[2]
     assert args.greater_is_better == (mode == "max") and args.lr_scheduler_kwargs["mode"] == mode
 
 

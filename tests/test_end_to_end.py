@@ -173,15 +173,15 @@ def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, ca
     assert models[0].config.temperature != models[1].config.temperature == 1
 
 
-def write_voted_corpus(folder: Path) -> None:
-    """Five sessions of two speakers as on the Hub, four clips each; on one in four the annotators do not agree."""
+def write_voted_corpus(folder: Path, every: int = 4) -> None:
+    """Five sessions of two speakers as on the Hub, four clips each; on one in `every` the annotators do not agree."""
     emotions = ("neutral", "happy", "angry", "sad")
     names, rows = [], []
     for number in range(40):
         session, sex, own = number // 8 + 1, "FM"[number % 2], emotions[number // 2 % 4]
         names.append(f"Ses0{session}F_impro01_{sex}{number:03d}.wav")
         other = emotions[(number // 2 + 1) % 4]
-        rows.append({own: 2.0, other: 2.0 if number % 4 == 3 else 1.0, "frustrated": 1.0})
+        rows.append({own: 2.0, other: 2.0 if number % every == every - 1 else 1.0, "frustrated": 1.0})
     columns = {"file": names, "major_emotion": [max(row, key=row.get) for row in rows]}
     columns |= {name: [row.get(name, 0.0) for row in rows] for name in IEMOCAP_VOTES}
     write_parquet(folder, "train", columns, names)
@@ -214,6 +214,14 @@ def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(ca
     for name in DISTRIBUTION_SCORES:
         assert again["distributions"][name] == pytest.approx(metrics["distributions"][name], abs=1e-5)
     assert again["confusion_matrix"] == metrics["confusion_matrix"]
+
+
+@pytest.mark.slow
+def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(cache, tmp_path):
+    write_voted_corpus(tmp_path / "data", every=1)
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache)
+    with pytest.raises(DataError, match="Of no validation clip do the annotators agree"):
+        run(*data, "--soft_labels", "votes", "--output_dir", tmp_path / "out")
 
 
 class PulledPlug(Exception):

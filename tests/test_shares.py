@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def end(share: Share, todo: list[Item], failed: list[str] = ()) -> tuple[Table, 
             share.table.add(item, answer_of(item))
     share.table.close()
     return share.end(list(failed))
+
+
+def test_nobody_begins_before_all_have_started(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    children = []
+    for index in (1, 0, 2):  # the first of them keeps the store, and has nothing else to do
+        if (child := os.fork()) == 0:
+            (tmp_path / f"here {index}").touch()
+            shares._all_have_started(index, 3)
+            os._exit(len(list(tmp_path.glob("here *"))))
+        children.append(child)
+        time.sleep(0.5)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
