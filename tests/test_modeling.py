@@ -279,6 +279,7 @@ SHIPPED = Path(__file__).parents[1]
         ("modeling_maxmvit", "backbones_maxmvit"),
         ("backbones_maxmvit", "configuration_maxmvit"),
         ("audio_maxmvit", "download_maxmvit"),
+        ("configuration_maxmvit", "speech_maxmvit"),
         ("spectrograms_maxmvit", "filters_maxmvit"),
         ("images_maxmvit", "filters_maxmvit"),
     ],
