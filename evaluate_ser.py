@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Scores a checkpoint on any table of clips, with the report that training writes.
 
-    python evaluate_ser.py out/ravdess --dataset_name emodb --labels happy sad angry --output_dir out/on_emodb
+    python evaluate_ser.py out/ravdess --dataset_name emodb --label_map default --output_dir out/on_emodb
     python evaluate_ser.py out/ravdess --dataset_name ravdess --protocol emobox --fold 1 --output_dir out/again
 
 Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on, as

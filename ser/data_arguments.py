@@ -8,14 +8,16 @@ from typing import Literal
 class CorpusArguments:
     """Data: which clips, of which classes"""
 
-    dataset_name: str = field(
-        default="demo",
+    dataset_name: list[str] = field(
+        default_factory=lambda: ["demo"],
         metadata={
             "help": "A corpus (--list_corpora names them); the Hub id of a copy; or a data set of your own: Hub id, "
-            "folder with a sub-folder per class, CSV of file,label[,speaker][,split]."
+            "folder with a sub-folder per class, CSV of file,label[,speaker][,split]. Or several."
         },
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder where the data of dataset_name lies."})
+    data_dir: list[str] | None = field(
+        default=None, metadata={"help": "Folder where the data of dataset_name lies; of several, one each, or none."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the Hub data set."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and features are kept."})
@@ -25,6 +27,9 @@ class CorpusArguments:
     audio_column_name: str | None = field(default=None, metadata={"help": "Its column of audio."})
     label_column_name: str | None = field(default=None, metadata={"help": "Its column of classes."})
     speaker_column_name: str | None = field(default=None, metadata={"help": "Its column of speakers."})
+    label_map: str | None = field(
+        default=None, metadata={"help": "YAML file of classes and their spellings in the corpora, or default."}
+    )
     labels: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in this order."})
     merge_labels: list[str] | None = field(default=None, metadata={"help": "Such as excited=happy."})
     unique_vote: bool = field(default=False, metadata={"help": "IEMOCAP: keep clips whose highest vote is unique."})
@@ -52,6 +57,19 @@ class ProtocolArguments:
     def __post_init__(self) -> None:
         if self.test_speakers and self.protocol:
             raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
+
+
+@dataclass
+class SeveralCorporaArguments:
+    """Several corpora: who else tests, how often each is heard"""
+
+    test_dataset_name: list[str] | None = field(
+        default=None, metadata={"help": "Corpora that test, instead of a part of those that are trained on."}
+    )
+    test_data_dir: list[str] | None = field(default=None, metadata={"help": "A folder for each of them, or none."})
+    corpus_sampling: Literal["natural", "balanced"] = field(
+        default="natural", metadata={"help": "Each clip once an epoch, or each corpus as often as the largest."}
+    )
 
 
 @dataclass
@@ -89,5 +107,15 @@ class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
 
 
 @dataclass
-class DataArguments(TrainingPartArguments, ClipArguments):
+class DataArguments(TrainingPartArguments, SeveralCorporaArguments, ClipArguments):
     """All about the clips of a training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_dataset_name and (self.protocol or self.test_speakers):
+            flag = "protocol" if self.protocol else "test_speakers"
+            raise ValueError(f"--test_dataset_name tests another corpus: leave out --{flag}.")
+        if self.test_data_dir and not self.test_dataset_name:
+            raise ValueError("--test_data_dir changes nothing without --test_dataset_name: leave it out, or add that.")
+        if self.corpus_sampling == "balanced" and len(self.dataset_name) == 1:
+            raise ValueError("--corpus_sampling balanced changes nothing with one corpus: leave it out.")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import HfArgumentParser
@@ -15,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from ser.arguments import SERTrainingArguments
 from ser.batches import PairCollator
+from ser.corpora.harmony import read_label_map
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments
 from ser.distributions import VOTES
@@ -22,6 +22,7 @@ from ser.errors import DataError
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.protocols import EVERYTHING, Split, n_folds, test_part
 from ser.report import write_report
+from ser.shared import SharedClasses, shared_classes
 from ser.trainer import SERTrainer
 from ser.training import read_corpus, set_up_logging, with_features
 
@@ -88,10 +89,17 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     set_up_logging(trainer_args)
     model, feature_extractor = load_model(checkpoint), load_feature_extractor(checkpoint)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    corpus = read_corpus(clip_args, trainer_args)
-    columns = _columns(corpus, names, checkpoint)
+    splits = splits_of(checkpoint)
+    is_mapped = clip_args.label_map is not None or len(clip_args.dataset_name) > 1
+    corpus = read_corpus(clip_args, trainer_args, names if is_mapped else ())
     split = _split(corpus, clip_args, args.seed)
-    heard = heard_before(corpus, split.test, splits_of(checkpoint))
+    if is_mapped:
+        shared = shared_classes(corpus.label_names, read_label_map(clip_args.label_map).of("the model", names))
+        split.name = _name_of_shared(split.name, len(shared.names), splits)
+    else:
+        columns = _columns(corpus, names, checkpoint)
+        shared = SharedClasses([names[column] for column in columns], [[column] for column in columns])
+    heard = heard_before(corpus, split.test, splits)
     if not args.allow_training_clips:
         _refuse_heard(heard, checkpoint)
     split.speaker_disjoint = heard is not None and not heard["speakers"] and None not in corpus.speakers
@@ -107,14 +115,18 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         processing_class=feature_extractor,
     )
     asked = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is wanted
-    logits = np.asarray(trainer.predict(asked).predictions)[:, columns]
+    logits, temperature = np.asarray(trainer.predict(asked).predictions), model.config.temperature
+    if is_mapped:  # probabilities are added as the pipeline gives them
+        logits, temperature = shared.of_logits(logits / temperature), 1.0
+    else:
+        logits = logits[:, columns]
     return write_report(
         folder,
-        dataclasses.replace(corpus, label_names=[names[column] for column in columns]),
+        dataclasses.replace(corpus, label_names=shared.names),
         split,
         {"test": test},
         logits,
-        temperature=model.config.temperature,
+        temperature=temperature,
         seed=args.seed,
         duration=time.monotonic() - started,
         card=False,
@@ -147,18 +159,25 @@ def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> di
     if splits is None:
         return None
     known = [clip for clip in splits["clips"] if clip["part"] != "test"]
-    is_same_corpus = splits["protocol"].partition("/")[0] == corpus.name
-    speakers = {clip["speaker"] for clip in known if clip["speaker"] is not None and is_same_corpus}
-    fields = ("file",) if is_same_corpus else ("file", "speaker", "label")
-    clips = {tuple(clip[name] for name in fields) for clip in known}
+    # Tables of several corpora prefix files and speakers by the corpus, those of one do not.
+    trained_on = splits.get("corpora", [splits["protocol"].partition("/")[0]])
+    theirs = "" if "corpora" in splits else f"{trained_on[0]}/"
+    mine = "" if "corpus" in corpus.clips.column_names else f"{corpus.name}/"
+    speakers = {theirs + clip["speaker"] for clip in known if clip["speaker"] is not None}
     files, who, labels = corpus.files, corpus.speakers, corpus.labels
-    facts: list[dict[str, Any]] = [
-        {"file": files[i], "speaker": who[i], "label": corpus.label_names[labels[i]]} for i in test
-    ]
-    return {
-        "speakers": sorted({fact["speaker"] for fact in facts} & speakers),
-        "clips": [fact["file"] for fact in facts if tuple(fact[name] for name in fields) in clips],
-    }
+    is_known = mine == "" or corpus.name in trained_on
+    fields = ("file",) if is_known else ("file", "speaker", "label")
+    prefix = theirs if is_known else ""
+    clips = {(prefix + clip["file"], *(clip[name] for name in fields[1:])) for clip in known}
+    found: dict[str, list[str]] = {"speakers": [], "clips": []}
+    for i in test:
+        speaker = who[i]
+        fact = {"speaker": speaker, "label": corpus.label_names[labels[i]]}
+        if speaker is not None and mine + speaker in speakers:
+            found["speakers"].append(speaker)
+        if ((mine if is_known else "") + files[i], *(fact[name] for name in fields[1:])) in clips:
+            found["clips"].append(files[i])
+    return found | {"speakers": sorted({*found["speakers"]})}
 
 
 def _refuse_heard(heard: dict[str, list[str]] | None, checkpoint: str) -> None:
@@ -185,6 +204,13 @@ def _split(corpus: Corpus, clip_args: ClipArguments, seed: int) -> Split:
             raise DataError(f"--fold takes a number from 1 to {count}, not {fold}.")
         name, test, _, _ = test_part(corpus, clip_args.protocol, fold, seed, clip_args.test_speakers)
     return Split(f"{corpus.name}/{name}", [], [], test, speaker_disjoint=False)
+
+
+def _name_of_shared(name: str, count: int, splits: dict | None) -> str:
+    """`ravdess->emodb/shared-6`: what was trained on, what tests, by how many classes."""
+    tested, _, protocol = name.partition("/")
+    trained = f"{splits['protocol'].partition('/')[0].partition('->')[0]}->" if splits else ""
+    return f"{trained}{tested}/{'' if protocol == ALL else f'{protocol}-'}shared-{count}"
 
 
 def _columns(corpus: Corpus, names: Sequence[str], checkpoint: str) -> list[int]:

@@ -22,6 +22,7 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 DEEPEST = 10  # lists and mappings in one another, of a recipe
 SHOW_ALL = "--help_all"
 LIST_CORPORA = "--list_corpora"
+LABEL_MAP = "--label_map"  # whose file is YAML too, and no recipe
 COLUMN = 34
 
 
@@ -43,12 +44,17 @@ class Flag:
         """The flag and its help, as `--help` shows them."""
         values = f" {{{', '.join(re.findall('[a-z]+', self.kind[8:]))}}}" if self.kind.startswith("Literal[") else ""
         values = " ..." if self.kind.startswith("list[") else values
-        default = "" if self.default in ("None", "False", "") else f" (default: {ast.literal_eval(self.default)})"
+        default = "" if self.default in ("None", "False", "") else f" (default: {_shown(self.default)})"
         text = " ".join(f"{self.help}{default}".split()).replace("%%", "%")
         name = f"  --{self.name}{values}"
         first, start = ([name], " " * COLUMN) if len(name) > COLUMN - 2 else ([], name.ljust(COLUMN))
         rest = textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * COLUMN)
         return "\n".join([*first, *(rest or [start])])
+
+
+def _shown(default: str) -> str:
+    value = ast.literal_eval(default)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def read_groups(path: Path, only: str | None = None) -> dict[str, list[Flag]]:
@@ -69,7 +75,9 @@ def _flag(line: ast.AnnAssign) -> Flag | None:
         return None
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     default, metadata = given.get("default"), given.get("metadata")
-    shown = ast.unparse(default) if isinstance(default, ast.Constant | ast.UnaryOp) else ""
+    if isinstance(factory := given.get("default_factory"), ast.Lambda):
+        default = factory.body
+    shown = ast.unparse(default) if isinstance(default, ast.Constant | ast.UnaryOp | ast.List) else ""
     help_text = ""
     if isinstance(metadata, ast.Dict):
         help_text = next(_text(v) for k, v in zip(metadata.keys, metadata.values, strict=True) if _text(k) == "help")
@@ -100,13 +108,22 @@ def inherited_flags() -> list[Flag]:
 def as_flags(arguments: Sequence[str]) -> list[str]:
     """A command line with the settings of its recipes in front, as flags: what follows goes over them. What ends in
     .yaml or .yml is a recipe, wherever it stands."""
-    recipes = [argument for argument in arguments if _is_recipe(argument)]
-    flags = [flag for recipe in recipes for name, values in read_recipe(recipe) for flag in (f"--{name}", *values)]
-    return [*flags, *(argument for argument in arguments if not _is_recipe(argument))]
+    flags = [
+        flag
+        for recipe in _recipes(arguments)
+        for name, values in read_recipe(recipe)
+        for flag in (f"--{name}", *values)
+    ]
+    return [*flags, *(argument for place, argument in enumerate(arguments) if not _is_recipe(arguments, place))]
 
 
-def _is_recipe(argument: str) -> bool:
-    return argument.endswith(RECIPE_SUFFIXES) and not argument.startswith("--")
+def _recipes(arguments: Sequence[str]) -> list[str]:
+    return [argument for place, argument in enumerate(arguments) if _is_recipe(arguments, place)]
+
+
+def _is_recipe(arguments: Sequence[str], place: int) -> bool:
+    argument, before = arguments[place], arguments[place - 1] if place else ""
+    return argument.endswith(RECIPE_SUFFIXES) and not argument.startswith("--") and before != LABEL_MAP
 
 
 def read_recipe(path: str) -> Iterator[tuple[str, list[str]]]:
@@ -177,7 +194,7 @@ def check_flags(arguments: Sequence[str], description: str) -> None:
         raise SystemExit(0)
     flags = [flag for group in (*groups.values(), rest) for flag in group]
     known = {name for flag in flags for name in (flag.name, flag.switch_off) if name}
-    for recipe in filter(_is_recipe, arguments):
+    for recipe in _recipes(arguments):
         for name, _ in read_recipe(recipe):
             _check(name, known, f"{name} in {recipe}")
     for argument in arguments:

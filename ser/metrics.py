@@ -100,6 +100,20 @@ def scores(
     }
 
 
+def group_scores(
+    labels: ArrayLike, predictions: ArrayLike, num_labels: int, groups: Sequence[str | None]
+) -> dict[str, dict[str, float]]:
+    """The number of clips and the four scores of each group of clips; of those without a group, none."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    found: dict[str, dict[str, float]] = {}
+    for group in sorted({group for group in groups if group is not None}):
+        mask = np.array([each == group for each in groups])
+        matrix = confusion_matrix(labels[mask], predictions[mask], num_labels)
+        found[group] = {"n_clips": int(matrix.sum())}
+        found[group] |= {name: float(value) for name, value in scores_from_confusion(matrix).items()}
+    return found
+
+
 def bootstrap_intervals(
     labels: ArrayLike,
     predictions: ArrayLike,

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ser.arguments import ModelArguments
 from ser.calibration import CALIBRATION_SCORES
 from ser.corpora.known import RECORDS
+from ser.corpora.records import Record
 from ser.distributions import DISTRIBUTION_SCORES
 from ser.files import whole
 from ser.metrics import SCORES
@@ -66,7 +67,7 @@ print(classify("clip.wav"))
 ## Limits
 
 - It knows only the classes above and always answers one of them, also for noise, music or silence.
-- It was {done} on the recordings of one corpus; other languages, microphones, noise and spontaneous speech
+- It was {done} on the recordings of {many}; other languages, microphones, noise and spontaneous speech
   lower the scores by an amount not measured here.
 - It hears expression, not what somebody feels. Do not base decisions about people on it.
 """
@@ -111,7 +112,8 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
     tested = "UA" in report
     quoted = [] if tested else report["quoted_scores"]
     scores = [_scores_of_test(report)] if tested else [_scores_of_others(quoted)] if quoted else []
-    record = RECORDS.get(corpus["name"])
+    records = {name: RECORDS.get(name) for name in corpus["options"].get("corpora", [corpus["name"]])}
+    record = next(iter(records.values())) if len(records) == 1 else None
     metadata = ModelCardData(
         license=record.licence.lower().replace(" ", "-") if record and record.licence in HUB_LICENCES else None,
         model_name=model_id.rpartition("/")[2],
@@ -129,8 +131,9 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "name": model_id.rpartition("/")[2],
         "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
         "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
-        "speech": (record and record.speech) or "not known here",
-        "licence": (record and record.licence) or "not known here; ask where the corpus comes from",
+        "speech": _of_each(records, "speech", "not known here"),
+        "licence": _of_each(records, "licence", "not known here; ask where the corpus comes from"),
+        "many": "one corpus" if len(records) == 1 else f"{len(records)} corpora",
         "hears": ", and its waveform" if report.get("model_arguments", {}).get("speech_encoder") else "",
         "model": _choices_of_model(report.get("model_arguments", {})),
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
@@ -149,6 +152,12 @@ def _choices_of_model(arguments: Mapping) -> str:
     usual = {each.name: each.default for each in fields(ModelArguments)}
     chosen = [f"{name}: {value}" for name, value in arguments.items() if value not in (usual.get(name), None, {})]
     return ", ".join(chosen) or "the paper's"
+
+
+def _of_each(records: Mapping[str, Record | None], what: str, unknown: str) -> str:
+    """A fact of each corpus that was trained on, by its name where there are several."""
+    facts = {name: (getattr(record, what) if record else "") or unknown for name, record in records.items()}
+    return "; ".join(fact if len(facts) == 1 else f"{name}: {fact}" for name, fact in facts.items())
 
 
 def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:

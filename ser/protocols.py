@@ -71,7 +71,12 @@ def default_validation_share(protocol: str | None) -> float:
 
 def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
     """The protocol by its full name: "speaker" becomes the corpus's published folds ("emobox"); without a protocol,
-    the data set's own test split if it has one, else speaker folds, else "random"."""
+    the data set's own test split if it has one, else speaker folds, else "random". Where other corpora test, it is
+    called by the number of classes that they share with those that are trained on ("shared-6")."""
+    if corpus.shared_labels is not None:
+        if protocol is not None:
+            raise DataError(f"{corpus.name} tests another corpus, instead of a protocol: leave out --protocol.")
+        return f"shared-{len(corpus.shared_labels)}"
     published = published_folds(corpus)
     if protocol is None:
         if "test" in corpus.clips["split"][:]:
@@ -104,7 +109,7 @@ def make_split(
         protocol: `predefined` (the data set's own splits), `random` (80/20, stratified by class; speakers shared),
             `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
             (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold) or `everything` (all clips are
-            trained on, and nobody is tested). Default: see [`resolve_protocol`].
+            trained on, and nobody is tested). Default: see [`resolve_protocol`]. Where other corpora test, it is they.
         fold: 1-based.
         validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
             apart (at least one); `everything` keeps them apart where they are known. With 0 nobody validates. 0.15 by
@@ -154,6 +159,10 @@ def test_part(
             raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {len(folds or [()])}, not {fold}.")
         if name == "predefined":
             validation, test, apart = _predefined(corpus)
+        elif corpus.shared_labels is not None:
+            splits, who = corpus.clips["split"][:], _speakers(corpus)
+            test = [i for i, split in enumerate(splits) if split == "test"]
+            apart = None not in {who[i] for i, split in enumerate(splits) if split != "test"}
         elif name == EVERYTHING:
             test, apart = [], None not in _speakers(corpus)
         elif name == "random":
@@ -222,7 +231,7 @@ def _speakers(corpus: Corpus) -> list[str | None]:
 
 def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
     """Groups tested fold by fold; None for a protocol of one fold."""
-    if name in ONE_FOLD:
+    if name in ONE_FOLD or corpus.shared_labels is not None:
         return None
     if name in published_folds(corpus):
         return list(published_folds(corpus)[name])

@@ -22,7 +22,7 @@ from ser.distributions import DISTRIBUTION_SCORES, VOTES, agreed, distribution_s
 from ser.errors import DataError
 from ser.figures import plot_confusion_matrix, plot_reliability, plot_training_curves
 from ser.files import versions, whole, write_json
-from ser.metrics import SCORES, scores
+from ser.metrics import SCORES, group_scores, scores
 from ser.model_card import write_model_card
 from ser.protocols import Split
 
@@ -31,6 +31,8 @@ REMARKS = {
     "test": "Nobody was tested: this model has no score of its own.",
 }
 """What is said of a run in which a part has no clips."""
+
+GROUPS = ("corpus", "sex", "language")
 
 
 def write_report(
@@ -55,7 +57,9 @@ def write_report(
 
     Args:
         parts: the clips that were really used, by part ("train", "validation", "test"), with the columns `file`,
-            `label` and `speaker`. Of an empty one the report says that it was (see [`REMARKS`]).
+            `label` and `speaker`; where the test part is of another corpus, its labels are indices into
+            `corpus.shared_labels`, as the columns of `logits` are. Of an empty one the report says that it was (see
+            [`REMARKS`]).
         logits: `(clips of the test part, classes)`; None where nobody was tested, so that there are no scores.
         validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
             choose between runs, which the test part must not do.
@@ -75,13 +79,15 @@ def write_report(
     folder, names = Path(output_dir), corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
     tested: dict[str, Any] = {}
+    scored = list(corpus.shared_labels or names)
     if logits is not None:
-        write_predictions(folder / "predictions.csv", parts["test"], logits, names, temperature)
+        write_predictions(folder / "predictions.csv", parts["test"], logits, scored, temperature)
         _, speakers, labels = _facts(parts["test"])
         probabilities = probabilities_of(logits, temperature)
         before = None if temperature == 1 else probabilities_of(logits)
         predictions, votes = np.asarray(logits).argmax(-1), _votes(parts["test"])
-        tested = _scored(labels, predictions, probabilities, before, votes, names, speakers, seed)
+        tested = _scored(labels, predictions, probabilities, before, votes, scored, speakers, seed)
+        tested["groups"] = _by_groups(parts["test"], labels, predictions, votes, len(scored))
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         path = folder / "validation_predictions.csv"
@@ -111,7 +117,7 @@ def write_report(
     }
     report = without_folders(report)
     if tested:
-        plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], names, title(report))
+        plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], scored, title(report))
         plot_reliability(folder / "reliability.png", report["calibration"]["bins"], title_of_trust(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
@@ -119,6 +125,21 @@ def write_report(
         write_model_card(folder / "README.md", report, model_id or f"path/to/{folder.resolve().name}")
     write_json(folder / "metrics.json", report)
     return report
+
+
+def _by_groups(
+    clips: datasets.Dataset, labels: Sequence[int], predictions: np.ndarray, votes: np.ndarray | None, num_labels: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores by corpus, by the speakers' sex and by language, where the clips are of two at least. As in all scores of
+    one label, clips whose votes tie do not count."""
+    table = clips.with_format(None)
+    sure = np.full(len(labels), True) if votes is None else agreed(votes)
+    found = {}
+    for kind in (kind for kind in GROUPS if kind in table.column_names):
+        groups = [group if is_sure else None for group, is_sure in zip(table[kind][:], sure, strict=True)]
+        if len({*groups} - {None}) > 1:
+            found[kind] = group_scores(labels, predictions, num_labels, groups)
+    return found
 
 
 def _scored(
@@ -193,7 +214,9 @@ def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:
         for part, indices in split.parts.items()
         for i in indices
     ]
-    head = {"protocol": split.name, "speaker_disjoint": split.speaker_disjoint, "seed": seed}
+    head: dict[str, Any] = {"protocol": split.name, "speaker_disjoint": split.speaker_disjoint, "seed": seed}
+    if "corpus" in corpus.clips.column_names:
+        head["corpora"] = sorted({*corpus.clips["corpus"][:]})
     return head | {"label_names": corpus.label_names, "clips": clips}
 
 
@@ -268,6 +291,8 @@ def in_words(report: Mapping) -> str:
             f"Temperature {report['temperature']:.3f} ({report['protocol']}), before and after: "
             + ", ".join(f"{name} {before[name]:.3f} -> {now[name]:.3f}" for name in CALIBRATION_SCORES)
         )
+    for name, group in report.get("groups", {}).get("corpus", {}).items():
+        lines.append(f"UA on {name} ({report['protocol']}): {group['UA']:.3f} of {group['n_clips']:,} clips")
     for quote in report.get("quoted_scores", ()):
         for name in ("UA", "WA"):
             lines.append(

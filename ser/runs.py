@@ -37,7 +37,7 @@ UNDECIDING_DATA = {
     *("train_split_name", "eval_split_name", "test_split_name"),
     *("audio_column_name", "label_column_name", "speaker_column_name"),
     *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers", "feature_cache_gib"),
-    "scores_from",
+    *("scores_from", "label_map", "test_dataset_name", "test_data_dir"),
 }
 UNDECIDING_TRAINING = re.compile(
     "output_dir|overwrite_output_dir|do_.*|(per_device_)?eval_(batch_size|accumulation_steps|use_gather_object)|"

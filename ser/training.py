@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from ser.arguments import (
 from ser.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.batches import PairCollator
 from ser.calibration import fit_temperature
-from ser.corpora.loading import load_corpus
+from ser.corpora.harmony import in_words as map_in_words
+from ser.corpora.several import balanced_rows, load_corpora
 from ser.corpora.table import Corpus
-from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments
+from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments, SeveralCorporaArguments
 from ser.distributions import DISTRIBUTION_SCORES, VOTES, compute_distribution_metrics, with_one_label
 from ser.errors import DataError
 from ser.features import extract_features, rearranged
@@ -39,6 +40,7 @@ from ser.processes import Crew, first_process_first
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
+from ser.shared import SharedClasses, shared_classes
 from ser.spectrogram_cache import cache_folder
 from ser.trainer import SERTrainer
 from ser.unheard import refuse_unheard_of_model, settle_missing_parts
@@ -79,10 +81,18 @@ def set_up_logging(args: SERTrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def read_corpus(data_args: ClipArguments, args: SERTrainingArguments) -> Corpus:
-    """The clips, their classes and speakers, as the flags choose them."""
+def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_classes: Sequence[str] = ()) -> Corpus:
+    """The clips, their classes and speakers, as the flags choose them.
+
+    Args:
+        model_classes: of a model that is tested on them, which a label map may name.
+    """
+    others: dict[str, Any] = {"model_classes": model_classes}
+    if isinstance(data_args, DataArguments):
+        others |= values_of(SeveralCorporaArguments, data_args)
+        others.pop("corpus_sampling")
     with first_process_first(args, "reading the corpus"):
-        return load_corpus(**values_of(CorpusArguments, data_args))
+        return load_corpora(**values_of(CorpusArguments, data_args), **others)
 
 
 def with_features(
@@ -144,6 +154,8 @@ def plan_folds(
     count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
     say(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "
         f"fold {data_args.fold} of {count}")  # fmt: skip
+    if "label_map" in corpus.options:
+        say(args, map_in_words(corpus.options["label_map"]["classes"], corpus.label_names))
     for reason, clips in corpus.dropped.items():
         say(args, f"Left out: {clips:,} clips: {reason}")
     if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
@@ -235,12 +247,15 @@ def train_and_test(
         shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
         parts["train"] = rearranged(parts["train"], range(len(order)), **shuffled)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
+    taught = parts["train"]
+    if data_args.corpus_sampling == "balanced":
+        taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))
     layer_means = None
     if data_args.cache_features and suffices(model, args):
         with first_process_first(args, "hearing the clips"):
             layer_means = layer_means_of(corpus.clips, model, feature_extractor, data_args.cache_dir, args.device)
     clock = RunClock(args.output_dir, started)
-    trainer = make_trainer(model, parts, feature_extractor, args, layer_means, callbacks=[clock])
+    trainer = make_trainer(model, parts | {"train": taught}, feature_extractor, args, layer_means, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions
@@ -251,7 +266,13 @@ def train_and_test(
         sure = with_one_label(parts["validation"])
         labels = np.asarray(parts["validation"]["label"][:])[sure]
         trainer.model.config.temperature = fit_temperature(labels, logits["validation"][sure])
-    over_windows = score_windows(trainer, parts["test"], corpus, feature_extractor, args)
+    shared = None
+    if corpus.shared_labels is not None:
+        shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
+        place = [shared.names.index(corpus.label_names[label]) for label in parts["test"]["label"][:]]
+        logits["test"] = shared.of_logits(logits["test"])
+        parts["test"] = rearranged(parts["test"], range(len(place)), label=place)
+    over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
         report = write_report(
@@ -288,6 +309,7 @@ def score_windows(
     trainer: SERTrainer,
     clips: datasets.Dataset,
     corpus: Corpus,
+    shared: SharedClasses | None,
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
 ) -> dict | None:
@@ -298,12 +320,14 @@ def score_windows(
     windows, owners = windows_of(clips, feature_extractor, args.test_window, hop_s)
     logits = trainer.predict(windows, metric_key_prefix="test_windows").predictions
     sure = with_one_label(clips)
-    predictions = mean_over_windows(logits, owners, trainer.model.config.temperature).argmax(-1)[sure]
+    means = mean_over_windows(logits, owners, trainer.model.config.temperature)
+    predictions = (means if shared is None else shared.of_probabilities(means)).argmax(-1)[sure]
     labels, speakers = (np.asarray(clips[name][:])[sure].tolist() for name in ("label", "speaker"))
+    names = corpus.label_names if shared is None else shared.names
     return {
         "protocol": f"windows of {args.test_window:g} s every {hop_s:g} s",
         "n_windows": len(owners),
-        **scores(labels, predictions, corpus.label_names, speakers, seed=args.seed),
+        **scores(labels, predictions, names, speakers, seed=args.seed),
     }
 
 

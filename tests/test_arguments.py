@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ def test_defaults_are_the_references(tmp_path):
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (16, 50, 42)
     assert (args.max_grad_norm, args.eval_strategy, args.lr_scheduler_type) == (1.0, "epoch", "reduce_lr_on_plateau")
     assert args.lr_scheduler_kwargs == {"mode": "max", "factor": 0.1, "patience": 2, "min_lr": 1e-6}
-    assert (args.early_stopping_patience, data_args.dataset_name, model_args.imagenet_weights) == (5, "demo", True)
+    assert (args.early_stopping_patience, data_args.dataset_name, model_args.imagenet_weights) == (5, ["demo"], True)
 
 
 def at_once(*flags):
@@ -104,7 +104,7 @@ def test_help_and_slips_of_the_pen_are_answered_without_torch_in_two_seconds():
     places = [helped.stdout.index(f"\n{title}") for title in ("Data", "Protocol", "Model", "Training by branch",
               "Augmentation", "Checkpoints and report")]  # fmt: skip
     assert places == sorted(places)
-    assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 250
+    assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 280
 
 
 def test_help_all_has_the_rest():
@@ -122,7 +122,8 @@ def test_what_is_read_from_the_text_is_what_the_dataclasses_have():
     assert not {*read} & inherited
     for name, flag in read.items():
         assert flag.help and flag.help == have[name].metadata["help"]
-        assert ast.literal_eval(flag.default) == have[name].default
+        default = have[name].default
+        assert ast.literal_eval(flag.default) == (have[name].default_factory() if default is MISSING else default)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_column_and_split_flags_are_refused_where_the_data_has_no_use_for_them(s
     name = str(tmp_path / source) if (tmp_path / source).exists() else source
     args = SERTrainingArguments(output_dir=str(tmp_path / "out"))
     with pytest.raises(DataError, match=message):
-        read_corpus(DataArguments(dataset_name=name, **flags), args)
+        read_corpus(DataArguments(dataset_name=[name], **flags), args)
 
 
 def test_a_share_for_validation_is_refused_where_the_data_has_such_a_part():

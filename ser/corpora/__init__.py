@@ -6,6 +6,7 @@ Every source ends in the same table of clips with the columns `file`, `audio` ({
 
 from ser.corpora.known import RECORDS
 from ser.corpora.loading import load_corpus
+from ser.corpora.several import load_corpora
 from ser.corpora.table import Corpus
 
-__all__ = ["RECORDS", "Corpus", "load_corpus"]
+__all__ = ["RECORDS", "Corpus", "load_corpora", "load_corpus"]

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import datasets
 from datasets.utils import tqdm
@@ -32,11 +33,13 @@ class Corpus:
         revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
-            `language` (ISO 639-1), `session`, `split`, and `votes`
-            where the labels are soft.
+            `language` (ISO 639-1), `session`, `split`; `votes`, where the labels are soft; and `corpus`, where they
+            are of several.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
+        shared_labels: where other corpora than those that are trained on test (their clips have the split "test"), the
+            classes that both have, by which the test is scored.
         speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
     """
 
@@ -46,9 +49,10 @@ class Corpus:
     label_names: list[str]
     clips: datasets.Dataset
     dropped: dict[str, int] = field(default_factory=dict)
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     speaker_hint: str = ""
     recordings: datasets.Dataset | None = None
+    shared_labels: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
