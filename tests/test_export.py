@@ -112,7 +112,8 @@ def test_a_batch_and_what_else_comes_out(whole):
     with torch.no_grad():
         np.testing.assert_allclose(logits, classify.model(**inputs).logits, atol=2e-3)
         np.testing.assert_allclose(embedding, classify.model.base_model(**inputs).pooler_output, atol=2e-3)
-    np.testing.assert_allclose(probabilities, torch.tensor(logits).softmax(-1), atol=1e-6)
+    tempered = torch.tensor(logits) / classify.model.config.temperature
+    np.testing.assert_allclose(probabilities, tempered.softmax(-1), atol=1e-6)
     for image, name in zip(images, names[3:5], strict=True):
         assert np.abs(image - inputs[name].numpy()).mean() < 1e-3
     assert shown.shape == (3, 2) and (shown[:, 0] < shown[:, 1]).all()
