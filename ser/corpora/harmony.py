@@ -114,11 +114,14 @@ def _entries(path: Path, where: str) -> list[tuple[str | None, list[str]]]:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{where} cannot be read: {error}") from error
+    refusal = DataError(f"{where} is no map of classes to lists of spellings, such as `happy: [happy, joy]`.")
+    if not isinstance(root, yaml.MappingNode):
+        raise refusal
     entries = []
-    for key, value in root.value if isinstance(root, yaml.MappingNode) else [(root, root)]:
+    for key, value in root.value:
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(node, yaml.ScalarNode) for node in (key, *nodes)) or key is value:
-            raise DataError(f"{where} is no map of classes to lists of spellings, such as `happy: [happy, joy]`.")
+        if not all(isinstance(node, yaml.ScalarNode) for node in (key, *nodes)):
+            raise refusal
         name = None if key.tag.endswith(":null") else key.value
         entries.append((name, [node.value for node in nodes]))
     return entries
