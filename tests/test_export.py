@@ -18,7 +18,7 @@ import export_ser
 import onnx_ser
 import predict_ser
 import ser.export
-from audio_maxmvit import read_audio
+from benchmarks.export_accuracy import answer, stretches_of_speech
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError
 from ser.export import Form, WholeModel, build, export, save
@@ -57,23 +57,6 @@ def session_of(path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def answer(classify: MaxMViTAudioClassificationPipeline, clip: np.ndarray) -> np.ndarray:
-    scores = {row["label"]: row["score"] for row in classify(clip, sampling_rate=44_100, window_s=None)}
-    return np.array([scores[label] for label in classify.model.config.id2label.values()])
-
-
-def stretches_of_speech(count: int) -> list[np.ndarray]:
-    """Real clips, cut or strung together to 0.5 to 10 s, each from another place."""
-    files = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
-    found = []
-    for number, seconds in enumerate(np.linspace(0.5, 10, count)):
-        some = [files[(14 * number + further) % len(files)] for further in range(5)]
-        speech = np.concatenate([read_audio(path, 44_100) for path in some])
-        start = 4_410 * (number % 7)
-        found.append(speech[start : start + round(seconds * 44_100)])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +207,7 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
 def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
     """Trimmed, with changes as channels, over 50 dB: all that their pictures are made of lies in the graph."""
     classify = load_pipeline(None, "cpu")
-    clips = stretches_of_speech(100)
+    clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     if window_s is not None:
         clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
     inputs = [{"waveform": clip[None]} for clip in clips]
