@@ -164,11 +164,24 @@ def test_zahra_knows_the_session_by_its_split(load, tmp_path):
     assert len(set(corpus.files)) == 20
 
 
+IEMOCAP_NOTES = {  # turn: its emotion, and what the evaluators chose
+    "M000": ("neu", ["Neutral", "Neutral", "Sadness"]),
+    "F000": ("hap", ["Happiness", "Happiness; Excited", "Happiness"]),
+    "F001": ("exc", ["Excited", "Excited", "Happiness"]),
+    "M001": ("ang", ["Anger; Frustration", "Anger", "Frustration"]),
+    "M002": ("sad", ["Sadness", "Sadness", "Other"]),
+    "F002": ("xxx", ["Sadness", "Neutral", "Surprise"]),
+    "F003": ("fru", ["Frustration", "Frustration", "Anger"]),
+    "M003": ("ang", ["Anger", "Anger", "Neutral"]),
+}
+
+
 def iemocap_release(folder: Path) -> None:
     lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-    codes = {"M000": "neu", "F000": "hap", "F001": "exc", "M001": "ang", "M002": "sad", "F002": "xxx", "F003": "fru"}
-    for seed, (turn, code) in enumerate(codes.items()):
-        lines += [f"[6.29 - 8.23]\tSes01F_impro01_{turn}\t{code}\t[2.5, 2.5, 2.5]", "C-E2:\tNeutral;\t()", ""]
+    for seed, (turn, (code, chosen)) in enumerate(IEMOCAP_NOTES.items()):
+        lines.append(f"[6.29 - 8.23]\tSes01F_impro01_{turn}\t{code}\t[2.5, 2.5, 2.5]")
+        lines += [f"C-E{number}:\t{words};\t()" for number, words in enumerate(chosen, 2)]
+        lines += ["C-F1:\tFear;\t(curious)", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
         write_sound(folder / f"Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{turn}.wav", seed)
     notes = folder / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
     notes.parent.mkdir(parents=True)
@@ -179,12 +192,25 @@ def iemocap_release(folder: Path) -> None:
 def test_iemocap_full_release(load, tmp_path):
     iemocap_release(tmp_path)
     corpus = load("iemocap", str(tmp_path))
-    assert Counter(names_of(corpus)) == {"neutral": 1, "happy": 1, "angry": 1, "sad": 1}
-    assert corpus.dropped["annotators do not agree (xxx)"] == 1
+    assert Counter(names_of(corpus)) == {"neutral": 1, "happy": 1, "angry": 2, "sad": 1}
+    assert corpus.dropped["annotators' votes tie"] == 1
     assert corpus.speakers[names_of(corpus).index("happy")] == "Ses01F"
-    assert len(load("iemocap", str(tmp_path), merge_labels=["excited=happy"])) == 5
-    with pytest.raises(DataError, match="unique_vote needs the annotators' votes"):
-        load("iemocap", str(tmp_path), unique_vote=True)
+    assert len(load("iemocap", str(tmp_path), merge_labels=["excited=happy"])) == 6
+    unique = load("iemocap", str(tmp_path), unique_vote=True)
+    assert Counter(names_of(unique)) == {"neutral": 1, "happy": 1, "angry": 1, "sad": 1}
+    assert unique.dropped["annotators' votes tie"] == 2
+    soft = load("iemocap", str(tmp_path), soft_labels="votes", merge_labels=["excited=happy"])
+    votes = {Path(file).stem[-4:]: row for file, row in zip(soft.files, soft.clips["votes"][:], strict=True)}
+    assert votes == {
+        "M000": [2, 0, 0, 1],
+        "F000": [0, 4, 0, 0],
+        "F001": [0, 3, 0, 0],
+        "M001": [0, 0, 2, 0],
+        "M002": [0, 0, 0, 2],
+        "F002": [1, 0, 0, 1],
+        "F003": [0, 0, 1, 0],
+        "M003": [1, 0, 2, 0],
+    }
     (tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M001.wav").unlink()
     with pytest.raises(DataError, match="Ses01F_impro01_M001.wav does not exist"):
         load("iemocap", str(tmp_path))

@@ -382,8 +382,8 @@ HUB = {
         [("anger", "DC", "male"), ("surprise", "KL", "male")],
     ),
     "AbstractTTS/ESD_english": (
-        {"file": ["0011_000351.wav", "0020_000001.wav"], "emotion": ["Angry", "Neutral"]},
-        [("angry", "0011", None), ("neutral", "0020", None)],
+        {"file": ["0011_000351.wav", "0020_000001.wav"], "emotion": ["angry", "Neutral"], "gender": ["male", None]},
+        [("angry", "0011", "male"), ("neutral", "0020", None)],
     ),
     "TwinkStart/MELD": (
         {"Emotion": ["joy", "anger"], "Speaker": ["Joey", "Ross"], "Dialogue_ID": [0, 3], "Utterance_ID": [1, 2]},

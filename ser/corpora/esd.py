@@ -2,10 +2,12 @@
 
 The tree (hltsingapore.github.io/ESD) is `0011/Angry/0011_000351.wav`, in an older archive with a folder more:
 `0011/Angry/train/0011_000351.wav`, or `evaluation`, or `test`, which are its published parts; they share the speakers.
-Speakers 0001 to 0010 speak Mandarin, 0011 to 0020 English. AbstractTTS/ESD_english has `file` and `emotion` (inferred
-from the other copies of its makers; its card could not be read). EmoBox's five folds were not found in a form from
-which all of their speakers could be read, so that `--protocol speaker` deals the speakers itself. Of whose sex they
-are, public readers disagree; it is left untold.
+Speakers 0001 to 0010 speak Mandarin, 0011 to 0020 English. AbstractTTS/ESD_english has `file`, `emotion`, `gender` and
+`transcription`, and no speaker but in the name of the file (so public readers of it; its card could not be read). The
+licence is what its authors say on the page of the data (github.com/HLTSingapore/Emotional-Speech-Data): for research,
+to be filled in and sent to them. EmoBox's five folds were not found in a form from which all their speakers could be
+read, so that `--protocol speaker` deals the speakers itself. Of whose sex they are, public lists disagree: the copy's
+word is taken, and of the tree it is left untold.
 """
 
 import re
@@ -41,7 +43,9 @@ def _english(folder: Path) -> Iterator[dict]:
 
 def _row(row: dict) -> dict:
     speaker = re.match(r"\d{4}", Path(row["file"] or "").name)
-    return {"file": row["file"], "label": row["emotion"], "speaker": speaker and speaker[0]}
+    sex = str(row["gender"]).lower()
+    told = {"sex": sex} if sex in ("female", "male") else {}
+    return {"file": row["file"], "label": row["emotion"], "speaker": speaker and speaker[0], **told}
 
 
 RECORD = Record(
@@ -59,7 +63,7 @@ RECORD = Record(
 )
 ENGLISH = replace(
     RECORD,
-    hub={"AbstractTTS/ESD_english": Source(_row, columns=("file", "emotion"))},
+    hub={"AbstractTTS/ESD_english": Source(_row, columns=("file", "emotion", "gender"))},
     tree=_english,
     with_speaker="AbstractTTS/ESD_english or a local folder of 0011 to 0020",
     speech="ten speakers of English read sentences; labels are what they were asked to express",

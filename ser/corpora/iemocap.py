@@ -1,13 +1,31 @@
-"""IEMOCAP (Busso et al. 2008)."""
+"""IEMOCAP (Busso et al. 2008).
+
+The tree is `Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav`, and for each dialogue a file of notes,
+`Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`: of every turn a line with its name and the emotion of most (`xxx`:
+of none), then a line for each evaluator with one emotion or several, `C-E2:`, a tab, `Neutral; Sadness;`, a tab and a
+remark. `C-F1:` and `C-M1:` are what the actors thought of themselves, and count for neither emotion nor votes.
+AbstractTTS/IEMOCAP has a column of votes for each emotion, Zahra99/IEMOCAP_Audio the four classes alone.
+"""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ser.corpora.readers import visible_files
-from ser.corpora.records import Record, Source
+from ser.corpora.records import VOTES_TIE, Record, Source
 
 IEMOCAP_VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy")
+WORDS = {
+    **dict.fromkeys(("frustration", "frustrated"), "frustrated"),
+    "anger": "angry",
+    "sadness": "sad",
+    "disgust": "disgust",
+    "excited": "excited",
+    "fear": "fear",
+    **dict.fromkeys(("neutral", "neutral state"), "neutral"),
+    "surprise": "surprise",
+    "happiness": "happy",
+}  # what evaluators chose from, but for "other"
 SEXES = {"F": "female", "M": "male"}
 ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
 
@@ -25,14 +43,22 @@ def _zahra_row(row: dict) -> dict:
 
 
 def _tree(folder: Path) -> Iterator[dict]:
-    line_of = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
+    turn = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
+    evaluation = re.compile(r"^C-E\d+:\s*(?P<emotions>[^\t(]*)")
     for notes in visible_files(folder, "Session[1-5]/dialog/EmoEvaluation/*.txt"):
+        rows: list[dict] = []
         for line in notes.read_text(encoding="utf-8", errors="replace").splitlines():
-            if match := line_of.match(line):
+            if match := turn.match(line):
                 name, label = match["utterance"], match["emotion"]
                 audio = notes.parents[2] / "sentences" / "wav" / notes.stem / f"{name}.wav"
-                drop = "annotators do not agree (xxx)" if label == "xxx" else None
-                yield {"file": audio.name, "audio": audio, "label": label, "drop": drop, **_names(name)}
+                drop = VOTES_TIE if label == "xxx" else None
+                rows.append({"file": audio.name, "audio": audio, "label": label, "drop": drop, **_names(name)})
+                rows[-1]["votes"] = [0] * len(IEMOCAP_VOTES)
+            elif rows and (match := evaluation.match(line)):
+                for word in match["emotions"].split(";"):
+                    if emotion := WORDS.get(word.strip().lower()):
+                        rows[-1]["votes"][IEMOCAP_VOTES.index(emotion)] += 1
+        yield from rows
 
 
 RECORD = Record(
