@@ -87,7 +87,7 @@ def write_report(
         before = None if temperature == 1 else probabilities_of(logits)
         predictions, votes = np.asarray(logits).argmax(-1), _votes(parts["test"])
         tested = _scored(labels, predictions, probabilities, before, votes, scored, speakers, seed)
-        tested["groups"] = _by_groups(parts["test"], labels, predictions, votes, len(scored))
+        tested["groups"] = _by_groups(_groups(parts["test"]), labels, predictions, votes, len(scored))
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         path = folder / "validation_predictions.csv"
@@ -128,18 +128,28 @@ def write_report(
 
 
 def _by_groups(
-    clips: datasets.Dataset, labels: Sequence[int], predictions: np.ndarray, votes: np.ndarray | None, num_labels: int
+    groups: Mapping[str, Sequence[str | None]],
+    labels: Sequence[int],
+    predictions: np.ndarray,
+    votes: np.ndarray | None,
+    num_labels: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores by corpus, by the speakers' sex and by language, where the clips are of two at least. As in all scores of
     one label, clips whose votes tie do not count."""
-    table = clips.with_format(None)
     sure = np.full(len(labels), True) if votes is None else agreed(votes)
     found = {}
-    for kind in (kind for kind in GROUPS if kind in table.column_names):
-        groups = [group if is_sure else None for group, is_sure in zip(table[kind][:], sure, strict=True)]
-        if len({*groups} - {None}) > 1:
-            found[kind] = group_scores(labels, predictions, num_labels, groups)
+    for kind, values in groups.items():
+        own = [value if is_sure else None for value, is_sure in zip(values, sure, strict=True)]
+        if len({*own} - {None}) > 1:
+            found[kind] = group_scores(labels, predictions, num_labels, own)
     return found
+
+
+def _groups(clips: datasets.Dataset) -> dict[str, list[str | None]]:
+    """Of each kind of group that something is known of, that of each clip."""
+    table = clips.with_format(None)
+    columns = {kind: table[kind][:] for kind in GROUPS if kind in table.column_names}
+    return {kind: values for kind, values in columns.items() if any(values)}
 
 
 def _scored(
@@ -227,11 +237,11 @@ def write_predictions(
     label_names: Sequence[str],
     temperature: float = 1.0,
 ) -> None:
-    """`predictions.csv`: file, speaker, label, prediction, one column `p_<class>` with the class's probability and, of
-    clips with votes, one column `v_<class>` with those for it.
+    """`predictions.csv`: file, speaker, label, prediction, what is known of corpus, sex and language, one column
+    `p_<class>` with the class's probability and, of clips with votes, one column `v_<class>` with those for it.
 
     Args:
-        clips: with the columns `file`, `speaker`, `label`, and perhaps `votes`.
+        clips: with the columns `file`, `speaker`, `label`, and perhaps `corpus`, `sex`, `language` and `votes`.
         logits: `(clips, classes)`, in the same order.
         temperature: what they are divided by for the probabilities.
     """
@@ -242,15 +252,15 @@ def write_predictions(
         raise ValueError(
             f"The logits of {_facts(clips)[0][int(np.argmin(np.isfinite(logits).all(1)))]} are not finite."
         )
-    votes = _votes(clips)
-    columns = [*probabilities_of(logits, temperature).T.tolist()]
+    votes, groups = _votes(clips), _groups(clips)
+    columns = [*groups.values(), *probabilities_of(logits, temperature).T.tolist()]
     if votes is not None:
         columns += np.pad(votes, ((0, 0), (0, len(label_names) - votes.shape[1]))).T.tolist()
     kinds = ("p", "v") if votes is not None else ("p",)
     with whole(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         own = [f"{kind}_{name}" for kind in kinds for name in label_names]
-        table.writerow(["file", "speaker", "label", "prediction", *own])
+        table.writerow(["file", "speaker", "label", "prediction", *groups, *own])
         facts = zip(*_facts(clips), logits.argmax(-1), zip(*columns, strict=True), strict=True)
         for name, speaker, label, prediction, row in facts:
             table.writerow([name, speaker, label_names[label], label_names[prediction], *row])
@@ -343,6 +353,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     votes = (
         np.array([[float(row[f"v_{name}"]) for name in names] for row in rows]) if f"v_{names[0]}" in rows[0] else None
     )
+    groups = {kind: [row.get(kind) or None for row in rows] for kind in GROUPS}
     temperatures = np.array([reports[row["fold"] - 1].get("temperature", 1.0) for row in rows])[:, None]
     with np.errstate(divide="ignore"):  # a probability of 0
         before = None if (temperatures == 1).all() else softmax(np.log(probabilities) * temperatures, axis=-1)
@@ -354,7 +365,8 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
-        "pooled": _scored(truth, np.array(predicted), probabilities, before, votes, names, speakers, seed),
+        "pooled": _scored(truth, np.array(predicted), probabilities, before, votes, names, speakers, seed)
+        | {"groups": _by_groups(groups, truth, np.array(predicted), votes, len(names))},
         "folds": [
             {"protocol": r["protocol"], "temperature": r.get("temperature", 1.0)}
             | {k: r[k] for k in ("n_clips", *SCORES)}
@@ -366,7 +378,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     }
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / "predictions.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         table.writeheader()
         table.writerows(rows)
     pooled = summary["pooled"] | {"protocol": f"{summary['protocol']}, pooled"}

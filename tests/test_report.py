@@ -18,6 +18,7 @@ from sklearn.metrics import (
 
 from ser.calibration import CALIBRATION_SCORES, calibration_scores
 from ser.errors import DataError
+from ser.features import rearranged
 from ser.figures import plot_confusion_matrix, plot_training_curves
 from ser.files import whole, write_json
 from ser.metrics import SCORES
@@ -331,6 +332,26 @@ def test_folds_are_averaged_and_pooled(tmp_path):
     assert set(summary["pooled"]["intervals"]) == {"by_clip", "by_speaker"}
     assert len(summary["folds"]) == 6 and summary["duration_seconds"] == pytest.approx(6 * 1.3)
     assert (tmp_path / "confusion_matrix.png").is_file()
+
+
+def test_folds_of_one_sex_each_are_scored_by_sex_together(tmp_path):
+    corpus = mine()
+    sexes = [None if speaker == "s5" else ("female", "male")[int(speaker[1]) % 2] for speaker in corpus.speakers]
+    corpus.clips = rearranged(corpus.clips, range(24), sex=sexes)
+    folders = [tmp_path / f"fold_{k}" for k in range(1, 7)]
+    reports = [run(folder, corpus, "loso", fold) for fold, folder in enumerate(folders, start=1)]
+    assert all(report["groups"] == {} for report in reports)
+    assert (
+        "sex" in read_csv(folders[0] / "predictions.csv")[0]
+        and "sex" not in read_csv(folders[5] / "predictions.csv")[0]
+    )
+    groups = summarize_folds(tmp_path, folders)["pooled"]["groups"]
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert set(groups) == {"sex"} and set(groups["sex"]) == {"female", "male"}
+    for sex, found in groups["sex"].items():
+        own = [row for row in rows if row["sex"] == sex]
+        assert found.pop("n_clips") == len(own) > 0
+        assert found == pytest.approx(sklearn_scores(own), abs=1e-9)
 
 
 def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
