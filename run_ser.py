@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     model_args, data_args, training_args = parse_arguments(arguments)
     set_up_logging(training_args)
-    feature_extractor = make_feature_extractor(model_args)
     config = make_config(model_args)
+    feature_extractor = make_feature_extractor(model_args)
     corpus = read_corpus(data_args, training_args)
     runs = plan_folds(corpus, data_args, training_args)
     corpus = with_features(corpus, feature_extractor, data_args, training_args)

@@ -18,7 +18,7 @@ import export_ser
 import onnx_ser
 import predict_ser
 import ser.export
-from benchmarks.export_accuracy import answer, stretches_of_speech
+from benchmarks.export_accuracy import answer, answers_of, stretches_of_speech
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError
 from ser.export import Form, WholeModel, build, export, save
@@ -210,9 +210,6 @@ def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_
     clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     if window_s is not None:
         clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
-    inputs = [{"waveform": clip[None]} for clip in clips]
-    if not front_end:
-        inputs = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
     expected = np.stack([answer(classify, clip) for clip in clips])
     second, first = np.sort(expected)[:, -2:].T
     _, graph = build(classify, Form(window_s, front_end, None, 20))
@@ -220,8 +217,13 @@ def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_
         path = tmp_path / f"{quantize}.onnx"
         save(graph, path, quantize)
         assert operators(path) <= PLAIN and path.stat().st_size < 12e6
-        session = session_of(path)
-        own = np.concatenate([session.run(["probabilities"], one)[0] for one in inputs])
+        if front_end:
+            own, shares = answers_of(path, clips, tmp_path / "profile")
+            assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
+        else:
+            session = session_of(path)
+            pictures = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
+            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in pictures])
         np.testing.assert_allclose(own, expected, atol=tolerance)
         is_other = own.argmax(1) != expected.argmax(1)
         assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
