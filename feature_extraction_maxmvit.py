@@ -25,8 +25,16 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
 try:
-    from .images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
-    from .keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
+    from .images_maxmvit import drawn, loud_frames, normalized, picture_settings
+    from .keywords_maxmvit import (
+        PADDING_KEYWORDS,
+        SAVED_KEYWORDS,
+        check_extractor,
+        parameters_of,
+        refuse_mistyped,
+        refuse_unknown,
+    )
+    from .learnable_maxmvit import power_inputs
     from .spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
     from .speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
     from .streams_maxmvit import stream_blocks
@@ -34,8 +42,16 @@ try:
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from images_maxmvit import between, clip_range, loud_frames, mfcc, resize, with_deltas
-    from keywords_maxmvit import PADDING_KEYWORDS, SAVED_KEYWORDS, parameters_of, refuse_mistyped, refuse_unknown
+    from images_maxmvit import drawn, loud_frames, normalized, picture_settings
+    from keywords_maxmvit import (
+        PADDING_KEYWORDS,
+        SAVED_KEYWORDS,
+        check_extractor,
+        parameters_of,
+        refuse_mistyped,
+        refuse_unknown,
+    )
+    from learnable_maxmvit import power_inputs
     from spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
     from speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
     from streams_maxmvit import stream_blocks
@@ -44,12 +60,6 @@ except ImportError:
 logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CHOICES = {
-    "level": ("clip", "full_scale"),
-    "mel_representation": ("log-mel", "mfcc"),
-    "channels": ("repeat", "deltas"),
-    "backend": ("torch", "librosa"),
-}
 
 
 class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
@@ -93,6 +103,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or both.
         image_mean (`Sequence[float]`, defaults to ImageNet's): subtracted per channel by `normalize`.
         image_std (`Sequence[float]`, defaults to ImageNet's): divided by, per channel, by `normalize`.
+        filter_bank (`str`, defaults to `"fixed"`): `"learnable"` for a model whose Mel filters are learnt, which is
+            given the power of every frequency besides; see `learnable_maxmvit.py`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
         speech_processor (`dict`, *optional*): for a model with a speech encoder, the settings of that checkpoint's own
             feature extractor, from `speech_maxmvit.read_processor`. What it hears is trimmed as the pictures are.
@@ -101,7 +113,9 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         ValueError: for parameters that cannot work together.
     """
 
-    model_input_names = ["cqt_values", "mel_values", "input_values", "attention_mask"]
+    model_input_names = [
+        "cqt_values", "mel_values", "input_values", "attention_mask", "power_values", "power_lengths",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -125,6 +139,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         image_size: int | Sequence[int] = 244,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
+        filter_bank: str = "fixed",
         backend: str = "torch",
         speech_processor: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -151,37 +166,13 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         self.image_size = image_size if isinstance(image_size, int) else list(image_size)
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
+        self.filter_bank = filter_bank
         self.backend = backend
         self.speech_processor = speech_processor
-        self._check_parameters()
-
-    def _check_parameters(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        for name in (
-            "sampling_rate", "min_length", "cqt_fmin", "cqt_n_bins", "cqt_bins_per_octave", "cqt_hop_length",
-            "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "n_mfcc",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.trim_db is not None and not self.trim_db > 0:
-            raise ValueError(f"trim_db must be positive, or None for no trimming, got {self.trim_db!r}")
-        if not self.trim_margin >= 0:
-            raise ValueError(f"trim_margin must be 0 seconds or more, got {self.trim_margin!r}")
-        if len(self.full_scale_db) != 2 or not self.full_scale_db[0] < self.full_scale_db[1]:
-            raise ValueError(f"full_scale_db must be a level in dB and a higher one, got {self.full_scale_db!r}")
-        if self.n_mfcc > self.n_mels and self.mel_representation == "mfcc":
-            raise ValueError(f"n_mfcc={self.n_mfcc} is more than the n_mels={self.n_mels} that it is computed from")
-        if len(self._image_shape) != 2 or not all(isinstance(n, int) and n > 0 for n in self._image_shape):
-            raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size!r}")
-        if self.mel_n_fft % 2:
-            raise ValueError(f"mel_n_fft must be even, got {self.mel_n_fft}")
-        if len(self.image_mean) != len(self.image_std):
-            raise ValueError("image_mean and image_std must have one value per channel each")
+        check_extractor(self)
         wavelets(*self._cqt_parameters)  # refuses bins above half the sampling rate
-        if self.speech_processor is not None:
-            make_processor(self.speech_processor)
+        if speech_processor is not None:
+            make_processor(speech_processor)
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -206,8 +197,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     @property
     def hops(self) -> dict[str, int | Fraction]:
         """Samples from one frame to the next of each of a clip's `spectrograms`."""
-        hops: dict[str, int | Fraction] = {"cqt": self.cqt_hop_length, "mel": self.mel_hop_length}
-        hops["rms"] = self.mel_hop_length
+        hops: dict[str, int | Fraction] = {"cqt": self.cqt_hop_length}
+        hops |= dict.fromkeys(("mel", "rms", "power"), self.mel_hop_length)
         if self.speech_processor is not None:
             hops[WAVEFORM] = Fraction(self.sampling_rate, make_processor(self.speech_processor).sampling_rate)
         return hops
@@ -277,6 +268,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             - `mel`, `(n_mels, 1 + T // mel_hop_length)`: power of the Mel spectrogram;
             - `rms`, `(1 + T // mel_hop_length,)`: level of the waveform around each Mel frame, the root mean square
               of 2,048 samples as `librosa.feature.rms` and `librosa.effects.trim` have it;
+            - `power`, `(mel_n_fft // 2 + 1, 1 + T // mel_hop_length)`, of `filter_bank="learnable"`: what the Mel
+              filters sum, floored at -160 dB;
             - `speech`, `(samples,)`: the waveform itself, no dB, at the rate of `speech_processor` where there is one.
 
         Raises:
@@ -286,7 +279,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         waveforms = as_waveforms(waveforms, self.min_length)
         # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
         with torch.autocast(device.type, enabled=False):
-            clips = spectrograms_of(waveforms, self._cqt_parameters, self._mel_parameters, self.backend, device)
+            cqt, mel, learnable = self._cqt_parameters, self._mel_parameters, self.filter_bank == "learnable"
+            clips = spectrograms_of(waveforms, cqt, mel, self.backend, device, learnable)
         if self.speech_processor is not None:
             for clip, waveform in zip(clips, waveforms, strict=True):
                 clip[WAVEFORM] = resampled(waveform, self.sampling_rate, make_processor(self.speech_processor))
@@ -364,34 +358,33 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     @one_thread()
     def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """What a speech encoder hears of clips from `spectrograms` or `cut`: the stretches that `images` shows, as
-        `speech_maxmvit.speech_inputs` gives them, on the CPU; nothing without a `speech_processor`."""
-        if self.speech_processor is None:
-            return BatchFeature()
-        waveforms = [self.trim(clip)[WAVEFORM] for clip in spectrograms]
-        return BatchFeature(speech_inputs(waveforms, make_processor(self.speech_processor)))
+        """What else the model is given of clips from `spectrograms` or `cut`, of the stretches that `images` shows:
+        what a speech encoder hears, as `speech_maxmvit.speech_inputs` gives it, on the CPU, if there is a
+        `speech_processor`; and `powers`."""
+        heard = self.powers(spectrograms)
+        if self.speech_processor is not None:
+            waveforms = [self.trim(clip)[WAVEFORM] for clip in spectrograms]
+            heard.update(speech_inputs(waveforms, make_processor(self.speech_processor)))
+        return heard
+
+    def powers(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
+        """What learnable filters are fed with, as `learnable_maxmvit.power_inputs` gives it, of the same stretches;
+        nothing with fixed ones."""
+        learnable = self.filter_bank == "learnable"
+        return BatchFeature(power_inputs([self.trim(clip)["power"] for clip in spectrograms]) if learnable else None)
 
     def _image_pair(self, spectrogram: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         spectrogram = self.trim(spectrogram)
-        images = []
-        for name in ("cqt", "mel"):
-            db = spectrogram[name]
-            full_scale = self.level == "full_scale"
-            picture = between(db, *(db.new_tensor(self.full_scale_db) if full_scale else clip_range(db, self.top_db)))
-            if name == "mel" and self.mel_representation == "mfcc":
-                picture = mfcc(picture, self.n_mfcc)
-            picture = with_deltas(picture) if self.channels == "deltas" else picture[None]
-            images.append(resize(picture, self._image_shape))
-        return images
+        return [drawn(spectrogram[name], picture_settings(self), name == "mel") for name in ("cqt", "mel")]
 
     @property
-    def _image_shape(self) -> list[int]:
+    def image_shape(self) -> list[int]:
+        """Height and width of `image_size`."""
         return [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, 1 or 3, H, W)` in [0, 1], any float type -> `(B, 3, H, W)` float32, ImageNet-normalised."""
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.image_mean, self.image_std))
-        return (images.float() - mean) / std
+        return normalized(images, self.image_mean, self.image_std)
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

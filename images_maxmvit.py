@@ -1,7 +1,8 @@
 """From spectrograms in dB to pictures in [0, 1]: silence cut, level, representation, channels, size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,42 @@ DELTA_WIDTH = 9  # frames, librosa's default
 # The change that reaches the ends of a picture, as a share of its range: per frame, and per frame and frame. Of
 # RAVDESS' CQT 0.4 % goes beyond either, of its Mel spectrogram 0.02 % beyond the first.
 DELTA_REACH = (1 / 12, 1 / 24)
+SETTINGS = (
+    "sampling_rate", "mel_n_fft", "n_mels", "level", "top_db", "full_scale_db", "mel_representation", "n_mfcc",
+    "channels", "image_shape", "image_mean", "image_std",
+)  # fmt: skip
+
+
+def picture_settings(extractor: Any) -> dict[str, Any]:
+    """What of a [`MaxMViTFeatureExtractor`] its Mel pictures hang on, beside the power that they are drawn of."""
+    return {name: getattr(extractor, name) for name in SETTINGS}
+
+
+def drawn(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
+    """
+    The picture of a spectrogram, as an extractor of these settings draws it; gradients pass.
+
+    Args:
+        db (`torch.Tensor` of shape `(bins, T)`): float32, in dB.
+        settings (`Mapping`): From `picture_settings`.
+        is_mel (`bool`): Whether `mel_representation` is heeded.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1, height, width)`, or `(1, 3, height, width)` with deltas, in [0, 1].
+    """
+    full_scale = settings["level"] == "full_scale"
+    ends = db.new_tensor(settings["full_scale_db"]) if full_scale else clip_range(db, settings["top_db"])
+    picture = between(db, *ends)
+    if is_mel and settings["mel_representation"] == "mfcc":
+        picture = mfcc(picture, settings["n_mfcc"])
+    picture = with_deltas(picture) if settings["channels"] == "deltas" else picture[None]
+    return resize(picture, settings["image_shape"])
+
+
+def normalized(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """`(B, 1 or 3, H, W)`, any float type -> `(B, 3, H, W)` float32: less `mean`, divided by `std`."""
+    shift, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return (images.float() - shift) / scale
 
 
 def loud_frames(rms: torch.Tensor, trim_db: float) -> tuple[int, int]:
@@ -34,8 +71,8 @@ def loud_frames(rms: torch.Tensor, trim_db: float) -> tuple[int, int]:
 
 def clip_range(db: torch.Tensor, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The lowest level of a spectrogram, at most `top_db` below the highest, and the highest."""
-    low, high = db.aminmax()
-    return torch.maximum(low, high - top_db), high
+    high = db.amax()  # aminmax passes no gradient
+    return torch.maximum(db.amin(), high - top_db), high
 
 
 def between(db: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
@@ -106,6 +143,7 @@ def _delta_weights() -> list[list[tuple[int, float]]]:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be needed by a gradient later
 def _dct(n_mels: int, n_mfcc: int, device: torch.device) -> torch.Tensor:
     """`(n_mfcc, n_mels)`, divided by sqrt(n_mels). In float64: on a GPU a float32 product may be computed in TF32."""
     return torch.from_numpy(cosine_filters(n_mels, n_mfcc) / n_mels**0.5).to(device)

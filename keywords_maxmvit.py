@@ -1,8 +1,11 @@
-"""Keywords that nothing would heed: refused, with the name that was meant."""
+"""Keywords that nothing would heed, and values that cannot work: refused, with what was meant or would do."""
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers.utils import TransformersKwargs
 
 # What transformers saves with every feature extractor, and what it passes to one that is called.
 SAVED_KEYWORDS = (
@@ -10,6 +13,14 @@ SAVED_KEYWORDS = (
     "processor_class", "auto_map", "custom_pipelines", "transformers_version",
 )  # fmt: skip
 PADDING_KEYWORDS = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
+TRANSFORMERS_KEYWORDS = frozenset(TransformersKwargs.__annotations__)  # what it passes to every model
+EXTRACTOR_CHOICES = {
+    "level": ("clip", "full_scale"),
+    "mel_representation": ("log-mel", "mfcc"),
+    "channels": ("repeat", "deltas"),
+    "filter_bank": ("fixed", "learnable"),
+    "backend": ("torch", "librosa"),
+}
 
 
 def parameters_of(function: Callable) -> list[str]:
@@ -32,3 +43,43 @@ def refuse_mistyped(given: Iterable[str], function: Callable) -> None:
     for name in given:
         if close := difflib.get_close_matches(name, parameters_of(function), n=1, cutoff=0.8):
             raise TypeError(f"{function.__qualname__} has no parameter {name!r}; did you mean {close[0]!r}?")
+
+
+def check_call(given: Mapping[str, Any]) -> None:
+    """Raises `TypeError` for a keyword of the model's call that transformers does not know, `ValueError` for attention
+    maps."""
+    for name, value in given.items():
+        if name not in TRANSFORMERS_KEYWORDS:
+            raise TypeError(f"MaxMViT takes no argument {name!r}.")
+        if name == "output_attentions" and value:
+            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
+
+
+def check_extractor(extractor: Any) -> None:
+    """Raises `ValueError` for parameters of [`MaxMViTFeatureExtractor`] that cannot work together."""
+    for name, choices in EXTRACTOR_CHOICES.items():
+        if getattr(extractor, name) not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(extractor, name)!r}")
+    for name in (
+        "sampling_rate", "min_length", "cqt_fmin", "cqt_n_bins", "cqt_bins_per_octave", "cqt_hop_length",
+        "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "n_mfcc",
+    ):  # fmt: skip
+        if not getattr(extractor, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(extractor, name)!r}")
+    if extractor.trim_db is not None and not extractor.trim_db > 0:
+        raise ValueError(f"trim_db must be positive, or None for no trimming, got {extractor.trim_db!r}")
+    if not extractor.trim_margin >= 0:
+        raise ValueError(f"trim_margin must be 0 seconds or more, got {extractor.trim_margin!r}")
+    full_scale_db, size = extractor.full_scale_db, extractor.image_shape
+    if len(full_scale_db) != 2 or not full_scale_db[0] < full_scale_db[1]:
+        raise ValueError(f"full_scale_db must be a level in dB and a higher one, got {full_scale_db!r}")
+    if extractor.n_mfcc > extractor.n_mels and extractor.mel_representation == "mfcc":
+        raise ValueError(
+            f"n_mfcc={extractor.n_mfcc} is more than the n_mels={extractor.n_mels} that it is computed from"
+        )
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"image_size must be a positive number or (height, width), got {extractor.image_size!r}")
+    if extractor.mel_n_fft % 2:
+        raise ValueError(f"mel_n_fft must be even, got {extractor.mel_n_fft}")
+    if len(extractor.image_mean) != len(extractor.image_std):
+        raise ValueError("image_mean and image_std must have one value per channel each")

@@ -29,6 +29,7 @@ GPU_STFT_FRAMES = 8192
 GPU_SEGMENTS = 64
 LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
 MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
+MIN_BIN_POWER = 1e-16  # of one frequency, -160 dB: a Mel band adds up many, which must not reach MIN_POWER
 RMS_LENGTH = 2048  # samples, librosa's `frame_length` for levels and for trimming
 
 
@@ -88,19 +89,33 @@ def mel_power(
     Returns:
         `torch.Tensor` of shape `(B, n_mels, 1 + T // hop_length)`.
     """
-    window = torch.hann_window(n_fft, device=waveforms.device)
-    frames = F.pad(waveforms, (n_fft // 2, n_fft // 2)).unfold(-1, n_fft, hop_length)
     blocks = _mel_blocks(sampling_rate, n_fft, n_mels, waveforms.device)
-    mels = torch.empty(*frames.shape[:2], n_mels, device=waveforms.device)
-    at_once = max(64, GPU_STFT_FRAMES // len(waveforms)) if waveforms.is_cuda else CPU_STFT_FRAMES
-    for part, out in zip(frames.split(at_once, dim=1), mels.split(at_once, dim=1), strict=True):
-        squares = torch.view_as_real(torch.fft.rfft(part * window)).square_().flatten(-2)
-        first = 0
+    mels = torch.empty(len(waveforms), 1 + waveforms.shape[-1] // hop_length, n_mels, device=waveforms.device)
+    done = 0
+    for spectra in _spectra(waveforms, n_fft, hop_length):
+        squares = torch.view_as_real(spectra).square_().flatten(-2)
+        out, first = mels[:, done : done + spectra.shape[1]], 0
+        done += spectra.shape[1]
         for columns, weights in blocks:
             last = first + weights.shape[1]
             out[..., first:last] = squares[..., columns].to(weights.dtype) @ weights
             first = last
     return mels.transpose(1, 2)
+
+
+def bin_power(waveforms: torch.Tensor, n_fft: int = 4096, hop_length: int = 256) -> torch.Tensor:
+    """Power of every frequency of the STFT that `mel_power` filters, `(B, 1 + n_fft // 2, 1 + T // hop_length)`."""
+    powers = [torch.view_as_real(part).square_().sum(-1) for part in _spectra(waveforms, n_fft, hop_length)]
+    return torch.cat(powers, dim=1).transpose(1, 2)
+
+
+def _spectra(waveforms: torch.Tensor, n_fft: int, hop_length: int) -> Iterator[torch.Tensor]:
+    """The STFT, `(B, some frames, 1 + n_fft // 2)` at a time."""
+    window = torch.hann_window(n_fft, device=waveforms.device)
+    frames = F.pad(waveforms, (n_fft // 2, n_fft // 2)).unfold(-1, n_fft, hop_length)
+    at_once = max(64, GPU_STFT_FRAMES // len(waveforms)) if waveforms.is_cuda else CPU_STFT_FRAMES
+    for part in frames.split(at_once, dim=1):
+        yield torch.fft.rfft(part * window)
 
 
 def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
@@ -120,15 +135,15 @@ def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
     return sums.unfold(-1, RMS_LENGTH // block, hop_length // block).sum(-1).div_(RMS_LENGTH)
 
 
-def decibels(power: torch.Tensor) -> torch.Tensor:
-    """10 log10 of a power, floored at -100 dB, in place of it."""
-    return power.clamp_(min=MIN_POWER).log10_().mul_(10)
+def decibels(power: torch.Tensor, least: float = MIN_POWER) -> torch.Tensor:
+    """10 log10 of a power, floored at that of `least` (-100 dB), in place of it."""
+    return power.clamp_(min=least).log10_().mul_(10)
 
 
 def spectrograms_of(
-    waveforms: list[torch.Tensor], cqt: tuple, mel: tuple, backend: str, device: torch.device
+    waveforms: list[torch.Tensor], cqt: tuple, mel: tuple, backend: str, device: torch.device, bins: bool = False
 ) -> list[dict[str, torch.Tensor]]:
-    """`cqt`, `mel` and `rms` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
+    """`cqt`, `mel`, `rms` and, with `bins`, `power` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
 
     Args:
         waveforms (`list[torch.Tensor]`): from `as_waveforms`.
@@ -142,11 +157,11 @@ def spectrograms_of(
     for group in _groups(waveforms, cqt) if grouped else [[i] for i in range(len(waveforms))]:
         batch = torch.nn.utils.rnn.pad_sequence([waveforms[i].to(device) for i in group], batch_first=True)
         batch, turned_down = _within_float32(batch, group)
-        batches = (_by_librosa if backend == "librosa" else _by_torch)(batch, cqt, mel)
+        batches = (_by_librosa if backend == "librosa" else _by_torch)(batch, cqt, mel, bins)
         for row, i in enumerate(group):
+            counts = {"cqt": cqt_layout(len(waveforms[i]), *cqt)[0]}
             frames = 1 + len(waveforms[i]) // mel[2]
-            counts = {"cqt": cqt_layout(len(waveforms[i]), *cqt)[0], "mel": frames, "rms": frames}
-            clips[i] = {name: db[row, ..., : counts[name]] for name, db in batches.items()}
+            clips[i] = {name: db[row, ..., : counts.get(name, frames)] for name, db in batches.items()}
             if turned_down[row]:
                 clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
     return clips
@@ -161,15 +176,18 @@ def _groups(waveforms: list[torch.Tensor], cqt: tuple) -> list[list[int]]:
     return [group[i : i + GPU_SEGMENTS] for group in groups.values() for i in range(0, len(group), GPU_SEGMENTS)]
 
 
-def _by_torch(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
-    return {
+def _by_torch(waveforms: torch.Tensor, cqt: tuple, mel: tuple, bins: bool = False) -> dict[str, torch.Tensor]:
+    spectrograms = {
         "cqt": decibels(cqt_magnitude(waveforms, *cqt).square_()),
         "mel": decibels(mel_power(waveforms, *mel)),
         "rms": decibels(frame_power(waveforms, mel[2])),
     }
+    if bins:
+        spectrograms["power"] = decibels(bin_power(waveforms, *mel[1:3]), MIN_BIN_POWER)
+    return spectrograms
 
 
-def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, torch.Tensor]:
+def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple, bins: bool = False) -> dict[str, torch.Tensor]:
     """The reference, of one waveform: `(1, T)`."""
     y = waveforms[0].cpu().numpy()
     sampling_rate, fmin, n_bins, bins_per_octave, cqt_hop_length = cqt
@@ -191,6 +209,9 @@ def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple) -> dict[str, to
         "mel": librosa.power_to_db(power, amin=MIN_POWER, top_db=None),
         "rms": librosa.amplitude_to_db(rms, amin=MIN_POWER**0.5, top_db=None),
     }
+    if bins:
+        spectra = np.abs(librosa.stft(y, n_fft=n_fft, hop_length=hop_length, pad_mode="constant"))
+        spectrograms["power"] = librosa.amplitude_to_db(spectra, amin=MIN_BIN_POWER**0.5, top_db=None)
     return {name: torch.from_numpy(db)[None].to(waveforms.device) for name, db in spectrograms.items()}
 
 

@@ -32,6 +32,7 @@ class ModelArguments:
     mel_backbone: str = field(default="mvitv2_base", metadata={"help": "timm model for the Mel spectrogram, or none."})
     cqt_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
     mel_backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: changes to it."})
+    filter_bank: str = field(default="fixed", metadata={"help": "Mel filters: fixed, or learnable, within the model."})
     speech_encoder: str | None = field(
         default=None,
         metadata={"help": "wav2vec 2.0, HuBERT, WavLM, data2vec or Whisper that hears the waveform: name or folder."},
@@ -118,16 +119,25 @@ class BranchArguments:
     speech_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the speech encoder (default: a tenth of learning_rate)."}
     )
+    filter_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of learnable Mel filters."}
+    )
     cqt_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the CQT backbone."})
     mel_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the Mel backbone."})
     head_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the head."})
     speech_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the speech encoder."})
+    filter_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of learnable Mel filters, towards where they began."}
+    )
     cqt_optimizer: str = field(
         default="adam", metadata={"help": "CQT backbone: adam, adamw, radam, nadam, adamax, rmsprop or sgd."}
     )
     mel_optimizer: str = field(default="radam", metadata={"help": "Optimizer of the Mel backbone, likewise."})
     head_optimizer: str = field(default="adam", metadata={"help": "Optimizer of the head, likewise."})
     speech_optimizer: str = field(default="adamw", metadata={"help": "Optimizer of the speech encoder, likewise."})
+    filter_optimizer: str | None = field(
+        default=None, metadata={"help": "Optimizer of learnable Mel filters (default: the Mel backbone's)."}
+    )
     layer_decay: float = field(
         default=1.0,
         metadata={"help": "Factor between the learning rates of a stage (or layer) and the one before it."},
@@ -165,7 +175,10 @@ class LossArguments:
 class AugmentationArguments:
     """Augmentation of the training clips"""
 
-    specaugment_masks: int = field(default=0, metadata={"help": "SpecAugment: masks per clip and axis; 0 for none."})
+    specaugment_masks: int = field(
+        default=0,
+        metadata={"help": "SpecAugment: masks per clip and axis; 0 for none. What learnable filters draw has none."},
+    )
     specaugment_time: float = field(default=0.1, metadata={"help": "SpecAugment: widest time mask, as a share."})
     specaugment_frequency: float = field(default=0.15, metadata={"help": "SpecAugment: widest band, as a share."})
     mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none."})
@@ -339,6 +352,8 @@ class SERTrainingArguments(
         own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
         if setting == "learning_rate" and own["speech"] is None:
             own["speech"] = self.learning_rate / 10
+        if setting == "optimizer" and own["filter"] is None:
+            own["filter"] = own["mel"]
         return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}
 
 

@@ -33,9 +33,9 @@ class PairCollator:
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
-        sixth of the bytes that three normalised float32 channels are. What a speech encoder hears of the clips, if the
-        extractor has something for one, or its layer means. And `labels` as `augmentation` left them,
-        otherwise int64 `(B,)`, or of rows with `votes` their shares, float32 `(B, C)`; none if rows have no `label`.
+        sixth of the bytes that three normalised float32 channels are. What the extractor's `heard` has of the clips,
+        or layer means for what a speech encoder hears. And `labels` as `augmentation` left them, otherwise int64
+        `(B,)`, or of rows with `votes` their shares, float32 `(B, C)`; none if rows have no `label`.
 
     Raises:
         AudioError: a clip cannot be decoded; its name is in the message.
@@ -71,6 +71,7 @@ class PairCollator:
         if self.layer_means is None or "start" in rows[0]:
             batch |= self.feature_extractor.heard(clips)
         else:
+            batch |= self.feature_extractor.powers(clips)
             batch["input_values"] = torch.stack([self.layer_means[row["content"]] for row in rows])
         return batch if labels is None else {**batch, "labels": labels}
 

@@ -175,6 +175,11 @@ def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
             f"a model with speech_encoder={config.speech_encoder!r} cannot be exported: no file holds what prepares "
             "its waveforms. Export one that sees pictures only."
         )
+    if config.filter_bank == "learnable":
+        raise DataError(
+            "a model with filter_bank='learnable' cannot be exported: the front end of a file has fixed filters. "
+            "Export a model of filter_bank='fixed'."
+        )
     if extractor.backend != "torch":
         raise DataError(
             f"the feature extractor has backend={extractor.backend!r}, whose approximate CQT no file can hold: set "

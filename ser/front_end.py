@@ -181,7 +181,7 @@ class Picture(nn.Module):
         self.hop_length = {"cqt": extractor.cqt_hop_length, "mel": extractor.mel_hop_length}[name]
         self.full_scale_db = extractor.full_scale_db if extractor.level == "full_scale" else None
         self.top_db = extractor.top_db
-        height, self.width = extractor._image_shape
+        height, self.width = extractor.image_shape
         bins = {"cqt": extractor.cqt_n_bins, "mel": extractor.n_mels}[name]
         self.has_deltas = extractor.channels == "deltas"
         is_cepstrum = name == "mel" and extractor.mel_representation == "mfcc"

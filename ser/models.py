@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from images_maxmvit import picture_settings
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError, UsageError
@@ -51,6 +52,8 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
         chosen["image_size"] = sides[0] if len(sides) == 1 else sides
     start = model_args.model_name_or_path
     if not start:
+        if chosen["filter_bank"] == "learnable":
+            chosen["filter_bank_config"] = picture_settings(make_feature_extractor(model_args))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # where it lies is nobody's business
             config.speech_encoder = Path(config.speech_encoder).resolve().name
@@ -65,6 +68,13 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
             f"--model_name_or_path {start} brings the whole model, and with another {' and '.join(others)}: leave out "
             f"{', '.join(f'--{name}' for name in others)}."
         )
+    if config.filter_bank == "learnable":
+        drawn = picture_settings(make_feature_extractor(model_args))
+        if others := [name for name, value in drawn.items() if value != config.filter_bank_config[name]]:
+            raise DataError(
+                f"--feature_extractor_kwargs: the model of {start} draws its Mel pictures itself, as it was trained "
+                f"to, not by another {' and '.join(others)}: leave it out."
+            )
     return config
 
 
@@ -81,10 +91,13 @@ def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtrac
     changes: Any = model_args.feature_extractor_kwargs or {}  # a dict by now
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
-    if "speech_processor" in changes:
-        raise ValueError("--feature_extractor_kwargs: speech_processor comes with --speech_encoder; leave it out.")
+    for name, flag in (("speech_processor", "speech_encoder"), ("filter_bank", "filter_bank")):
+        if name in changes:
+            raise ValueError(f"--feature_extractor_kwargs: {name} comes with --{flag}; leave it out.")
     if model_args.model_name_or_path:
         return load_feature_extractor(model_args.model_name_or_path, **changes)
+    if model_args.filter_bank != "fixed":
+        changes = {**changes, "filter_bank": model_args.filter_bank}
     if model_args.speech_encoder:
         changes = {**changes, "speech_processor": read_processor(model_args.speech_encoder)}
     return MaxMViTFeatureExtractor(**changes)

@@ -1,5 +1,5 @@
 """One optimizer that trains each branch by an algorithm of its own, as the paper does: Adam for the CQT backbone and
-the head, RAdam for the Mel backbone. A speech encoder has one of its own."""
+the head, RAdam for the Mel backbone. A speech encoder has one of its own, and so have Mel filters that are learnt."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 HEAD = "head"  # the branch of all that is in none of the model's `pretrained_parts`
+FILTER = "filter"  # and that of its learnable filters
 FUSED = {"adam", "adamw", "sgd"}
 
 
@@ -108,8 +109,9 @@ def branch_parameter_groups(
     Args:
         model ([`MaxMViTForAudioClassification`]): Says by `branches()` what its branches are, and by
             `pretrained_parts()` what in them is not trained as the head is.
-        algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, and `head`):
-            What trains each branch. Weight decay spares norms, biases and relative-position tables.
+        algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, `head`, and `filter` of
+            a model with learnable filters): What trains each branch. Weight decay spares norms, biases and
+            relative-position tables.
         layer_decay (`float`, defaults to 1.0):
             Factor between the learning rates of a backbone stage and the one before it, counted from the last (timm's
             `group_matcher` says which parameter is in which stage). The head keeps its own.
@@ -118,15 +120,19 @@ def branch_parameter_groups(
     Raises:
         ValueError: if a branch of the model has no algorithm, learning rate or weight decay.
     """
-    branches = model.branches()
+    branches, filters = model.branches(), model.base_model.filter_bank
     for given in (algorithms, learning_rates, weight_decays):
-        if lacking := {*branches, HEAD} - set(given):
+        if lacking := {*branches, HEAD, *([FILTER] if filters else [])} - set(given):
             raise ValueError(
                 f"Nothing says how to train the branch {', '.join(sorted(lacking))}: SERTrainingArguments has "
                 f"an optimizer, a learning rate and a weight decay for {', '.join(given)}; add those."
             )
     pretrained = {id(p) for part in model.pretrained_parts().values() for p in part.parameters()}
     parts: list[tuple[str, float, float, list[nn.Parameter]]] = []
+    if filters is not None:
+        trained = [parameter for parameter in filters.parameters() if parameter.requires_grad]
+        parts.append((FILTER, 1.0, weight_decays[FILTER], trained))
+        pretrained |= {id(p) for p in trained}
     for branch, backbone in branches.items():
         spared = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
         for group in param_groups_layer_decay(

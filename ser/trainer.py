@@ -28,7 +28,7 @@ from ser.errors import DataError, NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.resumable import ResumableTrainer
-from ser.unheard import given_flags, refuse_speech_flags
+from ser.unheard import given_flags, refuse_flags_of
 
 logger = logging.get_logger(__name__)
 
@@ -352,11 +352,15 @@ class SERTrainer(ResumableTrainer):
 
 
 def _choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArguments) -> set[str]:
-    """Names of the pretrained weights that may be trained; freezes what `args` say of a speech encoder."""
+    """Names of the pretrained weights and filters that may be trained; freezes what `args` say of a speech encoder."""
     parts = model.pretrained_parts()
     tuned = {id(p) for name, part in parts.items() if name != "speech" for p in part.parameters()}
+    if model.base_model.filter_bank is None:
+        refuse_flags_of("filter", given_flags(args))
+    else:
+        tuned |= {id(p) for p in model.base_model.filter_bank.parameters()}
     if "speech" not in parts:
-        refuse_speech_flags(given_flags(args))
+        refuse_flags_of("speech", given_flags(args))
     else:
         # What marks masked frames has no gradient where an encoder masks none.
         args.ddp_find_unused_parameters = True

@@ -184,6 +184,17 @@ def make_trainer(
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
     if args.mixup_alpha and "speech" in model.branches():
         raise DataError("--mixup_alpha blends pictures and no waveforms: leave it out, or --speech_encoder.")
+    if model.config.filter_bank == "learnable":
+        if args.mixup_alpha:
+            raise DataError(
+                "--mixup_alpha blends pictures, and learnable filters draw theirs after it: leave it out, or "
+                "--filter_bank learnable."
+            )
+        if args.specaugment_masks and "cqt" not in model.branches():
+            raise DataError(
+                "--specaugment_masks masks pictures, and learnable filters draw theirs after it, which are all that "
+                "this model sees: leave it out, or --filter_bank learnable."
+            )
     train_collator = PairCollator(
         feature_extractor,
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),

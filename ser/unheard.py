@@ -4,7 +4,7 @@ import argparse
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
@@ -126,7 +126,9 @@ def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArgu
                     )
     may_hear = bool(model_args.speech_encoder or model_args.model_name_or_path)
     if not may_hear:
-        refuse_speech_flags(given)
+        refuse_flags_of("speech", given)
+    if model_args.filter_bank == "fixed" and not model_args.model_name_or_path:
+        refuse_flags_of("filter", given)
     used = [name for branch, name in args.by_branch("optimizer").items() if may_hear or branch != "speech"]
     taken = {name for algorithm in used for name in inspect.signature(ALGORITHMS[algorithm]).parameters}
     for name, parameter in (("adam_beta1", "betas"), ("adam_beta2", "betas"), ("adam_epsilon", "eps")):
@@ -139,16 +141,17 @@ def refuse_unheard_of_model(model_args: "ModelArguments", args: "SERTrainingArgu
         raise ValueError("--fusion_size changes nothing without --fusion attention or bilinear: leave it out.")
 
 
-def refuse_speech_flags(given: Iterable[str]) -> None:
+def refuse_flags_of(part: Literal["speech", "filter"], given: Iterable[str]) -> None:
     """
-    For a model without a speech encoder.
+    For a model without a speech encoder, or without learnable filters.
 
     Raises:
         ValueError: one of the flags `given` is about it.
     """
+    wanted = {"speech": "--speech_encoder", "filter": "--filter_bank learnable"}[part]
     for name in given:
-        if name.startswith("speech_") or name == "freeze_speech_encoder":
-            raise ValueError(f"--{name} changes nothing without --speech_encoder: leave it out, or add that.")
+        if name.removeprefix("freeze_").startswith(f"{part}_"):
+            raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
 
 
 def _needs(args: "SERTrainingArguments") -> dict[str, str]:

@@ -245,7 +245,7 @@ def test_round_trip(tmp_path):
         "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 60, "trim_db": 30.0,
         "trim_margin": 0.1, "level": "full_scale", "top_db": 70.0, "full_scale_db": [-50.0, 20.0],
         "mel_representation": "mfcc", "n_mfcc": 13, "channels": "deltas", "image_size": [32, 48],
-        "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "backend": "librosa",
+        "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "filter_bank": "learnable", "backend": "librosa",
         "speech_processor": Wav2Vec2FeatureExtractor().to_dict(),
     }  # fmt: skip
     assert set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"} == set(every_parameter)

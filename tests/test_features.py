@@ -167,7 +167,7 @@ def test_content_tells_equal_sound(clips, tmp_path):
 SHAPING = {
     "sampling_rate": 48_000, "min_length": 5000, "cqt_fmin": 40.0, "cqt_n_bins": 80, "cqt_bins_per_octave": 13,
     "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 64, "backend": "librosa",
-    "speech_processor": Wav2Vec2FeatureExtractor().to_dict(),
+    "filter_bank": "learnable", "speech_processor": Wav2Vec2FeatureExtractor().to_dict(),
 }  # fmt: skip
 DRAWING = {
     "trim_db": [30.0], "trim_margin": [0.1], "level": ["full_scale"], "full_scale_db": [(-50.0, 20.0)],

@@ -28,7 +28,7 @@ from transformers.models.auto import modeling_auto
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
-from tests.tiny import tiny_config, tiny_images
+from tests.tiny import tiny_config, tiny_images, tiny_learnable, voice
 
 BATTERY = Path(__file__).parents[1] / f".cache/transformers-{transformers.__version__}/tests"
 
@@ -70,13 +70,23 @@ class MaxMViTTester:
         return tiny_config(), {name: values.to(common.torch_device) for name, values in images.items()}
 
 
+class LearnableFiltersTester(MaxMViTTester):
+    def prepare_config_and_inputs_for_common(self) -> tuple[MaxMViTConfig, dict[str, torch.Tensor]]:
+        config, extractor = tiny_learnable()
+        inputs = extractor([voice(0.2 + 0.1 * i, seed=i) for i in range(self.batch_size)], 44_100, "pt")
+        return config, {
+            name: values.to(common.torch_device) for name, values in inputs.items() if name != "mel_values"
+        }
+
+
 class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (MaxMViTModel, MaxMViTForAudioClassification)
+    tester = MaxMViTTester
     has_attentions = False
     test_resize_embeddings = False
 
     def setUp(self):
-        self.model_tester = MaxMViTTester()
+        self.model_tester = self.tester()
         # The battery tells the kind of a model by the name that transformers' own tables give it.
         for table, model_class in (
             (modeling_auto.MODEL_MAPPING_NAMES, MaxMViTModel),
@@ -127,3 +137,13 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
             model(**images, labels=labels).loss.backward()
         self.assertEqual(checkpoint.call_count, len(blocks))
         self.assertTrue(all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()))
+
+
+class LearnableFiltersTest(MaxMViTModelTest):
+    """The same of a model that filters its Mel pictures itself, less what only watches blocks of timm's backbones."""
+
+    tester = LearnableFiltersTester
+    test_gradient_checkpointing_enable_disable = None
+    test_training_gradient_checkpointing = None
+    test_training_gradient_checkpointing_use_reentrant_false = None
+    test_training_gradient_checkpointing_use_reentrant_true = None

@@ -683,13 +683,15 @@ def test_arguments_come_from_flags_and_from_yaml(tmp_path):
         1.0,
     )
     assert args.lr_scheduler_kwargs == {"mode": "max", "factor": 0.1, "patience": 2, "min_lr": 1e-6}
-    assert args.by_branch("optimizer") == {"cqt": "adam", "mel": "radam", "head": "adam", "speech": "adamw"}
-    assert args.by_branch("learning_rate") == {"cqt": 2e-4, "mel": 2e-4, "head": 2e-4, "speech": 2e-5}
+    plain = {"cqt": "adam", "mel": "radam", "head": "adam", "speech": "adamw", "filter": "radam"}
+    assert args.by_branch("optimizer") == plain
+    rates = {"cqt": 2e-4, "mel": 2e-4, "head": 2e-4, "speech": 2e-5, "filter": 2e-4}
+    assert args.by_branch("learning_rate") == rates
     assert set(args.by_branch("weight_decay").values()) == {0}
     flags = ["--mel_optimizer", "adamw", "--mel_learning_rate", "0.02", "--metric_for_best_model", "loss"]
     flags += ["--lr_scheduler_kwargs", '{"patience": 7}', "--no_load_best_model_at_end"]
     (args,) = parser.parse_args_into_dataclasses([*flags, "--use_cpu"])
-    assert args.by_branch("learning_rate") == {"cqt": 2e-4, "mel": 0.02, "head": 2e-4, "speech": 2e-5}
+    assert args.by_branch("learning_rate") == rates | {"mel": 0.02}
     assert args.mel_optimizer == "adamw" and not args.load_best_model_at_end
     assert args.lr_scheduler_kwargs["mode"] == "min" and args.lr_scheduler_kwargs["patience"] == 7
     recipe = tmp_path / "recipe.yaml"

@@ -15,6 +15,7 @@ from transformers import (
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from images_maxmvit import picture_settings
 from modeling_maxmvit import MaxMViTForAudioClassification
 
 IMAGE_SIZE = 64
@@ -40,6 +41,16 @@ def tiny_model(num_labels: int = 4, seed: int = 0, **kwargs) -> MaxMViTForAudioC
 
 def tiny_feature_extractor(**kwargs) -> MaxMViTFeatureExtractor:
     return MaxMViTFeatureExtractor(**{"image_size": IMAGE_SIZE, **kwargs})
+
+
+def tiny_learnable(**changes) -> tuple[MaxMViTConfig, MaxMViTFeatureExtractor]:
+    """The configuration of a model that filters its Mel pictures itself, of plain backbones, and its extractor."""
+    sizes = {"mel_n_fft": 512, "n_mels": 24, "image_size": 32, "filter_bank": "learnable"}
+    extractor = MaxMViTFeatureExtractor(**{**sizes, **changes})
+    backbones = {f"{name}_backbone": "convnet" for name in ("cqt", "mel")}
+    backbones |= {f"{name}_backbone_kwargs": {"channels": [8, 16]} for name in ("cqt", "mel")}
+    drawn = {"filter_bank": "learnable", "filter_bank_config": picture_settings(extractor), "image_size": 32}
+    return tiny_config(**backbones, **drawn), extractor
 
 
 def tiny_speech_encoder(folder: Path, family: str = "wavlm", **changes) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 try:
     from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig, import_timm
@@ -112,6 +113,25 @@ def _check_pictures_are_seen(branch: str, config: MaxMViTConfig, backbone: Any) 
                 f"{branch}_backbone={getattr(config, f'{branch}_backbone')!r} sees pictures in steps of {step}: "
                 f"image_size={config.image_size} does not work, {below} or {below + step} in place of {side} would."
             )
+
+
+def backbone_input(images: torch.Tensor | None, name: str, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """
+    Images `(B, 1 or 3, height, width)` as a backbone takes them: `(B, 3, *size)` of `dtype`.
+
+    Raises:
+        ValueError: They are missing, or of another shape; the message begins with `name`.
+    """
+    if images is None:
+        raise ValueError(f"{name} is missing: this model has a branch that sees it.")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
+            "MaxMViTFeatureExtractor returns it."
+        )
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return images.expand(-1, 3, -1, -1).to(dtype)
 
 
 def create_pretrained_backbone(branch: str, config: MaxMViTConfig, weights: str | os.PathLike | None) -> nn.Module:

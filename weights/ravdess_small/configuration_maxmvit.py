@@ -10,10 +10,14 @@ from transformers import PretrainedConfig
 from transformers.utils.versions import require_version
 
 try:
+    from .images_maxmvit import SETTINGS
+    from .keywords_maxmvit import EXTRACTOR_CHOICES
     from .speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
+    from images_maxmvit import SETTINGS
+    from keywords_maxmvit import EXTRACTOR_CHOICES
     from speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
 
 require_version(
@@ -24,6 +28,19 @@ require_version(
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
 HEAD_NAMES = ("mlp", "decoder")
+AUTO_MAP = {
+    "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
+    "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
+    "AutoModel": "modeling_maxmvit.MaxMViTModel",
+    "AutoModelForAudioClassification": "modeling_maxmvit.MaxMViTForAudioClassification",
+}
+CUSTOM_PIPELINES = {
+    "audio-classification": {
+        "impl": "pipeline_maxmvit.MaxMViTAudioClassificationPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+        "type": "audio",
+    }
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +63,7 @@ BRANCHES = {
     "mel": Branch("mel_backbone", ("mel_values",)),
     "speech": Branch("speech_encoder", ("input_values", "attention_mask")),
 }
+POWER_INPUTS = ("power_values", "power_lengths")  # of the Mel branch, where the model has the filters
 
 
 def import_timm() -> Any:
@@ -88,6 +106,12 @@ class MaxMViTConfig(PretrainedConfig):
             The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
             (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
             to the model.
+        filter_bank (`str`, defaults to `"fixed"`):
+            What filters the Mel picture: `"fixed"`, the feature extractor, or `"learnable"`, the model itself, by
+            filters that begin as the extractor's; see `learnable_maxmvit.py`. The extractor has to have it too.
+        filter_bank_config (`dict`, *optional*):
+            Of `filter_bank="learnable"`, how the extractor draws its pictures, from
+            `images_maxmvit.picture_settings`.
         speech_encoder (`str`, *optional*):
             Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or Whisper, of
             which the encoder is taken) that hears the waveform as a third branch; see `speech_maxmvit.py`. It starts
@@ -143,6 +167,8 @@ class MaxMViTConfig(PretrainedConfig):
     mel_backbone: str | None = "mvitv2_base"
     cqt_backbone_kwargs: dict[str, Any] | None = None
     mel_backbone_kwargs: dict[str, Any] | None = None
+    filter_bank: str = "fixed"
+    filter_bank_config: dict[str, Any] | None = None
     speech_encoder: str | None = None
     speech_encoder_config: dict[str, Any] | None = None
     speech_pooling: str = "attention"
@@ -162,6 +188,7 @@ class MaxMViTConfig(PretrainedConfig):
         for branch in self.picture_names:
             _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
         self._settle_speech_encoder()
+        self._check_filter_bank()
         if not self.branch_names:
             fields = [branch.field for branch in BRANCHES.values()]
             raise ValueError(f"{', '.join(fields[:-1])} and {fields[-1]} are all None: a model needs one of them.")
@@ -191,6 +218,10 @@ class MaxMViTConfig(PretrainedConfig):
         """Those of them that see a picture: `"cqt"`, `"mel"`, both or none."""
         return [name for name in self.branch_names if name != "speech"]
 
+    def inputs_of(self, branch: str) -> tuple[str, ...]:
+        """The arguments of `forward` that a branch takes in this model."""
+        return POWER_INPUTS if branch == "mel" and self.filter_bank == "learnable" else BRANCHES[branch].inputs
+
     @property
     def looks_at_tokens(self) -> bool:
         """Whether what follows the backbones sees their last feature maps, beside the pooled features."""
@@ -211,6 +242,24 @@ class MaxMViTConfig(PretrainedConfig):
         if self.speech_encoder_config is None:
             self.speech_encoder_config = read_encoder_config(self.speech_encoder)
         check_encoder_config(self.speech_encoder_config, f"speech_encoder={self.speech_encoder!r}")
+
+    def _check_filter_bank(self) -> None:
+        if self.filter_bank not in (known := EXTRACTOR_CHOICES["filter_bank"]):
+            raise ValueError(f"filter_bank={self.filter_bank!r} does not work: it is one of {', '.join(known)}.")
+        given = self.filter_bank_config
+        if self.filter_bank == "fixed":
+            if given is not None:
+                raise ValueError(
+                    "filter_bank_config describes pictures of a filter_bank='learnable', which is 'fixed'."
+                )
+            return
+        if self.mel_backbone is None:
+            raise ValueError("filter_bank='learnable' does not work without a mel_backbone that sees its pictures.")
+        if given is None or {*given} != {*SETTINGS}:
+            raise ValueError(
+                "filter_bank='learnable' needs a filter_bank_config that says how pictures are drawn: give "
+                "picture_settings(extractor) of images_maxmvit.py."
+            )
 
     def _check_image_size(self) -> None:
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size

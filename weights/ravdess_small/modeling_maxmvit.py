@@ -11,23 +11,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
-    from .backbones_maxmvit import block_names, checkpoint_gradients, create_branch, create_pretrained_backbone
-    from .configuration_maxmvit import BRANCHES, MaxMViTConfig
+    from .backbones_maxmvit import (
+        backbone_input,
+        block_names,
+        checkpoint_gradients,
+        create_branch,
+        create_pretrained_backbone,
+    )
+    from .configuration_maxmvit import AUTO_MAP, BRANCHES, CUSTOM_PIPELINES, MaxMViTConfig
     from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
+    from .keywords_maxmvit import check_call
+    from .learnable_maxmvit import MelFilterBank
     from .speech_maxmvit import pretrained_encoder
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from backbones_maxmvit import block_names, checkpoint_gradients, create_branch, create_pretrained_backbone
-    from configuration_maxmvit import BRANCHES, MaxMViTConfig
+    from backbones_maxmvit import (
+        backbone_input,
+        block_names,
+        checkpoint_gradients,
+        create_branch,
+        create_pretrained_backbone,
+    )
+    from configuration_maxmvit import AUTO_MAP, BRANCHES, CUSTOM_PIPELINES, MaxMViTConfig
     from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
+    from keywords_maxmvit import check_call
+    from learnable_maxmvit import MelFilterBank
     from speech_maxmvit import pretrained_encoder
 
 if TYPE_CHECKING:
@@ -36,20 +51,6 @@ if TYPE_CHECKING:
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
 
 FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
-TRANSFORMERS_KWARGS = frozenset(TransformersKwargs.__annotations__)
-AUTO_MAP = {
-    "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
-    "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
-    "AutoModel": "modeling_maxmvit.MaxMViTModel",
-    "AutoModelForAudioClassification": "modeling_maxmvit.MaxMViTForAudioClassification",
-}
-CUSTOM_PIPELINES = {
-    "audio-classification": {
-        "impl": "pipeline_maxmvit.MaxMViTAudioClassificationPipeline",
-        "pt": ["AutoModelForAudioClassification"],
-        "type": "audio",
-    }
-}
 
 
 @dataclass
@@ -157,7 +158,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
 
 class MaxMViTModel(MaxMViTPreTrainedModel):
     """
-    The branches without a head.
+    The branches without a head, and `filter_bank`, a [`MelFilterBank`] before the Mel branch or None.
 
     Args:
         config ([`MaxMViTConfig`]):
@@ -170,6 +171,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
         self.gradient_checkpointing = False
+        self.filter_bank = MelFilterBank(config.filter_bank_config) if config.filter_bank == "learnable" else None
         for name in config.branch_names:
             setattr(self, BRANCHES[name].field, create_branch(name, config))
         self.num_features = sum(backbone.head_hidden_size for backbone in self.branches().values())
@@ -186,6 +188,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         # `from_pretrained` builds, as uninitialised memory.
         if callable(draw := getattr(module, "init_non_persistent_buffers", None)):
             draw()
+        if isinstance(module, MelFilterBank):
+            initialization.zeros_(module.log_gains)
 
     @can_return_tuple
     def forward(
@@ -194,6 +198,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         mel_values: torch.FloatTensor | None = None,
         input_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        power_values: torch.FloatTensor | None = None,
+        power_lengths: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
         """
@@ -208,6 +214,10 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 `(batch_size, bands, frames)`.
             attention_mask (`torch.Tensor` of shape `(batch_size, samples or frames)`):
                 1 where the clip is, 0 where it was filled with zeros; without it, all is the clip.
+            power_values (`torch.FloatTensor` of shape `(batch_size, bins, frames)`):
+                Of `filter_bank="learnable"`, what the Mel branch is given in place of `mel_values`, in dB.
+            power_lengths (`torch.Tensor` of shape `(batch_size,)`):
+                How many of its frames are the clip's; without it, all are.
             kwargs:
                 `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
                 maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
@@ -218,19 +228,19 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             ValueError: for images of a wrong shape or of unequal number.
             TypeError: for a keyword that transformers does not know.
         """
-        _check_kwargs(kwargs)
+        check_call(kwargs)
         given = {
             "cqt_values": cqt_values, "mel_values": mel_values,
             "input_values": input_values, "attention_mask": attention_mask,
+            "power_values": power_values, "power_lengths": power_lengths,
         }  # fmt: skip
         inputs = {name: self._to_branch_input(name, given) for name in self.branches()}
         one, *others = inputs
         for other in others:
             if inputs[one][0].shape[0] != inputs[other][0].shape[0]:
-                raise ValueError(
-                    f"{BRANCHES[one].inputs[0]} holds {inputs[one][0].shape[0]} clips, {BRANCHES[other].inputs[0]} "
-                    f"{inputs[other][0].shape[0]}."
-                )
+                names = [self.config.inputs_of(name)[0] for name in (one, other)]
+                counts = [len(inputs[name][0]) for name in (one, other)]
+                raise ValueError(f"{names[0]} holds {counts[0]} clips, {names[1]} {counts[1]}.")
         asked = kwargs.get("output_hidden_states")
         with_maps = self.config.output_hidden_states if asked is None else asked
         features, tokens, maps = {}, {}, []
@@ -290,22 +300,12 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         self.pretrained_parts()["speech"].load_state_dict(pretrained_encoder(name, settings))
 
     def _to_branch_input(self, branch: str, given: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-        values = [given[name] for name in BRANCHES[branch].inputs]
+        names = self.config.inputs_of(branch)
+        values = [given[name] for name in names]
         if branch == "speech":
             return self.branches()[branch].checked(*values)
-        return (self._to_backbone_input(values[0], BRANCHES[branch].inputs[0]),)
-
-    def _to_backbone_input(self, images: torch.Tensor | None, name: str) -> torch.Tensor:
-        if images is None:
-            raise ValueError(f"{name} is missing: this model has a branch that sees it.")
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
-                "MaxMViTFeatureExtractor returns it."
-            )
-        if images.shape[-2:] != self.config.image_shape:
-            images = F.interpolate(images, size=self.config.image_shape, mode="bilinear", align_corners=False)
-        return images.expand(-1, 3, -1, -1).to(self.dtype)
+        images = values[0] if branch != "mel" or self.filter_bank is None else self.filter_bank(*values)
+        return (backbone_input(images, names[0], self.config.image_shape, self.dtype),)
 
 
 class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
@@ -342,6 +342,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         labels: torch.Tensor | None = None,
         input_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        power_values: torch.FloatTensor | None = None,
+        power_lengths: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """
@@ -358,6 +360,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
             input_values, attention_mask (`torch.Tensor`):
                 What a speech encoder hears, see [`MaxMViTModel.forward`].
+            power_values, power_lengths (`torch.Tensor`):
+                What learnable Mel filters are fed with, see [`MaxMViTModel.forward`].
             kwargs:
                 `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
                 *optional*) for what the queries of `head="decoder"` attend to.
@@ -372,7 +376,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 for a batch of one clip in training.
         """
         look = kwargs.pop("output_attentions", None)
-        outputs = self.maxmvit(cqt_values, mel_values, input_values, attention_mask, return_dict=True, **kwargs)
+        inputs = (cqt_values, mel_values, input_values, attention_mask, power_values, power_lengths)
+        outputs = self.maxmvit(*inputs, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
         tokens = outputs.tokens or {}
         fused = self.fusion(features, tokens)
@@ -381,14 +386,6 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
         )
-
-
-def _check_kwargs(kwargs: dict[str, Any]) -> None:
-    for name, value in kwargs.items():
-        if name not in TRANSFORMERS_KWARGS:
-            raise TypeError(f"MaxMViT takes no argument {name!r}.")
-        if name == "output_attentions" and value:
-            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
 
 
 MaxMViTModel.register_for_auto_class("AutoModel")
