@@ -73,6 +73,21 @@ class SeveralCorporaArguments:
 
 
 @dataclass
+class StreamingArguments:
+    """Streaming: a corpus larger than memory and disk"""
+
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read parquet shards, on the Hub or in a folder, as they lie, in every epoch; keep no sound."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Clips that wait, not decoded, for a batch to draw from, in each process."}
+    )
+
+
+@dataclass
 class TrainingPartArguments:
     """Training part: what chooses the checkpoint, what is learnt, whose scores are quoted"""
 
@@ -107,7 +122,7 @@ class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
 
 
 @dataclass
-class DataArguments(TrainingPartArguments, SeveralCorporaArguments, ClipArguments):
+class DataArguments(TrainingPartArguments, SeveralCorporaArguments, StreamingArguments, ClipArguments):
     """All about the clips of a training."""
 
     def __post_init__(self) -> None:
@@ -119,3 +134,23 @@ class DataArguments(TrainingPartArguments, SeveralCorporaArguments, ClipArgument
             raise ValueError("--test_data_dir changes nothing without --test_dataset_name: leave it out, or add that.")
         if self.corpus_sampling == "balanced" and len(self.dataset_name) == 1:
             raise ValueError("--corpus_sampling balanced changes nothing with one corpus: leave it out.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: a buffer holds at least 1 clip.")
+        self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        if not self.streaming:
+            if self.shuffle_buffer_size != StreamingArguments.shuffle_buffer_size:
+                raise ValueError(
+                    "--shuffle_buffer_size changes nothing without --streaming: leave it out, or add that."
+                )
+            return
+        if self.cache_features or self.feature_cache_gib != FeatureArguments.feature_cache_gib:
+            flag = "cache_features" if self.cache_features else "feature_cache_gib"
+            raise ValueError(f"--streaming keeps no spectrograms: leave out --{flag}.")
+        if self.on_bad_audio == "skip":
+            raise ValueError("--on_bad_audio skip needs spectrograms that are kept: leave it out, or --streaming.")
+        if len(self.dataset_name) > 1 or self.test_dataset_name or self.label_map:
+            raise ValueError(
+                "--streaming reads one corpus, under its own classes: leave it out, or make one folder of tables."
+            )

@@ -114,31 +114,43 @@ class SERTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Shuffled whole batches, each augmented by a generator of its own."""
+        self._check_one_batch()
         dataset, collator = self.train_dataset, self.train_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="training")
         else:
             collator = self._get_collator_with_removed_columns(collator, description="training")
-        if len(dataset) < self._train_batch_size * self.args.world_size:
-            raise ValueError(
-                f"{len(dataset)} training clips do not fill one batch of {self._train_batch_size} on each of "
-                f"{self.args.world_size} process(es): lower --per_device_train_batch_size."
-            )
         loader = DataLoader(
             Numbered(dataset),
             batch_size=self._train_batch_size,
             sampler=self._get_train_sampler(dataset),
             drop_last=True,
             collate_fn=SeededCollator(collator, self.args.seed),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **self._loader_settings(),
         )
         # Left at None, the order would hang on whoever seeded torch last.
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.accelerator.dataloader_config.data_seed = seed
+        self.accelerator.dataloader_config.data_seed = self._order_seed
         return self.accelerator.prepare(loader)
+
+    def _check_one_batch(self) -> None:
+        count = len(self.train_dataset)
+        if count < self._train_batch_size * self.args.world_size:
+            raise ValueError(
+                f"{count} training clips do not fill one batch of {self._train_batch_size} on each of "
+                f"{self.args.world_size} process(es): lower --per_device_train_batch_size."
+            )
+
+    def _loader_settings(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Moves a batch to the device, and makes the model's inputs of its plain pictures there."""

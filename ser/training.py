@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
 from ser.shared import SharedClasses, shared_classes
 from ser.spectrogram_cache import cache_folder
+from ser.streaming import StreamingTrainer, refuse_unreadable
 from ser.trainer import SERTrainer
-from ser.unheard import refuse_unheard_of_model, settle_missing_parts
+from ser.unheard import refuse_unheard_of_model, refuse_unheard_of_streaming, settle_missing_parts
 from ser.waveforms import WaveformCopies
 from ser.windows import mean_over_windows, windows_of
 
@@ -66,6 +68,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
         raise ValueError(f"--metric_for_best_model {metric} is a score of votes: add --soft_labels votes.")
+    if data_args.streaming:
+        refuse_unheard_of_streaming(args)
     if not data_args.cache_features:
         args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
     return model_args, data_args, args
@@ -91,6 +95,7 @@ def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_clas
     if isinstance(data_args, DataArguments):
         others |= values_of(SeveralCorporaArguments, data_args)
         others.pop("corpus_sampling")
+        others["streaming"] = data_args.streaming
     with first_process_first(args, "reading the corpus"):
         return load_corpora(**values_of(CorpusArguments, data_args), **others)
 
@@ -99,6 +104,8 @@ def with_features(
     corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: ClipArguments, args: SERTrainingArguments
 ) -> Corpus:
     """The corpus with spectrograms for audio, less the clips that cannot be read where `--on_bad_audio skip`."""
+    if corpus.shards is not None:
+        refuse_unreadable(corpus.clips, corpus.shards, feature_extractor)
     if not data_args.cache_features:
         if data_args.on_bad_audio == "skip":
             raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
@@ -179,6 +186,7 @@ def make_trainer(
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
     layer_means: Mapping[str, torch.Tensor] | None = None,
+    kind: Callable[..., SERTrainer] = SERTrainer,
     **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
@@ -202,7 +210,7 @@ def make_trainer(
         draw_versions=args.waveform_copies > 0,
         layer_means=layer_means,
     )
-    return SERTrainer(
+    return kind(
         model=model,
         args=args,
         data_collator=PairCollator(feature_extractor, layer_means=layer_means),
@@ -265,8 +273,12 @@ def train_and_test(
     if data_args.cache_features and suffices(model, args):
         with first_process_first(args, "hearing the clips"):
             layer_means = layer_means_of(corpus.clips, model, feature_extractor, data_args.cache_dir, args.device)
+    kind: Callable[..., SERTrainer] = SERTrainer
+    if corpus.shards is not None:
+        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
     clock = RunClock(args.output_dir, started)
-    trainer = make_trainer(model, parts | {"train": taught}, feature_extractor, args, layer_means, callbacks=[clock])
+    parts_taught = parts | {"train": taught}
+    trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_means, kind, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions

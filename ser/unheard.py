@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from ser.optimizer import ALGORITHMS
@@ -57,6 +58,8 @@ def settle_missing_parts(parser: argparse.ArgumentParser, flags: Sequence[str]) 
         ValueError: A flag was given that follows a part of the clips which this run does not have.
     """
     given, _ = parser.parse_known_args(flags)
+    if given.streaming:
+        parser.set_defaults(cache_features=False)
     if given.protocol == EVERYTHING and given.test_window is not None:
         raise ValueError(f"--test_window scores test clips, and --protocol {EVERYTHING} tests nobody: leave it out.")
     if given.protocol != EVERYTHING and given.scores_from:
@@ -101,6 +104,21 @@ def refuse_unheard(args: "SERTrainingArguments") -> None:
             wanted = "--push_to_hub"
         if wanted:
             raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
+
+
+def refuse_unheard_of_streaming(args: "SERTrainingArguments") -> None:
+    """
+    Raises:
+        ValueError: a flag is about spectrograms that are kept, or about loaders that read clips in any order.
+    """
+    given = given_flags(args)
+    for name in ("waveform_copies", "test_window"):
+        if name in given:
+            raise ValueError(f"--{name} works on spectrograms that are kept: leave it out, or --streaming.")
+    own = [name for name in given if name == "train_sampling_strategy"]
+    if own or args.accelerator_config != AcceleratorConfig():
+        name = "train_sampling_strategy" if own else "accelerator_config"
+        raise ValueError(f"--{name} is not used with --streaming, whose order is its own: leave it out.")
 
 
 def given_flags(args: "SERTrainingArguments") -> list[str]:

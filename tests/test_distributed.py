@@ -22,12 +22,14 @@ from transformers import AutoModel, AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.checkpoints import last_checkpoint
+from ser.corpora.loading import load_corpus
 from ser.demo_corpus import write_demo_corpus
 from ser.errors import DataError, NonFiniteLossError
 from ser.processes import first_process_first
 from ser.runs import mark_finished, resume_or_start
 from ser.spectrogram_cache import FOLDER
 from ser.trainer import SERTrainer
+from tests.test_streaming import KEEPING, trainer_of, write_shards
 from tests.tiny import tiny_images, tiny_model, tiny_speech_encoder
 from tests.training import Collator, clips, compute_metrics, make_trainer
 
@@ -93,6 +95,25 @@ def make_sharded_trainer(output_dir: Path, **changes):
         return make_trainer(output_dir, **changes)
 
 
+def stream(output_dir: Path) -> dict:
+    """What a process hears of clips that are streamed, how it answers, and what it ends in if it is resumed."""
+    heard: list[list[str]] = []
+    corpus = load_corpus(str(output_dir.parent / "shards"), cache_dir=str(output_dir.parent), streaming=True)
+    trainer = trainer_of(corpus, output_dir / "streamed", **KEEPING)
+    collate = trainer.train_collator
+    trainer.train_collator = lambda rows: heard.append([row["file"] for row in rows]) or collate(rows)
+    trainer.train()
+    resumed = trainer_of(corpus, output_dir / "resumed", **KEEPING)
+    resumed.train(resume_from_checkpoint=str(output_dir / "streamed" / "checkpoint-3"))
+    answers = [each.predict(corpus.clips.select(range(NUM_TEST))) for each in (trainer, resumed)]
+    return {
+        "heard": heard,
+        "predictions": [each.predictions.tolist() for each in answers],
+        "labels": answers[0].label_ids.tolist(),
+        "weights": [digest(each.model) for each in (trainer, resumed)],
+    }
+
+
 def worker(output_dir: Path) -> None:
     torch.set_num_threads(1)
     written = written_under(output_dir)
@@ -139,6 +160,8 @@ def worker(output_dir: Path) -> None:
     except DataError as error:
         report["not shared"] = str(error)
 
+    report["streamed"] = stream(output_dir)
+
     sharded = make_sharded_trainer(output_dir / "sharded", **SETTINGS)
     sharded.train()
     sharded.save_model()
@@ -174,6 +197,7 @@ def launch(*program: str | Path) -> None:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("distributed")
+    write_shards(folder / "shards", 46)
     launch("-m", "tests.test_distributed", folder / "out")
     return [{"folder": folder / "out"} | json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -201,6 +225,22 @@ def test_metrics_are_those_of_one_process(reports):
         assert report["test"] == alone.metrics["test_UA"]
         assert report["best_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
     assert compute_metrics(alone)["UA"] == alone.metrics["test_UA"]
+
+
+def test_clips_that_are_streamed_are_shared(reports):
+    said, folder = [report["streamed"] for report in reports], reports[0]["folder"]
+    for epoch in range(2):
+        files = [name for each in said for batch in each["heard"][2 * epoch : 2 * epoch + 2] for name in batch]
+        assert len(files) == len({*files}) == 16
+    assert said[0]["heard"][:2] != said[0]["heard"][2:] and {len(each["heard"]) for each in said} == {4}
+    assert len({each for report in said for each in report["weights"]}) == 1
+    corpus = load_corpus(str(folder.parent / "shards"), cache_dir=str(folder.parent), streaming=True)
+    model = MaxMViTForAudioClassification.from_pretrained(folder / "streamed" / "checkpoint-4")
+    alone = trainer_of(corpus, folder / "alone", model=model).predict(corpus.clips.select(range(NUM_TEST)))
+    for each in said:
+        assert each["labels"] == alone.label_ids.tolist()
+        for predictions in each["predictions"]:
+            np.testing.assert_allclose(predictions, alone.predictions, rtol=0, atol=1e-5)
 
 
 def test_fsdp2_trains_the_same_model_and_saves_it_for_anyone(reports):

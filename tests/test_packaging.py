@@ -70,13 +70,17 @@ def test_what_is_imported_is_declared():
 
 
 def test_what_is_declared_is_imported():
-    """timm imports torchvision, and Trainer accelerate and tensorboard."""
-    assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "accelerate", "tensorboard"}
+    """timm imports torchvision, and Trainer tensorboard."""
+    assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "tensorboard"}
 
 
 def test_what_tests_and_benchmarks_import_is_declared():
     files = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
-    known = set.union(*map(module_names, DECLARED)) | {"gradio_client", "httpx"}  # both come with gradio
+    known = set.union(*map(module_names, DECLARED)) | {
+        "gradio_client",
+        "httpx",
+        "fsspec",
+    }  # come with gradio, and with datasets
     assert {name: file for name, file in imports(files).items() if name not in known} == {}
 
 

@@ -12,6 +12,7 @@ import transformers
 from transformers import Trainer
 
 from ser.resumable import ResumableTrainer
+from ser.streaming import StreamingTrainer
 from ser.trainer import SERTrainer
 
 VERSION = "5.23.0"  # that the digests are of, and that requirements.txt pins
@@ -33,7 +34,8 @@ RELIED_ON: dict[str, tuple[str, str]] = {
     ),
     "_run_epoch": (
         "20e0f3da0199",
-        "clipping, _get_grad_norm, step, global_step + 1, _maybe_log_save_evaluate, once more at its end",
+        "clipping, _get_grad_norm, step, global_step + 1, _maybe_log_save_evaluate, once more at its end; on resuming "
+        "it skips the first batches of the batch sampler",
     ),
     "_maybe_log_save_evaluate": ("7d857f309968", "everything that is logged, evaluated and saved goes through it"),
     "_finalize_training": (
@@ -50,6 +52,8 @@ RELIED_ON: dict[str, tuple[str, str]] = {
     ),
     "create_optimizer": ("72027ca5f62c", "called without a model but under FSDP1, and only for a side effect"),
     "get_train_dataloader": ("db950023cc90", "what it prepares by accelerate, for the override does the same"),
+    "get_eval_dataloader": ("7eb9fa5663b4", "evaluate takes its loader from it"),
+    "get_test_dataloader": ("600e812d9657", "predict takes its loader from it"),
     "_get_train_sampler": (
         "f3d15b81f2b0",
         "without grouping by length it is a RandomSampler that accelerate makes seedable",
@@ -91,8 +95,8 @@ def digest(name: str) -> str:
 
 
 def overridden() -> dict[str, object]:
-    """What the engine's two classes define over Trainer's own."""
-    own = vars(ResumableTrainer) | vars(SERTrainer)
+    """What the engine's classes define over Trainer's own."""
+    own = vars(ResumableTrainer) | vars(SERTrainer) | vars(StreamingTrainer)
     return {name: each for name, each in own.items() if inspect.isfunction(each) and hasattr(Trainer, name)}
 
 
@@ -108,7 +112,7 @@ def test_trainers_method_is_the_one_that_was_read(name):
 def test_every_method_that_is_overridden_or_private_is_watched():
     used = {
         name
-        for each in (ResumableTrainer, SERTrainer)
+        for each in (ResumableTrainer, SERTrainer, StreamingTrainer)
         for name in re.findall(r"self\.(_\w+)\(", inspect.getsource(each))
     }
     private = {name for name in used if hasattr(Trainer, name)}

@@ -8,6 +8,7 @@ import datasets
 from ser.corpora.known import RECORDS
 from ser.corpora.readers import (
     Rows,
+    Tables,
     audio_from_paths,
     distinct_labels,
     holds_tables,
@@ -41,7 +42,7 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
     if source.splits and len(splits) > 1 and not set(splits) <= set(source.splits):
         raise DataError(f"{where} has the splits {', '.join(splits)}; expected {', '.join(source.splits)}.")
     votes = [v for v in source.votes if v in table[splits[0]].column_names]
-    audio, raw = rows_of_tables(table, splits, "audio", (*source.columns, *votes), where)
+    audio, raw, shards = rows_of_tables(table, splits, "audio", (*source.columns, *votes), where)
     rows = []
     for index, row in enumerate(raw):
         try:
@@ -52,10 +53,10 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
         rows.append(
             read | {"drop": row["drop"] or read.get("drop")} | ({"votes": [row[v] for v in votes]} if votes else {})
         )
-    return Rows(audio, rows, record.labels, where, revision, schema=hub_id)
+    return Rows(audio, rows, record.labels, where, revision, schema=hub_id, shards=shards)
 
 
-def _recognise(record: Record, table: datasets.DatasetDict, where: str) -> str:
+def _recognise(record: Record, table: Tables, where: str) -> str:
     """The copy on the Hub whose columns a local folder of tables has; of several, the one that asks for most."""
     have = {name for split in table.values() for name in split.column_names}
     fits = [hub_id for hub_id, source in record.hub.items() if have >= {"audio", *source.columns}]
@@ -94,7 +95,8 @@ def read_own(
     audio_column, label_column, speaker_column = columns[0] or "audio", columns[1], columns[2]
     if speaker_column is None and all("speaker" in table[split].column_names for split in used):
         speaker_column = "speaker"
-    audio, raw = rows_of_tables(table, used, audio_column, [c for c in (label_column, speaker_column) if c], where)
+    known = [c for c in (label_column, speaker_column) if c]
+    audio, raw, shards = rows_of_tables(table, used, audio_column, known, where)
     rows = []
     for row in raw:
         speaker = row.get(speaker_column)
@@ -104,7 +106,7 @@ def read_own(
     feature = table[used[0]].features[label_column]
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)
     unused = {f"split {split!r} not used": len(table[split]) for split in table if split not in used}
-    return Rows(audio, rows, labels, where, revision, dropped=unused)
+    return Rows(audio, rows, labels, where, revision, dropped=unused, shards=shards)
 
 
 def refuse_unheard(given: set[str], record: Record | None, dataset_name: str, data_dir: str | None) -> None:

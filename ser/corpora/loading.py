@@ -39,6 +39,7 @@ def load_corpus(
     unique_vote: bool = False,
     drop_duplicates: bool = False,
     soft_labels: Literal["none", "votes"] = "none",
+    streaming: bool = False,
 ) -> Corpus:
     """Reads a corpus into one table of clips.
 
@@ -66,6 +67,8 @@ def load_corpus(
             different labels keep none.
         soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
             is the class with most, and clips on which annotators do not agree are kept too.
+        streaming: of tables, on the Hub or in a folder, read the shards as they lie, once for all but the sound; see
+            [`Shards`].
 
     Raises:
         DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
@@ -86,6 +89,7 @@ def load_corpus(
         merge_labels=merge_labels,
         unique_vote=unique_vote,
         soft_labels=soft_labels,
+        streaming=streaming,
     )
     name_rows(chosen.rows)
     options: dict[str, object] = {"schema": chosen.schema, "merge_labels": chosen.merge, "unique_vote": unique_vote}
@@ -102,6 +106,7 @@ def load_corpus(
         dropped=chosen.dropped | Counter(row["drop"] for row in chosen.rows if row["drop"]),
         options=options | {"drop_duplicates": drop_duplicates},
         speaker_hint=chosen.speaker_hint,
+        shards=chosen.shards,
     )
     check_classes(corpus)
     if drop_duplicates:
@@ -146,11 +151,12 @@ def choose_rows(
     merge_labels: Sequence[str] | None = None,
     unique_vote: bool = False,
     soft_labels: Literal["none", "votes"] = "none",
+    streaming: bool = False,
 ) -> Chosen:
     """What [`load_corpus`] reads, before a table is made of it; the arguments are the same."""
     record, hub_id, name = find_corpus(dataset_name, data_dir)
     merge = _parse_merge(merge_labels)
-    load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision}
+    load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision, "streaming": streaming}
     if data_dir is not None and not Path(data_dir).exists():
         raise DataError(f"data_dir {data_dir} does not exist.")
 
@@ -177,6 +183,11 @@ def choose_rows(
     else:
         found = read_own(dataset_name, data_dir, columns, splits, load)
         known = set(found.labels)
+    if streaming and found.shards is None:
+        raise DataError(
+            f"--streaming reads shards, such as a folder of parquet files or a copy on the Hub, and {found.location} "
+            "has none: leave it out, and take --no_cache_features to keep nothing but names in memory."
+        )
     if unique_vote and soft_labels != "none":
         raise DataError("unique_vote leaves out the clips that soft_labels has a use for: give one of the two.")
     for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
@@ -294,7 +305,9 @@ def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
     }
     table = datasets.Dataset.from_dict(facts, features=datasets.Features(features))
     others = [key for key in features if key != "file"]
-    clips = datasets.concatenate_datasets([table, audio], axis=1).select_columns(["file", "audio", *others])
+    clips = datasets.concatenate_datasets([table, audio], axis=1).select_columns(
+        ["file", *audio.column_names, *others]
+    )
     return clips.select([i for i, row in enumerate(rows) if not row["drop"]])
 
 

@@ -6,9 +6,10 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
 from audio_maxmvit import AUDIO_SUFFIXES
+from ser.corpora.shards import Shards, StreamedSplit, open_streamed
 from ser.errors import DataError
 
 TABLE_SUFFIXES = {".parquet", ".arrow", ".jsonl"}
@@ -31,7 +33,7 @@ class Rows:
     """What a reader found.
 
     Args:
-        audio: one column `audio` ({"path", "bytes"}).
+        audio: one column `audio` ({"path", "bytes"}); of streamed clips their `place` in `shards`, and `content`.
         rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `sex`, `language`,
             `session`, `split`, `votes`; `drop` is a reason to leave the row out, `key` the recording's name where a
             file's name is one.
@@ -40,6 +42,7 @@ class Rows:
         revision: Hub commit, or a digest.
         schema: the form that was read.
         dropped: reason -> rows left out already.
+        shards: where the sound of streamed clips is.
     """
 
     audio: datasets.Dataset
@@ -49,6 +52,7 @@ class Rows:
     revision: str | None = None
     schema: str | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    shards: Shards | None = None
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
@@ -88,50 +92,66 @@ def audio_from_paths(rows: list[dict]) -> datasets.Dataset:
     return paths.cast_column("audio", datasets.Audio(decode=False))  # made as Audio, datasets would want torchcodec
 
 
-def open_tables(location: str, load: dict) -> tuple[datasets.DatasetDict, str | None]:
+Tables = Mapping[str, Any]  # split -> `datasets.Dataset` or `StreamedSplit`
+
+
+def open_tables(location: str, load: dict) -> tuple[Tables, str | None]:
     """Opens a Hub id or local tables: (its splits, Hub commit or None)."""
-    path = Path(location)
+    path, source = Path(location), location
+    options = {name: value for name, value in load.items() if name != "streaming"}
+    if path.is_file():
+        source = {".jsonl": "json"}.get(path.suffix, path.suffix[1:])
+        options = {"data_files": location, "cache_dir": load["cache_dir"]}
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             table = datasets.load_from_disk(location)
-        elif path.is_file():
-            kind = {".jsonl": "json"}.get(path.suffix, path.suffix[1:])
-            table = datasets.load_dataset(kind, data_files=location, cache_dir=load["cache_dir"])
+        elif load["streaming"]:
+            splits, files = open_streamed(source, **options)
+            return splits, _commit(files)
         else:
-            table = datasets.load_dataset(location, **load)
+            table = datasets.load_dataset(source, **options)
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # StopIteration: an empty .jsonl
         reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
         raise DataError(f"{location} cannot be read: {reason} (data_dir names a local copy.)") from error
     if isinstance(table, datasets.Dataset):
         table = datasets.DatasetDict({"train": table})
-    checksums = next(iter(table.values())).info.download_checksums or {}
-    commit = re.search(r"@([0-9a-f]{40})/", " ".join(checksums))
-    return table, commit[1] if commit else None
+    return table, _commit(" ".join(next(iter(table.values())).info.download_checksums or {}))
+
+
+def _commit(addresses: str) -> str | None:
+    commit = re.search(r"@([0-9a-f]{40})/", addresses)
+    return commit[1] if commit else None
 
 
 def rows_of_tables(
-    table: datasets.DatasetDict, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
-) -> tuple[datasets.Dataset, list[dict]]:
-    """The audio column of the splits, and their rows without it: `columns` with class names for class numbers, `path`
-    (the name kept with the audio), `split`, and `drop`, why a row is left out."""
-    parts, rows = [], []
+    table: Tables, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
+) -> tuple[datasets.Dataset, list[dict], Shards | None]:
+    """The audio column of the splits, or what [`Rows`] has for it of streamed ones; their rows without it: `columns`
+    with class names for class numbers, `path` (the name kept with the audio), `split`, and `drop`, why a row is left
+    out; and the shards of streamed ones."""
+    parts, rows, shards = [], [], Shards()
     for split in splits:
         part = table[split]
         if missing := [name for name in (audio_column, *columns) if name not in part.column_names]:
             have = ", ".join(part.column_names)
             raise DataError(f"{where} has no column {', '.join(map(repr, missing))} (split {split}); it has {have}.")
-        audio = part.select_columns([audio_column])
-        audio = audio if audio_column == "audio" else audio.rename_column(audio_column, "audio")
         try:
-            audio = audio.cast_column("audio", datasets.Audio(decode=False))
+            if isinstance(part, StreamedSplit):
+                known = part.facts(audio_column, columns)
+                audio = shards.add(part, audio_column, known)
+                has_bytes, paths = known[":has_bytes"].to_pylist(), known[":path"].to_pylist()
+                facts = known.select(list(columns)).to_pydict()
+            else:
+                audio = part.select_columns([audio_column])
+                audio = audio if audio_column == "audio" else audio.rename_column(audio_column, "audio")
+                audio = audio.cast_column("audio", datasets.Audio(decode=False))
+                cells = audio.with_format("arrow")[:]["audio"]
+                has_bytes = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
+                paths = pc.struct_field(cells, "path").to_pylist()
+                facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
         except (TypeError, pa.ArrowException) as error:
             kind = part.features[audio_column]
             raise DataError(f"Column {audio_column!r} of {where} holds no audio, but {kind}.") from error
-        cells = audio.with_format("arrow")[:]["audio"]
-        has_bytes = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
-        try:
-            paths = pc.struct_field(cells, "path").to_pylist()
-            facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
         except UnicodeDecodeError as error:
             raise DataError(f"{where} (split {split}) holds text that is not UTF-8: {error}.") from error
         for name in columns:
@@ -142,7 +162,7 @@ def rows_of_tables(
         facts |= {"path": names, "split": [split] * len(names), "drop": reasons}
         rows += [dict(zip(facts, values, strict=True)) for values in zip(*facts.values(), strict=True)]
         parts.append(audio)
-    return datasets.concatenate_datasets(parts), rows
+    return datasets.concatenate_datasets(parts), rows, shards if len(shards) else None
 
 
 def distinct_labels(rows: Iterable[dict]) -> list[str]:

@@ -3,13 +3,17 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets.utils import tqdm
 
 from audio_maxmvit import LONGEST_CLIP_S, AudioError, decode_audio
 
+if TYPE_CHECKING:
+    from ser.corpora.shards import Shards
+
+UNREADABLE = "unreadable"
 CLIP_FEATURES = datasets.Features(
     {
         "file": datasets.Value("string"),
@@ -33,13 +37,14 @@ class Corpus:
         revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
-            `language` (ISO 639-1), `session`, `split`; `votes`, where the labels are soft; and `corpus`, where they
-            are of several.
+            `language` (ISO 639-1), `session`, `split`; `votes`, where the labels are soft; `corpus`, where they are
+            of several; and for `audio`, where they are streamed, their `place` in `shards` and `content`.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
         shared_labels: where other corpora than those that are trained on test (their clips have the split "test"), the
             classes that both have, by which the test is scored.
+        shards: where the sound of streamed clips is.
         speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
     """
 
@@ -53,6 +58,7 @@ class Corpus:
     speaker_hint: str = ""
     recordings: datasets.Dataset | None = None
     shared_labels: list[str] | None = None
+    shards: "Shards | None" = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -76,18 +82,19 @@ class Corpus:
     @cached_property
     def contents(self) -> list[str]:
         """One digest per clip of its decoded samples, channels averaged: equal for equal sound in whatever file."""
-        if "content" in self.clips.column_names:  # feature extraction has read every clip already
+        if "content" in self.clips.column_names:  # every clip has been read already
             return self.clips["content"][:]
         audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
-        return [_digest(file, item) for file, item in zip(self.files, audio, strict=True)]
+        return [sound_digest(file, item) for file, item in zip(self.files, audio, strict=True)]
 
 
-def _digest(file: str, audio: dict) -> str:
+def sound_digest(file: str, audio: dict) -> str:
+    """Of a clip's decoded samples, channels averaged; of one that cannot be decoded, its name."""
     try:
         pieces, sampling_rate = decode_audio(audio, max_s=LONGEST_CLIP_S)
         digest = hashlib.sha1(f"{sampling_rate} ".encode(), usedforsecurity=False)
         for piece in pieces:
             digest.update(piece.data)
     except AudioError:
-        return f"unreadable {file}"  # whoever extracts features says so, or counts it
+        return f"{UNREADABLE} {file}"  # whoever extracts features says so, or counts it
     return digest.hexdigest()
