@@ -1,11 +1,12 @@
 """Rows of a table of clips -> batches for the model, the same ones wherever and whenever they are made."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser.augmentation import Augmentation, SpectrogramAugmentation
 from ser.distributions import VOTES, shares_of
@@ -102,6 +103,35 @@ class Numbered(Dataset):
         whole_batch = getattr(self.dataset, "__getitems__", None)
         items = whole_batch(indices) if whole_batch else [self.dataset[index] for index in indices]
         return list(zip(indices, items, strict=True))
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """
+    The order of transformers' sampler of this name: rows of about equal length stand together, so that little is
+    filled up. It depends on the seed and the number of the epoch alone, wherever a run was resumed.
+
+    Args:
+        lengths: Of each row.
+        batch_size: Rows that stand together.
+        seed: Of the order.
+    """
+
+    def __init__(self, lengths: Sequence[float], batch_size: int, seed: int):
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the number of the epoch, as accelerate's data loader does before each."""
+        self.epoch = epoch
 
 
 class SeededCollator:

@@ -13,7 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
@@ -21,7 +21,7 @@ from transformers.utils import logging
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments
 from ser.averaging import UNAVERAGED, AveragedWeights
-from ser.batches import Numbered, SeededCollator
+from ser.batches import LengthGroupedSampler, Numbered, SeededCollator
 from ser.callbacks import EarlyStopping, NonFiniteSteps
 from ser.checkpoints import last_checkpoint
 from ser.errors import DataError, NonFiniteLossError
@@ -131,6 +131,12 @@ class SERTrainer(ResumableTrainer):
         # Left at None, the order would hang on whoever seeded torch last.
         self.accelerator.dataloader_config.data_seed = self._order_seed
         return self.accelerator.prepare(loader)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        together = self._train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.train_dataset["seconds"][:], together, self._order_seed)
 
     def _check_one_batch(self) -> None:
         count = len(self.train_dataset)

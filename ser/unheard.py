@@ -23,7 +23,7 @@ UNHEARD = {
     "average_tokens_across_devices": "there are no tokens: the loss is the mean over clips",
     **dict.fromkeys(("use_cache", "use_liger_kernel", "liger_kernel_config"), "it is for language models"),
     **dict.fromkeys(("neftune_noise_alpha", "include_num_input_tokens_seen"), "it is for language models"),
-    "length_column_name": "all pictures have one size",
+    "length_column_name": "the length of a clip is its seconds",
     "label_names": "the labels are always called labels",
     **dict.fromkeys(("include_for_metrics", "batch_eval_metrics"), "the scores need all predictions at once"),
     **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches"), "the scores need all predictions at once"),
@@ -97,6 +97,8 @@ def refuse_unheard(args: "SERTrainingArguments") -> None:
     for name in given:
         if name in UNHEARD:
             raise ValueError(f"--{name} is not used here: {UNHEARD[name]}. Leave it out.")
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError("--train_sampling_strategy batch_rebalance counts tokens: take group_by_length.")
     needs = _needs(args)
     for name in given:
         wanted = needs.get(name)

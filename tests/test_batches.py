@@ -11,7 +11,7 @@ from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
 from audio_maxmvit import AudioError
-from ser.batches import PairCollator
+from ser.batches import LengthGroupedSampler, PairCollator
 from ser.features import extract_features, rearranged
 from ser.trainer import SERTrainer
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
@@ -125,3 +125,19 @@ def test_loader_workers_use_one_thread(clips):
     batches = list(loader)
     assert [batch["threads"] for batch in batches] == [1, 1, 1]
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_clips_of_about_equal_length_share_a_batch_in_an_order_of_the_seed_and_the_epoch():
+    lengths = np.random.default_rng(0).uniform(1, 10, 403).tolist()
+
+    def order(epoch: int, seed: int = 5) -> list[int]:
+        sampler = LengthGroupedSampler(lengths, 8, seed)
+        sampler.set_epoch(epoch)
+        torch.rand(3)  # whoever draws from torch's own generator changes nothing
+        return list(sampler)
+
+    assert sorted(order(0)) == list(range(403)) and len(LengthGroupedSampler(lengths, 8, 5)) == 403
+    assert order(1) == order(1) != order(0) and order(1) != order(1, seed=7)
+    batches = [[lengths[row] for row in order(2)[i : i + 8]] for i in range(0, 400, 8)]
+    filled_up = sum(max(batch) - length for batch in batches for length in batch)
+    assert filled_up < 0.1 * sum(lengths)  # 0.6 of it, in random order

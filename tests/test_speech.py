@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, ViTConfig, ViTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
@@ -23,6 +25,7 @@ from ser.arguments import SERTrainingArguments
 from ser.augmentation import RandomGain
 from ser.batches import PairCollator
 from ser.errors import DataError
+from ser.features import extract_features
 from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
 from ser.spectrogram_cache import extractor_key, pack, unpack
 from ser.trainer import SERTrainer
@@ -289,6 +292,59 @@ def test_every_family_trains_resumes_and_saves_memory(encoders, family, tmp_path
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, value in again.state_dict().items():
         assert value.equal(ends[name]), name
+
+
+@pytest.mark.slow
+def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
+    sounds = [voice(0.1 + 0.1 * (i % 5), f0=100 + 40 * (i % 4), seed=i) for i in range(24)]
+    for i, sound in enumerate(sounds):
+        soundfile.write(tmp_path / f"{i}.wav", sound, RATE, subtype="FLOAT")
+    paths = [str(tmp_path / f"{i}.wav") for i in range(24)]
+    table = Dataset.from_dict({"file": paths, "audio": paths, "label": [i % 4 for i in range(24)]})
+    settings = {
+        "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "num_train_epochs": 2,
+        "eval_strategy": "no", "load_best_model_at_end": False, "lr_scheduler_type": "cosine",
+        "save_strategy": "steps", "save_steps": 7, "save_total_limit": None,
+    }  # fmt: skip
+    seen: list[list[int]] = []
+
+    def trainer(name: str) -> SERTrainer:
+        model, extractor = built(encoders["wavlm"])
+        features = extract_features(table, extractor, cache_dir=tmp_path / "cache")
+        made = make_trainer(
+            model, {"train": features, "validation": []}, extractor, make_arguments(tmp_path / name, **settings)
+        )
+        collate = made.train_collator
+        made.train_collator = lambda rows: seen.append([paths.index(row["file"]) for row in rows]) or collate(rows)
+        return made
+
+    whole = trainer("whole")
+    whole.train()
+    batches, seen[:] = seen[:], []
+    first, second = sum(batches[:12], []), sum(batches[12:], [])
+    assert sorted(first) == sorted(second) == list(range(24)) and first != second
+    lengths = [[len(sounds[row]) for row in batch] for batch in batches]
+    assert sum(max(batch) - min(batch) for batch in lengths) <= 24 * 0.1 * RATE  # 0.16 each, in random order
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert seen[-17:] == batches[7:]
+    for name, value in resumed.model.state_dict().items():
+        assert value.equal(whole.model.state_dict()[name]), name
+
+
+def test_batches_by_length_are_refused_where_they_would_change_nothing(encoders, tmp_path):
+    args = make_arguments(tmp_path, train_sampling_strategy="group_by_length")
+    plain, hearing = MaxMViTForAudioClassification(tiny_config()), built(encoders["wavlm"])
+    clips = Dataset.from_dict({"label": [0, 1, 2, 3]})
+    parts = {"train": clips, "validation": clips}
+    with pytest.raises(DataError, match="pictures all have one size: leave it out, or train a --speech_encoder"):
+        make_trainer(plain, parts, tiny_feature_extractor(), args)
+    with pytest.raises(DataError, match="pictures all have one size"):
+        make_trainer(hearing[0], parts, hearing[1], args, layer_means={})
+    with pytest.raises(DataError, match="group_by_length needs --cache_features"):
+        make_trainer(hearing[0], parts, hearing[1], args)
+    with pytest.raises(ValueError, match="batch_rebalance counts tokens: take group_by_length"):
+        command(None, "--train_sampling_strategy", "batch_rebalance")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
