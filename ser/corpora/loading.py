@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -22,79 +22,25 @@ from ser.errors import DataError
 
 
 def load_corpus(
-    dataset_name: str,
-    data_dir: str | None = None,
-    *,
-    dataset_config_name: str | None = None,
-    dataset_revision: str | None = None,
-    cache_dir: str | None = None,
-    train_split_name: str = "train",
-    eval_split_name: str = "validation",
-    test_split_name: str = "test",
-    audio_column_name: str | None = None,
-    label_column_name: str | None = None,
-    speaker_column_name: str | None = None,
-    labels: Sequence[str] | None = None,
-    merge_labels: Sequence[str] | None = None,
-    unique_vote: bool = False,
-    drop_duplicates: bool = False,
-    soft_labels: Literal["none", "votes"] = "none",
-    streaming: bool = False,
+    dataset_name: str, data_dir: str | None = None, *, drop_duplicates: bool = False, **choices: Any
 ) -> Corpus:
     """Reads a corpus into one table of clips.
 
     Args:
-        dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
-            data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
-            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of
-            `file,label[,speaker][,split]`.
-        data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
-            parquet files in the form of its copy on the Hub. Files named in a CSV are relative to it (default: to
-            the CSV's own folder).
-        dataset_config_name: configuration of a Hub data set.
-        dataset_revision: Hub revision: branch, tag or commit.
-        cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
-        train_split_name: in a data set of one's own, the split that is trained on.
-        eval_split_name: its validation split.
-        test_split_name: its test split.
-        audio_column_name: its audio column (default: "audio"; in a CSV "file").
-        label_column_name: its class column (default: "label").
-        speaker_column_name: its speaker column (default: "speaker" where there is one).
-        labels: classes to keep, in this order (default: the corpus's own).
-        merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
-        unique_vote: keep only clips for which one emotion got more votes than any other.
+        dataset_name, data_dir: see [`choose_rows`].
         drop_duplicates: of clips with equal sound keep one (the one nearest to the test split); of such clips under
             different labels keep none.
-        soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
-            is the class with most, and clips on which annotators do not agree are kept too.
-        streaming: of tables, on the Hub or in a folder, read the shards as they lie, once for all but the sound; see
-            [`Shards`].
+        choices: what else [`choose_rows`] takes: which classes, columns, splits, from where, and whether streamed.
 
     Raises:
         DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
     """
-    chosen = choose_rows(
-        dataset_name,
-        data_dir,
-        dataset_config_name=dataset_config_name,
-        dataset_revision=dataset_revision,
-        cache_dir=cache_dir,
-        train_split_name=train_split_name,
-        eval_split_name=eval_split_name,
-        test_split_name=test_split_name,
-        audio_column_name=audio_column_name,
-        label_column_name=label_column_name,
-        speaker_column_name=speaker_column_name,
-        labels=labels,
-        merge_labels=merge_labels,
-        unique_vote=unique_vote,
-        soft_labels=soft_labels,
-        streaming=streaming,
-    )
+    chosen = choose_rows(dataset_name, data_dir, **choices)
     name_rows(chosen.rows)
-    options: dict[str, object] = {"schema": chosen.schema, "merge_labels": chosen.merge, "unique_vote": unique_vote}
+    options: dict[str, object] = {"schema": chosen.schema, "merge_labels": chosen.merge}
+    options["unique_vote"] = choices.get("unique_vote", False)
     clips = clips_of(chosen.audio, chosen.rows)
-    if soft_labels == "votes":
+    if (soft_labels := choices.get("soft_labels", "none")) == "votes":
         clips = clips.add_column("votes", [row["votes"] for row in chosen.rows if not row["drop"]])
         options["soft_labels"] = soft_labels
     corpus = Corpus(
@@ -153,7 +99,36 @@ def choose_rows(
     soft_labels: Literal["none", "votes"] = "none",
     streaming: bool = False,
 ) -> Chosen:
-    """What [`load_corpus`] reads, before a table is made of it; the arguments are the same."""
+    """What [`load_corpus`] reads, before a table is made of it.
+
+    Args:
+        dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
+            data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
+            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of
+            `file,label[,speaker][,split]`.
+        data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
+            parquet files in the form of its copy on the Hub. Files named in a CSV are relative to it (default: to
+            the CSV's own folder).
+        dataset_config_name: configuration of a Hub data set.
+        dataset_revision: Hub revision: branch, tag or commit.
+        cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
+        train_split_name: in a data set of one's own, the split that is trained on.
+        eval_split_name: its validation split.
+        test_split_name: its test split.
+        audio_column_name: its audio column (default: "audio"; in a CSV "file").
+        label_column_name: its class column (default: "label").
+        speaker_column_name: its speaker column (default: "speaker" where there is one).
+        labels: classes to keep, in this order (default: the corpus's own).
+        merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
+        unique_vote: keep only clips for which one emotion got more votes than any other.
+        soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
+            is the class with most, and clips on which annotators do not agree are kept too.
+        streaming: of tables, on the Hub or in a folder, read the shards as they lie, once for all but the sound; see
+            [`Shards`].
+
+    Raises:
+        DataError: as [`load_corpus`].
+    """
     record, hub_id, name = find_corpus(dataset_name, data_dir)
     merge = _parse_merge(merge_labels)
     load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision, "streaming": streaming}

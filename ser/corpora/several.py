@@ -74,7 +74,7 @@ def load_corpora(
     if len(places) == 1 and not tested and label_map is None:
         return load_corpus(*places[0], labels=labels, drop_duplicates=drop_duplicates, cache_dir=cache_dir, **choices)
     for name, value in choices.items():
-        if value != inspect.signature(load_corpus).parameters[name].default:
+        if value != inspect.signature(choose_rows).parameters[name].default:
             raise DataError(f"--{name} {FOR_ONE}.")
     names = [find_corpus(*place)[2] for place in (*places, *tested)]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
