@@ -16,7 +16,7 @@ from torch import nn
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from filters_maxmvit import cosine_filters, delta_filters, mel_filters, wavelets
 from images_maxmvit import DELTA_REACH, DELTA_WIDTH
-from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, _responses
+from spectrograms_maxmvit import MIN_POWER, RMS_LENGTH, wavelet_responses
 
 
 class FrontEnd(nn.Module):
@@ -66,7 +66,7 @@ class ConstantQ(nn.Module):
     def __init__(self, extractor: MaxMViTFeatureExtractor):
         super().__init__()
         self.hop_length = extractor.cqt_hop_length
-        _, lengths, self.decimation = wavelets(*extractor._cqt_parameters)
+        _, lengths, self.decimation = wavelets(*extractor.cqt_parameters)
         per_octave = extractor.cqt_bins_per_octave
         octaves = [lengths[first : first + per_octave] for first in range(0, len(lengths), per_octave)]
         # Rows on either side of a frame that the wavelets of each octave reach.
@@ -282,8 +282,9 @@ def _wavelet_kernels(extractor: MaxMViTFeatureExtractor, margins: list[int]) -> 
     leaves out its faintest frequencies, and where a picture is quiet that is seen.
     """
     hop_length, size = extractor.cqt_hop_length, 4 * max(margins)
-    parameters = extractor._cqt_parameters
-    for margin, (below, above, rows) in zip(margins, _responses(size, *parameters, torch.device("cpu")), strict=True):
+    parameters = extractor.cqt_parameters
+    responses = wavelet_responses(size, *parameters, torch.device("cpu"))
+    for margin, (below, above, rows) in zip(margins, responses, strict=True):
         response = np.zeros((len(rows), size * hop_length), np.complex128)
         response[:, np.arange(-below * size, above * size)] = hop_length * rows.flatten(1).numpy()
         reach = margin * hop_length

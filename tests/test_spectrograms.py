@@ -150,7 +150,7 @@ def test_padding_in_a_gpu_batch_does_not_show():
     extractor = tiny_feature_extractor()
     waveforms = [torch.from_numpy(voice(seconds)) for seconds in (1.0, 1.04, 1.07)] + [torch.zeros(RATE)]
     batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-    together = _by_torch(batch, extractor._cqt_parameters, extractor._mel_parameters)
+    together = _by_torch(batch, extractor.cqt_parameters, extractor.mel_parameters)
     for i, waveform in enumerate(waveforms):
         (alone,) = extractor.spectrograms(waveform)
         for name, db in alone.items():

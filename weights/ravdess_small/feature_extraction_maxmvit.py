@@ -170,7 +170,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         self.backend = backend
         self.speech_processor = speech_processor
         check_extractor(self)
-        wavelets(*self._cqt_parameters)  # refuses bins above half the sampling rate
+        wavelets(*self.cqt_parameters)  # refuses bins above half the sampling rate
         if speech_processor is not None:
             make_processor(speech_processor)
 
@@ -187,11 +187,13 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
 
     @property
-    def _cqt_parameters(self) -> tuple:
+    def cqt_parameters(self) -> tuple:
+        """What shapes the CQT: its arguments of `spectrograms_maxmvit.cqt_magnitude`."""
         return self.sampling_rate, self.cqt_fmin, self.cqt_n_bins, self.cqt_bins_per_octave, self.cqt_hop_length
 
     @property
-    def _mel_parameters(self) -> tuple:
+    def mel_parameters(self) -> tuple:
+        """What shapes the Mel spectrogram: its arguments of `spectrograms_maxmvit.mel_power`."""
         return self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels
 
     @property
@@ -279,7 +281,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         waveforms = as_waveforms(waveforms, self.min_length)
         # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
         with torch.autocast(device.type, enabled=False):
-            cqt, mel, learnable = self._cqt_parameters, self._mel_parameters, self.filter_bank == "learnable"
+            cqt, mel, learnable = self.cqt_parameters, self.mel_parameters, self.filter_bank == "learnable"
             clips = spectrograms_of(waveforms, cqt, mel, self.backend, device, learnable)
         if self.speech_processor is not None:
             for clip, waveform in zip(clips, waveforms, strict=True):

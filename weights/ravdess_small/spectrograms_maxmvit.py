@@ -62,7 +62,7 @@ def cqt_magnitude(
     end = ((segments - 1) * step + size - margin) * hop_length
     padded = F.pad(waveforms, (margin * hop_length, end - waveforms.shape[-1]))
     rows = padded.unfold(-1, size * hop_length, step * hop_length).flatten(0, 1)
-    responses = _responses(size, *parameters, waveforms.device)
+    responses = wavelet_responses(size, *parameters, waveforms.device)
     lowest, highest = max(below for below, _, _ in responses), max(above for _, above, _ in responses)
     pieces = []
     for part in rows.split(GPU_SEGMENTS if rows.is_cuda else 1):
@@ -323,7 +323,7 @@ def _transform_frames(frames: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _responses(
+def wavelet_responses(
     size: int,
     sampling_rate: int,
     fmin: float,

@@ -36,7 +36,7 @@ class SpectrogramStream:
         self.device = device
         self.hops = feature_extractor.hops
         unit, rate = common_hop(feature_extractor), feature_extractor.sampling_rate
-        _, lengths, _ = wavelets(*feature_extractor._cqt_parameters)
+        _, lengths, _ = wavelets(*feature_extractor.cqt_parameters)
         longest = max(lengths.max(), feature_extractor.mel_n_fft)  # a frame hears half of it on either side
         self.margin = unit * math.ceil(longest / unit)
         self.step = unit * math.ceil(STEP_S * rate / unit)
@@ -93,7 +93,7 @@ def stream_blocks(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """See [`MaxMViTFeatureExtractor.stream`]."""
     hop, hops = common_hop(extractor), extractor.hops
-    _, cqt_margin, _, _ = cqt_layout(extractor.min_length, *extractor._cqt_parameters)
+    _, cqt_margin, _, _ = cqt_layout(extractor.min_length, *extractor.cqt_parameters)
     reach = max(cqt_margin * extractor.cqt_hop_length, extractor.mel_n_fft // 2, RMS_LENGTH // 2, extractor.min_length)
     margin = math.ceil(reach / hop) * hop
     block = max(margin, round(block_s * extractor.sampling_rate / hop) * hop)
