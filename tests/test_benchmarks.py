@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks import ablation
+from benchmarks import ablation, streaming
 from benchmarks.results import take_json, write_results
 from benchmarks.speakers import speakers_of
 from ser.models import make_config
@@ -85,3 +86,14 @@ def test_memory_of_a_fusion_with_a_head(tmp_path):
     assert list(figures) == ["gated+mlp", "attention+decoder"] and "attention+decoder:" in printed
     assert figures["gated+mlp"]["parameters"] < figures["attention+decoder"]["parameters"]
     assert all(0.1 < taken["peak_gib"] < 3 for taken in figures.values())
+
+
+def test_the_memory_of_a_process_has_that_of_its_children():
+    before = streaming.memory_of(psutil.Process())
+    held = "held = b'1' * 2**28; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        after = streaming.memory_of(psutil.Process())
+        child.communicate(b"\n")
+    for kind in ("rss_gib", "pss_gib"):
+        assert 0.25 < after[kind] - before[kind] < 0.35
