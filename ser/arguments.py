@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.utils import logging
+from transformers.utils import is_peft_available, logging
 
 from ser.optimizer import ALGORITHMS
 from ser.unheard import refuse_unheard
@@ -117,7 +117,10 @@ class BranchArguments:
     mel_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the Mel backbone."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
     speech_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the speech encoder (default: a tenth of learning_rate)."}
+        default=None,
+        metadata={
+            "help": "Learning rate of the speech encoder (default: learning_rate/10) or its adapters (learning_rate)."
+        },
     )
     filter_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of learnable Mel filters."}
@@ -152,6 +155,10 @@ class BranchArguments:
     )
     speech_frozen_layers: int | None = field(
         default=None, metadata={"help": "Its lowest layers that stay as they are, with all that is below them."}
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Rank of adapters (LoRA) that are trained in place of the speech encoder; needs peft."},
     )
 
 
@@ -313,6 +320,10 @@ class SERTrainingArguments(
             raise ValueError(
                 f"--speech_frozen_layers {self.speech_frozen_layers} is no number of layers: 0 or more is."
             )
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"--lora_rank {self.lora_rank} is no rank: 1 or more is.")
+        if self.lora_rank and not is_peft_available():
+            raise ValueError("--lora_rank needs the package peft: pip install peft")
         if self.test_window is not None and not 0 < (self.test_hop or self.test_window) <= self.test_window:
             raise ValueError("--test_window and --test_hop are seconds above 0, the hop no longer than the window.")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -351,7 +362,7 @@ class SERTrainingArguments(
         branches = [each.name.removesuffix("_optimizer") for each in fields(self) if each.name.endswith("_optimizer")]
         own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
         if setting == "learning_rate" and own["speech"] is None:
-            own["speech"] = self.learning_rate / 10
+            own["speech"] = self.learning_rate / (1 if self.lora_rank else 10)
         if setting == "optimizer" and own["filter"] is None:
             own["filter"] = own["mel"]
         return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}

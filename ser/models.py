@@ -135,6 +135,11 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
         model, info = MaxMViTForAudioClassification.from_pretrained(
             checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    if any(".lora_A." in name for name in info["unexpected_keys"]):
+        raise DataError(
+            f"{checkpoint} holds adapters beside a speech encoder, as a run with --lora_rank has them until its end: "
+            "name the folder of the finished run."
+        )
     if missing := sorted(info["missing_keys"]):
         raise DataError(_incomplete(checkpoint, model, missing))
     new_classes = own.id2label != config.id2label

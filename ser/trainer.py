@@ -28,7 +28,7 @@ from ser.errors import DataError, NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.resumable import ResumableTrainer
-from ser.unheard import given_flags, refuse_flags_of
+from ser.trainable import choose_trainable, set_trained
 
 logger = logging.get_logger(__name__)
 
@@ -64,9 +64,9 @@ class SERTrainer(ResumableTrainer):
         callbacks: list | None = None,
         **kwargs: Any,
     ):
-        self._trainable = _choose_trainable(model, args)
+        self._trainable, self._adapters = choose_trainable(model, args)
         if args.freeze_backbones:
-            _train(model, self._trainable, args.unfreeze_epoch is not None)
+            set_trained(model, self._trainable, args.unfreeze_epoch is not None)
         if args.channels_last:
             for backbone in model.branches().values():
                 if not isinstance(backbone, MultiScaleVit):
@@ -91,8 +91,9 @@ class SERTrainer(ResumableTrainer):
         self._left_out = False
         self._average: AveragedWeights | None = None
         self._after_update: RemovableHandle | None = None
-        if args.ema_decay and self.is_fsdp_enabled:
-            raise ValueError("--ema_decay averages whole weights, and FSDP shards them: train by DDP, or without it.")
+        for name, does in (("ema_decay", "averages"), ("lora_rank", "merges")):
+            if getattr(args, name) and self.is_fsdp_enabled:
+                raise ValueError(f"--{name} {does} whole weights, and FSDP shards them: train by DDP, or without it.")
 
     # ---- what is trained, by what and on what
 
@@ -199,7 +200,7 @@ class SERTrainer(ResumableTrainer):
             return
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
-            _train(self.model, self._trainable, not self._frozen)
+            set_trained(self.model, self._trainable, not self._frozen)
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -219,7 +220,11 @@ class SERTrainer(ResumableTrainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._stop_if_not_finite()
         self._keep_average()
-        return super()._finalize_training(*args, **kwargs)
+        output = super()._finalize_training(*args, **kwargs)
+        if self._adapters is not None:  # the model is now the best one, if that is asked for
+            self._adapters.merge_and_unload()
+            self._adapters = None
+        return output
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.args.skip_nonfinite_steps and self._batchnorm_before is None:
@@ -367,32 +372,6 @@ class SERTrainer(ResumableTrainer):
             self._after_update.remove()
             self._average.exchange()
             self._average = None
-
-
-def _choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArguments) -> set[str]:
-    """Names of the pretrained weights and filters that may be trained; freezes what `args` say of a speech encoder."""
-    parts = model.pretrained_parts()
-    tuned = {id(p) for name, part in parts.items() if name != "speech" for p in part.parameters()}
-    if model.base_model.filter_bank is None:
-        refuse_flags_of("filter", given_flags(args))
-    else:
-        tuned |= {id(p) for p in model.base_model.filter_bank.parameters()}
-    if "speech" not in parts:
-        refuse_flags_of("speech", given_flags(args))
-    else:
-        # What marks masked frames has no gradient where an encoder masks none.
-        args.ddp_find_unused_parameters = True
-        if not args.freeze_speech_encoder:
-            tuned |= {id(p) for p in model.branches()["speech"].tunable(args.speech_frozen_layers)}
-        for parameter in parts["speech"].parameters():
-            parameter.requires_grad_(id(parameter) in tuned)
-    return {name for name, parameter in model.named_parameters() if id(parameter) in tuned}
-
-
-def _train(model: nn.Module, names: set[str], trained: bool) -> None:
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(trained)
 
 
 def _count_batches_once(model: MaxMViTForAudioClassification) -> None:

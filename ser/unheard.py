@@ -170,7 +170,7 @@ def refuse_flags_of(part: Literal["speech", "filter"], given: Iterable[str]) -> 
     """
     wanted = {"speech": "--speech_encoder", "filter": "--filter_bank learnable"}[part]
     for name in given:
-        if name.removeprefix("freeze_").startswith(f"{part}_"):
+        if name.removeprefix("freeze_").startswith(f"{part}_") or part == "speech" and name == "lora_rank":
             raise ValueError(f"--{name} changes nothing without {wanted}: leave it out, or add that.")
 
 
@@ -199,10 +199,13 @@ def _needs(args: "SERTrainingArguments") -> dict[str, str]:
         missing["unfreeze_epoch"] = "--freeze_backbones"
     elif args.unfreeze_epoch is None:
         settings = [f"{branch}_{kind}" for branch in args.by_branch("optimizer") if branch != "head" for kind in OWN]
-        missing |= dict.fromkeys(("layer_decay", *settings), "backbones that are trained (--unfreeze_epoch)")
+        settings += ["layer_decay", "lora_rank"]
+        missing |= dict.fromkeys(settings, "backbones that are trained (--unfreeze_epoch)")
     if args.freeze_speech_encoder:
-        settings = [f"speech_{kind}" for kind in (*OWN, "frozen_layers")]
+        settings = ["lora_rank", *(f"speech_{kind}" for kind in (*OWN, "frozen_layers"))]
         missing |= dict.fromkeys(settings, "a speech encoder that is trained (no --freeze_speech_encoder)")
+    elif args.lora_rank:
+        missing["speech_frozen_layers"] = "a speech encoder that is trained itself (no --lora_rank)"
     return missing
 
 

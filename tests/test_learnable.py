@@ -239,10 +239,10 @@ def test_it_has_an_optimizer_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_it_trains_and_resumes_bit_for_bit(tmp_path):
     model, extractor = built(trim_db=30.0)
-    settings = {"activation_checkpointing": True, "bf16": True, "ema_decay": 0.5, "weight_decay": 0.1}
+    settings = {"activation_checkpointing": True, "bf16": True, "ema_decay": 0.5, "filter_optimizer": "adam"}
     trainer_of(model, extractor, tmp_path, **settings).train()
     ends = model.state_dict()
-    assert ends[GAINS].count_nonzero() > len(ends[GAINS]) / 2
+    assert ends[GAINS].abs().mean() > 1e-4
     again, _ = built(trim_db=30.0)
     resumed = trainer_of(again, extractor, tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -281,7 +281,7 @@ def test_the_ablations_variation_runs_ten_steps(tmp_path):
     flags = [*flags_of(variation), *flags_of(places), "--max_steps", "10", "--report_to", "none"]
     main([str(ROOT / "configs/ravdess_small.yaml"), *flags, "--waveform_copies=0", "--waveform_chain=all"])
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model_arguments"]["filter_bank"] == "learnable"
-    assert load_file(tmp_path / "out" / "model.safetensors")[GAINS].count_nonzero() > 1000
+    assert load_file(tmp_path / "out" / "model.safetensors")[GAINS].abs().mean() > 1e-4
     classify = load_pipeline(str(tmp_path / "out"))
     assert len(classify({"array": CLIPS[0], "sampling_rate": RATE})) == 8
     with pytest.raises(DataError, match="filter_bank='learnable' cannot be exported"):

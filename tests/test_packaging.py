@@ -65,8 +65,8 @@ def test_what_is_imported_is_declared():
     undeclared = {name: file for name, file in imports(SHIPPED).items() if name not in known}
     # They have extras of their own.
     exporting = module_names("requirements-export")
-    assert undeclared == {"gradio": "app.py"} | dict.fromkeys(exporting, "export.py")
-    assert "gradio" in module_names("requirements-app")
+    assert undeclared == {"gradio": "app.py", "peft": "trainable.py"} | dict.fromkeys(exporting, "export.py")
+    assert "gradio" in module_names("requirements-app") and PROJECT["optional-dependencies"]["lora"] == ["peft>=0.18"]
 
 
 def test_what_is_declared_is_imported():

@@ -1,0 +1,128 @@
+"""Low-rank adapters for a speech encoder: what they add, what is trained, and that nothing of them stays."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ser.arguments
+from ser.batches import PairCollator
+from ser.errors import DataError
+from ser.models import load_model
+from ser.trainable import add_adapters
+from ser.trainer import SERTrainer
+from speech_maxmvit import FAMILIES
+from tests.test_speech import CLIPS, Sounds, built, command, inputs_of, logits_of
+from tests.tiny import tiny_speech_encoder
+from tests.training import compute_metrics, make_arguments
+
+pytest.importorskip("peft", reason="pip install -r requirements-dev.txt")
+ENCODER = "maxmvit.speech_encoder.encoder."
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> dict[str, str]:
+    torch.manual_seed(0)
+    return {family: tiny_speech_encoder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, torch.Tensor]]:
+    """A trainer, and the weights before it. The pictures are seen by nobody."""
+    model, extractor = built(encoder, cqt_backbone=None, mel_backbone=None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"lora_rank": 2, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "learning_rate": 0.05, **changes}
+    trainer = SERTrainer(
+        model=model,
+        args=make_arguments(folder, **settings),
+        data_collator=PairCollator(extractor),
+        train_dataset=Sounds(8),
+        eval_dataset=Sounds(8),
+        processing_class=extractor,
+        compute_metrics=compute_metrics,
+    )
+    return trainer, before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_begin_as_nothing_are_all_heard_and_are_merged_without_a_trace(encoders, family):
+    model, extractor = built(encoders[family], cqt_backbone=None, mel_backbone=None)
+    encoder, expected = model.pretrained_parts()["speech"], logits_of(model, extractor, *CLIPS)
+    keys = list(model.state_dict())
+    adapters = add_adapters(encoder, 2)
+    torch.testing.assert_close(logits_of(model, extractor, *CLIPS), expected, rtol=0, atol=1e-6)
+    trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 and all(".lora_" in name for name in trained)
+    for name, parameter in trained.items():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter)
+    model(**inputs_of(extractor, *CLIPS), labels=torch.arange(3)).loss.backward()
+    assert all(parameter.grad.any() for parameter in trained.values())
+    adapted = logits_of(model, extractor, *CLIPS)
+    assert (adapted - expected).abs().max() > 1e-4
+    adapters.merge_and_unload()
+    assert list(model.state_dict()) == keys and not [m for m in model.modules() if "peft" in type(m).__module__]
+    torch.testing.assert_close(logits_of(model, extractor, *CLIPS), adapted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])
+def test_only_they_are_trained_of_the_encoder_in_its_group(encoders, family, tmp_path):
+    trainer, before = trainer_of(encoders[family], tmp_path, layer_decay=0.5)
+    groups = [g for g in trainer.create_optimizer().param_groups if g["branch"] == "speech"]
+    own = {id(p) for group in groups for p in group["params"]}
+    named = {name: id(p) for name, p in trainer.model.named_parameters() if ".lora_" in name}
+    assert own == {*named.values()} and all(name.startswith(ENCODER) for name in named)
+    assert {(g["algorithm"], g["lr"]) for g in groups} == {("adamw", 0.05), ("adamw", 0.025)}
+    trainer.train()
+    after = trainer.model.state_dict()
+    moved = {name for name in before if name.startswith(ENCODER) and not after[name].equal(before[name])}
+    assert after.keys() == before.keys() and len(moved) == 4
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_best_model_is_merged_and_a_run_resumes_bit_for_bit(encoders, ema_decay, tmp_path):
+    settings = {"ema_decay": ema_decay, "save_total_limit": 3, "activation_checkpointing": True}
+    trainer, _ = trainer_of(encoders["wavlm"], tmp_path / "run", **settings)
+    trainer.train()
+    trainer.save_model()
+    ends = trainer.model.state_dict()
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    best = load_file(tmp_path / "run" / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
+    name = f"{ENCODER}encoder.layers.1.attention.v_proj"
+    a, b = (best[f"{name}.lora_{part}.default.weight"] for part in "AB")
+    torch.testing.assert_close(ends[f"{name}.weight"], best[f"{name}.base_layer.weight"] + b @ a)
+    assert b.any()
+    loaded = load_model(tmp_path / "run").state_dict()
+    assert loaded.keys() == ends.keys() and all(value.equal(ends[key]) for key, value in loaded.items())
+    with pytest.raises(DataError, match="holds adapters.*--lora_rank.*finished run"):
+        load_model(tmp_path / "run" / "checkpoint-2")
+    again, _ = trainer_of(encoders["wavlm"], tmp_path / "run", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for key, value in again.model.state_dict().items():
+        assert value.equal(ends[key]), key
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--freeze_speech_encoder"], "--lora_rank changes nothing without a speech encoder that is trained"),
+        (["--speech_frozen_layers", "1"], "--speech_frozen_layers changes nothing without .*no --lora_rank"),
+        (["--freeze_backbones"], "--lora_rank changes nothing without backbones that are trained"),
+        (["--lora_rank", "0"], "--lora_rank 0 is no rank: 1 or more is"),
+    ],
+)
+def test_what_contradicts_it_is_refused(flags, said):
+    with pytest.raises(ValueError, match=said):
+        command("somewhere", "--lora_rank", "4", *flags)
+
+
+def test_it_is_refused_without_an_encoder_and_without_peft(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="--lora_rank changes nothing without --speech_encoder"):
+        command(None, "--lora_rank", "4")
+    assert command("somewhere", "--lora_rank", "4")[2].by_branch("learning_rate")["speech"] == 2e-4
+    monkeypatch.setattr(ser.arguments, "is_peft_available", lambda: False)
+    with pytest.raises(ValueError, match="--lora_rank needs the package peft: pip install peft"):
+        command("somewhere", "--lora_rank", "4")
