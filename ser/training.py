@@ -157,6 +157,8 @@ def plan_folds(
     corpus: Corpus, data_args: DataArguments, args: SERTrainingArguments
 ) -> dict[int, SERTrainingArguments]:
     """The folds to run, each with its own output directory if there are several."""
+    if len(corpus.label_names) < 2:
+        raise DataError(f"All clips of {corpus.source} are {corpus.label_names[0]!r}: training takes two classes.")
     protocol = "test speakers" if data_args.test_speakers else resolve_protocol(corpus, data_args.protocol)
     count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
     say(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "

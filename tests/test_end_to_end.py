@@ -264,6 +264,13 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
     assert metrics["protocol"] == "demo/speaker-fold2" and metrics["duration_seconds"] < 900
 
 
+def test_clips_of_one_class_are_refused_before_anything_is_extracted(corpus, cache, tmp_path):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+    with pytest.raises(DataError, match="All clips of .* are 'happy': training takes two classes"):
+        run(*flags, "--labels", "happy")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--fold", "all")

@@ -31,11 +31,13 @@ class StreamedSplit:
 
     Args:
         rows: its rows, a shard for each file.
-        version: changes with its files.
+        files: their names.
+        version: changes with them.
         folder: where what is known of its clips is kept.
     """
 
     rows: datasets.IterableDataset
+    files: Sequence[str]
     version: str
     folder: Path
 
@@ -74,7 +76,9 @@ class StreamedSplit:
                         tables.append(pa.Table.from_pylist(known, schema=schema))
                         progress.update(len(known))
                 except (OSError, pa.ArrowInvalid) as error:
-                    raise DataError(f"Shard {file + 1} of {rows.num_shards} cannot be read: {error}") from error
+                    name = f"Shard {file + 1} of {rows.num_shards}"
+                    name = self.files[file] if len(self.files) == rows.num_shards else name
+                    raise DataError(f"{name} cannot be read: {error} Mend or remove it.") from error
         return pa.concat_tables(tables)
 
 
@@ -169,5 +173,5 @@ def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple
         files = (builder.config.data_files or {}).get(name)
         if rows.features is None or files is None:
             raise ValueError("its columns are not known before all is read, so it cannot be streamed; parquet can.")
-        splits[str(name)] = StreamedSplit(rows, repr((name, [*files], files.origin_metadata)), folder)
+        splits[str(name)] = StreamedSplit(rows, files, repr((name, [*files], files.origin_metadata)), folder)
     return splits, " ".join(split.version for split in splits.values())
