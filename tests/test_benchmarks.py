@@ -69,7 +69,7 @@ def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
     recipes = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        recipe = ROOT / "configs" / path.name
+        recipe = ROOT / "configs" / f"{path.stem.partition('-')[0]}.yaml"
         for name, changes in ablation.read_variations(path, recipe.stem).items():
             flags = [str(recipe), "--output_dir", "unused", *ablation.flags_of(changes)]
             model_args, data_args, args = parse_arguments(flags)

@@ -274,7 +274,9 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.slow
 def test_the_ablations_variation_runs_ten_steps(tmp_path):
     write_ravdess(tmp_path / "corpus")
-    variation = read_variations(ROOT / "configs/ablations/filters.yaml", "ravdess_small")["learnable filters"]
+    variation = read_variations(ROOT / "configs/ablations/ravdess_small-filters.yaml", "ravdess_small")[
+        "learnable filters"
+    ]
     places = {"data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
     flags = [*flags_of(variation), *flags_of(places), "--max_steps", "10", "--report_to", "none"]
     flags += ["--waveform_copies=0", "--waveform_chain=all", "--mixup_alpha=0"]
