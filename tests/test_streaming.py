@@ -100,11 +100,26 @@ def test_only_groups_that_are_asked_for_are_read(corpus, monkeypatch):
     assert len(opened) == 3
 
 
-def test_a_split_that_is_not_used_is_counted(tmp_path):
-    write_shards(tmp_path, 7, files=1, split="extra")
+def test_a_split_that_is_not_used_is_not_read(tmp_path):
+    write_shards(tmp_path, 7, files=2, split="extra")
+    last = sorted(tmp_path.glob("data/extra*"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
     write_shards(tmp_path, 6, files=2)
     corpus = load_corpus(str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
-    assert corpus.dropped == {"split 'extra' not used": 7} and len(corpus) == len(corpus.shards) == 6
+    assert not corpus.dropped and len(corpus) == len(corpus.shards) == 6
+
+
+def test_clips_of_two_splits_that_cannot_be_decoded_are_no_duplicates(tmp_path):
+    for split, label in (("train", "a"), ("test", "b")):
+        contents = [b"no sound", sound(0 if split == "train" else 1), sound(2 if split == "train" else 3)]
+        audio = [{"bytes": each, "path": f"{split}{i}.wav"} for i, each in enumerate(contents)]
+        table = Dataset.from_dict({"audio": audio, "label": [label, "a", "b"]}).cast_column("audio", Audio())
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    load = partial(load_corpus, str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
+    corpus = load(drop_duplicates=True)
+    assert not corpus.dropped and len(corpus) == 6
+    with pytest.raises(AudioError, match=r"^train0\.wav: "):
+        refuse_unreadable(corpus.clips, corpus.shards, tiny_feature_extractor())
 
 
 def test_a_copy_of_a_known_corpus_streams_too(tmp_path):

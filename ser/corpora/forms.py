@@ -18,6 +18,7 @@ from ser.corpora.readers import (
     rows_of_tables,
 )
 from ser.corpora.records import Record
+from ser.corpora.shards import StreamedSplit
 from ser.errors import DataError
 
 
@@ -105,7 +106,11 @@ def read_own(
         rows[-1]["speaker"] = None if speaker is None else str(speaker)
     feature = table[used[0]].features[label_column]
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)
-    unused = {f"split {split!r} not used": len(table[split]) for split in table if split not in used}
+    unused = {
+        f"split {split!r} not used": len(part)
+        for split, part in table.items()
+        if split not in used and not isinstance(part, StreamedSplit)  # which nobody has to read
+    }
     return Rows(audio, rows, labels, where, revision, dropped=unused, shards=shards)
 
 

@@ -30,12 +30,14 @@ class StreamedSplit:
     """One split of a streamed data set.
 
     Args:
+        name: of the split.
         rows: its rows, a shard for each file.
         files: their names.
         version: changes with them.
         folder: where what is known of its clips is kept.
     """
 
+    name: str
     rows: datasets.IterableDataset
     files: Sequence[str]
     version: str
@@ -48,9 +50,6 @@ class StreamedSplit:
     @property
     def column_names(self) -> list[str]:
         return list(self.features)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.rows.with_format("arrow").iter(batch_size=1000)))  # which decodes nothing
 
     def facts(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
         """The columns, and `OWN`: the name kept with the audio, whether there are bytes, a digest of the sound, and
@@ -72,7 +71,7 @@ class StreamedSplit:
         with tqdm(desc="Reading clips", unit="clip") as progress:
             for file in range(rows.num_shards):
                 try:
-                    for known in _rows_by_group(rows, file, audio_column):
+                    for known in _rows_by_group(rows, file, audio_column, self.name):
                         tables.append(pa.Table.from_pylist(known, schema=schema))
                         progress.update(len(known))
                 except (OSError, pa.ArrowInvalid) as error:
@@ -82,14 +81,17 @@ class StreamedSplit:
         return pa.concat_tables(tables)
 
 
-def _rows_by_group(rows: datasets.IterableDataset, file: int, audio_column: str) -> Iterator[list[dict[str, Any]]]:
-    """What is known of the rows of each group of a file: their columns, with `OWN` for the sound."""
+def _rows_by_group(
+    rows: datasets.IterableDataset, file: int, audio_column: str, split: str
+) -> Iterator[list[dict[str, Any]]]:
+    """What is known of the rows of each group of a file: their columns, with `OWN` for the sound. What cannot be
+    decoded is unlike any other clip, of another split too."""
     groups = groups_of(rows, file)
     for group in range(groups.num_shards):
         known: list[dict[str, Any]] = []
         for row in groups.shard(num_shards=groups.num_shards, index=group):
             audio = row.pop(audio_column) or {"path": None, "bytes": None}
-            content = sound_digest(f"{file} {group} {len(known)}", audio)
+            content = sound_digest(f"{split} {file} {group} {len(known)}", audio)
             own = (audio["path"], audio["bytes"] is not None, content, file, group)
             known.append(row | dict(zip(OWN.names, own, strict=True)))
         yield known
@@ -141,7 +143,7 @@ class Shards:
         not at all where nothing in it is asked for.
 
         Raises:
-            DataError: the data set has changed since its clips were listed.
+            DataError: the data set has fewer clips than when they were listed.
         """
         opened, row, found = -1, -1, dict[str, Any]()
         source: Iterator[dict[str, Any]] = iter(())
@@ -165,7 +167,12 @@ class Shards:
 def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple[dict[str, StreamedSplit], str]:
     """What `datasets.load_dataset` would load by these arguments, with nothing downloaded, converted or read: (its
     splits, the names of its files)."""
-    require_version("datasets>=5.2", "--streaming reads parquet by row groups, which older versions cannot.")
+    try:
+        require_version("datasets>=5.2")
+    except ImportError as error:
+        raise DataError(
+            "--streaming reads parquet by row groups, which datasets before 5.2 cannot: pip install -U datasets"
+        ) from error
     builder = datasets.load_dataset_builder(location, cache_dir=cache_dir, **choices)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
     splits = {}
@@ -173,5 +180,7 @@ def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple
         files = (builder.config.data_files or {}).get(name)
         if rows.features is None or files is None:
             raise ValueError("its columns are not known before all is read, so it cannot be streamed; parquet can.")
-        splits[str(name)] = StreamedSplit(rows, files, repr((name, [*files], files.origin_metadata)), folder)
+        splits[str(name)] = StreamedSplit(
+            str(name), rows, files, repr((name, [*files], files.origin_metadata)), folder
+        )
     return splits, " ".join(split.version for split in splits.values())
