@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_flags(arguments, __doc__)
     wait_passively()
     # torch takes seconds to import: help and slips of the pen are answered without it.
+    from ser.misfits import refuse_misfits
     from ser.models import make_config, make_feature_extractor
     from ser.processes import run_lock
     from ser.training import (
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     model_args, data_args, training_args = parse_arguments(arguments)
     set_up_logging(training_args)
     config = make_config(model_args)
+    refuse_misfits(config, data_args, training_args)
     feature_extractor = make_feature_extractor(model_args)
     corpus = read_corpus(data_args, training_args)
     runs = plan_folds(corpus, data_args, training_args)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.utils import is_peft_available, logging
+from transformers.utils import logging
+from transformers.utils.versions import require_version
 
 from ser.optimizer import ALGORITHMS
 from ser.unheard import refuse_unheard
@@ -322,8 +323,11 @@ class SERTrainingArguments(
             )
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"--lora_rank {self.lora_rank} is no rank: 1 or more is.")
-        if self.lora_rank and not is_peft_available():
-            raise ValueError("--lora_rank needs the package peft: pip install peft")
+        if self.lora_rank:
+            try:
+                require_version("peft>=0.18")
+            except ImportError as error:
+                raise ValueError("--lora_rank needs peft 0.18 or newer: pip install -U peft") from error
         if self.test_window is not None and not 0 < (self.test_hop or self.test_window) <= self.test_window:
             raise ValueError("--test_window and --test_hop are seconds above 0, the hop no longer than the window.")
         if self.save_total_limit is not None and self.save_total_limit < 1:

@@ -113,7 +113,7 @@ class LengthGroupedSampler(Sampler[int]):
     Args:
         lengths: Of each row.
         batch_size: Rows that stand together.
-        seed: Of the order.
+        seed: Of the order, with `epoch`, which whoever trains sets before each.
     """
 
     def __init__(self, lengths: Sequence[float], batch_size: int, seed: int):
@@ -128,10 +128,6 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the number of the epoch, as accelerate's data loader does before each."""
-        self.epoch = epoch
 
 
 class SeededCollator:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 import speech_maxmvit
+from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import SERTrainingArguments
 from ser.files import whole
@@ -24,12 +25,12 @@ FOLDER = "maxmvit_speech"
 AT_ONCE = 8  # clips in one forward
 
 
-def suffices(model: MaxMViTForAudioClassification, args: SERTrainingArguments) -> bool:
+def suffices(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
     """Whether layer means of whole clips are all that a training needs of the speech encoder: it is never trained, its
     frames are pooled by their mean, and every clip is seen whole and as it is."""
     is_frozen = args.freeze_speech_encoder or args.freeze_backbones and args.unfreeze_epoch is None
     is_varied = args.training_window is not None or args.gain_db or args.waveform_copies
-    return "speech" in model.branches() and is_frozen and model.config.speech_pooling == "mean" and not is_varied
+    return "speech" in config.branch_names and is_frozen and config.speech_pooling == "mean" and not is_varied
 
 
 def layer_means_of(

@@ -53,7 +53,9 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     start = model_args.model_name_or_path
     if not start:
         if chosen["filter_bank"] == "learnable":
-            chosen["filter_bank_config"] = picture_settings(make_feature_extractor(model_args))
+            deaf = copy.copy(model_args)
+            deaf.speech_encoder = None  # its configuration is to be read first, below
+            chosen["filter_bank_config"] = picture_settings(make_feature_extractor(deaf))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # where it lies is nobody's business
             config.speech_encoder = Path(config.speech_encoder).resolve().name

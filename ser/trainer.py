@@ -86,6 +86,7 @@ class SERTrainer(ResumableTrainer):
         self.label_smoother = None
         self.loss = self._make_loss()
         self._frozen = args.freeze_backbones
+        self._grouped: LengthGroupedSampler | None = None
         self._loss_is_finite: torch.Tensor | bool = True
         self._batchnorm_before: list[torch.Tensor] | None = None
         self._left_out = False
@@ -137,7 +138,8 @@ class SERTrainer(ResumableTrainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         together = self._train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(self.train_dataset["seconds"][:], together, self._order_seed)
+        self._grouped = LengthGroupedSampler(self.train_dataset["seconds"][:], together, self._order_seed)
+        return self._grouped
 
     def _check_one_batch(self) -> None:
         count = len(self.train_dataset)
@@ -201,6 +203,8 @@ class SERTrainer(ResumableTrainer):
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
             set_trained(self.model, self._trainable, not self._frozen)
+        if self._grouped is not None:  # which accelerate does not reach in one of several processes that goes on
+            self._grouped.epoch = epoch
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -192,7 +192,6 @@ def make_trainer(
     **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
-    _refuse_misfits(model, parts["train"], args, layer_means)
     train_collator = PairCollator(
         feature_extractor,
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
@@ -211,40 +210,6 @@ def make_trainer(
         compute_metrics=compute_distribution_metrics if VOTES in parts["train"].column_names else compute_metrics,
         **kwargs,
     )
-
-
-def _refuse_misfits(
-    model: MaxMViTForAudioClassification,
-    clips: datasets.Dataset,
-    args: SERTrainingArguments,
-    layer_means: Mapping[str, torch.Tensor] | None,
-) -> None:
-    """Raises `DataError` for what the flags would have done to clips that this model cannot see or hear so."""
-    learnable = model.config.filter_bank == "learnable"
-    if args.mixup_alpha and "speech" in model.branches():
-        raise DataError("--mixup_alpha blends pictures and no waveforms: leave it out, or --speech_encoder.")
-    if learnable:
-        if args.mixup_alpha:
-            raise DataError(
-                "--mixup_alpha blends pictures, and learnable filters draw theirs after it: leave it out, or "
-                "--filter_bank learnable."
-            )
-        if args.specaugment_masks and "cqt" not in model.branches():
-            raise DataError(
-                "--specaugment_masks masks pictures, and learnable filters draw theirs after it, which are all that "
-                "this model sees: leave it out, or --filter_bank learnable."
-            )
-    if args.train_sampling_strategy == "group_by_length":
-        if not learnable and ("speech" not in model.branches() or layer_means is not None):
-            raise DataError(
-                "--train_sampling_strategy group_by_length spares what is filled up to the longest of a batch, and "
-                "pictures all have one size: leave it out, or train a --speech_encoder or a --filter_bank learnable."
-            )
-        if "seconds" not in clips.column_names:
-            raise DataError(
-                "--train_sampling_strategy group_by_length needs --cache_features: only then is it known beforehand "
-                "how long clips are."
-            )
 
 
 def train_and_test(
@@ -294,7 +259,7 @@ def train_and_test(
     if data_args.corpus_sampling == "balanced":
         taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))
     layer_means = None
-    if data_args.cache_features and suffices(model, args):
+    if data_args.cache_features and suffices(config, args):
         with first_process_first(args, "hearing the clips"):
             layer_means = layer_means_of(corpus.clips, model, feature_extractor, data_args.cache_dir, args.device)
     kind: Callable[..., SERTrainer] = SERTrainer

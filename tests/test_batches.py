@@ -132,7 +132,7 @@ def test_clips_of_about_equal_length_share_a_batch_in_an_order_of_the_seed_and_t
 
     def order(epoch: int, seed: int = 5) -> list[int]:
         sampler = LengthGroupedSampler(lengths, 8, seed)
-        sampler.set_epoch(epoch)
+        sampler.epoch = epoch
         torch.rand(3)  # whoever draws from torch's own generator changes nothing
         return list(sampler)
 

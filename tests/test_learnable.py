@@ -22,13 +22,15 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from run_ser import main
 from ser import export
 from ser.augmentation import RandomGain
+from ser.data_arguments import DataArguments
 from ser.errors import DataError
+from ser.misfits import refuse_misfits
 from ser.models import load_pipeline, make_config, make_feature_extractor
 from ser.spectrogram_cache import extractor_key, pack, unpack
 from ser.trainer import SERTrainer
-from ser.training import make_trainer, parse_arguments
+from ser.training import parse_arguments
 from tests.test_end_to_end import write_ravdess
-from tests.test_speech import Sounds, inputs_of, logits_of, trainer_of
+from tests.test_speech import inputs_of, logits_of, trainer_of
 from tests.tiny import noise, tiny_config, tiny_feature_extractor, tiny_learnable, voice
 from tests.training import make_arguments
 
@@ -333,16 +335,14 @@ def test_its_flags_are_refused_where_filters_are_fixed(name, value, tmp_path):
 
 
 def test_what_blends_or_masks_its_pictures_is_refused(tmp_path):
-    model, extractor = built()
-    parts = {"train": Sounds(4), "validation": []}
+    config = built()[0].config
     with pytest.raises(DataError, match="--mixup_alpha blends pictures, and learnable filters draw theirs after it"):
-        make_trainer(model, parts, extractor, make_arguments(tmp_path, mixup_alpha=0.2))
-    config = model.config
+        refuse_misfits(config, DataArguments(), make_arguments(tmp_path, mixup_alpha=0.2))
     config.cqt_backbone = None
     with pytest.raises(DataError, match="--specaugment_masks masks pictures, .* all that this model sees"):
-        make_trainer(
-            MaxMViTForAudioClassification(config), parts, extractor, make_arguments(tmp_path, specaugment_masks=1)
-        )
+        refuse_misfits(config, DataArguments(), make_arguments(tmp_path, specaugment_masks=1))
+    with pytest.raises(ValueError, match="--filter_optimizer changes nothing without --filter_bank learnable"):
+        refuse_misfits(tiny_config(), DataArguments(), make_arguments(tmp_path, filter_optimizer="sgd"))
 
 
 def test_what_cannot_work_is_named():

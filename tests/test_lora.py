@@ -123,6 +123,10 @@ def test_it_is_refused_without_an_encoder_and_without_peft(monkeypatch, tmp_path
     with pytest.raises(ValueError, match="--lora_rank changes nothing without --speech_encoder"):
         command(None, "--lora_rank", "4")
     assert command("somewhere", "--lora_rank", "4")[2].by_branch("learning_rate")["speech"] == 2e-4
-    monkeypatch.setattr(ser.arguments, "is_peft_available", lambda: False)
-    with pytest.raises(ValueError, match="--lora_rank needs the package peft: pip install peft"):
+
+    def too_old(requirement: str) -> None:
+        raise ImportError(requirement)
+
+    monkeypatch.setattr(ser.arguments, "require_version", too_old)
+    with pytest.raises(ValueError, match="--lora_rank needs peft 0.18 or newer: pip install -U peft"):
         command("somewhere", "--lora_rank", "4")

@@ -24,8 +24,10 @@ from ser import export
 from ser.arguments import SERTrainingArguments
 from ser.augmentation import RandomGain
 from ser.batches import PairCollator
+from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.features import extract_features
+from ser.misfits import refuse_misfits
 from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
 from ser.spectrogram_cache import extractor_key, pack, unpack
 from ser.trainer import SERTrainer
@@ -326,23 +328,23 @@ def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
     lengths = [[len(sounds[row]) for row in batch] for batch in batches]
     assert sum(max(batch) - min(batch) for batch in lengths) <= 24 * 0.1 * RATE  # 0.16 each, in random order
     resumed = trainer("resumed")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
-    assert seen[-17:] == batches[7:]
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
+    assert seen[-10:] == batches[14:]  # in the second epoch
     for name, value in resumed.model.state_dict().items():
         assert value.equal(whole.model.state_dict()[name]), name
 
 
 def test_batches_by_length_are_refused_where_they_would_change_nothing(encoders, tmp_path):
     args = make_arguments(tmp_path, train_sampling_strategy="group_by_length")
-    plain, hearing = MaxMViTForAudioClassification(tiny_config()), built(encoders["wavlm"])
-    clips = Dataset.from_dict({"label": [0, 1, 2, 3]})
-    parts = {"train": clips, "validation": clips}
+    hearing = tiny_config(speech_encoder=encoders["wavlm"])
+    refuse_misfits(hearing, DataArguments(), args)
     with pytest.raises(DataError, match="pictures all have one size: leave it out, or train a --speech_encoder"):
-        make_trainer(plain, parts, tiny_feature_extractor(), args)
-    with pytest.raises(DataError, match="pictures all have one size"):
-        make_trainer(hearing[0], parts, hearing[1], args, layer_means={})
+        refuse_misfits(tiny_config(), DataArguments(), args)
     with pytest.raises(DataError, match="group_by_length needs --cache_features"):
-        make_trainer(hearing[0], parts, hearing[1], args)
+        refuse_misfits(hearing, DataArguments(cache_features=False), args)
+    args.freeze_speech_encoder, hearing.speech_pooling = True, "mean"  # so that it hears each clip once
+    with pytest.raises(DataError, match="pictures all have one size"):
+        refuse_misfits(hearing, DataArguments(), args)
     with pytest.raises(ValueError, match="batch_rebalance counts tokens: take group_by_length"):
         command(None, "--train_sampling_strategy", "batch_rebalance")
 
@@ -573,7 +575,7 @@ def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path
         make_feature_extractor(model_args)
     args.mixup_alpha = 0.2
     with pytest.raises(DataError, match="--mixup_alpha blends pictures and no waveforms"):
-        make_trainer(model, {"train": Sounds(4), "validation": []}, extractor, args)
+        refuse_misfits(config, DataArguments(), args)
     assert isinstance(args, SERTrainingArguments) and isinstance(model.maxmvit.speech_encoder, SpeechEncoder)
 
 
