@@ -13,7 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.models.mvitv2 import MultiScaleVit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
@@ -140,6 +140,10 @@ class SERTrainer(ResumableTrainer):
         together = self._train_batch_size * self.args.gradient_accumulation_steps
         self._grouped = LengthGroupedSampler(self.train_dataset["seconds"][:], together, self._order_seed)
         return self._grouped
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        # Trainer's own would group these as well, and predictions stand in the order of their table.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _check_one_batch(self) -> None:
         count = len(self.train_dataset)

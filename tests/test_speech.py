@@ -332,6 +332,7 @@ def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
     assert seen[-10:] == batches[14:]  # in the second epoch
     for name, value in resumed.model.state_dict().items():
         assert value.equal(whole.model.state_dict()[name]), name
+    assert resumed.predict(resumed.train_dataset).label_ids.tolist() == table["label"][:]
 
 
 def test_batches_by_length_are_refused_where_they_would_change_nothing(encoders, tmp_path):

@@ -58,6 +58,7 @@ RELIED_ON: dict[str, tuple[str, str]] = {
         "f3d15b81f2b0",
         "without grouping by length it is a RandomSampler that accelerate makes seedable",
     ),
+    "_get_eval_sampler": ("e3c9847a0000", "one process reads in order, and several by no sampler of their own"),
     "_remove_unused_columns": ("0e09f6fa84f9", "it returns the data set without them"),
     "_get_collator_with_removed_columns": ("df0633f183e6", "it returns the collator, wrapped or not"),
     "evaluation_loop": (
