@@ -482,11 +482,11 @@ def test_real_speech_from_the_original_tree(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
 def test_the_demo_learns_prosody_and_no_leak(tmp_path):
-    """The whole recipe, as README's first line runs it; and half of it with the training labels shuffled."""
+    """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""
     recipe, folders = str(ROOT / "configs" / "demo.yaml"), (tmp_path / "demo", tmp_path / "shuffled")
     flags = ["--cache_dir", str(tmp_path / "cache"), "--report_to", "none", "--output_dir"]
     main([recipe, *flags, str(folders[0])])
-    main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true", "--num_train_epochs", "6"])
+    main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true"])
     learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert learnt["UA"] >= 0.8
     assert shuffled["corpus"]["options"]["shuffled_training_labels"] is True
