@@ -14,17 +14,10 @@ from ser.trainable import add_adapters
 from ser.trainer import SERTrainer
 from speech_maxmvit import FAMILIES
 from tests.test_speech import CLIPS, Sounds, built, command, inputs_of, logits_of
-from tests.tiny import tiny_speech_encoder
 from tests.training import compute_metrics, make_arguments
 
 pytest.importorskip("peft", reason="pip install -r requirements-dev.txt")
 ENCODER = "maxmvit.speech_encoder.encoder."
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory) -> dict[str, str]:
-    torch.manual_seed(0)
-    return {family: tiny_speech_encoder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
 
 
 def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, torch.Tensor]]:
