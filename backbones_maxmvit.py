@@ -30,7 +30,7 @@ def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
         ValueError: if it cannot be built.
     """
     if branch == "speech":
-        return SpeechEncoder(config.speech_encoder_config or {}, config.speech_pooling)
+        return SpeechEncoder(config.speech_encoder_config or {}, config.speech_pooling, config.speech_layers)
     return create_backbone(branch, config)
 
 

@@ -101,8 +101,9 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             `"deltas"`: the picture, its change from frame to frame, and the change of that; see
             `images_maxmvit.with_deltas`.
         image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or both.
-        image_mean (`Sequence[float]`, defaults to ImageNet's): subtracted per channel by `normalize`.
-        image_std (`Sequence[float]`, defaults to ImageNet's): divided by, per channel, by `normalize`.
+        image_mean (`Sequence[float]` or `dict`, defaults to ImageNet's): subtracted per channel by `normalize`; of
+            backbones that were pretrained with different ones, a `dict` with one for `"cqt"` and one for `"mel"`.
+        image_std (`Sequence[float]` or `dict`, defaults to ImageNet's): the divisor per channel of `normalize`.
         filter_bank (`str`, defaults to `"fixed"`): `"learnable"` for a model whose Mel filters are learnt, which is
             given the power of every frequency besides; see `learnable_maxmvit.py`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
@@ -137,8 +138,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         n_mfcc: int = 40,
         channels: str = "repeat",
         image_size: int | Sequence[int] = 244,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
+        image_mean: Sequence[float] | Mapping[str, Sequence[float]] = IMAGENET_MEAN,
+        image_std: Sequence[float] | Mapping[str, Sequence[float]] = IMAGENET_STD,
         filter_bank: str = "fixed",
         backend: str = "torch",
         speech_processor: dict[str, Any] | None = None,
@@ -164,8 +165,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         self.n_mfcc = n_mfcc
         self.channels = channels
         self.image_size = image_size if isinstance(image_size, int) else list(image_size)
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = _by_branch(image_mean)
+        self.image_std = _by_branch(image_std)
         self.filter_bank = filter_bank
         self.backend = backend
         self.speech_processor = speech_processor
@@ -243,7 +244,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
                 f"resample it first, e.g. librosa.resample(y, orig_sr={sampling_rate}, target_sr={self.sampling_rate})"
             )
         clips = self.spectrograms(raw_speech, device=device)
-        values: dict[str, Any] = {name: self.normalize(image) for name, image in self.images(clips).items()}
+        values: dict[str, Any] = {name: self.normalize(image, name.removesuffix("_values"))
+                                  for name, image in self.images(clips).items()}  # fmt: skip
         values |= {name: value.to(device) for name, value in self.heard(clips).items()}
         if return_tensors != "pt":
             values = {name: value.cpu().numpy() for name, value in values.items()}
@@ -338,11 +340,14 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.no_grad()
     @one_thread()
-    def images(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """Pictures of spectrograms in [0, 1], before normalisation: trimmed, levelled, represented, resized.
+    def images(
+        self, spectrograms: Sequence[Mapping[str, torch.Tensor]], branches: Sequence[str] = ("cqt", "mel")
+    ) -> BatchFeature:
+        """Renders images of spectrograms in [0, 1], before normalisation: trimmed, levelled, represented, resized.
 
         Args:
             spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; left as they are.
+            branches (`Sequence[str]`, defaults to both): the images to render, of `"cqt"` and `"mel"`.
 
         Returns:
             `BatchFeature` with `cqt_values` and `mel_values`, float32 tensors `(B, 1, height, width)`, of three
@@ -354,9 +359,12 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         if not len(spectrograms):
             raise ValueError("no spectrogram given: the list is empty")
         with torch.autocast(spectrograms[0]["mel"].device.type, enabled=False):
-            pairs = [self._image_pair({name: db.float() for name, db in clip.items()}) for clip in spectrograms]
-        cqt, mel = (torch.cat(images) for images in zip(*pairs, strict=True))
-        return BatchFeature({"cqt_values": cqt, "mel_values": mel})
+            clips = [self.trim({name: db.float() for name, db in clip.items()}) for clip in spectrograms]
+            settings = picture_settings(self)
+            images = {
+                name: torch.cat([drawn(clip[name], settings, name == "mel") for clip in clips]) for name in branches
+            }
+        return BatchFeature({f"{name}_values": values for name, values in images.items()})
 
     @one_thread()
     def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
@@ -375,18 +383,25 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         learnable = self.filter_bank == "learnable"
         return BatchFeature(power_inputs([self.trim(clip)["power"] for clip in spectrograms]) if learnable else None)
 
-    def _image_pair(self, spectrogram: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        spectrogram = self.trim(spectrogram)
-        return [drawn(spectrogram[name], picture_settings(self), name == "mel") for name in ("cqt", "mel")]
-
     @property
     def image_shape(self) -> list[int]:
         """Height and width of `image_size`."""
         return [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """`(B, 1 or 3, H, W)` in [0, 1], any float type -> `(B, 3, H, W)` float32, ImageNet-normalised."""
-        return normalized(images, self.image_mean, self.image_std)
+    def normalization(self, branch: str) -> tuple[list[float], list[float]]:
+        """`image_mean` and `image_std` of a branch, `"cqt"` or `"mel"`."""
+        mean, std = (each[branch] if isinstance(each, dict) else each for each in (self.image_mean, self.image_std))
+        return mean, std
+
+    def normalize(self, images: torch.Tensor, branch: str = "cqt") -> torch.Tensor:
+        """Normalises images of a branch, `(B, 1 or 3, H, W)` in [0, 1], any float type: `(B, 3, H, W)` float32."""
+        return normalized(images, *self.normalization(branch))
+
+
+def _by_branch(values: Sequence[float] | Mapping[str, Sequence[float]]) -> list[float] | dict[str, list[float]]:
+    if isinstance(values, Mapping):
+        return {branch: list(own) for branch, own in values.items()}
+    return list(values)
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

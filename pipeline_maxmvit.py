@@ -221,7 +221,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         waveforms = [sound for sound in sounds if not isinstance(sound, dict)]
         computed = iter(extractor.spectrograms(waveforms, device=self.device) if waveforms else [])
         spectrograms = [sound if isinstance(sound, dict) else next(computed) for sound in sounds]
-        inputs = {name: extractor.normalize(image) for name, image in extractor.images(spectrograms).items()}
+        images = extractor.images(spectrograms, self.model.config.picture_names)
+        inputs = {name: extractor.normalize(image, name.removesuffix("_values")) for name, image in images.items()}
         inputs |= {name: value.to(self.device) for name, value in extractor.heard(spectrograms).items()}
         return self.model(**inputs)
 

@@ -38,14 +38,14 @@ class Prepared:
     def spectrograms(self, waveforms: list[np.ndarray], device: torch.device) -> list[dict[str, torch.Tensor]]:
         return [{} for _ in waveforms]
 
-    def images(self, spectrograms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def images(self, spectrograms: list[dict[str, torch.Tensor]], branches: list[str]) -> dict[str, torch.Tensor]:
         self.index += 1
         return self.batches[(self.index - 1) % len(self.batches)]
 
     def heard(self, spectrograms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {}
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor, branch: str) -> torch.Tensor:
         return images
 
 

@@ -38,15 +38,22 @@ class ModelArguments:
         default=None,
         metadata={"help": "wav2vec 2.0, HuBERT, WavLM, data2vec or Whisper that hears the waveform: name or folder."},
     )
-    speech_pooling: str = field(default="attention", metadata={"help": "attention over its frames, or their mean."})
+    speech_pooling: str = field(
+        default="attention",
+        metadata={"help": "Pooling of its frames over time: attention, mean, statistics or attentive_statistics."},
+    )
+    speech_layers: str = field(
+        default="weighted_sum", metadata={"help": "How its pooled layers are joined: weighted_sum or concat."}
+    )
     fusion: str = field(default="concat", metadata={"help": "concat, gated, attention or bilinear."})
     fusion_size: int = field(default=256, metadata={"help": "Width of attention and bilinear."})
-    head: str = field(default="mlp", metadata={"help": "mlp, or decoder: a query for each class reads the pictures."})
+    head: str = field(default="mlp", metadata={"help": "mlp, linear, or decoder (a query for each class)."})
     head_layers: int = field(default=1, metadata={"help": "Hidden layers of the MLP, or layers of the decoder."})
     image_size: list[int] | None = field(
         default=None, metadata={"help": "What the backbones see: one number, or height and width (default: 224)."}
     )
     hidden_size: int = field(default=512, metadata={"help": "Width of the head's hidden layer."})
+    feature_dropout: float = field(default=0.0, metadata={"help": "Dropout of the fused features, before the head."})
     hidden_dropout: float = field(default=0.2, metadata={"help": "Dropout of the head."})
     feature_extractor_kwargs: str | None = field(
         default=None, metadata={"help": 'JSON: changes to the feature extractor, such as {"image_size": 128}.'}

@@ -27,15 +27,16 @@ class PairCollator:
             `{branch: (B, channels, H, W)}` in [0, 1].
         spectrogram_augmentation (`Callable`, *optional*): `clip -> clip` on one clip's spectrograms, before pictures
             are drawn of them.
-        layer_means (`Mapping[str, torch.Tensor]`, *optional*): by `content`, what a frozen speech encoder makes of
-            whole clips ([`layer_means_of`]), in place of the waveform.
+        layer_statistics (`Mapping[str, torch.Tensor]`, *optional*): by the digest of a waveform, the embedding that a
+            frozen speech encoder gives it ([`layer_statistics_of`]), instead of the waveform.
+        branches (`Sequence[str]`, defaults to both): the images that the model takes, of `"cqt"` and `"mel"`.
         draw_versions (`bool`, defaults to False): of a clip with altered copies take one version at random, each as
             often as any other; otherwise always the original.
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
         sixth of the bytes that three normalised float32 channels are. What the extractor's `heard` has of the clips,
-        or layer means for what a speech encoder hears. And `labels` as `augmentation` left them, otherwise int64
+        or layer statistics instead of the waveform. And `labels` as `augmentation` left them, otherwise int64
         `(B,)`, or of rows with `votes` their shares, float32 `(B, C)`; none if rows have no `label`.
 
     Raises:
@@ -48,43 +49,49 @@ class PairCollator:
         augmentation: Augmentation | None = None,
         spectrogram_augmentation: SpectrogramAugmentation | None = None,
         draw_versions: bool = False,
-        layer_means: Mapping[str, torch.Tensor] | None = None,
+        layer_statistics: Mapping[str, torch.Tensor] | None = None,
+        branches: Sequence[str] = ("cqt", "mel"),
     ):
         self.feature_extractor = feature_extractor
         self.augmentation = augmentation
         self.spectrogram_augmentation = spectrogram_augmentation
         self.draw_versions = draw_versions
-        self.layer_means = layer_means
+        self.layer_statistics = layer_statistics
+        self.branches = branches
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        clips = [self._spectrograms(row) for row in rows]
+        found = [self._spectrograms(row) for row in rows]
+        clips, contents = [clip for clip, _ in found], [content for _, content in found]
         if self.spectrogram_augmentation is not None:
             clips = [self.spectrogram_augmentation(clip) for clip in clips]
         images = {
-            name.removesuffix("_values"): values for name, values in self.feature_extractor.images(clips).items()
+            name.removesuffix("_values"): values
+            for name, values in self.feature_extractor.images(clips, self.branches).items()
         }
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
         if VOTES in rows[0]:
             labels = torch.tensor(shares_of([row[VOTES] for row in rows]), dtype=torch.float32)
-        if self.augmentation is not None and labels is not None:
+        if self.augmentation is not None and labels is not None and images:
             images, labels = self.augmentation(images, labels)
         batch: dict[str, Any] = {"images": {branch: values.half() for branch, values in images.items()}}
-        if self.layer_means is None or "start" in rows[0]:
+        if self.layer_statistics is None or "start" in rows[0]:
             batch |= self.feature_extractor.heard(clips)
         else:
             batch |= self.feature_extractor.powers(clips)
-            batch["input_values"] = torch.stack([self.layer_means[row["content"]] for row in rows])
+            batch["input_values"] = torch.stack([self.layer_statistics[content or ""] for content in contents])
         return batch if labels is None else {**batch, "labels": labels}
 
-    def _spectrograms(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _spectrograms(self, row: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str | None]:
+        """The spectrograms of a row, and the digest of their waveform where they were kept."""
         if "spectrograms" not in row:
-            return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0]
+            return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0], None
         versions = row["spectrograms"]
         several = self.draw_versions and len(versions) > 1
-        clip = versions[int(torch.randint(len(versions), ())) if several else 0]
+        number = int(torch.randint(len(versions), ())) if several else 0
+        clip, content = versions[number], versions.contents[number]
         if "start" not in row:
-            return clip
-        return self.feature_extractor.cut(self.feature_extractor.trim(clip), row["start"], row["end"])
+            return clip, content
+        return self.feature_extractor.cut(self.feature_extractor.trim(clip), row["start"], row["end"]), None
 
 
 class Numbered(Dataset):

@@ -186,12 +186,13 @@ class Picture(nn.Module):
         self.has_deltas = extractor.channels == "deltas"
         is_cepstrum = name == "mel" and extractor.mel_representation == "mfcc"
         rows = extractor.n_mfcc if is_cepstrum else bins
-        shape = (len(extractor.image_mean), 1, 1)
+        mean, std = extractor.normalization(name)
+        shape = (len(mean), 1, 1)
         constants = {
             "deltas": delta_filters(DELTA_WIDTH).T / (2 * np.array(DELTA_REACH)),
             "resize": F.interpolate(torch.eye(rows)[None, None], size=(height, rows), mode="bilinear")[0, 0].numpy(),
-            "mean": np.reshape(extractor.image_mean, shape),
-            "std": np.reshape(extractor.image_std, shape),
+            "mean": np.reshape(mean, shape),
+            "std": np.reshape(std, shape),
         }
         if is_cepstrum:
             constants["cepstrum"] = cosine_filters(bins, rows) / bins**0.5

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from timm.models import get_pretrained_cfg, is_model
 from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from feature_extraction_maxmvit import IMAGENET_MEAN, IMAGENET_STD, MaxMViTFeatureExtractor
 from images_maxmvit import picture_settings
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
@@ -102,7 +103,25 @@ def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtrac
         changes = {**changes, "filter_bank": model_args.filter_bank}
     if model_args.speech_encoder:
         changes = {**changes, "speech_processor": read_processor(model_args.speech_encoder)}
-    return MaxMViTFeatureExtractor(**changes)
+    return MaxMViTFeatureExtractor(**{**_pretrained_normalization(model_args), **changes})
+
+
+def _pretrained_normalization(model_args: "ModelArguments") -> dict[str, dict[str, list[float]]]:
+    """`image_mean` and `image_std` that the backbones were pretrained with, where their pretrained weights are used
+    and they are not the paper's, whose images stay normalised by ImageNet's mean and standard deviation."""
+    found = {}
+    for branch in ("cqt", "mel"):
+        name = str(getattr(model_args, f"{branch}_backbone"))
+        is_the_papers = name.split(".")[0] == getattr(MaxMViTConfig, f"{branch}_backbone")
+        if is_the_papers or not model_args.imagenet_weights or not is_model(name):
+            found[branch] = (list(IMAGENET_MEAN), list(IMAGENET_STD))
+        else:
+            pretrained = get_pretrained_cfg(name)
+            found[branch] = (list(pretrained.mean), list(pretrained.std))
+    if all(values == (list(IMAGENET_MEAN), list(IMAGENET_STD)) for values in found.values()):
+        return {}
+    names = {"image_mean": 0, "image_std": 1}
+    return {name: {branch: values[index] for branch, values in found.items()} for name, index in names.items()}
 
 
 def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTForAudioClassification:

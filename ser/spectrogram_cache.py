@@ -163,6 +163,10 @@ class StoredSpectrograms:
         """The spectrograms of one row of the store, as the extractor returned them, float32."""
         return unpack(self._table.data.column("spectrograms")[row].as_buffer())
 
+    def contents(self, rows: Sequence[int]) -> list[str]:
+        """Digests of the waveforms of these rows of the store."""
+        return self._table.data.column("content").take(pyarrow.array(rows)).to_pylist()
+
     def facts(self, column: str) -> list:
         """`content`, `seconds` or `error` of every key."""
         return self._table.data.column(column).take(pyarrow.array(self.rows)).to_pylist()
@@ -180,6 +184,11 @@ class Versions(Sequence[dict[str, torch.Tensor]]):
 
     def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
         return self.stored.read(self.rows[version])
+
+    @property
+    def contents(self) -> list[str]:
+        """Digest of each version's waveform."""
+        return self.stored.contents(self.rows)
 
 
 class _Part:

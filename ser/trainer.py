@@ -171,7 +171,7 @@ class SERTrainer(ResumableTrainer):
         if "images" not in inputs:
             return inputs
         normalize = self.processing_class.normalize
-        values = {f"{branch}_values": normalize(pictures) for branch, pictures in inputs["images"].items()}
+        values = {f"{branch}_values": normalize(pictures, branch) for branch, pictures in inputs["images"].items()}
         return values | {name: value for name, value in inputs.items() if name != "images"}
 
     def _make_loss(self) -> ClassificationLoss | None:

@@ -34,7 +34,7 @@ from ser.distributions import DISTRIBUTION_SCORES, VOTES, compute_distribution_m
 from ser.errors import DataError
 from ser.features import extract_features, rearranged
 from ser.flags import as_flags
-from ser.frozen import layer_means_of, suffices
+from ser.frozen import layer_statistics_of, suffices
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
 from ser.processes import Crew, first_process_first
@@ -187,22 +187,23 @@ def make_trainer(
     parts: dict[str, datasets.Dataset],
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
-    layer_means: Mapping[str, torch.Tensor] | None = None,
+    layer_statistics: Mapping[str, torch.Tensor] | None = None,
     kind: Callable[..., SERTrainer] = SERTrainer,
     **kwargs: Any,
 ) -> SERTrainer:
     """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
-    train_collator = PairCollator(
-        feature_extractor,
+    collator = partial(
+        PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.picture_names
+    )
+    train_collator = collator(
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
         make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
         draw_versions=args.waveform_copies > 0,
-        layer_means=layer_means,
     )
     return kind(
         model=model,
         args=args,
-        data_collator=PairCollator(feature_extractor, layer_means=layer_means),
+        data_collator=collator(),
         train_collator=train_collator,
         train_dataset=parts["train"],
         eval_dataset=parts["validation"] if len(parts["validation"]) else None,
@@ -258,16 +259,17 @@ def train_and_test(
     taught = parts["train"]
     if data_args.corpus_sampling == "balanced":
         taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))
-    layer_means = None
+    layer_statistics = None
     if data_args.cache_features and suffices(config, args):
-        with first_process_first(args, "hearing the clips"):
-            layer_means = layer_means_of(corpus.clips, model, feature_extractor, data_args.cache_dir, args.device)
+        with first_process_first(args, "running the speech encoder"):
+            tables = [corpus.clips, parts["train"]]
+            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
     kind: Callable[..., SERTrainer] = SERTrainer
     if corpus.shards is not None:
         kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
     clock = RunClock(args.output_dir, started)
     parts_taught = parts | {"train": taught}
-    trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_means, kind, callbacks=[clock])
+    trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions

@@ -163,7 +163,7 @@ def test_only_the_decoder_shows_what_it_attends_to():
     "wrong, said",
     [
         ({"fusion": "sum"}, "fusion='sum' .* concat, gated, attention, bilinear"),
-        ({"head": "svm"}, "head='svm' .* mlp, decoder"),
+        ({"head": "svm"}, "head='svm' .* mlp, linear, decoder"),
         ({"head_layers": 0}, "head_layers=0"),
         ({"fusion_size": 0}, "fusion_size=0"),
         ({"fusion": "gated", "mel_backbone": None}, "nothing to fuse"),

@@ -12,6 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, pipeline
 
 import predict_ser
 import ser.models
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
@@ -215,3 +216,30 @@ def test_a_model_that_was_never_saved_has_a_pipeline_too():
         model=tiny_model(), feature_extractor=tiny_feature_extractor(), task="audio-classification"
     )
     assert len(classify(voice(0.5))) == 4
+
+
+@pytest.mark.parametrize(
+    "cqt, mel, expected",
+    [
+        ("maxvit_base_tf_224", "mvitv2_base", None),
+        ("tf_efficientnet_lite0", "mvitv2_tiny", {"cqt": [0.5] * 3, "mel": [0.485, 0.456, 0.406]}),
+        ("convnext_atto", "vit_tiny_patch16_224", {"cqt": [0.485, 0.456, 0.406], "mel": [0.5] * 3}),
+        ("convnet", "none", None),
+    ],
+)
+def test_images_are_normalised_as_the_backbones_were_pretrained(cqt, mel, expected):
+    extractor = make_feature_extractor(ModelArguments(cqt_backbone=cqt, mel_backbone=mel))
+    plain = MaxMViTFeatureExtractor()
+    assert extractor.image_mean == (expected or plain.image_mean)
+    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    image = torch.rand(1, 1, 8, 8)
+    for branch in ("cqt", "mel"):
+        mean, std = (torch.tensor(values)[:, None, None] for values in extractor.normalization(branch))
+        torch.testing.assert_close(again.normalize(image, branch), (image - mean) / std)
+    scratch = ModelArguments(cqt_backbone=cqt, mel_backbone=mel, imagenet_weights=False)
+    assert make_feature_extractor(scratch).image_mean == plain.image_mean
+
+
+def test_a_mean_by_branch_must_name_both():
+    with pytest.raises(ValueError, match="must name cqt and mel, got cqt"):
+        MaxMViTFeatureExtractor(image_mean={"cqt": [0.5] * 3})

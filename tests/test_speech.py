@@ -98,17 +98,88 @@ def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pool
     own = own.encoder if family == "whisper" else own
     with torch.no_grad():
         states = own(given["input_values"], output_hidden_states=True).hidden_states
-        tokens = branch.forward_features(given["input_values"], given["attention_mask"])
+        features = branch.forward_features(given["input_values"], given["attention_mask"])
+    tokens = features.tokens
     shares = torch.exp(branch.layer_weights) / torch.exp(branch.layer_weights).sum()
     frames = sum(share * state[0] for share, state in zip(shares, states, strict=True))
     if pooling == "mean":
         torch.testing.assert_close(tokens[0], frames.mean(0, keepdim=True))
+        torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
         return
     attention = torch.exp(frames @ branch.attention.weight[0])
     torch.testing.assert_close(tokens[0, 0], (frames * attention[:, None]).sum(0) / attention.sum())
     bounds = [(k * len(frames) // STRETCHES, -(-(k + 1) * len(frames) // STRETCHES)) for k in range(STRETCHES)]
     torch.testing.assert_close(tokens[0, 1:], torch.stack([frames[a:b].mean(0) for a, b in bounds]))
-    assert model.branches()["speech"].forward_head(tokens).equal(tokens[:, 0])
+    torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
+
+
+@pytest.mark.parametrize("layers", ["weighted_sum", "concat"])
+@pytest.mark.parametrize("pooling", ["statistics", "attentive_statistics"])
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])
+def test_statistics_are_mean_and_standard_deviation_of_each_layer(encoders, family, pooling, layers):
+    model, extractor = built(encoders[family], speech_pooling=pooling, speech_layers=layers)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
+    given = inputs_of(extractor, CLIPS[1])
+    scores: list[torch.Tensor] = []
+    if pooling == "attentive_statistics":
+        torch.nn.init.normal_(branch.attention[2].weight)
+        branch.attention.register_forward_hook(lambda _, __, given: scores.append(given[:, 0]))
+    with torch.no_grad():
+        features, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
+    states = torch.stack([state[0, :, 0].T for state in maps]).double()
+    shares = scores[0].softmax(0).double() if scores else torch.full((states.shape[1],), 1 / states.shape[1]).double()
+    assert len(shares) == states.shape[1] and (pooling == "statistics" or shares.std() > 1e-4)
+    means = (shares[:, None] * states).sum(1)
+    deviations = (shares[:, None] * (states - means[:, None]) ** 2).sum(1).clamp(min=1e-10).sqrt()
+    expected = torch.cat([means, deviations], dim=1)
+    expected = expected.flatten() if layers == "concat" else branch.layer_weights.softmax(0).double() @ expected
+    torch.testing.assert_close(features.pooled[0].double(), expected / (1 + 1e-5) ** 0.5, rtol=1e-3, atol=1e-4)
+    assert branch.head_hidden_size == len(expected) == features.pooled.shape[1]
+
+
+def test_statistics_are_standardised_by_those_of_training(encoders):
+    model, extractor = built(encoders["hubert"], speech_pooling="statistics", speech_layers="concat")
+    inputs, branch = inputs_of(extractor, *CLIPS), model.branches()["speech"]
+    branch.norm.train()
+    given = inputs["input_values"], inputs["attention_mask"]
+    pooled = branch(*given)
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(pooled.shape[1]), rtol=0, atol=1e-4)
+    for _ in range(200):
+        branch(*given)
+    branch.norm.eval()
+    plain = branch.layer_statistics(*given).flatten(2).flatten(1)
+    expected = (plain - plain.mean(0)) / (plain.var(0) + branch.norm.eps).sqrt()
+    torch.testing.assert_close(branch(*given), expected, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="A batch of one clip cannot be trained on: statistics pooling"):
+        branch.norm.train()
+        branch(given[0][:1], given[1][:1])
+
+
+def test_whisper_of_thirty_seconds_is_that_of_transformers(encoders):
+    """Its checkpoint takes 1 s at most, where a real one takes 30."""
+    model, extractor = built(encoders["whisper"])
+    own = AutoModel.from_pretrained(encoders["whisper"]).encoder.eval()
+    given = inputs_of(extractor, voice(1.0, seed=3))
+    assert given["input_values"].shape[-1] == own.config.max_source_positions * 2
+    states, frames = model.branches()["speech"]._layers(given["input_values"], given["attention_mask"])
+    with torch.no_grad():
+        expected = own(given["input_values"], output_hidden_states=True)
+    assert frames == [50] and len(states) == len(expected.hidden_states)
+    for state, hidden in zip(states, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
+        torch.testing.assert_close(state, hidden, rtol=0, atol=1e-5)
+
+
+def test_padding_in_training_changes_no_whisper_feature(encoders):
+    model, extractor = built(encoders["whisper"], speech_pooling="mean")
+    branch, batch = model.branches()["speech"], inputs_of(extractor, *CLIPS)
+    expected = branch(batch["input_values"], batch["attention_mask"])
+    branch.encoder.train()  # its configuration has no dropout
+    runs: list[tuple[int, ...]] = []
+    run = branch._run_whisper
+    branch._run_whisper = lambda values, lengths: runs.append(tuple(values.shape)) or run(values, lengths)
+    torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"]), expected, rtol=0, atol=1e-6)
+    assert runs == [(5, 8, 100)]  # one padded batch: the clip of 2.3 s is three pieces
 
 
 def test_it_begins_as_the_mean_over_time_of_the_mean_of_the_layers(encoders):
@@ -165,8 +236,10 @@ def test_whisper_is_given_its_own_pictures_piece_by_piece(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["whisper"]))
     own = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
     given, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
-    assert given["input_values"].shape == (3, 8, 300) and given["attention_mask"].sum(-1).tolist() == [100, 230, 25]
-    pieces = [own(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000) for i in (0, 16_000, 32_000)]
+    assert given["input_values"].shape == (3, 8, 230) and given["attention_mask"].sum(-1).tolist() == [100, 230, 25]
+    pieces = [
+        own(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000, padding=False) for i in (0, 16_000, 32_000)
+    ]
     expected = np.concatenate([piece["input_features"][0] for piece in pieces], axis=-1)
     np.testing.assert_array_equal(given["input_values"][1], expected)
 
@@ -601,18 +674,41 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
 # ---- frozen: heard once
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_layer_means_stand_for_the_waveform(encoders, family):
-    model, extractor = built(encoders[family], speech_pooling="mean", fusion="attention", head="decoder")
-    torch.nn.init.normal_(model.branches()["speech"].layer_weights)
+@pytest.mark.parametrize("family, pooling, layers", [(f, "mean", "weighted_sum") for f in FAMILIES]
+                         + [("wavlm", "statistics", "concat"), ("whisper", "statistics", "weighted_sum")])  # fmt: skip
+def test_layer_statistics_stand_for_the_waveform(encoders, family, pooling, layers):
+    chosen = {"speech_pooling": pooling, "speech_layers": layers, "fusion": "attention", "head": "decoder"}
+    model, extractor = built(encoders[family], **chosen)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
     inputs = inputs_of(extractor, *CLIPS)
     expected = model(**inputs).logits
-    means = model.branches()["speech"].layer_means(inputs["input_values"], inputs.pop("attention_mask"))
-    assert means.shape == (3, 3, 16)
-    torch.testing.assert_close(model(**inputs | {"input_values": means}).logits, expected, rtol=0, atol=1e-6)
-    halved = model(**inputs | {"input_values": means.half()}, output_hidden_states=True)
+    statistics = branch.layer_statistics(inputs["input_values"], inputs.pop("attention_mask"))
+    assert statistics.shape == (3, 3, 2, 16)
+    torch.testing.assert_close(model(**inputs | {"input_values": statistics}).logits, expected, rtol=0, atol=1e-6)
+    halved = model(**inputs | {"input_values": statistics.half()}, output_hidden_states=True)
     torch.testing.assert_close(halved.logits, expected, rtol=0, atol=1e-3)
     assert halved.hidden_states[-1].shape == (3, 16, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_local_folder_of_an_encoder_alone_loads_without_a_warning(tmp_path, encoders):
+    weights = load_file(Path(encoders["whisper"]) / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".encoder." in name}
+    assert 0 < len(kept) < len(weights)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(Path(encoders["whisper"]) / name, tmp_path)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    code = """
+import sys
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import MaxMViTModel
+model = MaxMViTModel(MaxMViTConfig(cqt_backbone=None, mel_backbone=None, speech_encoder=sys.argv[1]))
+model.load_speech_weights()
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "decoder" not in done.stderr and "MISSING" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow
@@ -631,7 +727,9 @@ def test_a_frozen_encoder_hears_each_clip_once(encoders, tmp_path, monkeypatch):
 
     assert run("first") == 192
     (kept,) = (tmp_path / "cache" / "maxmvit_speech").glob("*.safetensors")
-    assert {value.shape for value in load_file(kept).values()} == {(3, 16)} and len(load_file(kept)) == 192
+    assert {value.shape for value in load_file(kept).values()} == {(3, 2, 16)} and len(load_file(kept)) == 192
+    assert run("copies", "--waveform_copies=1", "--waveform_chain=recording") > 0
+    assert run("copies again", "--waveform_copies=1", "--waveform_chain=recording", "--speech_pooling=statistics") == 0
     assert run("another fusion", "--fusion=concat") == 0
     assert run("windows", "--training_window=0.3") >= 2 * 32 + 32
     classify = load_pipeline(str(tmp_path / "first"))

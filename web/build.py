@@ -105,8 +105,8 @@ def write_model(model: str, folder: Path) -> None:
             {
                 "name": f"{title.lower()}_values",
                 "title": f"{title} spectrogram",
-                "mean": extractor.image_mean[0],
-                "std": extractor.image_std[0],
+                "mean": extractor.normalization(title.lower())[0][0],
+                "std": extractor.normalization(title.lower())[1][0],
                 "ticks": list(ticks.items()),
             }
             for title, ticks in frequency_ticks(extractor).items()

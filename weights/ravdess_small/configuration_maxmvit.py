@@ -12,13 +12,13 @@ from transformers.utils.versions import require_version
 try:
     from .images_maxmvit import SETTINGS
     from .keywords_maxmvit import EXTRACTOR_CHOICES
-    from .speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
+    from .speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from images_maxmvit import SETTINGS
     from keywords_maxmvit import EXTRACTOR_CHOICES
-    from speech_maxmvit import POOLINGS, check_encoder_config, read_encoder_config
+    from speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
 
 require_version(
     "transformers>=5.4",
@@ -27,7 +27,7 @@ require_version(
 
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
-HEAD_NAMES = ("mlp", "decoder")
+HEAD_NAMES = ("mlp", "linear", "decoder")
 AUTO_MAP = {
     "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
     "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
@@ -120,7 +120,10 @@ class MaxMViTConfig(PretrainedConfig):
             The encoder's own configuration, by which it is built. Read from `speech_encoder` where it is not given;
             a checkpoint of this model brings it.
         speech_pooling (`str`, defaults to `"attention"`):
-            What pools the encoder's frames over time: `"attention"`, which begins as the mean, or `"mean"`.
+            How the frames of the speech encoder are pooled over time: `"attention"`, which begins as the mean;
+            `"mean"`; `"statistics"`, mean and standard deviation; or `"attentive_statistics"`.
+        speech_layers (`str`, defaults to `"weighted_sum"`):
+            How the layers of the speech encoder are joined: `"weighted_sum"`, or `"concat"`.
         image_size (`int` or `Sequence[int]`, defaults to 224):
             Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
             an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
@@ -133,14 +136,16 @@ class MaxMViTConfig(PretrainedConfig):
         fusion_size (`int`, defaults to 256):
             Width to which `"attention"` and `"bilinear"` project the branches.
         head (`str`, defaults to `"mlp"`):
-            `"mlp"`, the paper's, or `"decoder"`: one learned query for each class attends to the feature maps of all
-            branches.
+            `"mlp"`, the paper's; `"linear"`, a linear classifier; or `"decoder"`: one learned query for each class
+            attends to the feature maps of all branches.
         head_layers (`int`, defaults to 1):
             Hidden layers of the MLP, or layers of the decoder.
         hidden_size (`int`, defaults to 512):
             Width of the hidden layers of the head.
         hidden_dropout (`float`, defaults to 0.2):
             Dropout probability in the head.
+        feature_dropout (`float`, defaults to 0.0):
+            Dropout probability of the fused features, before the head.
         temperature (`float`, defaults to 1.0):
             What the pipeline divides logits by before it makes probabilities of them, so that these are as often
             right as they say (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are less sure. The
@@ -172,6 +177,7 @@ class MaxMViTConfig(PretrainedConfig):
     speech_encoder: str | None = None
     speech_encoder_config: dict[str, Any] | None = None
     speech_pooling: str = "attention"
+    speech_layers: str = "weighted_sum"
     image_size: int | list[int] | tuple[int, ...] = 224
     fusion: str = "concat"
     fusion_size: int = 256
@@ -179,6 +185,7 @@ class MaxMViTConfig(PretrainedConfig):
     head_layers: int = 1
     hidden_size: int = 512
     hidden_dropout: float = 0.2
+    feature_dropout: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self, **kwargs):
@@ -195,7 +202,13 @@ class MaxMViTConfig(PretrainedConfig):
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
         self._check_image_size()
-        for field, known in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES), ("speech_pooling", POOLINGS)):
+        choices = {
+            "fusion": FUSION_NAMES,
+            "head": HEAD_NAMES,
+            "speech_pooling": POOLINGS,
+            "speech_layers": LAYER_CHOICES,
+        }
+        for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field}={getattr(self, field)!r} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
@@ -203,8 +216,9 @@ class MaxMViTConfig(PretrainedConfig):
         for field in ("fusion_size", "head_layers", "hidden_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")
-        if not 0 <= self.hidden_dropout < 1:
-            raise ValueError(f"hidden_dropout={self.hidden_dropout} does not work: a probability in [0, 1) does.")
+        for field in ("hidden_dropout", "feature_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} does not work: a probability in [0, 1) does.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} does not work: it is a number above 0.")
 

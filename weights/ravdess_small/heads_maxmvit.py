@@ -16,11 +16,15 @@ except ImportError:
     from configuration_maxmvit import MaxMViTConfig
 
 QUERY_STD = 0.02
+NO_ATTENTION = "Only head='decoder' returns attention maps: leave out output_attentions=True."
 Tensors = Mapping[str, torch.Tensor]
 
 
-def tokens_of(backbone: Any, feature_map: torch.Tensor) -> torch.Tensor:
-    """The last feature map of a timm model, `(B, C, H, W)`, `(B, H, W, C)` or `(B, L, C)`, as tokens `(B, L, C)`."""
+def tokens_of(backbone: Any, feature_map: Any) -> torch.Tensor:
+    """Returns the last feature map of a timm model, `(B, C, H, W)`, `(B, H, W, C)` or `(B, L, C)`, as tokens
+    `(B, L, C)`; the speech branch has its own."""
+    if hasattr(feature_map, "tokens"):
+        return feature_map.tokens
     if feature_map.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") != "NHWC":
         feature_map = feature_map.movedim(1, -1)
     return feature_map.flatten(1, -2)
@@ -131,7 +135,7 @@ class MLPHead(HiddenLayer):
         self, features: torch.Tensor, tokens: Tensors, look: bool = False
     ) -> tuple[torch.Tensor, None]:
         if look:
-            raise ValueError("Only head='decoder' returns attention maps: output_attentions=True cannot be had.")
+            raise ValueError(NO_ATTENTION)
         # A BatchNorm that is synchronised over processes (another class) sees their clips too.
         if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
             raise ValueError(
@@ -139,6 +143,19 @@ class MLPHead(HiddenLayer):
                 "drop the last one where it is smaller, or call eval()."
             )
         return self.out_proj(self.deeper(super().forward(features))), None
+
+
+class LinearHead(nn.Module):
+    """A linear classifier: `(B, in_features)` -> `(B, config.num_labels)`, and no attention."""
+
+    def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
+        super().__init__()
+        self.out_proj = nn.Linear(in_features, config.num_labels)
+
+    def forward(self, features: torch.Tensor, tokens: Tensors, look: bool = False) -> tuple[torch.Tensor, None]:
+        if look:
+            raise ValueError(NO_ATTENTION)
+        return self.out_proj(features), None
 
 
 class DecoderLayer(nn.Module):
@@ -192,7 +209,7 @@ class DecoderHead(nn.Module):
         return scores, tuple(seen) if look else None
 
 
-HEADS = {"mlp": MLPHead, "decoder": DecoderHead}
+HEADS = {"mlp": MLPHead, "linear": LinearHead, "decoder": DecoderHead}
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:

@@ -26,7 +26,8 @@ SETTINGS = (
 
 def picture_settings(extractor: Any) -> dict[str, Any]:
     """What of a [`MaxMViTFeatureExtractor`] its Mel pictures hang on, beside the power that they are drawn of."""
-    return {name: getattr(extractor, name) for name in SETTINGS}
+    mean, std = extractor.normalization("mel")
+    return {name: getattr(extractor, name) for name in SETTINGS} | {"image_mean": mean, "image_std": std}
 
 
 def drawn(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:

@@ -81,5 +81,10 @@ def check_extractor(extractor: Any) -> None:
         raise ValueError(f"image_size must be a positive number or (height, width), got {extractor.image_size!r}")
     if extractor.mel_n_fft % 2:
         raise ValueError(f"mel_n_fft must be even, got {extractor.mel_n_fft}")
-    if len(extractor.image_mean) != len(extractor.image_std):
-        raise ValueError("image_mean and image_std must have one value per channel each")
+    for values in (extractor.image_mean, extractor.image_std):
+        if isinstance(values, dict) and {*values} != {"cqt", "mel"}:
+            raise ValueError(f"image_mean and image_std by branch must name cqt and mel, got {', '.join(values)}")
+    for branch in ("cqt", "mel"):
+        mean, std = extractor.normalization(branch)
+        if len(mean) != len(std):
+            raise ValueError("image_mean and image_std must have one value per channel each")

@@ -325,6 +325,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         token_widths = {name: backbone.num_features for name, backbone in branches.items()}
         widths = {name: backbone.head_hidden_size for name, backbone in branches.items()}
         self.fusion = FUSIONS[config.fusion](config, widths, token_widths)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
         self.post_init()
 
@@ -380,7 +381,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         outputs = self.maxmvit(*inputs, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
         tokens = outputs.tokens or {}
-        fused = self.fusion(features, tokens)
+        fused = self.feature_dropout(self.fusion(features, tokens))
         logits, attentions = self.classifier(fused, tokens, look=bool(look))
         loss = None if labels is None else loss_of(logits.float(), labels, self.config.problem_type)
         return SequenceClassifierOutput(
