@@ -30,6 +30,12 @@ GPU_SEGMENTS = 64
 LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
 MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
 MIN_BIN_POWER = 1e-16  # of one frequency, -160 dB: a Mel band adds up many, which must not reach MIN_POWER
+MAX_CHANNELS = 8  # a list of more waveforms, each of so few samples, is one of several channels
+_CHANNELS = set(range(1, MAX_CHANNELS + 1))
+_ONE_OF_CHANNELS = (
+    "an array of shape ({}, {}) looks like (samples, channels), not like a batch of mono waveforms: average the "
+    "channels first, waveform.mean(axis=1)"
+)
 RMS_LENGTH = 2048  # samples, librosa's `frame_length` for levels and for trimming
 
 
@@ -230,7 +236,8 @@ def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
     `min_length + 1` samples.
 
     Raises:
-        ValueError: an item is empty or no mono waveform; the message says which.
+        ValueError: an item is empty or no mono waveform, or what is given is one waveform of several channels; the
+            message says which.
     """
     prepared = []
     for index, waveform in enumerate(_as_list(waveforms)):
@@ -255,12 +262,18 @@ def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
 def _as_list(waveforms: Any) -> list:
     """One waveform or many -> a list of waveforms."""
     if isinstance(waveforms, (np.ndarray, torch.Tensor)):
+        if waveforms.ndim == 2 and waveforms.shape[0] > waveforms.shape[1] > 0:
+            raise ValueError(_ONE_OF_CHANNELS.format(*waveforms.shape))
         return list(waveforms) if waveforms.ndim == 2 else [waveforms]
     if not isinstance(waveforms, (list, tuple)):
         raise ValueError(f"expected a waveform or a list of waveforms, got {type(waveforms).__name__}")
     if not len(waveforms):
         raise ValueError("no waveform given: the list is empty")
-    return [waveforms] if np.isscalar(waveforms[0]) else list(waveforms)
+    if np.isscalar(waveforms[0]):
+        return [waveforms]
+    if len(waveforms) > MAX_CHANNELS and {len(w) if hasattr(w, "__len__") else 0 for w in waveforms} <= _CHANNELS:
+        raise ValueError(_ONE_OF_CHANNELS.format(len(waveforms), len(waveforms[0])))
+    return list(waveforms)
 
 
 def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:

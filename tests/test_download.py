@@ -5,9 +5,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-import download_maxmvit
+import audio_maxmvit
 from audio_maxmvit import AudioError, read_audio
-from download_maxmvit import DownloadError, download
 from tests.servers import Quiet, serving
 
 CONTENT = bytes(range(256)) * 40
@@ -71,7 +70,7 @@ def base():
 
 def fetched(url: str, allow_private: bool = True) -> bytes:
     file = io.BytesIO()
-    download(url, file, allow_private)
+    audio_maxmvit._download(url, file, allow_private)
     return file.getvalue()
 
 
@@ -82,30 +81,30 @@ def test_what_a_url_holds_is_written_whole(base):
 
 
 def test_a_download_that_ends_early_is_refused(base):
-    with pytest.raises(DownloadError, match="/cut-off is cut off: 100 bytes that the server announced"):
+    with pytest.raises(AudioError, match="/cut-off is cut off: 100 bytes that the server announced"):
         fetched(f"{base}/cut-off")
-    with pytest.raises(DownloadError, match="/broken-chunks cannot be read: IncompleteRead"):
+    with pytest.raises(AudioError, match="/broken-chunks cannot be read: IncompleteRead"):
         fetched(f"{base}/broken-chunks")
     with pytest.raises(AudioError, match="/cut-off is cut off"):
         read_audio(f"{base}/cut-off", 16_000, allow_private_urls=True)
 
 
 def test_a_download_has_a_largest_size_announced_or_not(base, monkeypatch):
-    with pytest.raises(DownloadError, match="/huge is larger than 500 MiB. Download it by other means"):
+    with pytest.raises(AudioError, match="/huge is larger than 500 MiB. Download it by other means"):
         fetched(f"{base}/huge")
-    monkeypatch.setattr(download_maxmvit, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(audio_maxmvit, "MAX_DOWNLOAD_BYTES", 2**20)
     file = io.BytesIO()
-    with pytest.raises(DownloadError, match="/endless is larger than 1 MiB"):
-        download(f"{base}/endless", file, allow_private=True)
+    with pytest.raises(AudioError, match="/endless is larger than 1 MiB"):
+        audio_maxmvit._download(f"{base}/endless", file, allow_private=True)
     assert len(file.getvalue()) <= 2**20
 
 
 @pytest.mark.parametrize("path", ["drip-headers", "drip", "silence"])
 def test_a_server_that_stalls_or_drips_is_left_in_time(base, monkeypatch, path):
-    monkeypatch.setattr(download_maxmvit, "MOST_S", 0.6)
-    monkeypatch.setattr(download_maxmvit, "MOST_SILENCE_S", 0.4)
+    monkeypatch.setattr(audio_maxmvit, "MAX_DOWNLOAD_S", 0.6)
+    monkeypatch.setattr(audio_maxmvit, "MAX_SILENCE_S", 0.4)
     start = time.monotonic()
-    with pytest.raises(DownloadError, match=f"/{path} did not come in time: at most 0.6 s in all and 0.4 s without"):
+    with pytest.raises(AudioError, match=f"/{path} did not come in time: at most 0.6 s in all and 0.4 s without"):
         fetched(f"{base}/{path}")
     assert time.monotonic() - start < 2
 
@@ -113,9 +112,9 @@ def test_a_server_that_stalls_or_drips_is_left_in_time(base, monkeypatch, path):
 def test_a_redirect_leads_to_the_web_only(base, tmp_path):
     (tmp_path / "secret").write_text("of this machine")
     for address in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://127.0.0.1/x"):
-        with pytest.raises(DownloadError, match="cannot be read"):
+        with pytest.raises(AudioError, match="cannot be read"):
             fetched(f"{base}/redirect/{quote(address, '')}")
-    with pytest.raises(DownloadError, match="infinite loop"):
+    with pytest.raises(AudioError, match="infinite loop"):
         fetched(f"{base}/redirect/.")  # to /redirect/, which leads nowhere but to itself
 
 
@@ -129,7 +128,7 @@ PRIVATE = (
 def test_the_own_network_is_not_asked_unless_permitted(address, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", None)  # nothing is connected to
     host = f"[{address}]" if ":" in address else address
-    with pytest.raises(DownloadError, match="own network; allow_private_urls permits that"):
+    with pytest.raises(AudioError, match="own network; allow_private_urls permits that"):
         fetched(f"http://{host}/latest/meta-data", allow_private=False)
 
 
@@ -152,12 +151,12 @@ def test_names_are_judged_by_what_they_resolve_to_and_only_that_is_connected_to(
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(socket, "create_connection", to_loopback)
-    with pytest.raises(DownloadError, match="inside.example is 10.0.0.1, which lies in this machine's own network"):
+    with pytest.raises(AudioError, match="inside.example is 10.0.0.1, which lies in this machine's own network"):
         fetched(f"http://inside.example:{port}/plain", allow_private=False)
     assert connected == []
     assert fetched(f"http://mixed.example:{port}/plain", allow_private=False) == CONTENT
     inside = quote(f"http://inside.example:{port}/plain", "")
-    with pytest.raises(DownloadError, match="inside.example is 10.0.0.1"):
+    with pytest.raises(AudioError, match="inside.example is 10.0.0.1"):
         fetched(f"http://mixed.example:{port}/redirect/{inside}", allow_private=False)
     assert set(connected) == {"93.184.215.14"}
     assert asked.count("mixed.example") == 2  # once for each connection, which goes to that very answer
@@ -166,11 +165,11 @@ def test_names_are_judged_by_what_they_resolve_to_and_only_that_is_connected_to(
 def test_a_proxy_is_used_but_not_to_reach_the_own_network(base, monkeypatch):
     monkeypatch.setenv("http_proxy", base)
     monkeypatch.delenv("no_proxy", raising=False)
-    with pytest.raises(DownloadError, match="own network"):
+    with pytest.raises(AudioError, match="own network"):
         fetched("http://10.1.2.3/plain", allow_private=False)
 
 
 @pytest.mark.parametrize("url", ["http://[bad/x", "http://127.0.0.1/a b", "http://127.0.0.1/\u00e9", "http://a..b/x"])
 def test_what_is_no_url_is_told_so(url):
-    with pytest.raises(DownloadError, match="is no valid URL .*write spaces"):
+    with pytest.raises(AudioError, match="is no valid URL .*write spaces"):
         fetched(url)

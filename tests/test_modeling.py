@@ -278,7 +278,6 @@ SHIPPED = Path(__file__).parents[1]
     [
         ("modeling_maxmvit", "backbones_maxmvit"),
         ("backbones_maxmvit", "configuration_maxmvit"),
-        ("audio_maxmvit", "download_maxmvit"),
         ("configuration_maxmvit", "images_maxmvit"),
         ("learnable_maxmvit", "filters_maxmvit"),
         ("spectrograms_maxmvit", "filters_maxmvit"),

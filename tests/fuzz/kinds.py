@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 
-import download_maxmvit
+import audio_maxmvit
 from audio_maxmvit import AudioError, name_of, read_audio, stream_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items
@@ -252,8 +252,8 @@ def _make_url(rng: random.Random) -> Case:
 
 def _run_url(case: Case, folder: Path) -> str:
     ((name, content),) = case.files.items()
-    limits = {"MOST_S": 0.4, "MOST_SILENCE_S": 0.2, "MOST_BYTES": 2**21}
-    with mock.patch.multiple(download_maxmvit, **limits):
+    limits = {"MAX_DOWNLOAD_S": 0.4, "MAX_SILENCE_S": 0.2, "MAX_DOWNLOAD_BYTES": 2**21}
+    with mock.patch.multiple(audio_maxmvit, **limits):
         url = address_of(case.options["behaviour"], case.options["seed"], name, content)
         try:
             waveform = read_audio(url, 16_000, allow_private_urls=case.options["behaviour"] != "private")

@@ -1,23 +1,26 @@
-"""Any recording in, a waveform out: files, URLs, bytes, arrays, at any rate, whole or as a stream. Without FFmpeg."""
+"""Reads any recording into a waveform: files, URLs, bytes, arrays, at any rate, whole or as a stream."""
 
 import io
+import ipaddress
 import os
+import re
+import socket
+import struct
 import tempfile
+import threading
+import time
+import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO, Literal
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
+from typing import Any, BinaryIO, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or hand out stale memory on broken files
 import soxr  # comes with librosa too
 import torch
-
-try:
-    from .download_maxmvit import DownloadError, download
-except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
-        raise
-    from download_maxmvit import DownloadError, download
 
 BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
 LONGEST_CLIP_S = 600.0  # a picture of more would show nothing
@@ -26,13 +29,27 @@ LOWEST_RATE, HIGHEST_RATE = (
     4_000_000,
 )  # Hz; beyond are broken headers, which blow a clip up or shrink it to none
 GREATEST_SAMPLE = 1e9  # whole numbers kept as floats may come near it; the power of more overflows in float32
-MOST_CHUNKS = 1_000  # of a wav or aiff file before its samples; those of recorders and editors are some dozen
-MOST_MISSING_S = 0.1  # an mp3 may hold this much less than the tag in its first frame says and be whole
+ONE_ARRAY = 'give one as {"array": numpy.array(samples), "sampling_rate": 48000}.'
+MAX_NAME = 1_000  # characters of a source that an error message repeats
+MAX_PATH = 4_096  # characters; a longer string is no path, but base64 or the like
+MAX_CHUNKS = 1_000  # of a wav or aiff file before its samples; those of recorders and editors are some dozen
+MAX_MISSING_S = 0.1  # a file may hold this much less than its header says and be whole
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
-# What a folder is searched for. Some of it libsndfile cannot decode: those files are named, not overlooked.
+CANCELLED_POWER = 1e-3  # of the channels' own: if their mean has less, one channel is the other with inverted sign
+LEAST_POWER = 1e-6  # of full scale, -60 dB; channels below it are silent anyway
+MAX_DOWNLOAD_BYTES = 500 * 2**20  # an hour of 16-bit stereo at 48 kHz has 660 MiB as wav, 300 as flac
+MAX_DOWNLOAD_S = 300.0  # for all of a download
+MAX_SILENCE_S = 30.0  # between two bytes of a download
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that the internet uses of IPv6
+
+# The suffixes of recordings: of what libsndfile decodes (but for .raw, .mat and .xi, which mostly hold something else)
+# and of what PyAV decodes beyond.
 AUDIO_SUFFIXES = {
-    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp3", ".mp4",
-    ".oga", ".ogg", ".opus", ".wav", ".webm", ".wma",
+    ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bwf", ".caf", ".flac", ".htk", ".iff", ".ircam", ".mp1",
+    ".mp2", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sds", ".sf", ".snd", ".sph", ".svx",
+    ".voc", ".w64", ".wav", ".wave", ".wve",
+    ".3g2", ".3gp", ".aac", ".amr", ".asf", ".awb", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".weba",
+    ".webm", ".wma",
 }  # fmt: skip
 
 
@@ -44,12 +61,14 @@ def read_audio(
     source: Any, sampling_rate: int, *, max_s: float | None = LONGEST_CLIP_S, allow_private_urls: bool = False
 ) -> np.ndarray:
     """
-    Reads a whole recording: wav, flac, ogg, opus, mp3 and whatever else libsndfile decodes, without FFmpeg.
+    Reads a whole recording: wav, flac, ogg, opus, mp3 and whatever else libsndfile decodes, without FFmpeg; and the
+    first audio track of m4a, mp4, mov, 3gp, webm, mkv, wma, amr and aac files where PyAV (`pip install av`) is there.
 
     Args:
         source: A path, a URL, the bytes of a file, a binary file object, a dict as `datasets` yields it (`"bytes"` and
             `"path"`, or `"array"` or `"raw"` with its `"sampling_rate"`), a `datasets` audio decoder, or an array of
-            shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`.
+            shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`:
+            floats in [-1, 1], or integers of 8, 16 or 32 bits that use the range of their type.
         sampling_rate (`int`): Of the answer, in Hz. Other rates, of 1 kHz to 4 MHz, are resampled (soxr, high quality)
             to the samples and the length that `librosa.resample` gives.
         max_s (`float`, *optional*, defaults to 600): Seconds that it may last; None for any length.
@@ -59,7 +78,8 @@ def read_audio(
         `np.ndarray` of shape `(T,)`: float32, the mean over the channels.
 
     Raises:
-        AudioError: The source is missing, not audio, empty, cut off, too long, or holds NaN or infinity.
+        AudioError: The source is missing, not audio, empty, cut off, followed by what would not be read, too long,
+            holds NaN or infinity, or has channels that cancel each other.
     """
     pieces = stream_audio(source, sampling_rate, max_s=max_s, allow_private_urls=allow_private_urls)
     return np.concatenate(list(pieces))
@@ -90,9 +110,14 @@ def decode_audio(
 def name_of(source: Any) -> str:
     """What an error message and a table call this source."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+        name = str(os.fspath(source))
+        return name if len(name) <= MAX_NAME else f"{name[:60]}... ({len(name):,} characters)"
     if isinstance(source, dict):
-        return str(source.get("path") or "a dict with the keys " + ", ".join(map(str, source)))
+        return (
+            name_of(source["path"])
+            if isinstance(source.get("path"), str) and source["path"]
+            else ("a dict with the keys " + ", ".join(map(str, source)))
+        )
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"a file of {len(source)} bytes"
     if hasattr(source, "shape"):
@@ -164,11 +189,40 @@ def _mono(array: Any, name: str) -> np.ndarray:
     if not array.size:
         return np.zeros(0, np.float32)
     if array.dtype.kind in "iu":
-        half = 2.0 ** (8 * array.dtype.itemsize - 1)
-        array = (array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)) / half
+        array = _scaled_integers(array, name)
     if array.ndim == 2:
-        array = array.mean(axis=int(array.shape[0] >= array.shape[1]))
+        return _mean_of_channels(array.T if array.shape[0] < array.shape[1] else array, name)
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _scaled_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """float64 in [-1, 1] of integers whose type says what full scale is."""
+    remedy = (
+        "Give floats in [-1, 1] (16-bit samples divided by 32768, 24-bit ones by 8388608), or 16-bit samples as int16."
+    )
+    if array.dtype.kind + str(array.dtype.itemsize) not in ("i1", "u1", "i2", "i4"):
+        raise AudioError(f"{name} holds {array.dtype} samples, whose full scale is unknown. {remedy}")
+    half = 2.0 ** (8 * array.dtype.itemsize - 1)
+    array = array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)
+    if half == 2.0**31 and 0 < (peak := np.abs(array).max()) <= 2.0**23:
+        raise AudioError(
+            f"{name} holds int32 samples of at most {peak:,.0f}, where full scale is 2,147,483,648: they look like "
+            f"samples of fewer bits, and would count as silence. {remedy}"
+        )
+    return array / half
+
+
+def _mean_of_channels(samples: np.ndarray, name: str) -> np.ndarray:
+    """float32 `(T,)` of `(T, channels)`, unless what the channels hold is lost in their mean."""
+    with np.errstate(all="ignore"):  # samples that are not finite are refused by the caller
+        mean = samples.mean(axis=1, dtype=samples.dtype)
+        power = np.einsum("ij,ij->", samples, samples) / samples.size
+        if power > LEAST_POWER and np.dot(mean, mean) / len(mean) < CANCELLED_POWER * power:
+            raise AudioError(
+                f"{name} has channels that cancel each other when they are averaged: one is the other with inverted "
+                "sign. Give one channel alone, or invert one."
+            )
+        return np.ascontiguousarray(mean, dtype=np.float32)
 
 
 def _checked_rate(rate: Any, name: str) -> int:
@@ -187,36 +241,71 @@ def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[
         with _opened(source, name, allow_private_urls) as file:
             if not file.seek(0, io.SEEK_END):
                 raise AudioError(f"{name} is empty: it holds no bytes.")
-            if _is_cut_off(file, name):
-                raise AudioError(f"{name} is cut off: it ends before its own header says. Copy or download it again.")
-            file.seek(0)
-            head = file.read(0x10000)
-            file.seek(0)
-            with soundfile.SoundFile(_Seekable(file)) as audio:
-                rate = _checked_rate(audio.samplerate, name)
-                yield rate
-                missing = audio.frames
-                length = min(BLOCK_S * rate, BLOCK_VALUES // audio.channels)
-                while len(piece := audio.read(length, dtype="float32", always_2d=True)):
-                    missing -= len(piece)
-                    with np.errstate(all="ignore"):  # what is not finite is refused by who takes the piece
-                        piece = piece.mean(axis=1)
-                    yield piece
-                if missing > MOST_MISSING_S * rate and (b"Xing" in head or b"Info" in head):
-                    raise AudioError(f"{name} is cut off: its last {missing / rate:.2f} s are missing.")
+            if (media := _media_format(file)) is not None:
+                yield from _decoded_media(file, name, media)
+            else:
+                yield from _decoded_by_libsndfile(file, name)
     except AudioError:
         raise
-    except DownloadError as error:
-        raise AudioError(str(error)) from error
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it, a closed file
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise AudioError(f"{name} cannot be read: {reason}.") from error
     except soundfile.SoundFileError as error:
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise AudioError(
-            f"{name} cannot be decoded ({reason}). Whole wav, flac, ogg, opus, mp3 and aiff files are read; convert "
-            "anything else first."
+            f"{name} cannot be decoded ({reason}). Whole wav, flac, ogg, opus, mp3 and aiff files are read, and m4a, "
+            "mp4, 3gp, webm, wma and amr with PyAV (pip install av); convert anything else first."
         ) from error
+
+
+def _decoded_by_libsndfile(file: BinaryIO, name: str) -> Iterator[Any]:
+    """First the rate, then the mono pieces; raises where not all of the file's sound is read."""
+    extent = _extent(file, name)
+    with soundfile.SoundFile(_Seekable(file, extent)) as audio:
+        rate = _checked_rate(audio.samplerate, name)
+        missing = _missing_seconds(audio, file, extent, name)
+        if missing > MAX_MISSING_S:
+            raise _cut_off(name, missing)
+        yield rate
+        left = audio.frames
+        length = min(BLOCK_S * rate, BLOCK_VALUES // audio.channels)
+        while len(piece := audio.read(length, dtype="float32", always_2d=True)):
+            left -= len(piece)
+            yield piece[:, 0] if audio.channels == 1 else _mean_of_channels(piece, name)
+        if left > MAX_MISSING_S * rate and audio.format != "MP3":  # without a tag, its length is an estimate
+            raise _cut_off(name, left / rate)
+
+
+def _cut_off(name: str, seconds: float) -> AudioError:
+    return AudioError(
+        f"{name} is cut off: its last {seconds:.2f} s are missing by what its header says. Copy or download it again."
+    )
+
+
+def _not_all_read(name: str, what: str) -> AudioError:
+    return AudioError(
+        f"{name} holds more than would be read: {what}. Its header may be wrong, or several files were joined byte by "
+        "byte; convert it first (sox, FFmpeg), or split it up."
+    )
+
+
+class _Extent(NamedTuple):
+    """
+    Where the samples of a file lie.
+
+    Args:
+        start: First byte of the samples; 0 if that is not known.
+        end: The byte after the last that is there.
+        missing: Bytes that the header says there are beyond the end of the file.
+        patches: Offset -> bytes that the decoder is given there: a header's length, where that is not what is there.
+        limit: What the decoder is given as the size of the file.
+    """
+
+    start: int = 0
+    end: int = 0
+    missing: int = 0
+    patches: dict[int, bytes] = {}
+    limit: int | None = None
 
 
 class _Seekable:
@@ -225,11 +314,25 @@ class _Seekable:
     raise and soundfile prints a traceback. It has no name: of .raw, soundfile takes one for samples without a header.
     """
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.read = file, file.tell, file.read
+    def __init__(self, file: BinaryIO, extent: _Extent):
+        self.file, self.extent, self.tell = file, extent, file.tell
+        file.seek(0)
+
+    def read(self, n: int) -> bytes:
+        position = self.file.tell()
+        if self.extent.limit is not None:
+            n = max(0, min(n, self.extent.limit - position))
+        content = self.file.read(n)
+        for place, new in self.extent.patches.items():
+            if place < position + len(content) and position < place + len(new):
+                first, last = max(place, position), min(place + len(new), position + len(content))
+                content = content[: first - position] + new[first - place : last - place] + content[last - position :]
+        return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
+            if whence == io.SEEK_END and self.extent.limit is not None:
+                return self.file.seek(self.extent.limit + offset)
             return self.file.seek(offset, whence)
         except (OSError, ValueError):
             return self.file.tell()
@@ -240,9 +343,14 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
     """A seekable binary file of a path, URL, bytes or file object; a file object given stays open."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
+    elif isinstance(source, str) and (len(source) > MAX_PATH or source[:5].lower() == "data:"):
+        raise AudioError(
+            f"{name} is neither a path nor a URL; of base64 text, give the bytes: base64.b64decode(text), without the "
+            "part of a data URL that ends with its comma."
+        )
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
-            download(source, file, allow_private_urls)
+            _download(source, file, allow_private_urls)
             yield file
     elif isinstance(source, (str, os.PathLike)):
         if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
@@ -253,6 +361,8 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
         if isinstance(source.read(0), str):
             raise AudioError(f'{name} is open as text; open it with mode "rb".')
         yield source if hasattr(source, "seek") and source.seekable() else io.BytesIO(source.read())
+    elif isinstance(source, (tuple, list)):
+        raise AudioError(f"{name} is no recording; {ONE_ARRAY}")
     else:
         raise AudioError(
             f"{name} is no audio: give a path, a URL, bytes, a binary file object, an array, "
@@ -260,34 +370,507 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
         )
 
 
-def _is_cut_off(file: BinaryIO, name: str) -> bool:
+# How much of a file's sound there is, by its own structure. libsndfile decodes what it finds without a word.
+
+
+class _Layout(NamedTuple):
+    """How a container of chunks is written: each an identity, a length and that many bytes."""
+
+    first: int  # where the first chunk begins
+    id_bytes: int
+    length_bytes: int
+    order: Literal["little", "big"]
+    align: int  # to a multiple of so many bytes
+    samples: tuple[bytes, ...]  # how the identity of the chunk of samples begins
+    before_samples: int = 0  # bytes at that chunk's beginning that are no samples
+    counts_head: bool = False  # whether a length includes identity and length
+
+
+LAYOUTS = {
+    b"RIFF": _Layout(12, 4, 4, "little", 2, (b"data",)),
+    b"RF64": _Layout(12, 4, 4, "little", 2, (b"data",)),
+    b"RIFX": _Layout(12, 4, 4, "big", 2, (b"data",)),
+    b"FORM": _Layout(12, 4, 4, "big", 2, (b"SSND", b"BODY"), 8),
+    b"caff": _Layout(8, 4, 8, "big", 1, (b"data",), 4),
+    b"riff": _Layout(40, 16, 8, "little", 8, (b"data",), 0, True),  # W64
+    b"Crea": _Layout(26, 1, 3, "little", 1, (b"\1", b"\2", b"\x09")),  # VOC
+}
+MAX_ATOMS = 10**6  # of an mp4 file; a phone that records in fragments writes two or three a second
+MAX_HEAD = 2**16  # bytes of a header that are looked at
+MAX_SHORT_TAG = 64  # bytes that the last chunk, of text, may lack
+TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # of mp3 players, behind or before the sound
+FRAME_COUNTS = {"AVR": (26, ">I"), "MPC2K": (30, "<I"), "WVE": (18, ">I")}
+
+
+def _at(file: BinaryIO, position: int, n: int) -> bytes:
+    file.seek(position)
+    return file.read(n)
+
+
+def _after_id3(file: BinaryIO) -> int:
+    """Where a file begins behind the tag (ID3v2) that players write before it."""
+    head = _at(file, 0, 10)
+    return 10 + _seven_bits(head[6:10]) if head[:3] == b"ID3" and len(head) == 10 else 0
+
+
+def _seven_bits(number: bytes) -> int:
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(number)))
+
+
+def _extent(file: BinaryIO, name: str) -> _Extent:
+    """Where the samples lie in a file for libsndfile, by its chunks; raises where others follow."""
+    size, base = file.seek(0, io.SEEK_END), _after_id3(file)
+    head = _at(file, base, 32)
+    layout = LAYOUTS.get(head[:4])
+    if head[:4] == b"riff" and head[4:8] != b".\x91\xcf\x11" or head[:4] == b"Crea" and head[:8] != b"Creative":
+        layout = None
+    if layout is not None:
+        return _extent_of_chunks(file, name, size, base, layout, head)
+    if head[:4] in (b".snd", b"dns."):
+        order: Literal["little", "big"] = "big" if head[:4] == b".snd" else "little"
+        start, length = base + int.from_bytes(head[4:8], order), int.from_bytes(head[8:12], order)
+        if length in (0, 0xFFFFFFFF):  # not known when the header was written
+            return _Extent(start, size, 0, {base + 8: b"\xff" * 4})
+        if not _is_padding(file, start + length, size):
+            raise _not_all_read(name, f"{size - start - length:,} bytes follow its samples")
+        end = min(size, start + length)
+        return _Extent(start, end, max(0, start + length - size), {}, end)
+    if head[:4] == b"OggS":
+        _check_ogg(file, name, size, base)
+    elif head[:4] == b"fLaC":
+        return _extent_of_flac(file, name, size, base)
+    return _Extent(0, size)
+
+
+def _extent_of_chunks(file: BinaryIO, name: str, size: int, base: int, layout: _Layout, magic: bytes) -> _Extent:
+    position, found = base + layout.first, _Extent()
+    if magic[:4] == b"Crea":
+        position = base + int.from_bytes(magic[20:22], "little")
+    for _ in range(MAX_CHUNKS):
+        head = _at(file, position, layout.id_bytes + layout.length_bytes)
+        is_samples = head.startswith(layout.samples)
+        if found.start:
+            if is_samples or head[:4] in LAYOUTS:
+                raise _not_all_read(name, "a second run of samples follows the first")
+            if not _is_chunk(head, position, size, layout):
+                if not _is_padding(file, position, size):
+                    raise _not_all_read(name, f"{size - position:,} bytes follow its samples that are no chunk")
+                return found
+        elif len(head) < layout.id_bytes + layout.length_bytes:
+            return found
+        if is_samples:
+            found = _extent_of_samples(file, position, size, base, layout, head)
+            if found.end == size:
+                return found
+            position = found.end
+        else:
+            position += len(head) + _length_of(head, layout)
+        position = _aligned(file, position, base, layout)
+    if not found.start:
+        raise AudioError(f"{name} cannot be decoded (over {MAX_CHUNKS:,} chunks and no samples); export it again.")
+    return found
+
+
+def _extent_of_samples(file: BinaryIO, position: int, size: int, base: int, layout: _Layout, head: bytes) -> _Extent:
+    """Of the chunk of samples that begins at `position` with `head`."""
+    at, n = position + layout.id_bytes, layout.length_bytes
+    start, length, added = position + len(head), _length_of(head, layout), len(head) * layout.counts_head
+    if head[layout.id_bytes :] == b"\xff" * 4 and _at(file, base, 16)[:4] == b"RF64":
+        at, n = base + 28, 8  # in the chunk ds64
+        length = int.from_bytes(_at(file, at, n), "little")
+    overhead = layout.before_samples if head[:4] != b"BODY" else 0
+    end = start + length
+    is_open = length + added >= 2 ** (8 * n) - 2**12 or (n == 4 and 0x7FFFF000 <= length < 0x80000000 and end > size)
+    if not is_open and length <= overhead and size > end:  # nothing, or not known when the header was written
+        after = _at(file, _aligned(file, end, base, layout), len(head))
+        is_open = not _is_chunk(after, end, size, layout)
+    patches = {at: (size - start + added).to_bytes(n, layout.order)[-n:]} if is_open or end > size else {}
+    if is_open:
+        return _Extent(start, size, 0, patches)
+    limit = min(end, size) if layout.counts_head or head[:4] == b"BODY" else None  # libsndfile reads on to the end
+    return _Extent(start, min(end, size), max(0, end - size), patches, limit)
+
+
+def _length_of(head: bytes, layout: _Layout) -> int:
+    length = int.from_bytes(head[layout.id_bytes :], layout.order)
+    return max(0, length - len(head)) if layout.counts_head else length
+
+
+def _aligned(file: BinaryIO, position: int, base: int, layout: _Layout) -> int:
+    """Where the next chunk begins; a byte that fills up is 0, and some writers leave it out."""
+    padding = -(position - base) % layout.align
+    return position if padding and any(_at(file, position, 1)) else position + padding
+
+
+def _is_chunk(head: bytes, position: int, size: int, layout: _Layout) -> bool:
+    """Whether a chunk begins with these bytes, by its identity and by where it would end."""
+    if len(head) < layout.id_bytes + layout.length_bytes:
+        return False
+    letters = head[: min(4, layout.id_bytes)]
+    is_identity = letters[0] < 10 if layout.id_bytes == 1 else all(32 <= letter < 127 for letter in letters)
+    return is_identity and position + len(head) + _length_of(head, layout) <= size + MAX_SHORT_TAG
+
+
+def _is_padding(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether a file ends here but for zeros, a few bytes, or a tag of mp3 players."""
+    if size - position < 8 or _at(file, position, 16).startswith(TAGS):
+        return True
+    file.seek(position)
+    while piece := file.read(2**20):
+        if piece.strip(b"\0"):
+            return False
+    return True
+
+
+def _missing_seconds(audio: soundfile.SoundFile, file: BinaryIO, extent: _Extent, name: str) -> float:
+    """Seconds that an open file lacks of what its header says; raises where it holds more than will be read."""
+    position = file.tell()
+    try:
+        if extent.start:
+            seconds = extent.missing / max(1, extent.end - extent.start) * audio.frames / audio.samplerate
+            is_in_packets = audio.subtype.startswith(
+                "ALAC"
+            )  # and libsndfile drops one of 4,096 samples if it is short
+            return max(seconds, 4096 / audio.samplerate) if extent.missing and is_in_packets else seconds
+        if audio.format == "MP3":
+            return _check_mp3(file, name)
+        return _missing_by_count(audio, file, name)
+    finally:
+        file.seek(position)
+
+
+def _missing_by_count(audio: soundfile.SoundFile, file: BinaryIO, name: str) -> float:
+    """`_missing_seconds` of containers whose header counts samples, where libsndfile mostly reads on to the end."""
+    head, size, announced = _at(file, 0, MAX_HEAD), file.seek(0, io.SEEK_END), 0
+    if audio.format in FRAME_COUNTS:
+        place, form = FRAME_COUNTS[audio.format]
+        announced = struct.unpack_from(form, head, place)[0]
+    elif audio.format in ("MAT4", "MAT5") and (place := head.find(b"wavedata") - 12) > 0:
+        is_big = head.startswith(b"\0\0\x03\xe8") if audio.format == "MAT4" else head[126:128] == b"MI"
+        announced = int.from_bytes(head[place : place + 4], "big" if is_big else "little")
+        width = {"PCM_U8": 1, "PCM_16": 2, "DOUBLE": 8}.get(audio.subtype, 4)
+        if audio.format == "MAT4" and size > place + 21 + announced * audio.channels * width + 8:
+            raise _not_all_read(name, "bytes follow its samples")
+    elif match := re.search(rb"\nsample_count -i (\d{1,15})\s", head[:1024] if audio.format == "NIST" else b""):
+        announced = int(match[1])
+        announced //= audio.channels if announced == audio.frames * audio.channels else 1
+    elif audio.format == "SDS":
+        packets = -(-audio.frames // (120 // ((head[6] + 6) // 7)))
+        if size > 21 + 127 * packets + 8:
+            raise _not_all_read(name, "bytes follow its samples")
+    if 0 < announced < audio.frames - 8:
+        raise _not_all_read(name, f"its header counts {announced:,} samples, and {audio.frames:,} are there")
+    return max(0, announced - audio.frames) / audio.samplerate
+
+
+def _check_ogg(file: BinaryIO, name: str, size: int, position: int) -> None:
+    """Raises unless the pages of an ogg file are all there and belong to one stream (or several side by side)."""
+    is_last, has_begun = False, False
+    while position < size:
+        page = _at(file, position, 27 + 255)
+        if page[:4] != b"OggS" or len(page) < 27:
+            if is_last and _is_padding(file, position, size):
+                return
+            if is_last:
+                raise _not_all_read(name, f"{size - position:,} bytes follow its last page")
+            raise AudioError(f"{name} is damaged at byte {position:,}, where a page of its sound should begin.")
+        is_first, is_last = bool(page[5] & 2), bool(page[5] & 4)
+        if is_first and has_begun:
+            raise _not_all_read(name, f"a second stream begins at byte {position:,}")
+        has_begun = has_begun or not is_first
+        position += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if position > size or not is_last:
+        raise AudioError(f"{name} is cut off: it ends before its last page. Copy or download it again.")
+
+
+def _extent_of_flac(file: BinaryIO, name: str, size: int, base: int) -> _Extent:
+    """Checks a flac file's number of samples against its last frame, and gives it where the header has 0."""
+    if (second := _find(file, re.compile(rb"fLaC[\0\x80]\0\0\x22"), base + 4)) is not None:
+        raise _not_all_read(name, f"a second stream begins at byte {second:,}")
+    info = _at(file, base + 8, 34)
+    fields = int.from_bytes(info[10:18], "big")
+    announced, rate = fields & (2**36 - 1), fields >> 44
+    window = min(size - base, max(2**16, 2 * int.from_bytes(info[7:10], "big")))
+    end = _at(file, size - window, window)
+    if end[-128:-125] == b"TAG":
+        end = end[:-128]
+    counted = _flac_samples(end.rstrip(b"\0"), info) or _flac_samples(end, info)
+    if counted is None or not rate:
+        raise AudioError(
+            f"{name} is cut off or damaged at its end, or followed by bytes that are not flac; copy it again."
+        )
+    if announced and counted > announced:
+        raise _not_all_read(name, f"its header counts {announced:,} samples, and {counted:,} are there")
+    if (announced - counted) / rate > MAX_MISSING_S:
+        raise _cut_off(name, (announced - counted) / rate)
+    fields = fields >> 36 << 36 | counted
+    return _Extent(0, size, 0, {base + 18: fields.to_bytes(8, "big")} if announced != counted else {})
+
+
+def _flac_samples(end: bytes, info: bytes) -> int | None:
+    """The number of samples up to the end of the last frame of a flac file that ends with `end`."""
+    for frame in reversed(list(re.finditer(rb"(?s)(?=(\xff[\xf8\xf9].{8,14}))", end))):
+        head = frame[1]
+        n_bytes = max(1, 8 - (head[4] ^ 255).bit_length()) if head[4] >= 192 else 1
+        number = head[4] & (127 if n_bytes == 1 else 127 >> n_bytes)
+        for byte in head[5 : 4 + n_bytes]:
+            number = number << 6 | byte & 63
+        code, place = head[2] >> 4, 4 + n_bytes
+        extra = {6: 1, 7: 2}.get(code, 0)
+        known = {1: 192, **{n: 576 << n - 2 for n in range(2, 6)}, **{n: 256 << n - 8 for n in range(8, 16)}}
+        block = int.from_bytes(head[place : place + extra], "big") + 1 if extra else known.get(code, 0)
+        place += extra + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+        if place >= len(head) or not block or _crc(head[:place], 0x07, 8) != head[place]:
+            continue
+        if not _crc(end[frame.start() :], 0x8005, 16):
+            return (number if head[1] & 1 else number * int.from_bytes(info[2:4], "big")) + block
+    return None
+
+
+def _crc(content: bytes, polynomial: int, bits: int) -> int:
+    """The checksum of flac's frame headers (8 bits) and frames (16 bits); 0 of a frame with its own."""
+    table, mask, value = _crc_table(polynomial, bits), 2**bits - 1, 0
+    for byte in content:
+        value = (value << 8 & mask) ^ table[value >> bits - 8 ^ byte]
+    return value
+
+
+@cache
+def _crc_table(polynomial: int, bits: int) -> list[int]:
+    table = [byte << bits - 8 for byte in range(256)]
+    for _ in range(8):
+        table = [(value << 1 ^ (polynomial if value >> bits - 1 else 0)) & 2**bits - 1 for value in table]
+    return table
+
+
+def _find(file: BinaryIO, pattern: re.Pattern[bytes], position: int, longest: int = 64) -> int | None:
+    """The first place from `position` on where a file holds a pattern of at most `longest` bytes."""
+    kept = b""
+    file.seek(position)
+    while piece := file.read(2**20):
+        if match := pattern.search(kept + piece):
+            return position - len(kept) + match.start()
+        position += len(piece)
+        kept = (kept + piece)[-longest:]
+    return None
+
+
+_MPEG_KBPS = {  # (MPEG-1, layer)
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+class _MpegFrame(NamedTuple):
+    length: int  # in bytes
+    samples: int
+    rate: int
+    tag: int  # where an encoder's tag (Xing, Info) lies in it
+
+
+def _mpeg_frame(head: bytes) -> _MpegFrame | None:
+    """What the four bytes say with which a frame of mp3 or mp2 begins; None if they begin none."""
+    if len(head) < 4 or head[0] != 255 or head[1] < 224:
+        return None
+    version, layer, code, rate_code = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or layer not in (2, 3) or code in (0, 15) or rate_code == 3:
+        return None
+    rate = (44_100, 48_000, 32_000)[rate_code] >> {3: 0, 2: 1, 0: 2}[version]
+    samples = 576 if layer == 3 and version != 3 else 1152
+    is_mono = head[3] >> 6 == 3
+    tag = 4 + ((17 if is_mono else 32) if version == 3 else (9 if is_mono else 17))
+    length = samples // 8 * _MPEG_KBPS[version == 3, layer][code - 1] * 1000 // rate + (head[2] >> 1 & 1)
+    return _MpegFrame(length, samples, rate, tag)
+
+
+def _check_mp3(file: BinaryIO, name: str) -> float:
     """
-    Whether a wav, aiff or ogg file lacks its end. libsndfile decodes what there is of those without a word; of flac
-    it complains by itself, and an mp3 whose first frame counts the others (tag Xing or Info) shows it at its end.
+    Seconds that an mp3 file lacks of what the tag in its first frame says.
+
+    Raises:
+        AudioError: The file holds more frames than the tag counts, frames of another stream, or bytes between them
+            that are none and would play longer than `MAX_MISSING_S`.
     """
-    size = file.seek(0, io.SEEK_END)
+    size, position = file.seek(0, io.SEEK_END), _after_id3(file)
+    announced = count = skipped = 0
+    first: _MpegFrame | None = None
+    while position + 4 <= size:
+        head = _at(file, position, 52)
+        frame = _mpeg_frame(head)
+        if frame is None:
+            if head[:3] == b"ID3":
+                position += 10 + _seven_bits(head[6:10])
+                continue
+            if _is_padding(file, position, size):
+                break
+            found = _next_mpeg_frame(file, position + 1)
+            if first is not None:
+                skipped += (size if found is None else found) - position
+                if skipped * first.samples > MAX_MISSING_S * first.rate * first.length:
+                    raise AudioError(
+                        f"{name} holds {skipped:,} bytes up to byte {found or size:,} between or behind its frames "
+                        "that are no sound; convert it first, or copy it again."
+                    )
+            if found is None:
+                break
+            position = found
+            continue
+        tag = head[frame.tag : frame.tag + 12]
+        is_tag = tag[:7] in (b"Xing\0\0\0", b"Info\0\0\0")
+        if first is None:
+            first, announced = frame, int.from_bytes(tag[8:12], "big") if is_tag and tag[7] & 1 else 0
+        elif is_tag or frame.rate != first.rate:
+            raise _not_all_read(name, f"a second stream begins at byte {position:,}")
+        position += frame.length
+        count += not is_tag and position <= size
+    if first is None:
+        return 0.0
+    seconds = first.samples / first.rate
+    if announced and (count - announced) * seconds > MAX_MISSING_S:
+        raise _not_all_read(name, f"its header counts {announced:,} frames, and {count:,} are there")
+    return max(0, announced - count) * seconds
+
+
+def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
+    """The next place where two frames follow one another."""
+    while len(piece := _at(file, position, MAX_HEAD)) >= 4:
+        for match in re.finditer(rb"(?s)(?=(\xff[\xe0-\xff]..))", piece):
+            frame, found = _mpeg_frame(match[1]), position + match.start()
+            if frame is not None and _mpeg_frame(_at(file, found + frame.length, 4)) is not None:
+                return found
+        position += len(piece) - 3
+    return None
+
+
+# What libsndfile does not decode and PyAV does.
+
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
+EBML = b"\x1a\x45\xdf\xa3"
+SECOND_MEDIA = {
+    "matroska": re.compile(rb"(?s)\x1a\x45\xdf\xa3.{1,40}?(?:webm|matroska)"),
+    "asf": re.compile(re.escape(ASF)),
+    "amr": re.compile(rb"#!AMR(?:-WB)?\n"),
+}
+
+
+def _media_format(file: BinaryIO) -> str | None:
+    """FFmpeg's name of a media file's container; None for what libsndfile is to decode. FFmpeg's own guess would take
+    text for a playlist, and read the files and addresses in it."""
+    head = _at(file, 0, 16)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        return "mov"
+    if head[:4] == EBML:
+        return "matroska"
+    if head == ASF:
+        return "asf"
+    if head[:5] == b"#!AMR":
+        return "amr"
+    return "aac" if head[:1] == b"\xff" and head[1:2] in (b"\xf0", b"\xf1", b"\xf8", b"\xf9") else None
+
+
+def _decoded_media(file: BinaryIO, name: str, media: str) -> Iterator[Any]:
+    """First the rate, then the mono pieces of the first audio track."""
+    try:
+        import av  # within `try`, as transformers demands all other packages that a checkpoint's code imports
+    except ImportError as error:
+        raise AudioError(
+            f"{name} is a file for FFmpeg ({media}), which PyAV decodes: pip install av. Or convert it to wav first."
+        ) from error
+    _check_media(file, name, media)
     file.seek(0)
-    kind = file.read(4)
-    if kind in (b"RIFF", b"FORM"):
-        order: Literal["little", "big"] = "little" if kind == b"RIFF" else "big"
-        position = 12
-        for _ in range(MOST_CHUNKS):
-            if position + 8 > size:
-                return False
-            file.seek(position)
-            chunk, length = file.read(4), int.from_bytes(file.read(4), order)
-            if chunk in (b"data", b"SSND"):  # written into a pipe, its length is unknown and given as the largest
-                return length < 0x7FFFF000 and position + 8 + length > size
-            position += 8 + length + length % 2
-        raise AudioError(f"{name} cannot be decoded (over {MOST_CHUNKS:,} chunks and no samples); export it again.")
-    if kind == b"OggS":
-        file.seek(max(0, size - 0x10000))  # no page is longer
-        page = file.read()
-        page = page[page.rfind(b"OggS") :]
-        header = 27 + int.from_bytes(page[26:27], "big")
-        is_last = bool(int.from_bytes(page[5:6], "big") & 4)
-        return not is_last or len(page) < header + sum(page[27:header])
-    return False
+    try:
+        with av.open(file, "r", format=media, metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise AudioError(f"{name} holds no audio track.")
+            stream = container.streams.audio[0]
+            yield from _pieces_of_track(container.decode(stream), stream, name)
+    except AudioError:
+        raise
+    except av.FFmpegError as error:
+        raise AudioError(
+            f"{name} cannot be decoded ({error.strerror}); export it again, or convert it first."
+        ) from error
+
+
+def _pieces_of_track(frames: Iterator[Any], stream: Any, name: str) -> Iterator[Any]:
+    rate = length = 0
+    waiting: list[np.ndarray] = []
+    for frame in frames:
+        if not rate:
+            rate = _checked_rate(frame.sample_rate, name)
+            yield rate
+        samples = frame.to_ndarray()
+        n_channels = samples.shape[0] if frame.format.is_planar else len(frame.layout.channels)
+        samples = samples.T if frame.format.is_planar else samples.reshape(-1, n_channels)
+        if frame.sample_rate != rate or (waiting and waiting[0].shape[1] != n_channels):
+            raise AudioError(f"{name} changes its sampling rate or channels on its way; convert it to wav first.")
+        waiting.append(samples if samples.dtype.kind == "f" else _full_scale(samples))
+        length += len(samples)
+        if sum(map(len, waiting)) >= min(BLOCK_S * rate, BLOCK_VALUES // n_channels):
+            yield _mean_of_channels(np.concatenate(waiting).astype(np.float32), name)
+            waiting = []
+    if not rate:
+        raise AudioError(f"{name} is empty: it holds no samples.")
+    if waiting:
+        yield _mean_of_channels(np.concatenate(waiting).astype(np.float32), name)
+    is_told = stream.duration and stream.container.format.name.startswith("mov")  # elsewhere FFmpeg may estimate it
+    announced = float(stream.duration * stream.time_base) if is_told else 0.0
+    around = 2 * (stream.codec_context.frame_size or 1024) / rate  # what encoders add at both ends
+    if announced - length / rate > MAX_MISSING_S + around:
+        raise _cut_off(name, announced - length / rate)
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return (samples.astype(np.float64) - (half if samples.dtype.kind == "u" else 0)) / half
+
+
+def _check_media(file: BinaryIO, name: str, media: str) -> None:
+    """Raises where a media file is cut off by what it says of itself, or another file follows."""
+    size = file.seek(0, io.SEEK_END)
+    head = _at(file, 0, MAX_HEAD)
+    announced = 0
+    if media == "mov":
+        announced = _end_of_atoms(file, name, size)
+    elif media == "asf" and (place := head.find(ASF_FILE)) >= 0:
+        announced = int.from_bytes(head[place + 40 : place + 48], "little")
+    elif media == "matroska" and (place := head.find(b"\x18\x53\x80\x67")) >= 0 and len(head) > place + 12:
+        width = 9 - head[place + 4].bit_length()
+        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & (1 << 7 * width) - 1
+        is_known = length != (1 << 7 * width) - 1  # browsers record without
+        announced = place + 4 + width + length if is_known else 0
+    if announced > size:
+        raise AudioError(
+            f"{name} is cut off: {announced - size:,} bytes are missing by what its header says. Copy or download it "
+            "again."
+        )
+    if media in SECOND_MEDIA and (second := _find(file, SECOND_MEDIA[media], 1)) is not None:
+        raise _not_all_read(name, f"a second file begins at byte {second:,}")
+    if announced and not _is_padding(file, announced, size):
+        raise _not_all_read(name, f"{size - announced:,} bytes follow its end")
+
+
+def _end_of_atoms(file: BinaryIO, name: str, size: int) -> int:
+    """Where the last atom of an mp4 file ends."""
+    position, seen = 0, set()
+    for _ in range(MAX_ATOMS):
+        if position + 8 > size:
+            break
+        head = _at(file, position, 16)
+        kind, length = head[4:8], int.from_bytes(head[:4], "big")
+        length = {0: size - position, 1: int.from_bytes(head[8:16], "big")}.get(length, length)
+        if kind in (b"ftyp", b"moov") and kind in seen:
+            raise _not_all_read(name, f"a second file begins at byte {position:,}")
+        if length < 8 or not all(32 <= letter < 127 or letter == 0xA9 for letter in kind):
+            if _is_padding(file, position, size):
+                return position
+            raise _not_all_read(name, f"{size - position:,} bytes follow at byte {position:,} that are no atom")
+        seen.add(kind)
+        position += length
+    return position
 
 
 def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
@@ -305,3 +888,145 @@ def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator
     rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     missing = -(-n_read * target // rate) - n_made - len(rest)  # soxr rounds the length, librosa rounds it up
     yield np.pad(rest, (0, missing))
+
+
+# Downloads, within limits of size and time, and not from this machine's own network unless that is allowed.
+
+
+def _download(url: str, file: BinaryIO, allow_private: bool = False) -> None:
+    """
+    Writes what an http or https URL holds to a file, all of it or an error. Redirects are followed to such URLs only.
+
+    Args:
+        url (`str`): Spaces and letters beyond ASCII written as %20 and so on.
+        file: Binary, open for writing.
+        allow_private (`bool`, defaults to `False`): Whether the URL, or one it redirects to, may lie in this machine's
+            own network: loopback, private, link-local and other addresses that are not public. Names are resolved
+            once, and only public addresses are connected to. What a proxy (`http_proxy`) is asked for is checked too.
+
+    Raises:
+        AudioError: The URL is not valid, answers with an error, is cut off, is over 500 MiB, takes over 300 s or 30
+            without a byte, or lies in the own network.
+    """
+    deadline = time.monotonic() + MAX_DOWNLOAD_S
+    handler = _HttpHandler(deadline, allow_private)
+    opener = urllib.request.OpenerDirector()  # the default one would follow a redirect to ftp
+    for part in (urllib.request.ProxyHandler(), handler, urllib.request.HTTPRedirectHandler(),
+                 urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
+                 urllib.request.UnknownHandler()):  # fmt: skip
+        opener.add_handler(part)
+    timer = threading.Timer(MAX_DOWNLOAD_S, handler.end)  # however slowly bytes drip
+    timer.start()
+    try:
+        with opener.open(url, timeout=MAX_SILENCE_S) as answer:
+            _copy(answer, file, url, deadline)
+    except AudioError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        cause = error if isinstance(error, urllib.request.HTTPError) else getattr(error, "reason", error)
+        if isinstance(cause, TimeoutError) or time.monotonic() > deadline:
+            raise AudioError(
+                f"{url} did not come in time: at most {MAX_DOWNLOAD_S:g} s in all and {MAX_SILENCE_S:g} s without a "
+                "byte. Download it by other means and give the file."
+            ) from error
+        if isinstance(error, (InvalidURL, ValueError)):  # brackets, a host name or letters that no URL can have
+            raise AudioError(
+                f"{url} is no valid URL ({error}); check it, and write spaces and letters beyond ASCII as %20 and so "
+                "on."
+            ) from error
+        reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
+        raise AudioError(f"{url} cannot be read: {reason}.") from error
+    finally:
+        timer.cancel()
+        for connection in handler.sockets:
+            connection.close()
+
+
+def _copy(answer: HTTPResponse, file: BinaryIO, url: str, deadline: float) -> None:
+    announced, size = answer.length, 0
+    while announced is None or size < announced:
+        if max(size, announced or 0) > MAX_DOWNLOAD_BYTES:
+            raise AudioError(
+                f"{url} is larger than {MAX_DOWNLOAD_BYTES / 2**20:,.0f} MiB. Download it by other means and give the "
+                "file."
+            )
+        if not (piece := answer.read1(0x10000)):
+            break
+        size += len(piece)
+        file.write(piece[: max(0, MAX_DOWNLOAD_BYTES - size + len(piece))])
+    if time.monotonic() > deadline:  # the connection was closed, which may look like an answer's end
+        raise TimeoutError
+    if announced is not None and size < announced:
+        raise AudioError(
+            f"{url} is cut off: {announced - size} bytes that the server announced did not come. Try again."
+        )
+
+
+class _HttpHandler(urllib.request.AbstractHTTPHandler):
+    """Opens http and https, each redirect again, on connections to addresses that are allowed."""
+
+    def __init__(self, deadline: float, allow_private: bool):
+        super().__init__()
+        self.deadline, self.allow_private = deadline, allow_private
+        self.sockets: list[socket.socket] = []
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self._open(HTTPConnection, request)
+
+    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self._open(HTTPSConnection, request)
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def _open(self, kind: type[HTTPConnection], request: urllib.request.Request) -> HTTPResponse:
+        asked = urlsplit(request.full_url)
+        through_proxy = asked.netloc != request.host
+        if through_proxy and not self.allow_private:
+            _public_addresses(asked.hostname or "", asked.port or 0)
+
+        def connection(host: str, **kwargs: Any) -> HTTPConnection:
+            made: Any = kind(host, **kwargs)  # what is replaced is private to it
+            made._create_connection = partial(self._connect, self.allow_private or through_proxy)
+            return made
+
+        return self.do_open(connection, request)
+
+    def _connect(self, allow_private: bool, address: tuple[str, int], *_: Any) -> socket.socket:
+        """A socket to the first address that answers, of those that are allowed."""
+        host, port = address
+        addresses = [host] if allow_private else _public_addresses(host, port)
+        for place, numeric in enumerate(addresses):
+            left = self.deadline - time.monotonic()
+            try:
+                made = socket.create_connection((numeric, port), max(0.001, min(MAX_SILENCE_S, left)))
+            except OSError:
+                if place == len(addresses) - 1:
+                    raise
+                continue
+            self.sockets.append(made.dup())  # another handle on the connection: TLS takes the first one away
+            return made
+        raise AssertionError("a name is resolved to one address at least")
+
+    def end(self) -> None:
+        """Ends all that is still being received."""
+        for connection in self.sockets:
+            with suppress(OSError):  # closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _public_addresses(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
+    public = [address for address in addresses if _is_public(address)]
+    if not public:
+        raise PermissionError(
+            f"{host} is {addresses[0]}, which lies in this machine's own network; allow_private_urls permits that"
+        )
+    return public
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in GLOBAL_UNICAST or ip.sixtofour):
+        return False  # forms of IPv4 in IPv6 among them
+    return ip.is_global and not ip.is_multicast

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any
@@ -13,12 +14,30 @@ from transformers import AudioClassificationPipeline
 from transformers.pipelines.base import ChunkPipeline
 
 try:
-    from .audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
+    from .audio_maxmvit import (
+        HIGHEST_RATE,
+        LONGEST_CLIP_S,
+        LOWEST_RATE,
+        ONE_ARRAY,
+        AudioError,
+        loudness,
+        name_of,
+        stream_audio,
+    )
     from .streams_maxmvit import SpectrogramStream, twice
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from audio_maxmvit import HIGHEST_RATE, LONGEST_CLIP_S, LOWEST_RATE, AudioError, loudness, stream_audio
+    from audio_maxmvit import (
+        HIGHEST_RATE,
+        LONGEST_CLIP_S,
+        LOWEST_RATE,
+        ONE_ARRAY,
+        AudioError,
+        loudness,
+        name_of,
+        stream_audio,
+    )
     from streams_maxmvit import SpectrogramStream, twice
 
 CLIP_S = 40  # up to here a recording is one clip (IEMOCAP's longest has 34 s), beyond it is answered window by window
@@ -64,9 +83,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         min_score (`float`, *optional*): What the best score of an answer has to reach, from 0 to 1. Where it does not,
             the answer is "uncertain", with that best score, before the labels that it is uncertain between; a window
             of a timeline keeps its scores. A run says under `selective` in its `metrics.json` what each bound costs.
-        silence_db (`float`, *optional*, defaults to -60): Windows without 50 ms louder than this (RMS, dB below full
-            scale) are labelled "silence", with no scores, and are not classified. None classifies every window.
-            A clip taken as one is always classified.
+        silence_db (`float`, *optional*, defaults to -60): Clips and windows without 50 ms louder than this (RMS, dB
+            below full scale) are labelled "silence", with no scores, and are not classified. None classifies all.
         sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
         max_s (`float`, *optional*): Seconds a recording may last, None for any length. By default 600 where it is
             taken as one clip (`window_s=None`), and any length in windows.
@@ -97,9 +115,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
         Args:
-            inputs: One source, or a list, tuple, dataset column, dataset or generator of sources. A source is a path,
-                a URL, the bytes of a file, a binary file object, a `(T,)` or `(channels, T)` array or tensor, a dict
-                as `datasets` yields it, or a `datasets` audio decoder.
+            inputs: One source, or several: a list, tuple, generator, column of a table (pandas) or of a dataset
+                (`datasets`, read from its bytes, without torchcodec), or a dataset with one audio column. A source is
+                a path, a URL, the bytes of a file, a binary file object, a `(T,)` or `(channels, T)` array or tensor,
+                a dict as `datasets` yields it, or a `datasets` audio decoder.
             kwargs: The parameters of the class.
 
         Returns:
@@ -111,11 +130,14 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             AudioError: Names the source that cannot be used.
             FloatingPointError: Names the source for which the model's scores are not finite.
         """
-        if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview)):
-            return list(super().__call__((source for source in inputs), **kwargs))
-        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):
-            inputs = (source for source in inputs)
-        return super().__call__(inputs, **kwargs)
+        inputs = _undecoded(inputs)
+        if _is_one_source(inputs):
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, Sequence):
+            _refuse_numbers(inputs)
+        sources = (source for source in inputs)  # a generator is read as answers are asked for
+        is_stored = isinstance(inputs, (Sequence, np.ndarray)) or hasattr(inputs, "iloc")  # pandas' column
+        return list(super().__call__(sources, **kwargs)) if is_stored else super().__call__(sources, **kwargs)
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         for name, value in given.items():
@@ -149,7 +171,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         batch: list[dict] = []  # windows of theirs that are not classified yet
         for index, source in enumerate(inputs):
             has_name = isinstance(source, (str, os.PathLike))
-            name = str(source) if has_name else f"Input {index}"
+            name = name_of(source) if has_name else f"Input {index}"
             recording: dict[str, Any] = {"name": name, "windows": [], "error": None}
             waiting.append(recording)
             try:
@@ -195,7 +217,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             pieces, window_s = chain(begin, pieces), (None if is_clip else WINDOW_S)
         if window_s is None:
             waveform = np.concatenate(list(pieces))
-            yield {"start": 0.0, "end": len(waveform) / rate, "sound": waveform}
+            is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
+            yield {"start": 0.0, "end": len(waveform) / rate, "sound": None if is_silent else waveform}
             return
         hop_s = window_s if hop_s is None else hop_s
         if hop_s > window_s:
@@ -281,6 +304,50 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     def _function(self, given: str | None) -> str:
         by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
         return given or by_problem.get(self.model.config.problem_type, "softmax")
+
+
+def _is_one_source(inputs: Any) -> bool:
+    """Whether an input of the pipeline is one recording, not several."""
+    if isinstance(inputs, np.ndarray):
+        return inputs.dtype.kind not in "OUS"  # an array of paths is several
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, dict, torch.Tensor)
+    is_file = hasattr(inputs, "read") or hasattr(inputs, "get_all_samples")
+    return isinstance(inputs, kinds) or is_file or not (hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__"))
+
+
+def _refuse_numbers(inputs: Sequence[Any]) -> None:
+    """Raises where what is given as several sources is the samples of one, with or without their rate."""
+    if len(inputs) and all(isinstance(value, Real) for value in inputs[:2]):
+        raise AudioError(f"A list of {len(inputs):,} numbers is no list of recordings; {ONE_ARRAY}")
+    is_pair = len(inputs) == 2 and isinstance(inputs, (tuple, list))
+    if is_pair and sum(isinstance(value, Real) for value in inputs) == 1:
+        raise AudioError(f"A pair of samples and their sampling rate is no list of recordings; {ONE_ARRAY}")
+
+
+def _undecoded(inputs: Any) -> Any:
+    """A column of a dataset as it is stored, for `datasets` would decode it by torchcodec; anything else as it is."""
+    column = getattr(inputs, "column_name", None) or getattr(inputs, "key", None)  # of datasets, of transformers
+    dataset: Any = inputs
+    if column is not None:
+        dataset = getattr(inputs, "source", None) or getattr(inputs, "dataset", None)
+    if isinstance(dataset, dict) and hasattr(dataset, "cast_column"):
+        raise AudioError(
+            f'A dataset of the splits {", ".join(dataset)} is no list of recordings; take dataset["split"].'
+        )
+    if not hasattr(dataset, "cast_column"):
+        return inputs
+    features = dataset.features or {}
+    audio = [name for name, feature in features.items() if type(feature).__name__ == "Audio"]
+    if column is None:
+        if len(audio) != 1:
+            raise AudioError(
+                f"A dataset with the columns {', '.join(features)} has {len(audio)} audio columns, where one is "
+                'needed; give the column of the recordings: dataset["name"].'
+            )
+        column = audio[0]
+    if column in audio:
+        dataset = dataset.cast_column(column, replace(features[column], decode=False))
+    return dataset[column]
 
 
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf, kind: type[Any] = Real) -> bool:
