@@ -403,7 +403,7 @@ FRAME_COUNTS = {"AVR": (26, ">I"), "MPC2K": (30, "<I"), "WVE": (18, ">I")}
 
 
 def _at(file: BinaryIO, position: int, n: int) -> bytes:
-    file.seek(position)
+    file.seek(min(position, 2**62))  # a broken header may lead beyond what a file can be
     return file.read(n)
 
 

@@ -19,6 +19,7 @@ from ser.spectrogram_cache import STORED, SpectrogramCache, StoredSpectrograms, 
 from ser.waveforms import WaveformCopies
 
 logger = logging.get_logger(__name__)
+SKIP = "To train on the other clips, use --on_bad_audio skip."
 NOT_SHARED = "Another process could not finish extracting features; its own message says why."
 
 
@@ -86,7 +87,7 @@ def extract_features(
     errors = [f"{name}: {error}" if error else None for name, error in zip(names, facts.pop("error"), strict=True)]
     left_out = [error for error in errors if error]
     if left_out and on_bad_audio == "error":
-        raise AudioError(left_out[0])
+        raise AudioError(f"{left_out[0]} {SKIP}")
     for message in left_out:
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
@@ -207,7 +208,7 @@ def _packed(
         waveform = read_audio(row["audio"], feature_extractor.sampling_rate)
     except AudioError as error:
         if not skip:
-            raise AudioError(f"{row['file']}: {error}") from error
+            raise AudioError(f"{row['file']}: {error} {SKIP}") from error
         return {**dict.fromkeys(STORED), "key": key, "error": str(error)}
     if number and copies is not None:
         waveform = copies.make(waveform, feature_extractor.sampling_rate, number)

@@ -1,8 +1,10 @@
 """Small corpora in the exact forms of the real ones."""
 
 import io
+import tempfile
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 from datasets import Audio, ClassLabel, Dataset
@@ -53,3 +55,26 @@ def corpus_of(
     clips = Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
     names = [f"class{i}" for i in range(max(labels) + 1)]
     return Corpus(name, f"/data/{name}", "r1", names, clips, speaker_hint="the other copy")
+
+
+def media_file(
+    container: str, codec: str, rate: int, channels: int = 1, seconds: float = 2.0, options: dict | None = None
+) -> tuple[bytes, np.ndarray]:
+    """A file as phones and cameras write it, and the sweep `(T,)` that is in each of its channels."""
+    time = np.arange(round(seconds * rate)) / rate
+    sweep = (0.3 * np.sin(2 * np.pi * (200 + 40 * time) * time)).astype(np.float32)
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115, FFmpeg opens it again to put an index first
+    with file, av.open(file.name, "w", format=container, options=options or {}) as output:
+        stream = output.add_stream(codec, rate=rate, layout="stereo" if channels == 2 else "mono")
+        if codec.startswith("wma"):
+            stream.bit_rate = 64_000
+        stream.codec_context.open()
+        to_codec = av.AudioResampler(
+            stream.codec_context.format, stream.layout, rate, frame_size=stream.codec_context.frame_size
+        )
+        frame = av.AudioFrame.from_ndarray(np.tile(sweep, (channels, 1)), "fltp", stream.layout.name)
+        frame.sample_rate = rate
+        for part in (*to_codec.resample(frame), *to_codec.resample(None), None):
+            output.mux(stream.encode(part))
+        output.close()
+        return Path(file.name).read_bytes(), sweep

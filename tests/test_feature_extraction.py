@@ -310,3 +310,12 @@ def test_loaded_from_a_folder_it_works_alone(tmp_path):
     assert type(loaded) is not MaxMViTFeatureExtractor
     for name, images in loaded.extract(voice(0.2)).items():
         assert torch.equal(images, tiny_feature_extractor().extract(voice(0.2))[name])
+
+
+@pytest.mark.parametrize("shape", [(5_000, 2), (9, 3), (700, 6)])
+def test_one_waveform_of_several_channels_is_no_batch(shape):
+    samples = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for batch in (samples, torch.tensor(samples), samples.tolist(), list(samples)):
+        with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}\) looks like \(samples, channels\)"):
+            tiny_feature_extractor()(batch, sampling_rate=44_100)
+    assert len(tiny_feature_extractor()(samples.T, sampling_rate=44_100)["mel_values"]) == shape[1]

@@ -30,7 +30,9 @@ def test_broken_inputs_are_answered_or_refused_by_name_in_time_and_without_a_tra
             f"python -m tests.fuzz --seed {seed} --only {number}: {outcome.end}: {outcome.message}"
         )
         ends.add((case.kind, outcome.end))
-    assert {kind for kind, _ in ends} == {"reading", "pipeline", "corpus", "answers", "arguments", "url"}
+    assert {kind for kind, _ in ends} == {
+        "reading", "container", "integers", "pipeline", "corpus", "answers", "arguments", "url",
+    }  # fmt: skip
     assert {("reading", "answer"), ("reading", "AudioError"), ("corpus", "DataError")} <= ends
 
 

@@ -7,12 +7,14 @@ import tracemalloc
 import datasets
 import librosa
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import audio_maxmvit
 import pipeline_maxmvit
@@ -276,6 +278,52 @@ def test_a_list_goes_on_after_bad_input_if_asked(classify, tmp_path):
     assert_same(first, fourth)
     with pytest.raises(AudioError, match="missing.wav"):
         classify([clip, missing, clip])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 5.0])
+def test_a_clip_of_silence_is_silence_whatever_its_length(classify, seconds):
+    quiet = 1e-5 * voice(seconds)
+    silence = [{"label": "silence", "score": 1.0}]
+    for parameters in ({}, {"window_s": None}, {"window_s": 0.2, "timeline": False}):
+        assert classify(quiet, **parameters) == silence
+        assert classify([quiet, voice(seconds), np.zeros(9)], **parameters)[::2] == [silence] * 2
+    assert classify(quiet, silence_db=None)[0]["label"] != "silence"
+    inverted = np.stack([voice(seconds), -voice(seconds)])
+    with pytest.raises(AudioError, match="has channels that cancel each other"):
+        classify(inverted)
+
+
+def test_columns_of_tables_and_datasets_are_several_sources(classify, tmp_path):
+    """Of a dataset as `datasets` loads it, with an audio column to be decoded, for which it wants torchcodec."""
+    paths = []
+    for index in range(3):
+        paths.append(tmp_path / f"{index}.wav")
+        paths[-1].write_bytes(encoded(voice(0.3, f0=100.0 + 60 * index), RATE, "wav-float"))
+    expected = [classify(str(path)) for path in paths]
+    frame = pd.DataFrame({"file": map(str, paths), "label": "x"}, index=[7, 3, 5])
+    table = {"audio": [{"path": None, "bytes": path.read_bytes()} for path in paths], "label": [0, 1, 2]}
+    dataset = datasets.Dataset.from_dict(table).cast_column("audio", datasets.Audio())
+    streamed = dataset.to_iterable_dataset()
+    for column in (frame["file"], frame["file"].to_numpy(), dataset["audio"], dataset, KeyDataset(dataset, "audio"),
+                   streamed, streamed["audio"], dataset.rename_column("audio", "sound")["sound"]):  # fmt: skip
+        assert list(classify(column)) == expected
+    assert list(classify(frame["file"][:1])) == expected[:1]
+
+
+def test_what_is_not_several_sources_is_refused_with_its_remedy(classify):
+    clip = voice(0.1)
+    two = {"a": [None], "b": [None], "n": [1]}
+    audio = datasets.Audio(decode=False)
+    dataset = datasets.Dataset.from_dict(two).cast_column("a", audio).cast_column("b", audio)
+    refused = {
+        'give one as {"array": ': ((48_000, clip), (clip, 48_000), [0.1, 0.2, 0.3], [1, 2], [(16_000, clip)]),
+        "has 2 audio columns": (dataset,),
+        "with the columns n has 0 audio columns": (dataset.select_columns(["n"]),),
+        "dataset of the splits train, test": (datasets.DatasetDict({"train": dataset, "test": dataset}),),
+    }
+    for complaint, inputs in ((complaint, inputs) for complaint, several in refused.items() for inputs in several):
+        with pytest.raises(AudioError, match=complaint):
+            classify(inputs)
 
 
 # What comes out

@@ -18,7 +18,7 @@ from audio_maxmvit import AudioError, name_of, read_audio, stream_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items
 from ser.errors import UsageError
-from tests.fuzz.mutations import audio_file, broken, valid_files
+from tests.fuzz.mutations import audio_file, broken, long_files, valid_files, with_other_length
 from tests.fuzz.servers import BEHAVIOURS, address_of
 from tests.tiny import tiny_feature_extractor, tiny_model
 
@@ -114,6 +114,75 @@ def _run_reading(case: Case, folder: Path) -> str:
     assert waveform.dtype == np.float32 and waveform.ndim == 1 and len(waveform)
     assert np.isfinite(waveform).all()
     assert sum(map(len, stream_audio(_source(case, folder), rate))) == len(waveform)
+    return "answer"
+
+
+# Containers and types of integers: refused, or what the undamaged input gives
+
+
+NO_LENGTH = ("ircam", "paf", "pvf", "xi")  # containers whose headers say no length, and which are read to their end
+
+
+def _make_container(rng: random.Random) -> Case:
+    name = rng.choice(list(long_files()))
+    content = long_files()[name]
+    deed = rng.choice(("whole", "cut", "join", "append", "length", "length"))
+    damaged = content
+    if deed == "cut":
+        damaged = content[: rng.randrange(len(content))]
+    elif deed == "join":
+        damaged = content + (content if rng.random() < 0.5 else rng.choice(list(long_files().values())))
+    elif deed == "append":
+        damaged = content + rng.randbytes(rng.choice((100, 1_000, 30_000)))
+    elif deed == "length":
+        damaged = with_other_length(content, rng)
+    return Case("container", {"whole": content, "damaged": damaged}, {"name": name, "deed": deed})
+
+
+def _run_container(case: Case, folder: Path) -> str:
+    whole = read_audio(case.files["whole"], 16_000)
+    try:
+        answer = read_audio(case.files["damaged"], 16_000)
+    except AudioError as error:
+        return refused(error, [name_of(case.files["damaged"])])
+    has_length = not case.options["name"].startswith(NO_LENGTH)
+    if case.options["deed"] == "cut" and not has_length:
+        return "answer"
+    common = min(len(whole), len(answer)) - 700  # the last block of a codec, and the resampler's reach
+    assert np.abs(answer[:common] - whole[:common]).max(initial=0) < 1e-3, "other samples"
+    assert len(answer) >= len(whole) - 1_600 - 512, f"{len(answer)} samples of {len(whole)}"
+    assert len(answer) <= len(whole) + 2_000 or not has_length, f"{len(answer)} samples, not {len(whole)}"
+    return "answer"
+
+
+def _make_integers(rng: random.Random) -> Case:
+    dtype = rng.choice(("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "list", "float32"))
+    options = {"dtype": dtype, "bits": rng.choice((8, 12, 16, 24, 32)), "seed": rng.randrange(2**31)}
+    return Case("integers", options=options | {"channels": rng.choice((1, 2))})
+
+
+def _run_integers(case: Case, folder: Path) -> str:
+    """Samples of so many bits in an array of a type, which may hold more or fewer of them."""
+    dtype, bits = case.options["dtype"], case.options["bits"]
+    samples = np.random.default_rng(case.options["seed"]).uniform(-0.9, 0.9, (2_000, case.options["channels"]))
+    numbers = np.round(samples * 2 ** (bits - 1)).astype(np.int64)
+    if dtype == "float32":
+        array: Any = samples.astype(np.float32)
+    elif dtype == "list":
+        array = numbers.tolist()
+    else:
+        numbers += 2 ** (bits - 1) if dtype[0] == "u" else 0
+        if not np.iinfo(dtype).min <= numbers.min() <= numbers.max() <= np.iinfo(dtype).max:
+            return "cannot be"
+        array = numbers.astype(dtype)
+    source = {"array": array, "sampling_rate": 16_000}
+    try:
+        answer = read_audio(source, 16_000)
+    except AudioError as error:
+        return refused(error, [name_of(source)])
+    if (dtype, bits) in (("int16", 8), ("int16", 12)):  # quiet, but as what it is
+        return "answer"
+    assert np.abs(answer - samples.mean(axis=1)).max() < 0.01, "other samples"
     return "answer"
 
 
@@ -267,7 +336,9 @@ def _kinds() -> dict[str, Kind]:
     from tests.fuzz import arguments, corpora
 
     return {
-        "reading": Kind(_make_reading, _run_reading, 46),
+        "reading": Kind(_make_reading, _run_reading, 34),
+        "container": Kind(_make_container, _run_container, 8),
+        "integers": Kind(_make_integers, _run_integers, 4),
         "pipeline": Kind(_make_pipeline, _run_pipeline, 14),
         "corpus": Kind(corpora.make, corpora.run, 16),
         "answers": Kind(_make_answers, _run_answers, 6),

@@ -16,7 +16,35 @@ EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFF
 @functools.cache
 def valid_files() -> dict[str, bytes]:
     """Name -> a tenth of a second of sound, in every container and some codecs that libsndfile writes."""
-    samples = np.random.default_rng(0).normal(scale=0.1, size=(1_600, 2))
+    return _files(1_600)
+
+
+@functools.cache
+def long_files() -> dict[str, bytes]:
+    """`valid_files` of 0.6 s of sound, where a tenth of a second makes a difference."""
+    return {name: content for name, content in _files(9_600).items() if not name.startswith("raw")}
+
+
+def with_other_length(content: bytes, rng: random.Random) -> bytes:
+    """A file in whose head a number that is a length (of its samples, or of all) is half or twice, or unknown."""
+    size = len(content)
+    lengths = {9_600 * width + more for width in (1, 2, 3, 4, 6, 8, 12, 16) for more in (0, 4, 8, 24)}
+    lengths |= {size, size - 8}
+    places = []
+    for place in range(min(size, 600)):
+        for width, order in ((4, "little"), (4, "big"), (8, "little"), (8, "big")):
+            number = int.from_bytes(content[place : place + width], order)
+            if number in lengths:
+                places.append((place, width, order, number))
+    if not places:
+        return content
+    place, width, order, number = rng.choice(places)
+    number = rng.choice((0, 2 ** (8 * width) - 1, number // 2, number * 2, number + 2**31)) % 2 ** (8 * width)
+    return content[:place] + number.to_bytes(width, order) + content[place + width :]
+
+
+def _files(length: int) -> dict[str, bytes]:
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(length, 2))
     files = {}
     for container in soundfile.available_formats():
         for subtype in SUBTYPES:
