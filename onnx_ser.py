@@ -104,7 +104,8 @@ class Recognizer:
             begin = list(_until(pieces, CLIP_S * rate))
             if sum(map(len, begin)) <= CLIP_S * rate:
                 clip = np.concatenate(begin)
-                return [{"start": 0.0, "end": len(clip) / rate, "scores": self.scores(clip, path)}]
+                row: dict[str, Any] = {"start": 0.0, "end": len(clip) / rate}
+                return [row | {"scores": self.scores(clip, path)} if loudness(clip, rate) >= SILENCE_DB else row]
             pieces, window_s = chain(begin, pieces), WINDOW_S
         rows: list[dict[str, Any]] = []
         for start, sound in _windows(pieces, window_s * rate, (hop_s or window_s) * rate):
@@ -113,7 +114,7 @@ class Recognizer:
                     f"{path} lasts {len(sound) / rate:.2f} s, and this model takes windows of {window_s:g} s: write "
                     "one by export_ser.py --dynamic."
                 )
-            row: dict[str, Any] = {"start": start / rate, "end": (start + len(sound)) / rate}
+            row = {"start": start / rate, "end": (start + len(sound)) / rate}
             if loudness(sound, rate) >= SILENCE_DB:
                 row["scores"] = self.scores(sound, path)  # one by one: several at once take memory and no less time
             rows.append(row)

@@ -73,7 +73,7 @@ def media_file(
             stream.codec_context.format, stream.layout, rate, frame_size=stream.codec_context.frame_size
         )
         frame = av.AudioFrame.from_ndarray(np.tile(sweep, (channels, 1)), "fltp", stream.layout.name)
-        frame.sample_rate = rate
+        frame.sample_rate, frame.pts = rate, 0
         for part in (*to_codec.resample(frame), *to_codec.resample(None), None):
             output.mux(stream.encode(part))
         output.close()

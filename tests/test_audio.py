@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import audio_maxmvit
+import onnx_ser
 from audio_maxmvit import AUDIO_SUFFIXES, AudioError, read_audio, stream_audio
 from tests.clips import media_file
 
@@ -322,6 +323,7 @@ def test_a_media_file_without_sound_is_named():
 def test_the_suffixes_are_those_of_what_is_read():
     assert {".sph", ".w64", ".wave", ".aifc", ".mp2", ".voc", ".m4b", ".webm", ".wav", ".mp3"} <= AUDIO_SUFFIXES
     assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in AUDIO_SUFFIXES)
+    assert onnx_ser.AUDIO_SUFFIXES == AUDIO_SUFFIXES  # a file that stands alone
 
 
 # Samples

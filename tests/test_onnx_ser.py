@@ -111,8 +111,9 @@ def test_a_long_recording_is_the_mean_of_its_windows(model, tmp_path, capsys):
     assert float(row["loud"]) == pytest.approx((13 * 0.5625 + 2 * 0.0625) / 15, abs=1e-6)
 
 
-def test_silence_alone_is_no_label_of_the_models(model, tmp_path, capsys):
-    level(tmp_path / "loud" / "a.wav", 1e-5, 45)
+@pytest.mark.parametrize("seconds", [0.5, 3.5, 45])
+def test_silence_alone_is_no_label_of_the_models(model, tmp_path, capsys, seconds):
+    level(tmp_path / "loud" / "a.wav", 1e-5, seconds)
     assert onnx_ser.main([model, str(tmp_path / "loud")]) == 0
     (row,) = table(capsys)
     assert (row["prediction"], row["loud"]) == ("silence", "")
