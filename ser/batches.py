@@ -62,12 +62,12 @@ class PairCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found = [self._spectrograms(row) for row in rows]
         clips, contents = [clip for clip, _ in found], [content for _, content in found]
-        if self.spectrogram_augmentation is not None:
+        if self.spectrogram_augmentation is not None and clips[0]:
             clips = [self.spectrogram_augmentation(clip) for clip in clips]
-        images = {
-            name.removesuffix("_values"): values
-            for name, values in self.feature_extractor.images(clips, self.branches).items()
-        }
+        images = {}
+        if self.branches:
+            values = self.feature_extractor.images(clips, self.branches)
+            images = {name.removesuffix("_values"): image for name, image in values.items()}
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
         if VOTES in rows[0]:
             labels = torch.tensor(shares_of([row[VOTES] for row in rows]), dtype=torch.float32)
@@ -77,7 +77,8 @@ class PairCollator:
         if self.layer_statistics is None or "start" in rows[0]:
             batch |= self.feature_extractor.heard(clips)
         else:
-            batch |= self.feature_extractor.powers(clips)
+            if clips[0]:
+                batch |= self.feature_extractor.powers(clips)
             batch["input_values"] = torch.stack([self.layer_statistics[content or ""] for content in contents])
         return batch if labels is None else {**batch, "labels": labels}
 
@@ -88,9 +89,11 @@ class PairCollator:
         versions = row["spectrograms"]
         several = self.draw_versions and len(versions) > 1
         number = int(torch.randint(len(versions), ())) if several else 0
-        clip, content = versions[number], versions.contents[number]
         if "start" not in row:
-            return clip, content
+            content = versions.contents[number]
+            is_needed = self.branches or self.layer_statistics is None  # else its embedding is all that is used
+            return versions[number] if is_needed else {}, content
+        clip = versions[number]
         return self.feature_extractor.cut(self.feature_extractor.trim(clip), row["start"], row["end"]), None
 
 

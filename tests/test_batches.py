@@ -144,3 +144,18 @@ def test_clips_of_about_equal_length_share_a_batch_in_an_order_of_the_seed_and_t
         return sum(max(batch) - length for batch in batches for length in batch) / sum(lengths)
 
     assert filled_up(order(2)) < 0.1 and filled_up(list(range(403))) > 0.5  # whose lengths are in random order
+
+
+def test_kept_embeddings_alone_open_no_spectrogram():
+    class Unread(list):
+        contents = ["a", "b"]
+
+        def __getitem__(self, index):
+            raise AssertionError("read")
+
+    kept = {name: torch.full((3, 2, 4), float(index)) for index, name in enumerate("ab")}
+    collate = PairCollator(tiny_feature_extractor(), layer_statistics=kept, branches=[])
+    batch = collate([{"spectrograms": Unread([0, 1]), "label": label} for label in (0, 1)])
+    assert batch["input_values"].equal(torch.stack([kept["a"], kept["a"]])) and not batch["images"]
+    with pytest.raises(AssertionError, match="read"):
+        PairCollator(tiny_feature_extractor(), layer_statistics=kept)([{"spectrograms": Unread([0]), "label": 0}])
