@@ -1,27 +1,19 @@
-"""Every flag of the training command: one field is one flag is one line of help.
+"""Options of the training command about the model and its training, readable without torch: one field is one option.
 
-`--help` is made from this text (see `ser/flags.py`), after that of `ser/data_arguments.py`: the classes that have
-fields of their own are its groups, in this order, under their docstrings. What `TrainingArguments` has besides is
-behind `--help_all`.
+`ser/data_arguments.py` has those about the clips, `ser/training_arguments.py` joins these with
+`transformers.TrainingArguments`. The first line of a class's docstring is the title of its group in `--help`. Besides
+`help`, the metadata of a field may hold what `ser/cli.py` checks: its bounds (`at_least`, `above`, `at_most`, `below`)
+and what it `needs` to have an effect.
 """
 
 import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.utils import logging
-from transformers.utils.versions import require_version
+from ser.cli import check_bounds
 
-from ser.optimizer import ALGORITHMS
-from ser.unheard import refuse_unheard
-
-logger = logging.get_logger(__name__)
-
-LESS_IS_BETTER = ("KL", "JS")  # besides losses, of which transformers knows
-PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
+TRAINED_BACKBONES = "no freeze_backbones or unfreeze_epoch"
 
 
 @dataclass
@@ -63,14 +55,15 @@ class ModelArguments:
     mel_weights: str | None = field(default=None, metadata={"help": "Local file of those of the Mel backbone."})
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs"):
             if text := getattr(self, name):
                 try:
                     setattr(self, name, json.loads(text))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"--{name} {text!r} is not JSON: {error}.") from error
+                except (json.JSONDecodeError, RecursionError) as error:
+                    raise ValueError(f"--{name} {text[:200]!r} is not JSON: {error}.") from error
                 if not isinstance(getattr(self, name), dict):
-                    raise ValueError(f'--{name} {text!r} is no JSON object, such as {{"image_size": 128}}.')
+                    raise ValueError(f'--{name} {text!r} is not a JSON object, such as {{"image_size": 128}}.')
         if weights := [f"--{name}" for name in ("cqt_weights", "mel_weights") if getattr(self, name)]:
             if self.model_name_or_path:
                 raise ValueError(f"--model_name_or_path brings its own weights: leave out {' and '.join(weights)}.")
@@ -78,25 +71,59 @@ class ModelArguments:
                 raise ValueError(
                     f"--imagenet_weights false starts at random: leave it out, or leave out {' and '.join(weights)}."
                 )
+        for name in ("cqt_weights", "mel_weights"):
+            if (path := getattr(self, name)) and not Path(path).is_file():
+                raise ValueError(f"--{name}: there is no file {path}.")
 
 
 @dataclass
 class ScheduleArguments:
     """Training: how long, how fast"""
 
-    num_train_epochs: float = field(default=50, metadata={"help": "Epochs at most; early stopping may end sooner."})
-    max_steps: int = field(default=-1, metadata={"help": "Updates at most, instead of num_train_epochs."})
+    num_train_epochs: float = field(
+        default=50, metadata={"help": "Epochs at most; early stopping may end sooner.", "above": 0}
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": "Updates at most, instead of num_train_epochs.", "at_least": -1}
+    )
     early_stopping_patience: int = field(
-        default=5, metadata={"help": "Evaluations without improvement after which training stops; 0 never stops."}
+        default=5,
+        metadata={
+            "help": "Evaluations without improvement after which training stops; 0 never stops.",
+            "at_least": 0,
+            "needs": ["eval_strategy=epoch or eval_strategy=steps"],
+        },
     )
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per device and training step."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches that make one update."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of every branch not given its own."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Clips per device and training step.", "at_least": 1}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Batches that make one update.", "at_least": 1}
+    )
+    learning_rate: float = field(
+        default=2e-4, metadata={"help": "Learning rate of every branch not given its own.", "at_least": 0}
+    )
+    optim: str | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer of every branch not given its own: adam, adamw, radam, nadam, adamax, rmsprop, sgd."
+        },
+    )
     warmup_steps: float = field(
-        default=0, metadata={"help": "Updates (below 1: share of all) in which the learning rate rises from 0."}
+        default=0,
+        metadata={
+            "help": "Updates (below 1: share of all) in which the learning rate rises from 0.",
+            "aliases": ["--warmup_ratio"],
+            "at_least": 0,
+            "needs": ["no lr_scheduler_type=constant"],
+        },
     )
-    lr_scheduler_type: SchedulerType | str = field(
-        default="reduce_lr_on_plateau", metadata={"help": "The scheduler type to use."}
+    lr_scheduler_type: str = field(
+        default="reduce_lr_on_plateau",
+        metadata={
+            "help": "Schedule of the learning rate: reduce_lr_on_plateau, linear, cosine, constant, "
+            "constant_with_warmup or another of transformers; with warm-up it is linear unless given."
+        },
     )
     lr_scheduler_kwargs: dict | str | None = field(
         default=None,
@@ -105,68 +132,117 @@ class ScheduleArguments:
             "patience 2, min_lr 1e-6 and the mode that fits the metric."
         },
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of every branch not given its own."})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "Weight decay of every branch not given its own.", "at_least": 0}
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={
             "help": "Evaluate and save an exponential moving average of the weights, in which each update leaves this "
-            "share of what was averaged before, such as 0.999; 0 for the last weights alone."
+            "share of what was averaged before, such as 0.999; 0 for the last weights alone.",
+            "at_least": 0,
+            "below": 1,
         },
     )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which gradients are clipped; 0 for none."})
-    seed: int = field(default=42, metadata={"help": "Of all that is random."})
+    max_grad_norm: float = field(
+        default=1.0, metadata={"help": "Norm to which gradients are clipped; 0 for none.", "at_least": 0}
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed.", "at_least": 0, "below": 2**32})
 
 
 @dataclass
 class BranchArguments:
     """Training by branch"""
 
-    cqt_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the CQT backbone."})
-    mel_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the Mel backbone."})
-    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    cqt_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the CQT backbone.", "at_least": 0}
+    )
+    mel_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the Mel backbone.", "at_least": 0}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the head.", "at_least": 0}
+    )
     speech_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the speech encoder (default: learning_rate/10) or its adapters (learning_rate)."
+            "help": "Learning rate of the speech encoder (default: learning_rate/10) or its adapters (learning_rate).",
+            "at_least": 0,
         },
     )
     filter_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of learnable Mel filters."}
+        default=None, metadata={"help": "Learning rate of learnable Mel filters.", "at_least": 0}
     )
-    cqt_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the CQT backbone."})
-    mel_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the Mel backbone."})
-    head_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the head."})
-    speech_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of the speech encoder."})
+    cqt_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the CQT backbone.", "at_least": 0}
+    )
+    mel_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the Mel backbone.", "at_least": 0}
+    )
+    head_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the head.", "at_least": 0}
+    )
+    speech_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the speech encoder.", "at_least": 0}
+    )
     filter_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of learnable Mel filters, towards where they began."}
+        default=None,
+        metadata={"help": "Weight decay of learnable Mel filters, towards where they began.", "at_least": 0},
     )
-    cqt_optimizer: str = field(
-        default="adam", metadata={"help": "CQT backbone: adam, adamw, radam, nadam, adamax, rmsprop or sgd."}
+    cqt_optimizer: str | None = field(
+        default=None, metadata={"help": "Optimizer of the CQT backbone (default: --optim, else adam)."}
     )
-    mel_optimizer: str = field(default="radam", metadata={"help": "Optimizer of the Mel backbone, likewise."})
-    head_optimizer: str = field(default="adam", metadata={"help": "Optimizer of the head, likewise."})
-    speech_optimizer: str = field(default="adamw", metadata={"help": "Optimizer of the speech encoder, likewise."})
+    mel_optimizer: str | None = field(
+        default=None, metadata={"help": "Optimizer of the Mel backbone (default: --optim, else radam)."}
+    )
+    head_optimizer: str | None = field(
+        default=None, metadata={"help": "Optimizer of the head (default: --optim, else adam)."}
+    )
+    speech_optimizer: str | None = field(
+        default=None, metadata={"help": "Optimizer of the speech encoder (default: --optim, else adamw)."}
+    )
     filter_optimizer: str | None = field(
-        default=None, metadata={"help": "Optimizer of learnable Mel filters (default: the Mel backbone's)."}
+        default=None, metadata={"help": "Optimizer of learnable Mel filters (default: --optim, else that of Mel)."}
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "Factor between the learning rates of a stage (or layer) and the one before it."},
+        metadata={
+            "help": "Factor between the learning rates of a stage (or layer) and the one before it.",
+            "above": 0,
+            "needs": [TRAINED_BACKBONES],
+        },
     )
     freeze_backbones: bool = field(default=False, metadata={"help": "Whether only the head is trained."})
     unfreeze_epoch: int | None = field(
-        default=None, metadata={"help": "Epoch (from 0) from which frozen backbones are trained too."}
+        default=None,
+        metadata={
+            "help": "Epoch (from 0) from which frozen backbones are trained too.",
+            "at_least": 0,
+            "needs": ["freeze_backbones"],
+        },
     )
     freeze_speech_encoder: bool = field(
         default=False,
-        metadata={"help": "Whether the speech encoder stays as it is; what joins its layers is trained."},
+        metadata={
+            "help": "Whether the speech encoder stays as it is; what joins its layers is trained.",
+            "needs": ["speech_encoder"],
+        },
     )
     speech_frozen_layers: int | None = field(
-        default=None, metadata={"help": "Its lowest layers that stay as they are, with all that is below them."}
+        default=None,
+        metadata={
+            "help": "Its lowest layers that stay as they are, with all that is below them.",
+            "at_least": 0,
+            "needs": ["no freeze_speech_encoder", "no lora_rank"],
+        },
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "Rank of adapters (LoRA) that are trained in place of the speech encoder; needs peft."},
+        metadata={
+            "help": "Rank of adapters (LoRA) that are trained instead of the speech encoder; needs peft.",
+            "at_least": 1,
+            "needs": ["speech_encoder", "no freeze_speech_encoder", TRAINED_BACKBONES],
+        },
     )
 
 
@@ -178,11 +254,15 @@ class LossArguments:
         default="none", metadata={"help": "Whether rare classes weigh more in the loss."}
     )
     label_smoothing_factor: float = field(
-        default=0.0, metadata={"help": "Share of the target that is spread over all classes."}
+        default=0.0,
+        metadata={"help": "Share of the target that is spread over all classes.", "at_least": 0, "below": 1},
     )
-    focal_gamma: float = field(default=0.0, metadata={"help": "Focal loss: its exponent; 0 for cross-entropy."})
+    focal_gamma: float = field(
+        default=0.0, metadata={"help": "Focal loss: its exponent; 0 for cross-entropy.", "at_least": 0}
+    )
     skip_nonfinite_steps: int = field(
-        default=0, metadata={"help": "Steps with a non-finite loss that are left out before the run stops."}
+        default=0,
+        metadata={"help": "Steps with a non-finite loss that are left out before the run stops.", "at_least": 0},
     )
 
 
@@ -192,32 +272,76 @@ class AugmentationArguments:
 
     specaugment_masks: int = field(
         default=0,
-        metadata={"help": "SpecAugment: masks per clip and axis; 0 for none. What learnable filters draw has none."},
+        metadata={
+            "help": "SpecAugment: masks per clip and axis; 0 for none. What learnable filters draw has none.",
+            "at_least": 0,
+        },
     )
-    specaugment_time: float = field(default=0.1, metadata={"help": "SpecAugment: widest time mask, as a share."})
-    specaugment_frequency: float = field(default=0.15, metadata={"help": "SpecAugment: widest band, as a share."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none."})
+    specaugment_time: float = field(
+        default=0.1,
+        metadata={
+            "help": "SpecAugment: widest time mask, as a share.",
+            "at_least": 0,
+            "at_most": 1,
+            "needs": ["specaugment_masks"],
+        },
+    )
+    specaugment_frequency: float = field(
+        default=0.15,
+        metadata={
+            "help": "SpecAugment: widest band, as a share.",
+            "at_least": 0,
+            "at_most": 1,
+            "needs": ["specaugment_masks"],
+        },
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Mixup: Beta(alpha, alpha) of the shares; 0 for none.", "at_least": 0}
+    )
 
 
 @dataclass
 class ClipAugmentationArguments:
-    """Augmentation of clips, before a picture is drawn of them"""
+    """Augmentation of the training clips before their images are computed"""
 
-    training_window: float | None = field(default=None, metadata={"help": "Seconds of a clip that each epoch sees."})
-    whole_clip_share: float = field(default=0.0, metadata={"help": "Share of clips that stay whole all the same."})
-    time_stretch: float = field(default=0.0, metadata={"help": "Windows up to this share faster or slower."})
-    gain_db: float = field(default=0.0, metadata={"help": "Random gain, up to so many dB; for level=full_scale."})
+    training_window: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds of a random part of each clip, drawn in every epoch.",
+            "aliases": ["--max_length_seconds"],
+            "above": 0,
+        },
+    )
+    whole_clip_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of clips that stay whole all the same.",
+            "at_least": 0,
+            "at_most": 1,
+            "needs": ["training_window"],
+        },
+    )
+    time_stretch: float = field(
+        default=0.0,
+        metadata={"help": "Windows up to this share faster or slower.", "at_least": 0, "needs": ["training_window"]},
+    )
+    gain_db: float = field(
+        default=0.0, metadata={"help": "Random gain, up to so many dB; for level=full_scale.", "at_least": 0}
+    )
 
 
 @dataclass
 class CopyArguments:
     """Altered copies of the training clips"""
 
-    waveform_copies: int = field(default=0, metadata={"help": "Copies per clip; batches draw one, or the clip."})
+    waveform_copies: int = field(
+        default=0, metadata={"help": "Copies per clip; batches draw one, or the clip.", "at_least": 0}
+    )
     waveform_chain: Literal["all", "voice", "recording"] = field(
         default="all",
         metadata={
-            "help": "What alters them: voice (speed, pitch), recording (room, noise, gain, codecs, ...) or all."
+            "help": "What alters them: voice (speed, pitch), recording (room, noise, gain, codecs, ...) or all.",
+            "needs": ["waveform_copies"],
         },
     )
 
@@ -226,7 +350,7 @@ class CopyArguments:
 class MachineArguments:
     """Precision, memory and machines"""
 
-    use_cpu: bool = field(default=False, metadata={"help": "Whether to leave accelerators alone."})
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to compute on the CPU."})
     bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16 where that is safe."})
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Whether to compute activations twice instead of keeping them in memory."}
@@ -239,8 +363,10 @@ class MachineArguments:
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Whether batch statistics are shared by all GPUs of a distributed run."}
     )
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips per device and evaluation step."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that make batches."})
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "Clips per device and evaluation step.", "at_least": 1}
+    )
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that make batches.", "at_least": 0})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DDP looks for parameters without a gradient."}
     )
@@ -257,43 +383,68 @@ class ReportArguments:
         default=False, metadata={"help": "Whether to start over in an output directory that holds a run."}
     )
     metric_for_best_model: str | None = field(
-        default="UA", metadata={"help": "The validation metric that best model, plateau and early stopping follow."}
+        default="UA",
+        metadata={
+            "help": "The validation metric that best model, plateau and early stopping follow: UA, WA (accuracy), "
+            "macro_f1, weighted_f1, loss; with soft labels also KL, JS, soft_macro_f1."
+        },
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best weights are the result."})
-    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate."})
-    eval_steps: float | None = field(default=None, metadata={"help": "Updates between evaluations by steps."})
-    save_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
-    save_steps: float = field(default=500, metadata={"help": "Updates between checkpoints by steps."})
+    eval_strategy: Literal["no", "steps", "epoch"] = field(default="epoch", metadata={"help": "When to evaluate."})
+    eval_steps: float | None = field(
+        default=None,
+        metadata={"help": "Updates between evaluations by steps.", "above": 0, "needs": ["eval_strategy=steps"]},
+    )
+    save_strategy: Literal["no", "steps", "epoch", "best"] = field(
+        default="epoch", metadata={"help": "When to save a checkpoint; as eval_strategy where only that is given."}
+    )
+    save_steps: float = field(
+        default=500,
+        metadata={"help": "Updates between checkpoints by steps.", "above": 0, "needs": ["save_strategy=steps"]},
+    )
     save_total_limit: int | None = field(
-        default=3, metadata={"help": "How many of the best checkpoints are kept. The newest is kept besides."}
+        default=3,
+        metadata={"help": "How many of the best checkpoints are kept. The newest is kept besides.", "at_least": 1},
     )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Whether a resumed run goes on counting towards early stopping."}
     )
-    logging_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to log."})
-    logging_steps: float = field(default=500, metadata={"help": "Updates between logs by steps."})
+    logging_strategy: Literal["no", "steps", "epoch"] = field(
+        default="epoch", metadata={"help": "When to log; by steps where logging_steps is given."}
+    )
+    logging_steps: float = field(
+        default=500,
+        metadata={
+            "help": "Updates between logs by steps.",
+            "above": 0,
+            "needs": ["logging_strategy=steps or eval_strategy=steps"],
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether non-finite losses go unlogged."})
     test_window: float | None = field(
-        default=None, metadata={"help": "Seconds: test clips are also scored by the mean over such windows of them."}
+        default=None,
+        metadata={"help": "Seconds: test clips are also scored by the mean over such windows of them.", "above": 0},
     )
     test_hop: float | None = field(
-        default=None, metadata={"help": "Seconds from one test window's start to the next (default: --test_window)."}
+        default=None,
+        metadata={
+            "help": "Seconds from one test window's start to the next (default: --test_window).",
+            "above": 0,
+            "needs": ["test_window"],
+        },
     )
     calibrate: bool = field(
         default=False,
-        metadata={"help": "Fit a temperature on the validation part, by which probabilities are as often right."},
+        metadata={"help": "Calibrate probabilities by temperature scaling on the validation set."},
     )
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to report."})
     log_level: str = field(default="passive", metadata={"help": "debug, info, warning, error or passive."})
     push_to_hub: bool = field(default=False, metadata={"help": "Whether the model goes to the Hub."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Its name there."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether the collator sees only the columns that the model's forward names."}
-    )
 
 
 @dataclass
-class SERTrainingArguments(
+class TrainingOptions(
     ReportArguments,
     MachineArguments,
     CopyArguments,
@@ -302,81 +453,24 @@ class SERTrainingArguments(
     LossArguments,
     BranchArguments,
     ScheduleArguments,
-    TrainingArguments,
 ):
-    """
-    `transformers.TrainingArguments` with the defaults of the reference and what this engine adds; each field is a flag
-    of the command. `load_best_model_at_end`, `reduce_lr_on_plateau` and early stopping all follow
-    `metric_for_best_model`, and its direction where none is given.
-    """
+    """What this project adds to `transformers.TrainingArguments`, or has other defaults for."""
 
-    def __post_init__(self) -> None:
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        direction: bool | None = getattr(self, "greater_is_better", None)
-        self.greater_is_better = False if direction is None and metric in LESS_IS_BETTER else direction
-        try:
-            super().__post_init__()
-        except TypeError as error:  # JSON with a name that nothing knows
-            raise ValueError(f"a flag given as JSON, such as --accelerator_config, does not fit: {error}.") from error
-        for branch, algorithm in self.by_branch("optimizer").items():
-            if algorithm not in ALGORITHMS:
-                raise ValueError(
-                    f"--{branch}_optimizer {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}."
-                )
-        refuse_unheard(self)
-        if self.speech_frozen_layers is not None and self.speech_frozen_layers < 0:
-            raise ValueError(
-                f"--speech_frozen_layers {self.speech_frozen_layers} is no number of layers: 0 or more is."
-            )
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"--lora_rank {self.lora_rank} is no rank: 1 or more is.")
-        if self.lora_rank:
-            try:
-                require_version("peft>=0.18")
-            except ImportError as error:
-                raise ValueError("--lora_rank needs peft 0.18 or newer: pip install -U peft") from error
-        if self.test_window is not None and not 0 < (self.test_hop or self.test_window) <= self.test_window:
-            raise ValueError("--test_window and --test_hop are seconds above 0, the hop no longer than the window.")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise ValueError(f"--save_total_limit {self.save_total_limit} keeps no checkpoint: it must be 1 or more.")
-        if (
-            self.load_best_model_at_end
-            and self.save_strategy == SaveStrategy.STEPS
-            and self.save_steps != self.eval_steps
-        ):
-            raise ValueError(
-                "--load_best_model_at_end needs a checkpoint of every evaluation: set --save_steps "
-                f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay {self.ema_decay} must be from 0 (no average) to below 1.")
-        if self.unfreeze_epoch is not None:
-            self.ddp_find_unused_parameters = True
-        if self.skip_nonfinite_steps:
-            self.logging_nan_inf_filter = True
-        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
-            mode = "max" if self.greater_is_better else "min"
-            given: Any = self.lr_scheduler_kwargs or {}  # TrainingArguments has read JSON by now
-            self.lr_scheduler_kwargs = plateau = {"mode": mode, **PLATEAU, **given}
-            if plateau["mode"] != mode:
-                raise ValueError(f"For {self.metric_for_best_model} the plateau's mode must be {mode!r}.")
-            if self.warmup_steps:
-                raise ValueError("reduce_lr_on_plateau has no warm-up: choose another --lr_scheduler_type for it.")
-        if self.n_gpu > 1:
-            logger.warning(f"Only one of {self.n_gpu} GPUs is used: start with `accelerate launch` to use them all.")
-            self._n_gpu = 1
-        if not torch.cuda.is_available():
-            self.dataloader_pin_memory = False
 
-    def by_branch(self, setting: Literal["optimizer", "learning_rate", "weight_decay"]) -> dict[str, Any]:
-        """What each branch that has flags uses: its own `setting` or, where it has none, the one given for all."""
-        branches = [each.name.removesuffix("_optimizer") for each in fields(self) if each.name.endswith("_optimizer")]
-        own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
-        if setting == "learning_rate" and own["speech"] is None:
-            own["speech"] = self.learning_rate / (1 if self.lora_rank else 10)
-        if setting == "optimizer" and own["filter"] is None:
-            own["filter"] = own["mel"]
-        return {branch: getattr(self, setting) if value is None else value for branch, value in own.items()}
+OWN = ("learning_rate", "weight_decay", "optimizer")
+NEEDS = {
+    "cqt_": ["cqt_backbone"],
+    "mel_": ["mel_backbone"],
+    "speech_": ["speech_encoder"],
+    "filter_": ["filter_bank=learnable"],
+    "fusion_size": ["fusion=attention or fusion=bilinear"],
+    "hub_": ["push_to_hub"],
+    "adam_beta": ["an optimizer with betas"],
+    "adam_epsilon": ["an optimizer with eps"],
+    **{f"{branch}_{setting}": [TRAINED_BACKBONES] for branch in ("cqt", "mel", "filter") for setting in OWN},
+    **{f"speech_{setting}": [TRAINED_BACKBONES, "no freeze_speech_encoder"] for setting in OWN},
+}
+"""What options need to have an effect, by the beginning of their names, besides the `needs` of their fields."""
 
 
 def values_of(group: type, arguments: Any) -> dict[str, Any]:

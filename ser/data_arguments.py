@@ -1,7 +1,9 @@
-"""The training command's flags about the clips; see `ser/arguments.py` for those about the model and its training."""
+"""Options of the training command about the clips; `ser/arguments.py` has those about the model and its training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from ser.cli import check_bounds
 
 
 @dataclass
@@ -55,8 +57,9 @@ class ProtocolArguments:
     test_speakers: list[str] | None = field(default=None, metadata={"help": "Test these, instead of a protocol."})
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.test_speakers and self.protocol:
-            raise ValueError("--test_speakers tests whom you name, instead of a --protocol: leave out one of the two.")
+            raise ValueError("--test_speakers names who is tested, and so does --protocol: leave out one of the two.")
 
 
 @dataclass
@@ -66,9 +69,15 @@ class SeveralCorporaArguments:
     test_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "Corpora that test, instead of a part of those that are trained on."}
     )
-    test_data_dir: list[str] | None = field(default=None, metadata={"help": "A folder for each of them, or none."})
+    test_data_dir: list[str] | None = field(
+        default=None, metadata={"help": "A folder for each of them, or none.", "needs": ["test_dataset_name"]}
+    )
     corpus_sampling: Literal["natural", "balanced"] = field(
-        default="natural", metadata={"help": "Each clip once an epoch, or each corpus as often as the largest."}
+        default="natural",
+        metadata={
+            "help": "Each clip once an epoch, or each corpus as often as the largest.",
+            "needs": ["several corpora"],
+        },
     )
 
 
@@ -83,7 +92,12 @@ class StreamingArguments:
         },
     )
     shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Clips that wait, not decoded, for a batch to draw from, in each process."}
+        default=1000,
+        metadata={
+            "help": "Clips that wait, not decoded, for a batch to draw from, in each process.",
+            "at_least": 1,
+            "needs": ["streaming"],
+        },
     )
 
 
@@ -92,19 +106,35 @@ class TrainingPartArguments:
     """Training part: what chooses the checkpoint, what is learnt, whose scores are quoted"""
 
     validation_share: float | None = field(
-        default=None, metadata={"help": "Share of training clips or speakers that validates; 0: none (default: 0.15)."}
+        default=None,
+        metadata={
+            "help": "Share of training clips or speakers that validates; 0: none (default: 0.15).",
+            "at_least": 0,
+            "below": 1,
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on so many clips at most, drawn at random, to try something out.", "at_least": 2},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate on so many clips at most, likewise.", "at_least": 1}
     )
     shuffle_training_labels: bool = field(
         default=False, metadata={"help": "A control: what is learnt from shuffled labels must score at chance."}
     )
     scores_from: list[str] | None = field(
-        default=None, metadata={"help": "For everything: folders of --fold all, whose scores it quotes."}
+        default=None,
+        metadata={
+            "help": "For everything: folders of --fold all, whose scores it quotes.",
+            "needs": ["protocol=everything"],
+        },
     )
 
 
 @dataclass
 class FeatureArguments:
-    """Features: how clips become pictures"""
+    """Features: how clips become images"""
 
     on_bad_audio: Literal["error", "skip"] = field(
         default="error", metadata={"help": "Stop at a clip that cannot be read, or leave it out and count it."}
@@ -112,8 +142,13 @@ class FeatureArguments:
     cache_features: bool = field(
         default=True, metadata={"help": "Extract once and keep on disk, or compute in the loader's workers each time."}
     )
-    feature_cache_gib: float = field(default=50.0, metadata={"help": "GiB that all kept spectrograms may take."})
-    preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that extract features."})
+    feature_cache_gib: float = field(
+        default=50.0,
+        metadata={"help": "GiB that all kept spectrograms may take.", "at_least": 0, "needs": ["cache_features"]},
+    )
+    preprocessing_num_workers: int = field(
+        default=1, metadata={"help": "Processes that extract features.", "at_least": 1}
+    )
 
 
 @dataclass
@@ -130,24 +165,11 @@ class DataArguments(TrainingPartArguments, SeveralCorporaArguments, StreamingArg
         if self.test_dataset_name and (self.protocol or self.test_speakers):
             flag = "protocol" if self.protocol else "test_speakers"
             raise ValueError(f"--test_dataset_name tests another corpus: leave out --{flag}.")
-        if self.test_data_dir and not self.test_dataset_name:
-            raise ValueError("--test_data_dir changes nothing without --test_dataset_name: leave it out, or add that.")
-        if self.corpus_sampling == "balanced" and len(self.dataset_name) == 1:
-            raise ValueError("--corpus_sampling balanced changes nothing with one corpus: leave it out.")
-        if self.shuffle_buffer_size < 1:
-            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: a buffer holds at least 1 clip.")
-        self._check_streaming()
+        if self.streaming:
+            self._check_streaming()
 
     def _check_streaming(self) -> None:
-        if not self.streaming:
-            if self.shuffle_buffer_size != StreamingArguments.shuffle_buffer_size:
-                raise ValueError(
-                    "--shuffle_buffer_size changes nothing without --streaming: leave it out, or add that."
-                )
-            return
-        if self.cache_features or self.feature_cache_gib != FeatureArguments.feature_cache_gib:
-            flag = "cache_features" if self.cache_features else "feature_cache_gib"
-            raise ValueError(f"--streaming keeps no spectrograms: leave out --{flag}.")
+        self.cache_features = False  # a stream keeps no spectrograms
         if self.on_bad_audio == "skip":
             raise ValueError("--on_bad_audio skip needs spectrograms that are kept: leave it out, or --streaming.")
         if len(self.dataset_name) > 1 or self.test_dataset_name or self.label_map:

@@ -3,28 +3,30 @@
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import HfArgumentParser
 from transformers.utils.hub import cached_file
 
-from ser.arguments import SERTrainingArguments
+from ser.arguments import ModelArguments, values_of
 from ser.batches import PairCollator
+from ser.cli import Parser, check_bounds
 from ser.corpora.harmony import read_label_map
 from ser.corpora.table import Corpus
-from ser.data_arguments import ClipArguments
+from ser.data_arguments import ClipArguments, DataArguments
 from ser.distributions import VOTES
 from ser.errors import DataError
 from ser.models import load_feature_extractor, load_model, weights_digest
-from ser.protocols import EVERYTHING, Split, n_folds, test_part
+from ser.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
 from ser.report import write_report
 from ser.shared import SharedClasses, shared_classes
 from ser.trainer import SERTrainer
 from ser.training import read_corpus, set_up_logging, with_features
+from ser.training_arguments import SERTrainingArguments
 
 ALL = "all"
 
@@ -38,29 +40,64 @@ class EvaluationArguments:
         default=False,
         metadata={"help": "Score speakers and clips that the checkpoint was trained on, or may have been."},
     )
-    batch_size: int = field(default=16, metadata={"help": "Clips in one forward."})
-    use_cpu: bool = field(default=False, metadata={"help": "Whether to leave accelerators alone."})
-    seed: int = field(default=42, metadata={"help": "Of the protocol random, and of the bootstrap."})
+    batch_size: int = field(default=16, metadata={"help": "Clips in one forward pass.", "at_least": 1})
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to compute on the CPU."})
+    seed: int = field(
+        default=42,
+        metadata={"help": "Random seed of the protocol random and of the bootstrap.", "at_least": 0, "below": 2**32},
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def parse_arguments(
     arguments: Sequence[str] | None, description: str
 ) -> tuple[str, ClipArguments, EvaluationArguments]:
     """The checkpoint, the clips, and how it is scored on them."""
-    parser = HfArgumentParser(
-        (ClipArguments, EvaluationArguments), usage="evaluate_ser.py CHECKPOINT --output_dir OUT [--FLAG VALUE ...]",
-        description=description, allow_abbrev=False,
-    )  # fmt: skip
+    usage = "evaluate_ser.py CHECKPOINT --output_dir OUT [--OPTION VALUE ...]"
+    parser = Parser((ClipArguments, EvaluationArguments), usage=usage, description=description, add_help=True)
     parser.add_argument("checkpoint", help="A folder that training wrote, or its name on the Hub.")
+    parser.check_names(sys.argv[1:] if arguments is None else arguments)
     clip_args, args, others = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    _check_fold(clip_args)
+    return others.checkpoint, clip_args, args
+
+
+def _check_fold(clip_args: ClipArguments) -> None:
     if clip_args.protocol or clip_args.test_speakers:
         if clip_args.protocol == EVERYTHING:
-            raise DataError(f"--protocol {EVERYTHING} tests nobody: leave it out to score all clips.")
+            raise DataError(f"--protocol {EVERYTHING} has no test set: leave it out to score all clips.")
         if not clip_args.fold.isdecimal():
-            raise DataError(f"--fold {clip_args.fold!r} is no number: one checkpoint is scored on one fold.")
+            raise DataError(f"--fold {clip_args.fold!r} is not a number: one checkpoint is scored on one fold.")
     elif clip_args.fold != "1":
         raise DataError("--fold needs --protocol: without one, all clips are scored.")
-    return others.checkpoint, clip_args, args
+
+
+def predict_only(model_args: ModelArguments, data_args: DataArguments, args: SERTrainingArguments) -> dict:
+    """
+    The training command without `--do_train`: scores a checkpoint on the test part, as `evaluate_ser.py` does.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        DataError: No checkpoint is named, or no test is asked for; or as in [`evaluate`].
+    """
+    if not args.do_predict:
+        raise DataError("--do_eval without --do_train scores nothing: add --do_predict to score the test part.")
+    if model_args.model_name_or_path is None:
+        raise DataError("--do_predict without --do_train scores a checkpoint: name it by --model_name_or_path.")
+    clip_args = ClipArguments(**values_of(ClipArguments, data_args))
+    if data_args.test_dataset_name:
+        clip_args.dataset_name, clip_args.data_dir = data_args.test_dataset_name, data_args.test_data_dir
+    elif not clip_args.protocol and not clip_args.test_speakers:
+        clip_args.protocol = resolve_protocol(read_corpus(clip_args, args))
+    _check_fold(clip_args)
+    wanted = EvaluationArguments(
+        args.output_dir, batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu, seed=args.seed
+    )
+    return evaluate(model_args.model_name_or_path, clip_args, wanted)
 
 
 def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArguments) -> dict:

@@ -16,10 +16,10 @@ from transformers.utils import logging
 import speech_maxmvit
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.arguments import SERTrainingArguments
 from ser.files import whole
 from ser.models import weights_digest
 from ser.spectrogram_cache import Versions, extractor_key
+from ser.training_arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_speech"

@@ -98,12 +98,19 @@ def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtrac
         if name in changes:
             raise ValueError(f"--feature_extractor_kwargs: {name} comes with --{flag}; leave it out.")
     if model_args.model_name_or_path:
-        return load_feature_extractor(model_args.model_name_or_path, **changes)
+        try:
+            return load_feature_extractor(model_args.model_name_or_path, **changes)
+        except TypeError as error:
+            raise ValueError(f"--feature_extractor_kwargs {json.dumps(changes)} does not work: {error}") from error
     if model_args.filter_bank != "fixed":
         changes = {**changes, "filter_bank": model_args.filter_bank}
     if model_args.speech_encoder:
         changes = {**changes, "speech_processor": read_processor(model_args.speech_encoder)}
-    return MaxMViTFeatureExtractor(**{**_pretrained_normalization(model_args), **changes})
+    try:
+        return MaxMViTFeatureExtractor(**{**_pretrained_normalization(model_args), **changes})
+    except (TypeError, ValueError) as error:  # a value of another type, or one that does not work
+        given = json.dumps(model_args.feature_extractor_kwargs)
+        raise ValueError(f"--feature_extractor_kwargs {given} does not work: {error}") from error
 
 
 def _pretrained_normalization(model_args: "ModelArguments") -> dict[str, dict[str, list[float]]]:

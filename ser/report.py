@@ -48,7 +48,7 @@ def write_report(
     seed: int,
     duration: float,
     log_history: Sequence[Mapping] = (),
-    left_out: Mapping[str, int] | None = None,
+    remarks: Sequence[str] = (),
     model_id: str | None = None,
     card: bool = True,
     extra: Mapping[str, object] | None = None,
@@ -69,7 +69,7 @@ def write_report(
         seed: of the run; also of the bootstrap.
         duration: of the run, in seconds.
         log_history: `trainer.state.log_history`.
-        left_out: reason -> clips left out after the corpus was read (such as undecodable ones).
+        remarks: what else there is to say of the run, before its scores.
         model_id: Hub id of the model, for its card.
         card: whether the folder is the model's own, and gets its card.
         extra: more entries for `metrics.json` (such as the training arguments).
@@ -96,6 +96,7 @@ def write_report(
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint if tested else None,
         "remarks": [
+            *remarks,
             *(remark for part, remark in REMARKS.items() if part in parts and not len(parts[part])),
             *_remarks_on_votes(tested),
         ],
@@ -108,7 +109,7 @@ def write_report(
             "revision": corpus.revision,
             "options": corpus.options,
             "rows_used": {part: len(clips) for part, clips in parts.items()},
-            "rows_left_out": corpus.dropped | dict(left_out or {}),
+            "rows_left_out": dict(corpus.dropped),
         },
         "seed": seed,
         "duration_seconds": round(duration, 1),

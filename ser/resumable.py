@@ -14,12 +14,12 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ser.arguments import SERTrainingArguments
 from ser.callbacks import metric_name
 from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, last_checkpoint, remove_leftovers
 from ser.errors import DataError
 from ser.files import sync
 from ser.processes import checkpoint_of_first, run_lock
+from ser.training_arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 

@@ -14,8 +14,14 @@ from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.arguments import SERTrainingArguments
-from ser.checkpoints import CHECKPOINT_LIST, last_checkpoint, list_checkpoints, remove, remove_leftovers
+from ser.checkpoints import (
+    CHECKPOINT_LIST,
+    is_complete,
+    last_checkpoint,
+    list_checkpoints,
+    remove,
+    remove_leftovers,
+)
 from ser.corpora.table import Corpus
 from ser.data_arguments import DataArguments
 from ser.errors import DataError
@@ -25,6 +31,7 @@ from ser.models import EXTRACTOR_FIELDS, MODEL_FIELDS
 from ser.processes import as_first_says, checkpoint_of_first, first_process_first
 from ser.protocols import VALIDATION_SHARE
 from ser.report import REPORT_FILES
+from ser.training_arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -126,7 +133,7 @@ def earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]],
             found = _find_earlier_run(args, settings, splits)
     if as_first_says(args, found == "finished"):
         return "finished"
-    return checkpoint_of_first(args, found)
+    return args.resume_from_checkpoint or checkpoint_of_first(args, found)
 
 
 def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]], splits: dict) -> str | None:
@@ -135,6 +142,8 @@ def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, 
         for name in (*REPORT_FILES, RUN_FILE):
             (folder / name).unlink(missing_ok=True)
     state, checkpoint = resume_or_start(folder, args.overwrite_output_dir)
+    if args.resume_from_checkpoint:
+        check_named_checkpoint(args, settings, splits)
     if state == "fresh":
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DURATION_FILE).unlink(missing_ok=True)
@@ -153,13 +162,60 @@ def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, 
             f"{folder} holds a run from before {RUN_FILE} was kept: only its model, pictures and clips can be "
             "compared."
         )
-    differing = [*_differences(before, settings), *_other_clips(_read(folder / "splits.json") or {}, splits)]
+    _refuse_differing(
+        folder, [*_differences(before, settings), *_other_clips(_read(folder / "splits.json") or {}, splits)]
+    )
+    return "finished" if state == "finished" else checkpoint
+
+
+def _refuse_differing(folder: Path, differing: Sequence[str]) -> None:
     if differing:
         raise DataError(
             f"{folder} holds a run of other settings: {'; '.join(differing)}. Give it the settings it had, name "
             "another --output_dir, or start over in this one by --overwrite_output_dir."
         )
-    return "finished" if state == "finished" else checkpoint
+
+
+def check_output_folder(args: SERTrainingArguments, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """
+    Compares a run with the one that stands in its output directory, but for its clips, which may yet be fewer.
+
+    Raises:
+        DataError: The folder holds a run of other settings; names what differs.
+    """
+    folder = Path(args.output_dir)
+    is_started = (folder / FINISHED_MARK).exists() or last_checkpoint(folder) is not None
+    if is_started and not args.overwrite_output_dir:
+        _refuse_differing(folder, _differences(_read(folder / RUN_FILE) or {}, settings))
+
+
+def check_named_checkpoint(
+    args: SERTrainingArguments, settings: Mapping[str, Mapping[str, Any]], splits: dict | None = None
+) -> None:
+    """
+    Compares a run with that of the checkpoint which `--resume_from_checkpoint` names.
+
+    Args:
+        splits (`dict`, *optional*): The clips of the run, where they are to be compared too.
+
+    Raises:
+        DataError: It is not a checkpoint of training, or of a run of other settings or clips; names what differs.
+    """
+    checkpoint = Path(args.resume_from_checkpoint or "")
+    folder = checkpoint.resolve().parent
+    if not is_complete(checkpoint) or not (folder / RUN_FILE).is_file():
+        raise DataError(
+            f"--resume_from_checkpoint {checkpoint} is not a checkpoint of a run of this command: name a checkpoint-N "
+            "in its output directory, or start a new run from its weights by --model_name_or_path."
+        )
+    differing = _differences(_read(folder / RUN_FILE) or {}, settings)
+    if splits is not None:
+        differing += _other_clips(_read(folder / "splits.json") or {}, splits)
+    if differing:
+        raise DataError(
+            f"--resume_from_checkpoint {checkpoint} is of a run of other settings: {'; '.join(differing)}. Give the "
+            "settings that it had, or start a new run from its weights by --model_name_or_path."
+        )
 
 
 def check_folds(folders: Sequence[str | os.PathLike]) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.arguments import SERTrainingArguments
-from ser.unheard import given_flags, refuse_flags_of
+from ser.training_arguments import SERTrainingArguments
 
 ADAPTED = ["q_proj", "v_proj"]  # as the encoders that can be joined call the projections of queries and values
 
@@ -19,19 +18,12 @@ def choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArgu
 
     Returns:
         Names of the pretrained weights, filters and adapters that may be trained, and what [`add_adapters`] gave.
-
-    Raises:
-        ValueError: A flag is about a part that the model has not.
     """
     parts, filters, adapters = model.pretrained_parts(), model.base_model.filter_bank, None
     tuned = {id(p) for name, part in parts.items() if name != "speech" for p in part.parameters()}
-    if filters is None:
-        refuse_flags_of("filter", given_flags(args))
-    else:
+    if filters is not None:
         tuned |= {id(p) for p in filters.parameters()}
-    if "speech" not in parts:
-        refuse_flags_of("speech", given_flags(args))
-    else:
+    if "speech" in parts:
         # What marks masked frames has no gradient where an encoder masks none.
         args.ddp_find_unused_parameters = True
         if args.lora_rank:

@@ -19,7 +19,6 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOu
 from transformers.utils import logging
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.arguments import SERTrainingArguments
 from ser.averaging import UNAVERAGED, AveragedWeights
 from ser.batches import LengthGroupedSampler, Numbered, SeededCollator
 from ser.callbacks import EarlyStopping, NonFiniteSteps
@@ -29,6 +28,7 @@ from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.resumable import ResumableTrainer
 from ser.trainable import choose_trainable, set_trained
+from ser.training_arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 

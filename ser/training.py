@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
@@ -20,59 +20,47 @@ from ser.arguments import (
     AugmentationArguments,
     ClipAugmentationArguments,
     ModelArguments,
-    SERTrainingArguments,
     values_of,
 )
 from ser.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.batches import PairCollator
 from ser.calibration import fit_temperature
+from ser.cli import parse_arguments
 from ser.corpora.harmony import in_words as map_in_words
 from ser.corpora.several import balanced_rows, load_corpora
 from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments, CorpusArguments, DataArguments, SeveralCorporaArguments
-from ser.distributions import DISTRIBUTION_SCORES, VOTES, compute_distribution_metrics, with_one_label
+from ser.distributions import VOTES, compute_distribution_metrics, with_one_label
 from ser.errors import DataError
 from ser.features import extract_features, rearranged
-from ser.flags import as_flags
 from ser.frozen import layer_statistics_of, suffices
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
 from ser.processes import Crew, first_process_first
-from ser.protocols import make_split, n_folds, resolve_protocol
+from ser.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
-from ser.runs import RunClock, check_folds, earlier_run, fold_folder, mark_finished, quoted_scores, run_settings
+from ser.runs import (
+    RunClock,
+    check_folds,
+    check_named_checkpoint,
+    check_output_folder,
+    earlier_run,
+    fold_folder,
+    mark_finished,
+    quoted_scores,
+    run_settings,
+)
 from ser.shared import SharedClasses, shared_classes
 from ser.spectrogram_cache import cache_folder
 from ser.streaming import StreamingTrainer, refuse_unreadable
 from ser.trainer import SERTrainer
-from ser.unheard import refuse_unheard_of_model, refuse_unheard_of_streaming, settle_missing_parts
+from ser.training_arguments import SERTrainingArguments
 from ser.waveforms import WaveformCopies
 from ser.windows import mean_over_windows, windows_of
 
+__all__ = ["parse_arguments"]  # the first step
 logger = logging.get_logger(__name__)
-
-
-def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SERTrainingArguments]:
-    """Reads YAML recipes, wherever they stand, then the flags over them. A key that is no flag is an error, as a flag
-    would be."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, SERTrainingArguments),
-        usage="[RECIPE.yaml] [--FLAG VALUE ...] (--help lists the flags)",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    flags = as_flags(arguments)
-    settle_missing_parts(parser, flags)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    refuse_unheard_of_model(model_args, args)
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
-        raise ValueError(f"--metric_for_best_model {metric} is a score of votes: add --soft_labels votes.")
-    if data_args.streaming:
-        refuse_unheard_of_streaming(args)
-    if not data_args.cache_features:
-        args.dataloader_num_workers = args.dataloader_num_workers or data_args.preprocessing_num_workers
-    return model_args, data_args, args
+NOT_TESTED = "The test part was not scored: the run was told to train only (--do_train without --do_predict)."
 
 
 def set_up_logging(args: SERTrainingArguments) -> None:
@@ -171,6 +159,8 @@ def plan_folds(
         return {int(data_args.fold): args}
     if data_args.fold != "all":
         raise DataError(f"--fold takes a number from 1 to {count}, or all; not {data_args.fold!r}.")
+    if args.resume_from_checkpoint and count > 1:
+        raise DataError("--resume_from_checkpoint names a checkpoint of one fold: leave it out, or name the --fold.")
     folder = Path(args.output_dir)
     return {
         fold: dataclasses.replace(
@@ -180,6 +170,66 @@ def plan_folds(
         )
         for fold in range(1, count + 1)
     }
+
+
+def check_runs(
+    corpus: Corpus,
+    runs: Mapping[int, SERTrainingArguments],
+    config: MaxMViTConfig,
+    feature_extractor: MaxMViTFeatureExtractor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """
+    Does, before the first clip is decoded, all that can fail of a run besides: builds the model with its weights and
+    the augmentation, cuts the parts of each fold, and compares the output directories.
+
+    Raises:
+        ValueError: Something of this does not work; says what.
+    """
+    args = next(iter(runs.values()))
+    make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
+    make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args))
+    config = name_classes(config, corpus.label_names)
+    start = starting_weights(make_model(config, model_args), model_args)
+    unread = dataclasses.replace(corpus)
+    unread.contents = corpus.files  # equal sound is looked for once clips are decoded
+    for fold, fold_args in runs.items():
+        split = split_of(unread, fold, data_args, fold_args)
+        batch = args.per_device_train_batch_size * args.world_size
+        if corpus.shards is None and len(split.train) < batch and data_args.corpus_sampling == "natural":
+            raise DataError(
+                f"{len(split.train)} training clips do not fill one batch of {args.per_device_train_batch_size} on "
+                f"each of {args.world_size} process(es): lower --per_device_train_batch_size."
+            )
+        settings = run_settings(config, feature_extractor, corpus, data_args, fold_args, start)
+        check_output_folder(fold_args, settings)
+        if fold_args.resume_from_checkpoint:
+            check_named_checkpoint(fold_args, settings)
+        quoted_scores(data_args.scores_from or (), settings)
+
+
+def split_of(corpus: Corpus, fold: int, data_args: DataArguments, args: SERTrainingArguments) -> Split:
+    """The parts of one fold, no larger than `--max_train_samples` and `--max_eval_samples`."""
+    split = make_split(
+        corpus,
+        data_args.protocol,
+        fold,
+        validation_share=data_args.validation_share,
+        seed=args.seed,
+        test_speakers=data_args.test_speakers,
+    )
+    split.train = _some(split.train, data_args.max_train_samples, args.seed)
+    split.validation = _some(split.validation, data_args.max_eval_samples, args.seed)
+    return split
+
+
+def _some(indices: list[int], most: int | None, seed: int) -> list[int]:
+    """So many of the indices at most, drawn at random."""
+    if most is None or most >= len(indices):
+        return indices
+    order = np.random.default_rng(seed).permutation(len(indices))[:most]
+    return sorted(indices[place] for place in order)
 
 
 def make_trainer(
@@ -224,14 +274,7 @@ def train_and_test(
 ) -> None:
     """One fold from split to report; goes on where an earlier run of the same output directory was stopped."""
     started = time.monotonic()
-    split = make_split(
-        corpus,
-        data_args.protocol,
-        fold,
-        validation_share=data_args.validation_share,
-        seed=args.seed,
-        test_speakers=data_args.test_speakers,
-    )
+    split = split_of(corpus, fold, data_args, args)
     splits = splits_table(corpus, split, args.seed)
     config = name_classes(config, corpus.label_names)
     set_seed(args.seed)
@@ -271,10 +314,11 @@ def train_and_test(
     parts_taught = parts | {"train": taught}
     trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
+    is_tested = args.do_predict or not args.do_train
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions
         for part in ("validation", "test")
-        if len(parts[part])
+        if len(parts[part]) and (part != "test" or is_tested)
     }
     if args.calibrate:
         sure = with_one_label(parts["validation"])
@@ -284,9 +328,12 @@ def train_and_test(
     if corpus.shared_labels is not None:
         shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
         place = [shared.names.index(corpus.label_names[label]) for label in parts["test"]["label"][:]]
-        logits["test"] = shared.of_logits(logits["test"])
+        if "test" in logits:
+            logits["test"] = shared.of_logits(logits["test"])
         parts["test"] = rearranged(parts["test"], range(len(place)), label=place)
-    over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
+    over_windows = None
+    if is_tested:
+        over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
     trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
     if args.should_save:
         report = write_report(
@@ -298,6 +345,7 @@ def train_and_test(
             validation_logits=logits.get("validation"),
             temperature=trainer.model.config.temperature,
             quoted=quoted,
+            remarks=() if is_tested else (NOT_TESTED,),
             seed=args.seed,
             duration=clock.seconds(),
             log_history=trainer.state.log_history,

@@ -21,6 +21,7 @@ import evaluate_ser
 from modeling_maxmvit import MaxMViTForAudioClassification
 from run_ser import main
 from ser.averaging import UNAVERAGED
+from ser.cli import find_recipe
 from ser.corpora import RECORDS
 from ser.corpora.emodb import EMODB_SPEAKERS
 from ser.corpora.iemocap import IEMOCAP_VOTES
@@ -28,7 +29,6 @@ from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.demo_corpus import write_demo_corpus
 from ser.distributions import DISTRIBUTION_SCORES
 from ser.errors import DataError
-from ser.flags import find_recipe
 from ser.models import load_pipeline
 from ser.trainer import SERTrainer
 from ser.training import parse_arguments
@@ -366,6 +366,35 @@ def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cac
     assert metrics["corpus"]["rows_left_out"] == {"cannot be decoded": 1}
 
 
+@pytest.mark.slow
+def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(corpus, cache, tmp_path):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--num_train_epochs", "2", "--max_train_samples", "17",
+             "--max_eval_samples", "5", "--per_device_train_batch_size", "8", "--save_total_limit", "2")  # fmt: skip
+    run(*flags, "--output_dir", tmp_path / "trained", "--do_train", "--do_eval")
+    metrics = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    used = metrics["corpus"]["rows_used"]
+    assert (used["train"], used["validation"]) == (17, 5) and used["test"] > 0
+    assert "UA" not in metrics and "not scored" in metrics["remarks"][0]
+    assert not (tmp_path / "trained" / "predictions.csv").exists()
+    assert "not scored" in (tmp_path / "trained" / "README.md").read_text()
+    start = ("--data_dir", corpus, "--cache_dir", cache, "--model_name_or_path", tmp_path / "trained")
+    run(*start, "--output_dir", tmp_path / "tested", "--do_predict")
+    tested = json.loads((tmp_path / "tested" / "metrics.json").read_text())
+    splits = json.loads((tmp_path / "trained" / "splits.json").read_text())["clips"]
+    rows = read_predictions(tmp_path / "tested")
+    assert {row["file"] for row in rows} == {clip["file"] for clip in splits if clip["part"] == "test"}
+    assert tested["heard_in_training"] == {"speakers": [], "clips": []}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+        run(*start, "--output_dir", tmp_path / "other", "--do_predict", "--fold", "2")
+    first = sorted(tmp_path.glob("trained/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))[0]
+    run(*flags, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", first)
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("trained", "again")]
+    assert all(value.equal(ends[1][name]) for name, value in ends[0].items())
+    assert read_predictions(tmp_path / "again") == rows
+    with pytest.raises(DataError, match="is of a run of other settings: .*max_train_samples: 17 -> 16"):
+        run(*flags, "--max_train_samples", "16", "--output_dir", tmp_path / "b", "--resume_from_checkpoint", first)
+
+
 def command(*flags, **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / "run_ser.py"), *flags],
@@ -389,12 +418,13 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
         (["--protocol", "nobody"], "has no protocol 'nobody'"),
         (["--protocol", "everything", "--fold", "2"], "from 1 to 1"),
         (["--feature_extractor_kwargs", '{"imagesize": 64}'], "no parameter imagesize"),
-        (["--cqt_backbone_kwargs", "[1]"], "no JSON object"),
+        (["--cqt_backbone_kwargs", "[1]"], "is not a JSON object"),
         (["--cqt_backbone_kwargs", "{1"], "is not JSON"),
         (["--cqt_backbone_kwargs", '{"depht": [1]}'], "depht"),
         (["--cqt_backbone", "resnet18"], "cqt_backbone='resnet18' cannot be built"),
-        (["--cqt_backbone", "none"], "--cqt_backbone_kwargs changes nothing in a model without this branch"),
-        (["--fusion_size", "8"], "--fusion_size changes nothing without --fusion attention"),
+        (["--feature_extractor_kwargs", '{"top_db": "loud"}'], "--feature_extractor_kwargs .*loud.* does not work"),
+        (["--mel_backbone_kwargs", '{"num_heads": "two", "depths": [1, 1, 1, 1]}'], "mel_backbone='mvitv2_base' cann"),
+        (["--labels", "happy", "--merge_labels", "sad=happy", "angry=happy", "neutral=happy"], "takes two classes"),
         (["--image_size", "100"], "96 or 128"),
         (["--cache_features", "false", "--on_bad_audio", "skip"], "needs --cache_features"),
         (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),

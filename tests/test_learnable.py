@@ -22,12 +22,11 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from run_ser import main
 from ser import export
 from ser.augmentation import RandomGain
+from ser.cli import check_model
 from ser.data_arguments import DataArguments
 from ser.errors import DataError
-from ser.misfits import refuse_misfits
 from ser.models import load_pipeline, make_config, make_feature_extractor
 from ser.spectrogram_cache import extractor_key, pack, unpack
-from ser.trainer import SERTrainer
 from ser.training import parse_arguments
 from tests.test_end_to_end import write_ravdess
 from tests.test_speech import inputs_of, logits_of, trainer_of
@@ -323,26 +322,21 @@ def test_the_command_builds_both_of_one_kind():
 
 
 @pytest.mark.parametrize("name, value", [("optimizer", "sgd"), ("learning_rate", 0.1), ("weight_decay", 0.1)])
-def test_its_flags_are_refused_where_filters_are_fixed(name, value, tmp_path):
-    said = f"--filter_{name} changes nothing without --filter_bank learnable"
-    with pytest.raises(ValueError, match=said):
-        command(f"--filter_{name}", str(value))
-    with pytest.raises(ValueError, match=said):
-        model = MaxMViTForAudioClassification(
-            tiny_config(cqt_backbone="convnet", mel_backbone=None, cqt_backbone_kwargs={})
-        )
-        SERTrainer(model=model, args=make_arguments(tmp_path, **{f"filter_{name}": value}))
+def test_its_options_are_left_out_with_a_warning_where_filters_are_fixed(name, value, caplog):
+    args = command(f"--filter_{name}", str(value))[2]
+    assert f"--filter_{name} has no effect without --filter_bank learnable" in caplog.text
+    assert getattr(args, f"filter_{name}") is None
 
 
-def test_what_blends_or_masks_its_pictures_is_refused(tmp_path):
+def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
     config = built()[0].config
-    with pytest.raises(DataError, match="--mixup_alpha blends pictures, and learnable filters draw theirs after it"):
-        refuse_misfits(config, DataArguments(), make_arguments(tmp_path, mixup_alpha=0.2))
+    with pytest.raises(DataError, match="--mixup_alpha blends images, and learnable filters compute theirs after it"):
+        check_model(config, DataArguments(), make_arguments(tmp_path, mixup_alpha=0.2))
     config.cqt_backbone = None
-    with pytest.raises(DataError, match="--specaugment_masks masks pictures, .* all that this model sees"):
-        refuse_misfits(config, DataArguments(), make_arguments(tmp_path, specaugment_masks=1))
-    with pytest.raises(ValueError, match="--filter_optimizer changes nothing without --filter_bank learnable"):
-        refuse_misfits(tiny_config(), DataArguments(), make_arguments(tmp_path, filter_optimizer="sgd"))
+    with pytest.raises(DataError, match="--specaugment_masks masks images, .* all that this model has"):
+        check_model(config, DataArguments(), make_arguments(tmp_path, specaugment_masks=1))
+    check_model(tiny_config(), DataArguments(), make_arguments(tmp_path, filter_learning_rate=0.1))
+    assert "--filter_learning_rate has no effect: the model has no such part" in caplog.text
 
 
 def test_what_cannot_work_is_named():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ser.arguments
+import ser.training_arguments
 from ser.batches import PairCollator
 from ser.errors import DataError
 from ser.models import load_model
@@ -101,25 +101,26 @@ def test_the_best_model_is_merged_and_a_run_resumes_bit_for_bit(encoders, ema_de
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--freeze_speech_encoder"], "--lora_rank changes nothing without a speech encoder that is trained"),
-        (["--speech_frozen_layers", "1"], "--speech_frozen_layers changes nothing without .*no --lora_rank"),
-        (["--freeze_backbones"], "--lora_rank changes nothing without backbones that are trained"),
-        (["--lora_rank", "0"], "--lora_rank 0 is no rank: 1 or more is"),
+        (["--freeze_speech_encoder"], "--lora_rank has no effect with --freeze_speech_encoder"),
+        (["--speech_frozen_layers", "1"], "--speech_frozen_layers has no effect with --lora_rank"),
+        (["--freeze_backbones"], "--lora_rank has no effect with --freeze_backbones and without --unfreeze_epoch"),
     ],
 )
-def test_what_contradicts_it_is_refused(flags, said):
-    with pytest.raises(ValueError, match=said):
-        command("somewhere", "--lora_rank", "4", *flags)
+def test_options_without_effect_beside_it_are_left_out_with_a_warning(flags, said, caplog):
+    args = command("somewhere", "--lora_rank", "4", *flags)[2]
+    assert said in caplog.text and (args.lora_rank is None or args.speech_frozen_layers is None)
 
 
-def test_it_is_refused_without_an_encoder_and_without_peft(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="--lora_rank changes nothing without --speech_encoder"):
-        command(None, "--lora_rank", "4")
+def test_it_is_left_out_without_an_encoder_and_refused_without_peft(monkeypatch, tmp_path, caplog):
+    with pytest.raises(ValueError, match="--lora_rank 0 does not work: it must be a number at least 1"):
+        command("somewhere", "--lora_rank", "0")
+    assert command(None, "--lora_rank", "4")[2].lora_rank is None
+    assert "--lora_rank has no effect without --speech_encoder" in caplog.text
     assert command("somewhere", "--lora_rank", "4")[2].by_branch("learning_rate")["speech"] == 2e-4
 
     def too_old(requirement: str) -> None:
         raise ImportError(requirement)
 
-    monkeypatch.setattr(ser.arguments, "require_version", too_old)
+    monkeypatch.setattr(ser.training_arguments, "require_version", too_old)
     with pytest.raises(ValueError, match="--lora_rank needs peft 0.18 or newer: pip install -U peft"):
         command("somewhere", "--lora_rank", "4")

@@ -131,7 +131,8 @@ def test_calibration_recomputed_from_the_predictions_equals_the_metrics(tmp_path
 
 def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     corpus = mine()
-    report = run(tmp_path, corpus, "loso", left_out={"cannot be decoded": 2}, extra={"epochs": 2})
+    corpus.dropped["cannot be decoded"] = 2
+    report = run(tmp_path, corpus, "loso", remarks=["Of two clips."], extra={"epochs": 2})
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
     assert report["protocol"] == "mine/loso-fold1" and report["speaker_disjoint"]
     assert report["corpus"] == {
@@ -145,7 +146,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert report["label_names"] == ["neutral", "happy", "angry", "sad"]
     assert (report["test_speakers"], report["seed"], report["duration_seconds"]) == (["s0"], 0, 1.3)
     assert {"python", "torch", "transformers", "timm", "datasets"} <= set(report["versions"])
-    assert report["epochs"] == 2
+    assert report["epochs"] == 2 and report["remarks"] == ["Of two clips."]
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
     lines = in_words(report).splitlines()
     assert [line.split()[0] for line in lines] == [*SCORES, *CALIBRATION_SCORES]

@@ -11,13 +11,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import evaluate_ser
 from run_ser import main
+from ser.cli import command_parser, parse_arguments
 from ser.corpora import RECORDS, load_corpora, load_corpus
 from ser.corpora.harmony import DEFAULT, LabelMap, in_words, read_label_map
 from ser.corpora.several import balanced_rows
 from ser.data_arguments import DataArguments
 from ser.demo_corpus import write_demo_corpus
 from ser.errors import DataError
-from ser.flags import as_flags
 from ser.protocols import make_split, n_folds, resolve_protocol
 from ser.shared import SharedClasses, shared_classes
 from tests.clips import write_sound
@@ -249,17 +249,13 @@ def test_corpora_that_share_nothing_are_refused(ravdess, tmp_path):
         load_corpora(["ravdess"], [ravdess], test_dataset_name=[str(tmp_path / "own")])
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"test_dataset_name": ["emodb"], "protocol": "loso"}, "tests another corpus: leave out --protocol"),
-        ({"test_data_dir": ["a"]}, "--test_data_dir changes nothing without --test_dataset_name"),
-        ({"corpus_sampling": "balanced"}, "--corpus_sampling balanced changes nothing with one corpus"),
-    ],
-)
-def test_flags_of_cross_corpus_tests_that_change_nothing(flags, message):
-    with pytest.raises(ValueError, match=message):
-        DataArguments(**flags)
+def test_options_of_cross_corpus_tests_that_contradict_each_other_or_have_no_effect(caplog):
+    with pytest.raises(ValueError, match="tests another corpus: leave out --protocol"):
+        DataArguments(test_dataset_name=["emodb"], protocol="loso")
+    data_args = parse_arguments(["--output_dir", "out", "--test_data_dir", "a", "--corpus_sampling", "balanced"])[1]
+    assert (data_args.test_data_dir, data_args.corpus_sampling) == (None, "natural")
+    assert "--test_data_dir has no effect without --test_dataset_name" in caplog.text
+    assert "--corpus_sampling has no effect without several corpora" in caplog.text
 
 
 def test_probabilities_of_merged_classes_are_added_before_the_maximum():
@@ -275,9 +271,8 @@ def test_probabilities_of_merged_classes_are_added_before_the_maximum():
 def test_a_map_on_the_command_line_is_no_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("fold: 2")
-    assert as_flags([str(recipe), "--label_map", "map.yaml", "--fold", "3"]) == [
-        "--fold", "2", "--label_map", "map.yaml", "--fold", "3",
-    ]  # fmt: skip
+    recipe_values, line = command_parser(False).read([str(recipe), "--label_map", "map.yaml", "--fold", "3"])
+    assert (recipe_values, line) == ({"fold": "2"}, {"label_map": "map.yaml", "fold": "3"})
 
 
 # --- from the command to the report ---

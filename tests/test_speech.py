@@ -21,17 +21,17 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from run_ser import main
 from ser import export
-from ser.arguments import SERTrainingArguments
 from ser.augmentation import RandomGain
 from ser.batches import PairCollator
+from ser.cli import check_model
 from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.features import extract_features
-from ser.misfits import refuse_misfits
 from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
 from ser.spectrogram_cache import extractor_key, pack, unpack
 from ser.trainer import SERTrainer
 from ser.training import make_trainer, parse_arguments
+from ser.training_arguments import SERTrainingArguments
 from speech_maxmvit import FAMILIES, STRETCHES, SpeechEncoder, make_processor, read_encoder_config, read_processor
 from tests.test_end_to_end import write_ravdess
 from tests.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
@@ -402,17 +402,15 @@ def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
     assert resumed.predict(resumed.train_dataset).label_ids.tolist() == table["label"][:]
 
 
-def test_batches_by_length_are_refused_where_they_would_change_nothing(encoders, tmp_path):
+def test_batches_by_length_where_they_save_nothing_or_cannot_be_made(encoders, tmp_path, caplog):
     args = make_arguments(tmp_path, train_sampling_strategy="group_by_length")
     hearing = tiny_config(speech_encoder=encoders["wavlm"])
-    refuse_misfits(hearing, DataArguments(), args)
-    with pytest.raises(DataError, match="pictures all have one size: leave it out, or train a --speech_encoder"):
-        refuse_misfits(tiny_config(), DataArguments(), args)
+    check_model(hearing, DataArguments(), args)
+    assert not caplog.text
+    check_model(tiny_config(), DataArguments(), args)
+    assert "group_by_length saves no time: all images have one size" in caplog.text
     with pytest.raises(DataError, match="group_by_length needs --cache_features"):
-        refuse_misfits(hearing, DataArguments(cache_features=False), args)
-    args.freeze_speech_encoder, hearing.speech_pooling = True, "mean"  # so that it hears each clip once
-    with pytest.raises(DataError, match="pictures all have one size"):
-        refuse_misfits(hearing, DataArguments(), args)
+        check_model(hearing, DataArguments(cache_features=False), args)
     with pytest.raises(ValueError, match="batch_rebalance counts tokens: take group_by_length"):
         command(None, "--train_sampling_strategy", "batch_rebalance")
 
@@ -602,26 +600,33 @@ def test_frozen_it_stays_as_it_is(encoders, tmp_path):
         ["--speech_pooling", "mean"], ["--freeze_speech_encoder"], ["--speech_frozen_layers", "2"],
     ],
 )  # fmt: skip
-def test_its_flags_are_refused_where_nobody_hears_them(flags, tmp_path):
-    with pytest.raises(ValueError, match=f"{flags[0]} changes nothing without --speech_encoder"):
-        command(None, *flags)
-    if flags[0] != "--speech_pooling":
-        value = {flags[0][2:]: {"sgd": "sgd"}.get(flags[-1]) or (True if len(flags) == 1 else float(flags[1]))}
-        model = MaxMViTForAudioClassification(tiny_config())
-        with pytest.raises(ValueError, match=f"{flags[0]} changes nothing without --speech_encoder"):
-            SERTrainer(model=model, args=make_arguments(tmp_path, **value))
+def test_its_options_are_left_out_with_a_warning_where_there_is_none(flags, caplog):
+    model_args, _, args = command(None, *flags)
+    assert f"{flags[0]} has no effect without --speech_encoder" in caplog.text
+    assert (model_args, args.speech_optimizer) == (command(None)[0], "adamw")
+    assert args.speech_learning_rate is None and args.speech_frozen_layers is None and not args.freeze_speech_encoder
 
 
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--freeze_speech_encoder", "--speech_learning_rate", "1"], "--speech_learning_rate changes nothing without"),
-        (["--freeze_speech_encoder", "--speech_frozen_layers", "1"], "--speech_frozen_layers changes nothing without"),
-        (["--speech_frozen_layers", "-1"], "is no number of layers"),
+        (["--freeze_speech_encoder", "--speech_learning_rate", "1"], "--speech_learning_rate has no effect with"),
+        (["--freeze_speech_encoder", "--speech_frozen_layers", "1"], "--speech_frozen_layers has no effect with"),
+    ],
+)
+def test_options_of_a_frozen_encoder_are_left_out_with_a_warning(flags, said, caplog):
+    args = command("somewhere", *flags)[2]
+    assert said in caplog.text and args.speech_learning_rate is None and args.speech_frozen_layers is None
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--speech_frozen_layers", "-1"], "--speech_frozen_layers -1 does not work: it must be a number at least 0"),
         (["--speech_optimizer", "lion"], "--speech_optimizer lion is unknown"),
     ],
 )
-def test_flags_that_nothing_would_heed(flags, said):
+def test_values_that_cannot_work(flags, said):
     with pytest.raises(ValueError, match=said):
         command("somewhere", *flags)
     every_other = [f"--{branch}_optimizer=sgd" for branch in ("cqt", "mel", "head")]
@@ -642,8 +647,8 @@ def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path
     with pytest.raises(ValueError, match="speech_processor comes with --speech_encoder"):
         make_feature_extractor(model_args)
     args.mixup_alpha = 0.2
-    with pytest.raises(DataError, match="--mixup_alpha blends pictures and no waveforms"):
-        refuse_misfits(config, DataArguments(), args)
+    with pytest.raises(DataError, match="--mixup_alpha blends images and not waveforms"):
+        check_model(config, DataArguments(), args)
     assert isinstance(args, SERTrainingArguments) and isinstance(model.maxmvit.speech_encoder, SpeechEncoder)
 
 

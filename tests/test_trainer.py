@@ -18,15 +18,15 @@ from huggingface_hub.utils import filter_repo_objects
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import HfArgumentParser
 
 import ser.resumable
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.arguments import SERTrainingArguments
 from ser.batches import SeededCollator
+from ser.cli import Parser
 from ser.errors import NonFiniteLossError
 from ser.runs import mark_finished, resume_or_start
 from ser.trainer import SERTrainer
+from ser.training_arguments import SERTrainingArguments
 from tests.tiny import tiny_feature_extractor, tiny_model
 from tests.training import Collator, clips, make_arguments, make_trainer
 
@@ -674,7 +674,7 @@ def test_bfloat16_trains(tmp_path):
 
 
 def test_arguments_come_from_flags_and_from_yaml(tmp_path):
-    parser = HfArgumentParser((SERTrainingArguments,))
+    parser = Parser((SERTrainingArguments,))
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu"])
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed, args.max_grad_norm) == (
         16,
@@ -708,12 +708,11 @@ def test_arguments_come_from_flags_and_from_yaml(tmp_path):
     "changes, message",
     [
         ({"mel_optimizer": "ranger"}, "mel_optimizer ranger is unknown.*radam"),
-        ({"unfreeze_epoch": 3}, "freeze_backbones"),
+        ({"optim": "lion_32bit"}, "--optim lion_32bit is unknown.*radam"),
+        ({"optim_args": "momentum=0.9"}, "--optim_args does not work here"),
         ({"lr_scheduler_kwargs": {"mode": "min"}}, "mode must be 'max'"),
         ({"warmup_steps": 10}, "no warm-up"),
-        ({"save_total_limit": 0}, "save_total_limit 0 keeps no checkpoint"),
-        ({"save_only_model": True}, "no run can go on from"),
-        ({"hub_strategy": "checkpoint"}, "hub_strategy is not used here: the finished model is pushed once"),
+        ({"save_total_limit": 0}, "--save_total_limit 0 does not work: it must be a number at least 1"),
         ({**STEPWISE, "save_steps": 4}, "save_steps 4 and --eval_steps 2 to the same number"),
     ],
 )

@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
-from ser.arguments import SERTrainingArguments
 from ser.augmentation import make_augmentation
 from ser.trainer import SERTrainer
+from ser.training_arguments import SERTrainingArguments
 from tests.tiny import IMAGE_SIZE, tiny_model
 
 NUM_LABELS = 4

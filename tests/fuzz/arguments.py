@@ -8,11 +8,11 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from ser.arguments import ModelArguments, SERTrainingArguments
+from ser.arguments import ModelArguments
+from ser.cli import answer_at_once, parse_arguments
 from ser.commands import exit_code
 from ser.data_arguments import DataArguments
-from ser.flags import check_flags
-from ser.training import parse_arguments
+from ser.training_arguments import SERTrainingArguments
 from tests.fuzz.kinds import Case
 from tests.fuzz.mutations import broken
 
@@ -70,7 +70,7 @@ def make(rng: random.Random) -> Case:
 
 
 def _parse(flags: list[str]) -> None:
-    check_flags(flags, "")
+    answer_at_once(flags, "")
     parse_arguments(flags)
 
 

@@ -47,13 +47,13 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
         ValueError: if timm cannot build it, or part of the pictures would go unseen.
     """
     name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
-    reshaped = config.reshaped_mvitv2(branch)
-    if kwargs.get("pretrained"):
-        if reshaped is not None:
-            raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
-        if name in OWN_BACKBONES:
-            raise ValueError("there are none, since it is none of timm's")
     try:
+        reshaped = config.reshaped_mvitv2(branch)
+        if kwargs.get("pretrained"):
+            if reshaped is not None:
+                raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
+            if name in OWN_BACKBONES:
+                raise ValueError("there are none, since it is none of timm's")
         if name in OWN_BACKBONES:
             backbone: Any = ConvNet(num_classes=0, **changes)
         elif reshaped is None:
