@@ -470,9 +470,8 @@ def _settle_model(given: Given) -> None:
 
     if given.line.get("model_name_or_path"):
         for each in fields(ModelArguments):
-            if each.name != "feature_extractor_kwargs":
-                if each.name not in given.line:
-                    given.values.pop(each.name, None)
+            if each.name != "feature_extractor_kwargs" and each.name not in given.line:
+                given.values.pop(each.name, None)
 
 
 def _validation_share(chosen: Mapping[str, Any]) -> float:

@@ -148,7 +148,8 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert {"python", "torch", "transformers", "timm", "datasets"} <= set(report["versions"])
     assert report["epochs"] == 2 and report["remarks"] == ["Of two clips."]
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
-    lines = in_words(report).splitlines()
+    remark, *lines = in_words(report).splitlines()
+    assert remark == "Of two clips."
     assert [line.split()[0] for line in lines] == [*SCORES, *CALIBRATION_SCORES]
     assert all("(mine/loso-fold1)" in line for line in lines)
 
