@@ -124,7 +124,12 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
         for branch, usual in REFERENCE.items():
             if given[f"{branch}_optimizer"] is None:
                 setattr(self, f"{branch}_optimizer", chosen or usual)
-        self.filter_optimizer = self.filter_optimizer or chosen  # without both it follows the Mel backbone's
+        # Arguments that are copied have been settled before: filters without an optimizer follow the Mel backbone's.
+        is_copy = self.optim is OptimizerNames.ADAMW_TORCH and all(
+            given[f"{branch}_optimizer"] for branch in REFERENCE
+        )
+        if not is_copy:
+            self.filter_optimizer = self.filter_optimizer or chosen
         self.optim = OptimizerNames.ADAMW_TORCH  # of Trainer, whose optimizer is never made
 
     def _check_packages(self) -> None:

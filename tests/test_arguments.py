@@ -1,6 +1,7 @@
 """Options of the training command: those that have no effect are left out with a warning, those that cannot work are
 refused before any clip is read, and help needs no torch."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -290,6 +291,14 @@ def test_the_command_line_of_the_audio_classification_example_works():
 def test_optim_is_the_optimizer_of_every_branch_without_its_own(flags, expected):
     args = parse(*flags)[2]
     assert [args.by_branch("optimizer")[branch] for branch in ("cqt", "mel", "head", "speech")] == expected.split()
+
+
+@pytest.mark.parametrize("flags", [[], ["--optim", "sgd"], ["--optim", "adamw_torch", "--mel_optimizer", "nadam"]])
+def test_a_copy_of_the_arguments_has_the_same_optimizers(flags):
+    args = parse(*flags)[2]
+    copied = dataclasses.replace(args, output_dir="other")
+    assert copied.by_branch("optimizer") == args.by_branch("optimizer")
+    assert (copied.filter_optimizer, copied.optim) == (args.filter_optimizer, args.optim)
 
 
 def test_evaluation_and_checkpoints_by_steps_as_in_transformers(caplog):
