@@ -6,8 +6,11 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from transformers import AutoFeatureExtractor
 
 from tests.tiny import tiny_feature_extractor, voice
 from threads_maxmvit import one_thread
@@ -101,3 +104,20 @@ print(after - before, len(os.listdir("/proc/self/task")) > after)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True"]
+
+
+@pytest.mark.parametrize("changes", [{"trim_db": 30.0}, {"channels": "deltas", "n_mels": 64}])
+def test_datasets_caches_what_an_extractor_of_remote_code_computes(changes, tmp_path):
+    def computed() -> Dataset:
+        extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor", trust_remote_code=True)
+        clips = Dataset.load_from_disk(str(tmp_path / "clips"))
+        return clips.map(lambda row: extractor(voice(row["seconds"]), sampling_rate=44_100))
+
+    tiny_feature_extractor(**changes).save_pretrained(tmp_path / "extractor")
+    Dataset.from_dict({"seconds": [0.2, 0.3]}).save_to_disk(str(tmp_path / "clips"))
+    first, again = computed(), computed()  # used in between, and loaded anew
+    assert again._fingerprint == first._fingerprint
+    assert [file["filename"] for file in again.cache_files] == [file["filename"] for file in first.cache_files]
+    assert len(list((tmp_path / "clips").glob("cache-*.arrow"))) == 1
+    own = tiny_feature_extractor(**changes)(voice(0.3), sampling_rate=44_100)
+    assert np.allclose(again[1]["mel_values"], own["mel_values"])

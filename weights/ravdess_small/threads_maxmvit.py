@@ -1,36 +1,42 @@
-"""One thread for a call, and for nothing else: OpenMP's and MKL's settings of the calling thread."""
+"""Limits a call to one CPU thread, by OpenMP's and MKL's settings of the calling thread."""
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from functools import lru_cache
 
 import torch
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What torch computes on the CPU inside takes one thread; works as a decorator too.
+class one_thread(ContextDecorator):
+    """Context manager and decorator: what torch computes on the CPU inside takes one thread.
 
     A clip is hundreds of steps of microseconds. Threads that share them wait for each other at every one, on a busy
     machine for longer than the work takes; cores are better used by processes.
 
     `torch.set_num_threads` is not the way: it also sets what every new thread of the process starts with, so calls
     that overlap leave that at one. The two settings under it belong to the thread that makes them: OpenMP's
-    `nthreads-var` (an internal control variable of the current task) and MKL's local number of threads. No other
-    thread sees them, and they are put back in the thread that set them. Where torch has no OpenMP (Windows), nothing
-    is changed.
+    `nthreads-var` (an internal control variable of the current task) and MKL's local number of threads. They are
+    restored in the thread that set them. Where torch has no OpenMP (Windows), nothing is changed.
+
+    A decorated method holds no generator (as one of `contextlib.contextmanager` does), so that `datasets` can hash the
+    feature extractor.
     """
-    set_openmp, set_mkl = _setters()
-    # Also makes torch set up this thread, which it does once, at the first need, and which would undo what follows.
-    threads = torch.get_num_threads()
-    set_openmp(1)
-    mkl_threads = set_mkl(1)
-    try:
-        yield
-    finally:
-        set_mkl(mkl_threads)
-        set_openmp(threads)
+
+    def _recreate_cm(self) -> "one_thread":
+        return one_thread()  # each call keeps settings of its own: calls overlap
+
+    def __enter__(self) -> None:
+        set_openmp, set_mkl = _setters()
+        # Also makes torch set up this thread, which it does once, when first needed, and which would undo the rest.
+        self._threads = torch.get_num_threads()
+        set_openmp(1)
+        self._mkl_threads = set_mkl(1)
+
+    def __exit__(self, *_: object) -> None:
+        set_openmp, set_mkl = _setters()
+        set_mkl(self._mkl_threads)
+        set_openmp(self._threads)
 
 
 @lru_cache(maxsize=1)
