@@ -11,12 +11,14 @@ from torch.nn import functional as F
 try:
     from .configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig, import_timm
     from .convnet_maxmvit import ConvNet
+    from .keywords_maxmvit import shortened
     from .speech_maxmvit import SpeechEncoder
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from configuration_maxmvit import OWN_BACKBONES, MaxMViTConfig, import_timm
     from convnet_maxmvit import ConvNet
+    from keywords_maxmvit import shortened
     from speech_maxmvit import SpeechEncoder
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)  # timm's, of arguments at large
@@ -66,10 +68,10 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
         if changes and not any(tensor.is_meta for tensor in backbone.parameters()):
             _try_out(backbone, config.image_shape)
     except REFUSALS as error:
-        reason = str(error) or type(error).__name__
+        reason = str(error)[:300] or type(error).__name__
         raise ValueError(
             f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
-            f"{branch}_backbone_kwargs={changes}: {reason}. Choose arguments that it takes."
+            f"{branch}_backbone_kwargs={shortened(changes, 300)}: {reason}. Choose arguments that it takes."
         ) from error
     return backbone
 

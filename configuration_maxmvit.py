@@ -4,20 +4,25 @@ import dataclasses
 import difflib
 import math
 import os
-from typing import Any
+import typing
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any, get_type_hints
 
+import torch
 from transformers import PretrainedConfig
 from transformers.utils.versions import require_version
 
 try:
     from .images_maxmvit import SETTINGS
-    from .keywords_maxmvit import EXTRACTOR_CHOICES
+    from .keywords_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
     from .speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
     from images_maxmvit import SETTINGS
-    from keywords_maxmvit import EXTRACTOR_CHOICES
+    from keywords_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
     from speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
 
 require_version(
@@ -147,14 +152,16 @@ class MaxMViTConfig(PretrainedConfig):
         feature_dropout (`float`, defaults to 0.0):
             Dropout probability of the fused features, before the head.
         temperature (`float`, defaults to 1.0):
-            What the pipeline divides logits by before it makes probabilities of them, so that these are as often
-            right as they say (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are less sure. The
-            model's own logits and loss know nothing of it.
+            What this project's pipeline divides logits by before the softmax, so that probabilities are calibrated
+            (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are lower. `save_pretrained` of a
+            classifier folds it into the last layer and saves 1, so that the logits of a checkpoint need no division;
+            only checkpoints of earlier versions hold another number.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
     Raises:
-        ValueError: if timm knows no such model, there is none, or a size or probability cannot work.
+        ValueError: if a field is of another type, timm knows no such model, there is none, or a size or probability
+            cannot work.
         OSError: if the configuration of `speech_encoder` has to be read and cannot be.
 
     Example:
@@ -174,7 +181,7 @@ class MaxMViTConfig(PretrainedConfig):
     mel_backbone_kwargs: dict[str, Any] | None = None
     filter_bank: str = "fixed"
     filter_bank_config: dict[str, Any] | None = None
-    speech_encoder: str | None = None
+    speech_encoder: str | os.PathLike | None = None
     speech_encoder_config: dict[str, Any] | None = None
     speech_pooling: str = "attention"
     speech_layers: str = "weighted_sum"
@@ -187,6 +194,21 @@ class MaxMViTConfig(PretrainedConfig):
     hidden_dropout: float = 0.2
     feature_dropout: float = 0.0
     temperature: float = 1.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """
+        Sets a field, when the configuration is built and later.
+
+        Raises:
+            ValueError: The value is not of the field's type; or labels are not named from 0 on, each by another name.
+        """
+        if name == "id2label" and isinstance(value, Mapping):
+            value = _checked_labels(value)
+        kind: Any = type(self)
+        check_types({name: value}, _field_types(kind))
+        if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"dtype={shortened(value)} does not work: it names a type of torch, such as 'float32'.")
+        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
@@ -209,8 +231,8 @@ class MaxMViTConfig(PretrainedConfig):
             "speech_layers": LAYER_CHOICES,
         }
         for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r} does not work: it is one of {', '.join(known)}.")
+            if (given := getattr(self, field)) not in known:
+                raise ValueError(f"{field}={shortened(given)} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
             raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
         for field in ("fusion_size", "head_layers", "hidden_size"):
@@ -274,6 +296,10 @@ class MaxMViTConfig(PretrainedConfig):
                 "filter_bank='learnable' needs a filter_bank_config that says how pictures are drawn: give "
                 "picture_settings(extractor) of images_maxmvit.py."
             )
+        try:
+            check_types(given, SETTINGS)
+        except ValueError as error:
+            raise ValueError(f"filter_bank_config: {error}") from error
 
     def _check_image_size(self) -> None:
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
@@ -301,6 +327,13 @@ class MaxMViTConfig(PretrainedConfig):
                     f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
                     f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
                 )
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        content = super()._dict_from_json_file(json_file)
+        if not isinstance(content, dict):  # transformers would fail on it without a word about the file
+            raise ValueError(f"{os.fspath(json_file)!r} does not hold a configuration, which is a JSON object.")
+        return content
 
     @classmethod
     def get_config_dict(
@@ -348,6 +381,33 @@ class MaxMViTConfig(PretrainedConfig):
         return dataclasses.replace(variant, **{"stride_kv": None, **changes}), rest
 
 
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    """Field -> type. transformers annotates by texts; one that names more than torch and typing is left out."""
+    types: dict[str, Any] = {"num_labels": int}
+    for field in dataclasses.fields(kind):
+        holder = type("Holder", (), {"__annotations__": {field.name: field.type}})
+        with suppress(NameError):
+            types |= get_type_hints(holder, vars(typing), {"torch": torch})
+    return types
+
+
+def _checked_labels(id2label: Mapping[Any, Any]) -> dict[int, str]:
+    """Names by index, in order; JSON and many a hand write the indices as strings."""
+    try:
+        labels = {int(index): label for index, label in id2label.items()}
+    except (TypeError, ValueError):
+        labels = {}
+    names = list(labels.values())
+    is_named = all(isinstance(name, str) and name for name in names) and len({*names}) == len(names)
+    if not (labels and is_named and sorted(labels) == list(range(len(id2label)))):
+        raise ValueError(
+            f"id2label={shortened(dict(id2label), 200)} does not work: it names the classes from 0 on, each "
+            "by another name, such as {0: 'angry', 1: 'sad'}."
+        )
+    return dict(sorted(labels.items()))
+
+
 def _check_backbone_name(field: str, name: str) -> None:
     if name in OWN_BACKBONES:
         return
@@ -355,7 +415,7 @@ def _check_backbone_name(field: str, name: str) -> None:
     if not (isinstance(name, str) and timm.is_model(name)):
         close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
         hint = f" Close to it are {', '.join(close)}." if close else ""
-        raise ValueError(f"{field}={name!r}: timm {timm.__version__} has no such model.{hint}")
+        raise ValueError(f"{field}={shortened(name)}: timm {timm.__version__} has no such model.{hint}")
 
 
 MaxMViTConfig.register_for_auto_class()

@@ -2,9 +2,13 @@
 
 import difflib
 import inspect
+import math
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 from transformers.utils import TransformersKwargs
 
 # What transformers saves with every feature extractor, and what it passes to one that is called.
@@ -55,11 +59,63 @@ def check_call(given: Mapping[str, Any]) -> None:
             raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
 
 
+def check_types(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for the first value that is not of the type by which its name is annotated: a whole number
+    is an `int` of any library and a `float` too, a sequence may be an array, and numbers are finite."""
+    for name, value in values.items():
+        if name in annotations and not _is_of_type(value, annotations[name]):
+            raise ValueError(
+                f"{name}={shortened(value)} does not work: it has to be {_type_in_words(annotations[name])}."
+            )
+
+
+def shortened(value: Any, limit: int = 80) -> str:
+    """A value as it stands in an error: its `repr`, or the beginning of it."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is_of_type(value, each) for each in arguments)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if origin in (list, tuple, Sequence):
+        is_sequence = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+        return is_sequence and all(_is_of_type(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping):
+        items = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(_is_of_type(part, each) for pair in items for part, each in zip(pair, arguments, strict=True))
+    if kind in (int, float):
+        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return not isinstance(kind, type) or isinstance(value, kind)  # what is annotated by a text alone is not checked
+
+
+def _type_in_words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_type_in_words, arguments)))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (list, tuple, Sequence):
+        plural = {int: "whole numbers", float: "numbers", str: "strings"}
+        return f"a list of {plural.get(arguments[0], 'values')}"
+    if origin in (dict, Mapping):
+        return "a dictionary"
+    known = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+    return known.get(kind, "None" if kind is types.NoneType else f"a {kind.__name__}")
+
+
 def check_extractor(extractor: Any) -> None:
     """Raises `ValueError` for parameters of [`MaxMViTFeatureExtractor`] that cannot work together."""
     for name, choices in EXTRACTOR_CHOICES.items():
         if getattr(extractor, name) not in choices:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(extractor, name)!r}")
+            given = shortened(getattr(extractor, name))
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {given}")
     for name in (
         "sampling_rate", "min_length", "cqt_fmin", "cqt_n_bins", "cqt_bins_per_octave", "cqt_hop_length",
         "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "n_mfcc",

@@ -2,6 +2,7 @@ import importlib.metadata
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 from transformers import PretrainedConfig, Wav2Vec2Config
 
@@ -107,3 +108,69 @@ def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package,
     with pytest.raises(ImportError, match=rf"found {package}=={old}(.|\n)*pip install -U '{package}>={needed}'"):
         spec.loader.exec_module(again)
         again.MaxMViTConfig()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("hidden_size", "many", "a whole number"),
+        ("hidden_size", 32.5, "a whole number"),
+        ("head_layers", True, "a whole number"),
+        ("hidden_dropout", None, "a finite number"),
+        ("temperature", float("nan"), "a finite number"),
+        ("cqt_backbone", ["maxvit_tiny_tf_224"], "a string or None"),
+        ("mel_backbone_kwargs", [1], "a dictionary or None"),
+        ("image_size", [64.0, 64.0], "a whole number or a list of whole numbers"),
+        ("image_size", "64", "a whole number or a list of whole numbers"),
+        ("speech_encoder_config", "x", "a dictionary or None"),
+        ("architectures", [1], "a list of strings or None"),
+        ("problem_type", "clustering", "'regression' or"),
+        ("output_hidden_states", "yes", "true or false or None"),
+        ("dtype", "nn", "names a type of torch"),
+        ("num_labels", "four", "a whole number"),
+        ("id2label", ["sad"], "a dictionary or None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_field(field, value, wanted, tmp_path):
+    given = {"num_labels": 4} | {field: value}
+    for kind in (MaxMViTConfig, MaxMViTConfig.from_dict):
+        with pytest.raises(ValueError, match=rf"{field}=.* does not work: it .*{wanted}"):
+            kind(**given) if kind is MaxMViTConfig else kind(given)
+    config = tiny_config()
+    with pytest.raises(ValueError, match=f"{field}="):
+        setattr(config, field, value)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_others_are_taken():
+    config = tiny_config(hidden_size=np.int64(16), hidden_dropout=0, temperature=np.float32(2), image_size=(64, 64))
+    assert (config.hidden_size, config.hidden_dropout, config.temperature, config.image_size) == (16, 0, 2, [64, 64])
+
+
+@pytest.mark.parametrize("names", [["sad", "happy"], [f"class {index}" for index in range(12)]])
+def test_labels_by_strings_are_labels_by_index(names, tmp_path):
+    by_string = dict(sorted((str(index), name) for index, name in enumerate(names)))  # "10" before "2"
+    config = tiny_config(len(names))
+    config.save_pretrained(tmp_path)
+    later = tiny_config(len(names))
+    later.id2label = by_string
+    for other in (
+        MaxMViTConfig(id2label=by_string), MaxMViTConfig.from_pretrained(tmp_path, id2label=by_string), later
+    ):  # fmt: skip
+        assert other.id2label == dict(enumerate(names)) and [*other.id2label] == [*range(len(names))]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {1: "sad", 2: "happy"},
+        {"a": "sad"},
+        {0: "sad", 1: "sad"},
+        {0: "sad", 1: 2},
+        {0: "sad", "0": "happy"},
+        {0: ""},
+        {},
+    ],
+)
+def test_labels_that_name_no_classes_are_refused(labels):
+    with pytest.raises(ValueError, match="id2label=.* names the classes from 0 on"):
+        MaxMViTConfig(id2label=labels)

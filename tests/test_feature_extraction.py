@@ -319,3 +319,32 @@ def test_one_waveform_of_several_channels_is_no_batch(shape):
         with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}\) looks like \(samples, channels\)"):
             tiny_feature_extractor()(batch, sampling_rate=44_100)
     assert len(tiny_feature_extractor()(samples.T, sampling_rate=44_100)["mel_values"]) == shape[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("n_mels", "many", "a whole number"),
+        ("cqt_n_bins", 84.5, "a whole number"),
+        ("sampling_rate", None, "a whole number"),
+        ("top_db", [80], "a finite number"),
+        ("trim_db", "30", "a finite number or None"),
+        ("level", None, "a string"),
+        ("full_scale_db", 40.0, "a list of numbers"),
+        ("image_mean", ["x", 1, 2], "a list of numbers"),
+        ("image_std", [float("inf"), 1, 1], "a list of numbers"),
+        ("image_size", {"height": 64}, "a whole number or a list of whole numbers"),
+        ("speech_processor", [], "a dictionary or None"),
+        ("cqt_hop_length", True, "a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(name, value, wanted):
+    with pytest.raises(ValueError, match=f"{name}=.* does not work: it has to be {wanted}"):
+        MaxMViTFeatureExtractor(**{name: value})
+    with pytest.raises(ValueError, match=f"{name}="):
+        MaxMViTFeatureExtractor.from_dict({name: value})
+
+
+def test_arrays_and_numbers_of_numpy_are_taken():
+    extractor = MaxMViTFeatureExtractor(image_mean=np.zeros(3), n_mels=np.int64(64), top_db=60, image_size=(64, 96))
+    assert (extractor.image_mean, extractor.n_mels, extractor.image_shape) == ([0, 0, 0], 64, [64, 96])

@@ -30,6 +30,7 @@ try:
         PADDING_KEYWORDS,
         SAVED_KEYWORDS,
         check_extractor,
+        check_types,
         parameters_of,
         refuse_mistyped,
         refuse_unknown,
@@ -47,6 +48,7 @@ except ImportError:
         PADDING_KEYWORDS,
         SAVED_KEYWORDS,
         check_extractor,
+        check_types,
         parameters_of,
         refuse_mistyped,
         refuse_unknown,
@@ -111,7 +113,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             feature extractor, from `speech_maxmvit.read_processor`. What it hears is trimmed as the pictures are.
 
     Raises:
-        ValueError: for parameters that cannot work together.
+        ValueError: for a parameter of another type, or parameters that cannot work together.
     """
 
     model_input_names = [
@@ -145,6 +147,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         speech_processor: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
+        check_types(dict(locals()), MaxMViTFeatureExtractor.__init__.__annotations__)
         refuse_unknown(kwargs, SAVED_KEYWORDS, type(self))
         kwargs = {"feature_size": 1, "padding_value": 0.0, "return_attention_mask": False} | kwargs
         super().__init__(sampling_rate=sampling_rate, **kwargs)
@@ -182,7 +185,12 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             TypeError: a keyword looks like a mistyped parameter.
+            ValueError: the settings are not a dictionary, or a parameter is of another type.
         """
+        if not isinstance(feature_extractor_dict, dict):
+            raise ValueError(
+                "preprocessor_config.json does not hold the settings of a feature extractor, which are a JSON object."
+            )
         given = {name: kwargs.pop(name) for name in parameters_of(cls) if name in kwargs}
         refuse_mistyped(kwargs, cls)
         return super().from_dict({**feature_extractor_dict, **given}, **kwargs)

@@ -18,10 +18,11 @@ DELTA_WIDTH = 9  # frames, librosa's default
 # The change that reaches the ends of a picture, as a share of its range: per frame, and per frame and frame. Of
 # RAVDESS' CQT 0.4 % goes beyond either, of its Mel spectrogram 0.02 % beyond the first.
 DELTA_REACH = (1 / 12, 1 / 24)
-SETTINGS = (
-    "sampling_rate", "mel_n_fft", "n_mels", "level", "top_db", "full_scale_db", "mel_representation", "n_mfcc",
-    "channels", "image_shape", "image_mean", "image_std",
-)  # fmt: skip
+SETTINGS: dict[str, Any] = {  # name -> type
+    "sampling_rate": int, "mel_n_fft": int, "n_mels": int, "level": str, "top_db": float,
+    "full_scale_db": Sequence[float], "mel_representation": str, "n_mfcc": int, "channels": str,
+    "image_shape": Sequence[int], "image_mean": Sequence[float], "image_std": Sequence[float],
+}  # fmt: skip
 
 
 def picture_settings(extractor: Any) -> dict[str, Any]:
