@@ -1,16 +1,19 @@
 """From arguments to a configuration, a feature extractor and a model; from a checkpoint to a pipeline."""
 
 import copy
+import difflib
 import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model
 from transformers.utils import logging
@@ -18,6 +21,7 @@ from transformers.utils import logging
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import IMAGENET_MEAN, IMAGENET_STD, MaxMViTFeatureExtractor
 from images_maxmvit import picture_settings
+from keywords_maxmvit import shortened
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.errors import DataError, UsageError
@@ -35,6 +39,7 @@ PROVENANCE = (
 DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias", "classifier.queries")
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
@@ -61,7 +66,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # where it lies is nobody's business
             config.speech_encoder = Path(config.speech_encoder).resolve().name
         return config
-    config = MaxMViTConfig.from_pretrained(start)
+    config = load_config(start)
     config.temperature = 1.0  # it was fitted to weights that will be others
     others = [
         name for name, value in chosen.items() if value not in (getattr(MaxMViTConfig, name), getattr(config, name))
@@ -73,7 +78,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
         )
     if config.filter_bank == "learnable":
         drawn = picture_settings(make_feature_extractor(model_args))
-        if others := [name for name, value in drawn.items() if value != config.filter_bank_config[name]]:
+        if others := [name for name, value in drawn.items() if value != (config.filter_bank_config or {})[name]]:
             raise DataError(
                 f"--feature_extractor_kwargs: the model of {start} draws its Mel pictures itself, as it was trained "
                 f"to, not by another {' and '.join(others)}: leave it out."
@@ -144,6 +149,40 @@ def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTFo
     return model
 
 
+def load_config(checkpoint: str | os.PathLike) -> MaxMViTConfig:
+    """
+    The configuration of a checkpoint.
+
+    Raises:
+        DataError: There is no checkpoint of this name, or its config.json cannot be used.
+    """
+    _check_place(checkpoint)
+    with _quietly(), _named(checkpoint):
+        return MaxMViTConfig.from_pretrained(checkpoint)
+
+
+def _check_place(checkpoint: str | os.PathLike) -> None:
+    """Raises `DataError` for what is neither a folder with a config.json nor can be a name on the Hugging Face Hub,
+    which would be asked for it several times over."""
+    name, path = os.fspath(checkpoint), Path(checkpoint)
+    if (path / "config.json").is_file():
+        return
+    if path.is_dir():
+        within = sorted(str(found.parent) for found in path.glob("*/config.json"))
+        hint = f"did you mean {within[-1]}?" if within else "name a folder that training or save_pretrained wrote."
+        raise DataError(f"{name} holds no config.json, so it is not a checkpoint: {hint}")
+    if path.exists():
+        raise DataError(f"{name} is a file: name the folder of a checkpoint.")
+    if HUB_NAME.fullmatch(name):
+        is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        if is_cached or not path.parent.is_dir():
+            return
+    there = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), there, n=1)
+    hint = f"did you mean {close[0]}?" if close else "name a folder that is there, or OWNER/NAME on the Hub."
+    raise DataError(f"there is no folder {name}: {hint}")
+
+
 def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = None) -> MaxMViTForAudioClassification:
     """
     The model of a checkpoint, every one of its weights as it was saved.
@@ -157,8 +196,8 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
         DataError: The checkpoint is one of another model, or cannot be found or read; or a weight is missing, has
             another shape, has no place in the model, or is not finite.
     """
+    own = load_config(checkpoint)
     with _quietly(), _named(checkpoint):
-        own = MaxMViTConfig.from_pretrained(checkpoint)
         config = own if config is None else config
         model, info = MaxMViTForAudioClassification.from_pretrained(
             checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
@@ -218,8 +257,8 @@ def _named(checkpoint: str | os.PathLike) -> Iterator[None]:
     """Has what a library says of a checkpoint say which one it is."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"cannot use {os.fspath(checkpoint)!r}: {error}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"cannot use {os.fspath(checkpoint)!r}: {' '.join(str(error).split())}") from error
 
 
 def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> MaxMViTFeatureExtractor:
@@ -229,12 +268,16 @@ def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> Max
     Raises:
         DataError: It is that of another model, or there is none.
     """
+    _check_place(checkpoint)
     with _named(checkpoint):
         settings, _ = MaxMViTFeatureExtractor.get_feature_extractor_dict(checkpoint)
-    kind = settings.get("feature_extractor_type", MaxMViTFeatureExtractor.__name__)
-    if kind != MaxMViTFeatureExtractor.__name__:
-        raise DataError(f"{checkpoint} holds a {kind}, no MaxMViTFeatureExtractor: name a checkpoint of MaxMViT.")
-    return MaxMViTFeatureExtractor.from_pretrained(checkpoint, **changes)
+        own = MaxMViTFeatureExtractor.__name__
+        if isinstance(settings, dict) and (kind := settings.get("feature_extractor_type", own)) != own:
+            raise DataError(
+                f"it holds a {shortened(kind)} as feature_extractor_type, not a {own}: name a checkpoint of MaxMViT."
+            )
+        extractor = MaxMViTFeatureExtractor.from_pretrained(checkpoint)
+    return MaxMViTFeatureExtractor.from_pretrained(checkpoint, **changes) if changes else extractor
 
 
 def shipped_weights() -> str:
@@ -268,6 +311,7 @@ def load_pipeline(
     Raises:
         UsageError: The checkpoint or the device cannot be used, or no checkpoint is named and none came with the code.
     """
+    place = None if device is None else usable_device(device)
     model = model or shipped_weights()
     logging.disable_progress_bar()
     try:
@@ -275,13 +319,31 @@ def load_pipeline(
             model=load_model(model),
             feature_extractor=load_feature_extractor(model),
             task="audio-classification",
-            device=None if device is None else torch.device(device),
+            device=place,
             **parameters,
         )
     except DataError as error:
         raise UsageError(str(error)) from error
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a device that is not there
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot use {model!r}: {error}") from error
+
+
+def usable_device(name: str) -> torch.device:
+    """
+    The device of a name such as "cpu" or "cuda:1".
+
+    Raises:
+        UsageError: Nothing can be computed there: torch knows no such device, this machine lacks it, or it is "meta".
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(
+            f"nothing can be computed on the device {name!r}, name another such as cpu: {reason}"
+        ) from error
+    return device
 
 
 def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:

@@ -4,11 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import soundfile
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import predict_ser
 import ser.models
@@ -16,9 +24,10 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
-from ser.errors import UsageError
+from ser.errors import DataError, UsageError
 from ser.models import (
     LAST_LAYER,
+    load_feature_extractor,
     load_model,
     load_pipeline,
     make_config,
@@ -27,7 +36,7 @@ from ser.models import (
     name_classes,
     shipped_weights,
 )
-from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model, voice
+from tests.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
 
 
 def save(folder: Path, model=None) -> Path:
@@ -96,7 +105,7 @@ CLASSES = [f"class{index}" for index in range(6)]
 WRONG = {
     headless: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
     other_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
-    other_extractor: "holds a Wav2Vec2FeatureExtractor, no MaxMViTFeatureExtractor: name",
+    other_extractor: "holds a 'Wav2Vec2FeatureExtractor' as feature_extractor_type, not a MaxMViTFeatureE",
     without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy it again",
     without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy it again",
     with_a_weight_too_many: "weights of another model than its config.json describes, such as maxmvit.third.weight",
@@ -243,3 +252,115 @@ def test_images_are_normalised_as_the_backbones_were_pretrained(cqt, mel, expect
 def test_a_mean_by_branch_must_name_both():
     with pytest.raises(ValueError, match="must name cqt and mel, got cqt"):
         MaxMViTFeatureExtractor(image_mean={"cqt": [0.5] * 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("out/dmo", "there is no folder out/dmo: did you mean out/demo?"),
+        ("out/demo/checkpoint-3", "there is no folder out/demo/checkpoint-3: did you mean out/demo/checkpoint-2?"),
+        ("demo", "there is no folder demo: name a folder that is there, or OWNER/NAME on the Hub."),
+        ("a/b/c", "there is no folder a/b/c: name a folder that is there"),
+        ("/nowhere/model", "there is no folder /nowhere/model: name a folder that is there"),
+        ("out", "out holds no config.json, so it is not a checkpoint: did you mean out/demo?"),
+        ("out/empty", "out/empty holds no config.json, so it is not a checkpoint: name a folder that training"),
+        ("out/note", "out/note is a file: name the folder of a checkpoint."),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_at_once(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ser.models, "_named", None)  # of all that would ask a network
+    save(Path("out/demo"))
+    save(Path("out/demo/checkpoint-2"))
+    Path("out/empty").mkdir()
+    Path("out/note").touch()
+    for load in (load_model, load_feature_extractor, load_pipeline):
+        with pytest.raises((DataError, UsageError), match=re.escape(said)):
+            load(name)
+
+
+def test_a_name_on_the_hub_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot use 'owner/model': .*couldn't connect|cannot use 'owner/model'"):
+        load_model("owner/model")
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "gpu", "cpu:x", ""])
+def test_a_device_that_cannot_compute_is_refused(device):
+    with pytest.raises(UsageError, match=f"on the device '{device}', name another such as cpu"):
+        load_pipeline(None, device)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '"text"'])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_json_that_is_no_object_is_refused(name, content, tmp_path):
+    folder = save(tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match="cannot use .*JSON object"):
+        load_pipeline(str(folder))
+
+
+# --- a fitted temperature ---
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**tiny_images()).logits
+
+
+@pytest.mark.parametrize("head", ["mlp", "decoder"])
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, temperature, tmp_path):
+    model = tiny_model(head=head)
+    torch.nn.init.normal_(model.classifier.out_proj.bias)
+    model.config.temperature = temperature
+    before = logits_of(model)
+    loaded = load_model(save(tmp_path, model))
+    assert loaded.config.temperature == 1
+    assert torch.allclose(logits_of(loaded), before / temperature, atol=1e-6)
+    assert model.config.temperature == temperature and torch.equal(logits_of(model), before)  # itself unchanged
+    extractor = tiny_feature_extractor()
+    answers = [
+        MaxMViTAudioClassificationPipeline(model=each, feature_extractor=extractor, task="audio-classification")
+        for each in (model, loaded)
+    ]
+    expected, found = (classify(voice(0.4)) for classify in answers)
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    plain = pipeline("audio-classification", model=loaded, feature_extractor=extractor)  # transformers' own
+    assert {row["label"]: row["score"] for row in plain(voice(0.4), top_k=4)} == pytest.approx(
+        {row["label"]: row["score"] for row in expected}, abs=1e-5
+    )
+
+
+def test_scores_that_are_no_softmax_are_saved_as_they_are(tmp_path):
+    for kind in ("regression", "multi_label_classification"):
+        model = tiny_model(problem_type=kind, temperature=2.0)
+        loaded = load_model(save(tmp_path / kind, model))
+        assert loaded.config.temperature == 2 and torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
+    model = tiny_model()
+    folder = save(tmp_path, model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"temperature": 2.5}))
+    classify = load_pipeline(str(folder), "cpu")
+    raw = {row["label"]: row["score"] for row in classify(voice(0.4), function_to_apply="none")}
+    expected = torch.softmax(torch.tensor([*raw.values()], dtype=torch.float64) / 2.5, 0)
+    assert {row["label"]: row["score"] for row in classify(voice(0.4))} == pytest.approx(
+        dict(zip(raw, expected.tolist(), strict=True)), abs=1e-6
+    )
+
+
+def test_the_documented_way_from_objects_to_the_projects_pipeline(tmp_path):
+    """By `pipeline_class`, as README says: transformers ignores `custom_pipelines` where it is given objects."""
+    folder = str(save(tmp_path))
+    model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+    extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+    kind = get_class_from_dynamic_module("pipeline_maxmvit.MaxMViTAudioClassificationPipeline", folder)
+    classify = pipeline("audio-classification", model=model, feature_extractor=extractor, pipeline_class=kind)
+    stereo = np.stack([voice(0.6), voice(0.6, f0=200)])
+    expected = load_pipeline(folder, "cpu")
+    assert classify(stereo)[0]["score"] == pytest.approx(expected(stereo)[0]["score"], abs=1e-6)
+    assert len(classify(stereo, window_s=0.3)) == 2

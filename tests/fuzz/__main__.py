@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets  # noqa: E402
 
+from tests.fuzz.checkpoints import checkpoints, right_answer  # noqa: E402
 from tests.fuzz.kinds import KINDS, Case, make_case  # noqa: E402
 from tests.fuzz.mutations import valid_files  # noqa: E402
 from tests.fuzz.watch import Outcome, watched  # noqa: E402
@@ -37,6 +38,8 @@ def warm_up() -> None:
         with tempfile.TemporaryDirectory() as folder:
             case.write(Path(folder))
             assert KINDS()[case.kind].run(case, Path(folder)) == "answer"
+    for name in checkpoints():
+        right_answer(name)
 
 
 def run_case(case: Case) -> Outcome:

@@ -333,10 +333,10 @@ def _run_url(case: Case, folder: Path) -> str:
 
 
 def _kinds() -> dict[str, Kind]:
-    from tests.fuzz import arguments, corpora
+    from tests.fuzz import arguments, checkpoints, corpora
 
     return {
-        "reading": Kind(_make_reading, _run_reading, 34),
+        "reading": Kind(_make_reading, _run_reading, 30),
         "container": Kind(_make_container, _run_container, 8),
         "integers": Kind(_make_integers, _run_integers, 4),
         "pipeline": Kind(_make_pipeline, _run_pipeline, 14),
@@ -344,6 +344,7 @@ def _kinds() -> dict[str, Kind]:
         "answers": Kind(_make_answers, _run_answers, 6),
         "arguments": Kind(arguments.make, arguments.run, 12),
         "url": Kind(_make_url, _run_url, 6),
+        "checkpoint": Kind(checkpoints.make, checkpoints.run, 4),
     }
 
 

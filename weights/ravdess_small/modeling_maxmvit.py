@@ -335,6 +335,24 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         if isinstance(module, DecoderHead):
             initialization.normal_(module.queries, std=QUERY_STD)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        As [`~MaxMViTPreTrainedModel.save_pretrained`]. A fitted `config.temperature` is folded into the last layer
+        that is saved, and the saved configuration says 1: the logits of the checkpoint are calibrated for every
+        caller, not only for this project's pipeline. This model itself stays as it is.
+        """
+        temperature = self.config.temperature
+        if temperature == 1 or self.config.problem_type not in (None, "single_label_classification"):
+            return super().save_pretrained(save_directory, **kwargs)
+        state = dict(kwargs.pop("state_dict", None) or self.state_dict())
+        for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+            state[name] = state[name] / temperature
+        self.config.temperature = 1.0
+        try:
+            return super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        finally:
+            self.config.temperature = temperature
+
     @can_return_tuple
     def forward(
         self,
