@@ -1,15 +1,24 @@
 """Checkpoints in a run's folder: which are there, and how they come and go without leaving a half one."""
 
+import json
 import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers.utils import logging
+
+from ser.errors import DataError
 from ser.files import sync, write_json
 
+logger = logging.get_logger(__name__)
+
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKSUMS = "checksums.json"  # of every other file of a checkpoint: its bytes and their CRC-32
+BLOCK = 2**22  # bytes read at once
 UNFINISHED = "tmp-"
 CHECKPOINT_LIST = "checkpoints.json"
 
@@ -31,8 +40,81 @@ def is_complete(checkpoint: Path) -> bool:
     return (checkpoint / "trainer_state.json").is_file()
 
 
+def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The newest checkpoint in a run's folder that is as it was written. Newer ones that are damaged are renamed to
+    `damaged-checkpoint-*`, with one warning, so that they neither are mistaken for the newest nor get lost.
+
+    Raises:
+        DataError: All of them are damaged.
+    """
+    found = list_checkpoints(output_dir)
+    damaged: dict[Path, str] = {}
+    for step in sorted(found, reverse=True):
+        if (damage := damage_of(found[step])) is None:
+            break
+        damaged[found[step]] = damage
+    else:
+        if damaged:
+            raise DataError(
+                f"{output_dir} holds damaged checkpoints only: {'; '.join(damaged.values())}. Put back the files from "
+                "a copy, or start over by --overwrite_output_dir."
+            )
+        return None
+    for folder in damaged:
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    if damaged:
+        logger.warning(
+            f"{'; '.join(damaged.values())}: going on from {found[step]}, the newest that is whole. What is damaged "
+            f"is kept as damaged-checkpoint-* in {output_dir}, and can be deleted."
+        )
+    return str(found[step])
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """
+    What differs in a checkpoint from what was written, in a few words that name the file; None if nothing does. Of
+    one that was written before there were checksums, only the state is read.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return f"{checkpoint / 'trainer_state.json'} cannot be read"
+    if not (checkpoint / CHECKSUMS).exists():
+        return None
+    try:
+        written = json.loads((checkpoint / CHECKSUMS).read_bytes())
+        expected = {name: (size, checksum) for name, (size, checksum) in written.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{checkpoint / CHECKSUMS} cannot be read"
+    for name, of_file in expected.items():
+        if not (checkpoint / name).is_file():
+            return f"{checkpoint / name} is missing"
+        try:
+            is_same = of_file == (os.path.getsize(checkpoint / name), _checksum(checkpoint / name))
+        except OSError as error:
+            return f"{checkpoint / name} cannot be read ({error.strerror})"
+        if not is_same:
+            return f"{checkpoint / name} is damaged"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
 def complete(unfinished: Path, folder: Path) -> None:
-    """Gives a checkpoint its name once all of it is on the disk: not even a power failure leaves half of one."""
+    """Gives a checkpoint its checksums, and its name once all of it is on the disk: not even a power failure leaves
+    half of one."""
+    files = {str(file.relative_to(unfinished)): file for file in sorted(unfinished.rglob("*")) if file.is_file()}
+    checksums = {name: (os.path.getsize(file), _checksum(file)) for name, file in files.items() if name != CHECKSUMS}
+    write_json(unfinished / CHECKSUMS, checksums)
     for file in unfinished.rglob("*"):
         sync(file)
     sync(unfinished)

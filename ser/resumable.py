@@ -15,7 +15,15 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ser.callbacks import metric_name
-from ser.checkpoints import UNFINISHED, complete, keep_best_and_newest, last_checkpoint, remove_leftovers
+from ser.checkpoints import (
+    UNFINISHED,
+    complete,
+    damage_of,
+    keep_best_and_newest,
+    last_checkpoint,
+    remove_leftovers,
+    sound_checkpoint,
+)
 from ser.errors import DataError
 from ser.files import sync
 from ser.processes import checkpoint_of_first, run_lock
@@ -53,7 +61,8 @@ class ResumableTrainer(Trainer):
         with run_lock(self.args):
             checkpoint = resume_from_checkpoint or None
             if checkpoint is True:
-                checkpoint = last_checkpoint(self.args.output_dir)
+                find = sound_checkpoint if self.args.process_index == 0 else last_checkpoint  # the first one decides
+                checkpoint = find(self.args.output_dir)
                 if checkpoint is None:
                     raise DataError(f"{self.args.output_dir} holds no checkpoint to go on from.")
             checkpoint = checkpoint_of_first(self.args, checkpoint)
@@ -124,10 +133,13 @@ class ResumableTrainer(Trainer):
     def _require_best_checkpoint(self) -> None:
         # Without it, Trainer's own goes on with a warning, and the last weights pass for the best.
         best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and self.state.best_global_step and not (best and os.path.isdir(best)):
+        if not (self.args.load_best_model_at_end and self.state.best_global_step):
+            return
+        is_there = best and os.path.isdir(best)
+        if problem := damage_of(Path(best)) if is_there else f"it is missing in {self.args.output_dir}":
             raise FileNotFoundError(
-                f"checkpoint-{self.state.best_global_step}, the best so far, is missing in {self.args.output_dir}: "
-                "put it back beside the others, start over by --overwrite_output_dir, or take the last weights by "
+                f"checkpoint-{self.state.best_global_step}, the best so far, is needed at the end, and {problem}: put "
+                "it back beside the others, start over by --overwrite_output_dir, or take the last weights by "
                 "--no_load_best_model_at_end."
             )
 

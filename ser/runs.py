@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import time
@@ -21,6 +22,7 @@ from ser.checkpoints import (
     list_checkpoints,
     remove,
     remove_leftovers,
+    sound_checkpoint,
 )
 from ser.corpora.table import Corpus
 from ser.data_arguments import DataArguments
@@ -71,6 +73,10 @@ def resume_or_start(
     Returns:
         `("fresh", None)`, `("resume", checkpoint)` for [`SERTrainer.train`]'s `resume_from_checkpoint`, or
         `("finished", newest checkpoint)` if [`mark_finished`] was called. Of several processes the first one decides.
+        A damaged checkpoint is passed over with a warning, see [`sound_checkpoint`].
+
+    Raises:
+        DataError: All checkpoints of a run that is to go on are damaged.
     """
     folder = Path(output_dir)
     if overwrite:
@@ -79,9 +85,9 @@ def resume_or_start(
         for checkpoint in list_checkpoints(folder).values():
             remove(checkpoint)
         (folder / CHECKPOINT_LIST).unlink(missing_ok=True)
-    newest = last_checkpoint(folder)
     if (folder / FINISHED_MARK).exists():
-        return "finished", newest
+        return "finished", last_checkpoint(folder)
+    newest = sound_checkpoint(folder)
     return ("resume", newest) if newest else ("fresh", None)
 
 
@@ -312,7 +318,15 @@ class RunClock(TrainerCallback):
 
     def __init__(self, folder: str | os.PathLike, started: float):
         self.path = Path(folder) / DURATION_FILE
-        self.before = (_read(self.path) or {"seconds": 0.0})["seconds"]
+        self.before = 0.0
+        if self.path.exists():
+            try:
+                before = float(json.loads(self.path.read_bytes())["seconds"])
+                if not 0 <= before < math.inf:
+                    raise ValueError("not a time")
+                self.before = before
+            except (OSError, ValueError, TypeError, LookupError):
+                logger.warning(f"{self.path} is broken: the time that earlier parts of this run took is not counted.")
         self.started = self.kept = started
 
     def seconds(self) -> float:
@@ -332,7 +346,16 @@ class RunClock(TrainerCallback):
 
 
 def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a JSON file of a run holds, None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): put it back from a copy, or remove it.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} does not hold a JSON object: put it back from a copy, or remove it.")
+    return content
 
 
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:

@@ -254,6 +254,22 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "length"), [("model.safetensors", 100), ("optimizer.pt", 0), ("scheduler.pt", 9)])
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(name, length, tmp_path):
+    settings = {"num_train_epochs": 3, "num_train": 8}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-6"))
+    file = tmp_path / "damaged" / "checkpoint-4" / name
+    file.write_bytes(file.read_bytes()[:length])
+    resumed = make_trainer(tmp_path / "damaged", **settings, model=tiny_model(seed=5))
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(whole.model), weights(resumed.model))
+    kept = {path.name for path in (tmp_path / "damaged").glob("*checkpoint-*")}
+    assert kept == {"checkpoint-2", "checkpoint-4", "checkpoint-6", "damaged-checkpoint-4"}
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced, renamed = set(), {}
     fsync, rename, replace = os.fsync, os.rename, os.replace
@@ -282,7 +298,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
 
     monkeypatch.setattr(ser.resumable, "complete", complete)
     make_trainer(tmp_path, num_train=4, num_train_epochs=1).train()
-    assert renamed == {"checkpoint-1": set(), "checkpoints.json": set()}
+    assert renamed == {"checksums.json": set(), "checkpoint-1": set(), "checkpoints.json": set()}
     assert str(tmp_path) in synced
     assert (tmp_path / "checkpoint-1" / "optimizer.pt").is_file()
 
@@ -451,7 +467,7 @@ def test_without_the_best_checkpoint_there_is_no_result(tmp_path):
     trainer.train()
     shutil.rmtree(tmp_path / "checkpoint-2")
     checkpoint = resume_or_start(tmp_path)[1]
-    with pytest.raises(FileNotFoundError, match="checkpoint-2, the best so far, is missing"):
+    with pytest.raises(FileNotFoundError, match="checkpoint-2, the best so far, .*it is missing in"):
         make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)
     last = make_trainer(tmp_path, load_best_model_at_end=False, **settings, model=tiny_model(seed=3))
     last.train(resume_from_checkpoint=checkpoint)
