@@ -20,6 +20,7 @@ from pathlib import Path
 from ser.commands import exit_code
 from ser.environment import wait_passively
 from ser.errors import UsageError
+from ser.files import check_writable
 
 LONGEST_S = 600.0
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UsageError(f"{', '.join(missing)} cannot be imported: pip install -r requirements-export.txt")
+    for path in (args.output, args.output.with_suffix(".pt2")):
+        check_writable(path)
     wait_passively()  # before torch is imported
     from ser.export import Form, export
     from ser.models import load_pipeline

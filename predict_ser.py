@@ -9,17 +9,19 @@ Several processes share the work, on any number of machines that have the folder
 
     accelerate launch --multi_gpu predict_ser.py FILE_OR_FOLDER... --output out.csv
 
-Each answers its part beside out.csv, in out.csv.parts, and the last to end joins them in the order of the input.
+Each answers its part beside out.csv, in out.csv.parts, and the first joins them at the end in the order of the input.
 
-Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row), 2 if
-nothing could be started, and 130 if it was interrupted (Ctrl+C).
+Without --output, a terminal gets a table to be read, and a pipe or a file the rows as CSV.
+
+Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row) or the
+answers not be written, 2 if nothing could be started, 130 if it was interrupted (Ctrl+C), and 141 if what it was piped
+into ended before.
 
 With --segments, what was truly spoken when, the answers along the recordings are scored at the end: the emotion
 diarization error rate, the share of time named right, and the F1 of segments (ser/diarization.py says how).
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from ser.environment import wait_passively
 wait_passively()  # before torch is imported
 
 import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from audio_maxmvit import LONGEST_CLIP_S  # noqa: E402
@@ -39,10 +42,11 @@ from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # 
 from ser.commands import FAILED, NOT_STARTED, exit_code  # noqa: E402
 from ser.diarization import Segment, pooled_scores  # noqa: E402
 from ser.errors import DataError, UsageError  # noqa: E402
+from ser.files import check_writable  # noqa: E402
 from ser.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.references import in_words, read_references, reference_scores  # noqa: E402
-from ser.shares import Share, parts_folder, place_among_processes  # noqa: E402
+from ser.shares import Share, connect_processes, join_parts  # noqa: E402
 
 MOST_NAMED = 10  # recordings whose scores are printed one by one
 
@@ -51,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     timeline: dict = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
     try:
-        share = share_of_this_process(args)
+        processes = connect_processes()
+        check_output(args, processes)
         classify = load_pipeline(
             args.model,
             args.device,
@@ -64,14 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
         items = find_items(args.inputs, label_names)
         references = args.segments and read_references(args.segments, [item.file for item in items], label_names)
-        table, todo = begin(args.output, share, items, partial(open_table, args, items, label_names, classify))
+        open_at = partial(open_table, args, items, label_names, classify)
+        share = Share(processes, args.output, items, open_at) if processes else None
+        table, todo = share.begin() if share else begin(args.output, items, open_at)
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
-    failed = predict(classify, todo, table, is_shown=share is None or share.index == 0)
+    failed = predict(classify, todo, table, is_shown=processes is None or processes.is_main_process)
     if share:
-        if (joined := share.end(failed)) is None:
-            print(f"{share.path} is complete; others are at work.", file=sys.stderr)
+        joined = share.end(failed)
+        share.state.destroy_process_group()
+        if joined is None:
             return 0
         table, failed = joined
     summarise(items, table, len(failed), label_names)
@@ -80,16 +88,24 @@ def main(arguments: list[str] | None = None) -> int:
     return FAILED if failed else 0
 
 
-def share_of_this_process(args: argparse.Namespace) -> Share | None:
-    """What this process answers where there are several, or tables of several lie beside the output; else None."""
-    index, count = place_among_processes()
-    if count > 1 and args.output is None:
-        raise UsageError(f"{count} processes cannot all write to the standard output: give --output.")
-    if args.output is None or (count == 1 and not parts_folder(args.output).is_dir()):
-        return None
-    if args.device is None and torch.cuda.is_available():
-        args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    return Share(args.output, index, count)
+def check_output(args: argparse.Namespace, processes: PartialState | None) -> None:
+    """Settles, before the model is loaded, where answers go, and which device each of several processes takes.
+
+    Raises:
+        UsageError: Nothing can be written there.
+    """
+    if args.output is not None:
+        check_writable(args.output)
+        if not Path(args.output).absolute().parent.is_dir():
+            raise UsageError(f"{args.output} cannot be written: there is no folder {Path(args.output).parent}.")
+    elif processes:
+        raise UsageError(
+            f"{processes.num_processes} processes cannot all write to the standard output: give --output."
+        )
+    elif sys.stdout is None:
+        raise UsageError("the standard output is closed: open it, or give --output.")
+    if processes and args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{processes.local_process_index % torch.cuda.device_count()}"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -119,7 +135,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="true emotions along the recordings, by which --window is scored: a .csv of file,start,end,label in "
         'seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
     )
-    parser.add_argument("--output", help=".csv, .json or .jsonl file (default: CSV on the standard output)")
+    parser.add_argument(
+        "--output",
+        help=".csv, .json or .jsonl file (default: the standard output, as a table in a terminal, else as CSV)",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
     args = parser.parse_args(arguments)
@@ -147,14 +166,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def begin(
-    output: str | None, share: Share | None, items: list[Item], open_at: Callable[[str | None], Table]
-) -> tuple[Table, list[Item]]:
-    """The table for this process's answers, and what it has to answer yet."""
-    if share:
-        todo = share.begin(items, open_at)
-        print(f"{share.path}: {len(todo)} of {len(items)} files are left to do.", file=sys.stderr)
-        return share.table, todo
+def begin(output: str | None, items: list[Item], open_at: Callable[[str | None], Table]) -> tuple[Table, list[Item]]:
+    """The table for the answers, and the recordings that are not answered in it yet."""
+    if output is not None:
+        join_parts(output, items, open_at)
     table = open_at(output)
     todo = [item for item in items if item.file not in table.done]
     if table.done:

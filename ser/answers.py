@@ -8,10 +8,13 @@ import math
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
@@ -116,12 +119,18 @@ class Table:
         try:
             self._start()
         except OSError as error:
+            if path is None:
+                raise
             raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
     def _start(self) -> None:
         if self.path is None:
+            if sys.stdout is None:
+                raise UsageError("the standard output is closed: open it, or give --output.")
             self.file: TextIO = sys.stdout
-            self.file.write(self._head())
+            if isinstance(self.file, io.TextIOWrapper):
+                self.file.reconfigure(errors="surrogateescape")  # file names need not be text
+            self._write(self._head())
             self.is_empty = True
             return
         recordings = self._recordings(self.path)
@@ -192,16 +201,31 @@ class Table:
             ]
         given = {"file": item.file, "label": item.label}
         rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
-        self.file.write(self._text(rows, is_first=self.is_empty))
-        self.file.flush()
+        self._write(self._text(rows, is_first=self.is_empty))
         self.is_empty = False
         self._note(item.file, rows)
 
     def close(self) -> None:
         if self.suffix == ".json":
-            self.file.write("\n]\n")
+            self._write("\n]\n")
         if self.path is not None:
             self.file.close()
+
+    def _write(self, text: str) -> None:
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self.path is None:
+                raise UsageError(f"the standard output cannot be written: {error.strerror}.") from error
+            with suppress(OSError):  # it tries once more to write what is left
+                self.file.close()
+            raise UsageError(
+                f"{self.path} cannot be written any further: {error.strerror}. Its whole rows are kept: make room and "
+                "give the same command again."
+            ) from error
 
     def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
         self.done[file] = self._overall(rows)
@@ -282,6 +306,43 @@ class Table:
         return rows
 
 
+class TerminalTable(Table):
+    """
+    The same answers as lines to be read in a terminal: file, label where there is one, times of a window, emotion,
+    score, and the two next emotions. Progress bars of tqdm stay below.
+    """
+
+    NAME_WIDTH = 40
+
+    def _write(self, text: str) -> None:
+        tqdm.write(text, file=self.file, end="")
+
+    def _head(self) -> str:
+        return self._line("file", "label", "seconds", "emotion", "score", "next")
+
+    def _text(self, rows: list[dict[str, Any]], is_first: bool) -> str:
+        return "".join(map(self._row, rows))
+
+    def _row(self, row: dict[str, Any]) -> str:
+        scores = {label: float(row[label]) for label in self.label_names if row[label] not in (None, "")}
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+        named = row["prediction"] if row["prediction"] in scores else None
+        others = [label for label in ranked if label != named][:2]
+        score = f"{scores[named or ranked[0]]:.2f}" if ranked else ""
+        seconds = f"{row['start']:.1f}-{row['end']:.1f}" if "start" in row else ""
+        label, following = row.get("label") or "", ", ".join(f"{other} {scores[other]:.2f}" for other in others)
+        return self._line(row["file"], label, seconds, row["prediction"], score, following)
+
+    def _line(self, file: str, label: str, seconds: str, emotion: str, score: str, following: str) -> str:
+        file = "".join(char if char.isprintable() else "\ufffd" for char in file)  # no escape sequences
+        name = file if len(file) <= self.NAME_WIDTH else f"...{file[3 - self.NAME_WIDTH :]}"
+        width = max(map(len, (*self.label_names, SILENCE, UNCERTAIN)))
+        cells = [f"{name:{self.NAME_WIDTH}}"]
+        cells += [f"{label:{width}}"] if "label" in self.columns else []
+        cells += [f"{seconds:>15}"] if "windows" in self.columns else []
+        return "  ".join([*cells, f"{emotion:{width}}", f"{score:>5}", following]).rstrip() + "\n"
+
+
 def open_table(
     args: argparse.Namespace,
     items: list[Item],
@@ -289,13 +350,14 @@ def open_table(
     classify: MaxMViTAudioClassificationPipeline,
     path: str | None,
 ) -> Table:
-    """The table of some recordings at a path, or on the standard output."""
+    """The table of some recordings at a path, or on the standard output, where a terminal gets one to be read."""
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []
     columns += [] if args.window is None else ["start", "end", "windows"]
     columns += ["prediction", *label_names]
     if path is None:
-        return Table(None, columns, label_names, {"min_score": args.min_score})
+        kind = TerminalTable if sys.stdout is not None and sys.stdout.isatty() else Table
+        return kind(None, columns, label_names, {"min_score": args.min_score})
     origin = {"model": checkpoint_digest(classify), "min_score": args.min_score}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}

@@ -1,5 +1,6 @@
 """How every command ends: in an exit code and, where its user has something to mend, one line that says what."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from ser.errors import DataError, NonFiniteLossError, UsageError
 
 FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
+NO_READER = 141  # 128 + SIGPIPE, as of any program whose output nothing reads on
 
 
 def exit_code(main: Callable[[], int | None], interrupted: str, debug_flag: str | None = None) -> int:
@@ -20,10 +22,20 @@ def exit_code(main: Callable[[], int | None], interrupted: str, debug_flag: str 
             answers what the libraries under it refuse (`ValueError`, `OSError`) in a line; others show the traceback.
 
     Returns:
-        `int`: The command's own, [`FAILED`] or [`INTERRUPTED`].
+        `int`: The command's own, [`FAILED`], [`INTERRUPTED`], or [`NO_READER`] where what reads the standard output
+            (`| head`) has ended.
     """
+    if sys.stderr is None:  # closed by the shell (2>&-); print would write to the standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        return main() or 0
+        code = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes the standard output once more as it ends, and would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED

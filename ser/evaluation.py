@@ -20,6 +20,7 @@ from ser.corpora.table import Corpus
 from ser.data_arguments import ClipArguments, DataArguments
 from ser.distributions import VOTES
 from ser.errors import DataError
+from ser.files import check_writable
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
 from ser.report import write_report
@@ -118,6 +119,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     """
     started = time.monotonic()
     folder = Path(args.output_dir)
+    check_writable(folder / "metrics.json")
     if used := [name for name in ("metrics.json", "config.json") if (folder / name).exists()]:
         raise DataError(f"{folder} holds a {used[0]} already, of another report or model: name another --output_dir.")
     trainer_args = SERTrainingArguments(

@@ -1,5 +1,6 @@
 """Files that are whole or absent, a power failure notwithstanding, and the versions that stand in them."""
 
+import errno
 import json
 import os
 import platform
@@ -7,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
+
+from ser.errors import UsageError
 
 
 @contextmanager
@@ -24,6 +28,28 @@ def whole(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """
+    Checks, before any work is done, that a file can be written under a name; folders above it that are not there yet
+    are taken to be made later.
+
+    Raises:
+        UsageError: It cannot; says why.
+    """
+    path = Path(path).absolute()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = next(parent for parent in path.parents if parent.exists())
+        # What is written has longer names until it is whole.
+        name = path.name if place == path.parent else ""
+        NamedTemporaryFile(dir=place, prefix=f".{name}.", suffix=".unfinished").close()
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def sync(path: str | Path) -> None:

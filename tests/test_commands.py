@@ -53,6 +53,35 @@ def test_an_interrupted_command_says_how_to_go_on(capsys):
     assert "Give it again." in capsys.readouterr().err
 
 
+COMMAND = """
+import sys
+from ser.commands import exit_code
+
+def main():
+    for number in range(100_000):
+        print(f"line {number}")
+    print("done", file=sys.stderr)
+
+sys.exit(exit_code(main, ""))
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("| head -1", 141, "line 0\n"),
+        ("| head -c 3", 141, "lin"),
+        (">&-", 0, ""),
+        ("2>&- | tail -1", 0, "line 99999\n"),
+    ],
+)
+def test_a_stream_that_is_closed_ends_a_command_without_a_trace(streams, code, said):
+    command = f"set -o pipefail; '{sys.executable}' -c '{COMMAND}' {streams}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, said)
+    assert "Error" not in done.stderr and "Exception" not in done.stderr
+
+
 AT_THE_IMPORT_OF_TORCH = """
 import os, runpy, sys
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import evaluate_ser
+import ser.evaluation
 from ser.demo_corpus import write_demo_corpus
-from ser.errors import DataError
+from ser.errors import DataError, UsageError
 from ser.evaluation import heard_before
 from tests.clips import corpus_of
 from tests.test_models import save
@@ -142,3 +143,11 @@ def test_a_clip_of_another_table_is_the_same_where_file_speaker_and_class_are():
     assert elsewhere == {"speakers": [], "clips": ["0000.wav"]}
     here = heard_before(corpus, [0, 1, 2], {"protocol": "other/random", "clips": known})
     assert here == {"speakers": ["a"], "clips": ["0000.wav", "0001.wav"]}
+
+
+@pytest.mark.parametrize("place", ["note/report", "note/deep/report", "note", "x" * 300])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.evaluation, "load_model", None)
+    (tmp_path / "note").touch()
+    with pytest.raises(UsageError, match=f"{place}.* cannot be written: "):
+        evaluate_ser.main(["out/model", "--dataset_name", "demo", "--output_dir", str(tmp_path / place)])

@@ -18,9 +18,10 @@ import export_ser
 import onnx_ser
 import predict_ser
 import ser.export
+import ser.models
 from benchmarks.export_accuracy import answer, answers_of, stretches_of_speech
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.errors import DataError
+from ser.errors import DataError, UsageError
 from ser.export import Form, WholeModel, build, export, save
 from ser.models import load_pipeline
 from tests.tiny import noise, tiny_feature_extractor, tiny_model, voice
@@ -264,3 +265,14 @@ def test_mistaken_flags_are_told(flags, message, capsys):
     with pytest.raises(SystemExit):
         export_ser.parse_arguments(["model", *flags])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/proc/out.onnx", "/dev/null/out.onnx", "x" * 250 + ".onnx", "folder.onnx"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.models, "load_pipeline", None)
+    (tmp_path / "folder.onnx").mkdir()
+    try:
+        with pytest.raises(UsageError, match=f"{place} cannot be written: "):
+            export_ser.main(["out/model", str(tmp_path / place)])
+    except SystemExit as refused:  # by the parser: there is no such folder
+        assert refused.code == 2

@@ -1,7 +1,9 @@
 import csv
+import errno
 import functools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 import soundfile
 
 import predict_ser
+from ser.answers import Table
 from ser.errors import DataError
 from tests.servers import Folder, serving
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
@@ -394,7 +397,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
         "needs a line of column names": [str(headless)],
         f"{short} names no file in line 3, 5": [str(short)],
         "holds no audio files": [str(tmp_path / "empty")],
-        "cannot use": [clip, "--model", str(tmp_path / "empty")],
+        "empty holds no config.json": [clip, "--model", str(tmp_path / "empty")],
         "cannot be written": [clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
     }
     for complaint, arguments in wrong.items():
@@ -421,3 +424,113 @@ def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
         assert predict_ser.main(["--model", checkpoint, str(tmp_path), "--output", str(output)]) == 0
         with open(output, errors="surrogateescape", newline="") as file:
             assert [row["file"] for row in csv.DictReader(file)] == [str(tmp_path / name)]
+
+
+# --- where answers are written ---
+
+
+def in_a_terminal(monkeypatch, *arguments: str) -> str:
+    """What a terminal shows of a command's standard output."""
+    terminal, end = os.openpty()
+    with os.fdopen(end, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert predict_ser.main(list(arguments)) == 0
+        output.flush()
+        shown = b""
+        while select.select([terminal], [], [], 0.2)[0]:
+            shown += os.read(terminal, 65_536)
+    monkeypatch.undo()
+    os.close(terminal)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_a_table_to_be_read(checkpoint, clips, tmp_path, monkeypatch):
+    evil = tmp_path / ("x" * 60 + "\x1b[2J.wav")
+    shutil.copy(clips / "angry" / "0.wav", evil)
+    output = tmp_path / "out.csv"
+    arguments = ["--model", checkpoint, str(clips), str(evil)]
+    assert predict_ser.main([*arguments, "--output", str(output)]) == 0
+    head, *lines = in_a_terminal(monkeypatch, *arguments).splitlines()
+    assert head.split() == ["file", "label", "emotion", "score", "next"]
+    rows = read_rows(output)
+    assert len(lines) == len(rows) == 7
+    for line, row in zip(lines, rows, strict=True):
+        best = sorted(LABELS, key=lambda label: -float(row[label]))
+        written = [best[0], f"{float(row[best[0]]):.2f}", best[1], f"{float(row[best[1]]):.2f},", best[2]]
+        assert line.split()[-6:-1] == written
+        assert len(line.partition(best[0])[0]) <= 60 and "\x1b" not in line
+    assert all(Path(row["file"]).name in line for line, row in zip(lines[:6], rows[:6], strict=True))
+
+
+def test_a_terminal_gets_a_line_for_each_window(checkpoint, clips, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(8_000), 16_000)
+    arguments = ["--model", checkpoint, str(clips / "happy" / "5.wav"), str(tmp_path / "nothing.wav")]
+    head, *lines = in_a_terminal(monkeypatch, *arguments, "--window", "0.5").splitlines()
+    assert head.split() == ["file", "seconds", "emotion", "score", "next"]
+    assert [line.split()[1] for line in lines] == ["0.0-0.5", "0.5-1.0", "0.8-1.3", "0.0-0.5"]
+    assert lines[-1].split()[2:] == ["silence"]
+
+
+def test_what_is_uncertain_is_shown_with_its_best_score(checkpoint, clips, monkeypatch):
+    arguments = ["--model", checkpoint, str(clips / "happy" / "5.wav"), "--min_score", "0.99"]
+    _, line = in_a_terminal(monkeypatch, *arguments).splitlines()
+    _, emotion, best, first, score, second, _ = line.split()
+    assert emotion == "uncertain" and f"{best}," == score and {first, second} < {*LABELS}
+
+
+@pytest.mark.parametrize("place", ["x" * 246 + ".csv", "note/out.csv", "nowhere/out.jsonl", "folder.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict_ser, "load_pipeline", None)
+    (tmp_path / "note").touch()
+    (tmp_path / "folder.csv").mkdir()
+    assert predict_ser.main(["a.wav", "--output", str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and f"{place} cannot be written: " in said and len(said.splitlines()) == 1
+
+
+class Full:
+    """A disk that is full after so many bytes."""
+
+    def __init__(self, file, left: int):
+        self.file, self.left = file, left
+
+    def write(self, text: str) -> None:
+        self.file.write(text[: self.left])
+        self.left -= len(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        if self.left < 0:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+@pytest.mark.parametrize("left", [10, 200, 330])
+def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint, clips, tmp_path, monkeypatch, capsys):
+    output = tmp_path / f"out{suffix}"
+    arguments = ["--model", checkpoint, str(clips), "--output", str(output)]
+    start = Table._start
+
+    def full(table):
+        start(table)
+        table.file = Full(table.file, left)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "_start", full)
+        patch.setattr(sys, "argv", ["predict_ser.py", *arguments])
+        assert predict_ser.command() == 1
+    said = capsys.readouterr().err
+    assert f"error: {output} cannot be written any further: File too large. Its whole rows are kept" in said
+    assert predict_ser.main(arguments) == 0
+    assert [row["file"] for row in read_rows(output)] == sorted(map(str, clips.rglob("*.wav")))
+
+
+def test_a_standard_output_that_is_closed_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(predict_ser, "load_pipeline", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert predict_ser.main(["a.wav"]) == 2
+    monkeypatch.undo()
+    assert "error: the standard output is closed: open it, or give --output." in capsys.readouterr().err

@@ -6,18 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
+from accelerate import PartialState
 
 import predict_ser
 from ser import shares
 from ser.answers import Item, Table
 from ser.errors import UsageError
-from ser.shares import Share, parts_folder
+from ser.shares import Share, connect_processes, join_parts, parts_folder
 from tests.test_predict import LABELS, read_rows, save_checkpoint
 from tests.tiny import voice
 
@@ -26,10 +29,34 @@ COLUMNS = ["file", "prediction", *LABELS]
 ITEMS = [Item(f"{number}.wav") for number in range(7)]
 
 
+class State:
+    """One of several processes that are played one after the other, so that none waits for the next."""
+
+    def __init__(self, process_index: int, num_processes: int):
+        self.process_index, self.num_processes = process_index, num_processes
+        self.is_main_process = process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+    @contextmanager
+    def split_between_processes(self, inputs: Sequence[Any]):
+        real: Any = PartialState.__new__(PartialState)
+        real.__dict__ = {"num_processes": self.num_processes, "process_index": self.process_index}
+        with PartialState.split_between_processes(real, inputs) as own:
+            yield own
+
+
 @pytest.fixture
 def one_by_one(monkeypatch):
-    """Processes that are played one after the other, so that none waits for the next."""
-    monkeypatch.setattr(shares, "_all_have_started", lambda index, count: None)
+    """What the processes could not answer, gathered in the order in which they end."""
+    gathered: list[str] = []
+
+    def gather(failed: list[str]) -> list[str]:
+        gathered.extend(failed)
+        return list(gathered)
+
+    monkeypatch.setattr(shares, "gather_object", gather)
 
 
 def answer_of(item: Item) -> list[dict]:
@@ -41,110 +68,127 @@ def open_at(path: str, model: str = "m") -> Table:
     return Table(path, COLUMNS, LABELS, {"model": model})
 
 
-def started(output: Path, count: int, items=ITEMS, table=open_at) -> list[tuple[Share, list[Item]]]:
-    processes = [Share(str(output), index, count) for index in range(count)]
-    return [(share, share.begin(items, table)) for share in processes]
+def started(output: Path, count: int, items=ITEMS, table=open_at) -> list[tuple[Share, Table, list[Item]]]:
+    processes = [Share(State(index, count), str(output), items, table) for index in range(count)]
+    return [(share, *share.begin()) for share in processes]
 
 
-def end(share: Share, todo: list[Item], failed: list[str] = ()) -> tuple[Table, list[str]] | None:
+def end(share: Share, table: Table, todo: list[Item], failed: Sequence[str] = ()):
     for item in todo:
         if item.file not in failed:
-            share.table.add(item, answer_of(item))
-    share.table.close()
-    return share.end(list(failed))
+            table.add(item, answer_of(item))
+    table.close()
+    return share.end([item.file for item in todo if item.file in failed])
 
 
-def test_nobody_begins_before_all_have_started(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    children = []
-    for index in (1, 0, 2):  # the first of them keeps the store, and has nothing else to do
-        if (child := os.fork()) == 0:
-            (tmp_path / f"here {index}").touch()
-            shares._all_have_started(index, 3)
-            os._exit(len(list(tmp_path.glob("here *"))))
-        children.append(child)
-        time.sleep(0.5)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [3, 3, 3]
+def files_of(processes) -> list[list[str]]:
+    return [[item.file[0] for item in todo] for _, _, todo in processes]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
-def test_the_last_to_end_joins_the_shares_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
+def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
     alone, output = tmp_path / f"alone{suffix}", tmp_path / f"out{suffix}"
     table = open_at(str(alone))
     for item in ITEMS:
         table.add(item, answer_of(item))
     table.close()
-    processes = started(output, 3)
-    assert [[item.file[0] for item in todo] for _, todo in processes] == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
-    assert end(*processes[2]) is None and end(*processes[0]) is None
-    joined, failed = end(*processes[1])
+    first, *others = started(output, 3)
+    assert files_of([first, *others]) == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+    assert [end(*process) for process in reversed(others)] == [None, None]
+    joined, failed = end(*first)
     assert output.read_bytes() == alone.read_bytes()
     assert Path(f"{output}.origin.json").read_text() == Path(f"{alone}.origin.json").read_text()
     assert joined.done == {item.file: answer_of(item)[0]["label"] for item in ITEMS} and failed == []
     assert not parts_folder(str(output)).exists()
 
 
-def test_what_earlier_starts_left_is_answered_already_however_many_they_were(one_by_one, tmp_path):
-    output = tmp_path / "out.csv"
-    first = open_at(str(output))  # a process alone, broken off after two
+def killed(output: Path) -> None:
+    """A process alone that was stopped after two files, then three that were killed: one amid its second row."""
+    first = open_at(str(output))
     for item in ITEMS[:2]:
         first.add(item, answer_of(item))
     first.file.close()
-    (share, todo), *_ = started(output, 3)
-    assert [item.file for item in todo] == ["3.wav", "6.wav"]
-    share.table.add(todo[0], answer_of(todo[0]))
-    share.table.file.write("6.wav,sad,0.4")  # killed amid a row, as the others before their first
-    share.table.file.close()
-    share.lock.release()
-    processes = started(output, 2)
-    assert [[item.file[0] for item in todo] for _, todo in processes] == [["2", "4", "6"], ["5"]]
-    assert end(*processes[0]) is None
-    joined, _ = end(*processes[1])
+    processes = started(output, 3)
+    assert files_of(processes) == [["2", "3"], ["4", "5"], ["6"]]
+    _, table, todo = processes[1]
+    table.add(todo[0], answer_of(todo[0]))
+    table.file.write("5.wav,sad,0.4")
+    for share, table, _ in processes:
+        table.file.close()
+        share.lock.release()
+
+
+def test_what_earlier_starts_left_is_answered_already_however_many_they_were(one_by_one, tmp_path):
+    output = tmp_path / "out.csv"
+    killed(output)
+    first, second = started(output, 2)
+    assert files_of([first, second]) == [["2", "3"], ["5", "6"]]
+    assert end(*second) is None
+    joined, _ = end(*first)
     assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS] == [*joined.done]
 
 
-def test_an_end_of_an_earlier_start_is_none_of_this_one(one_by_one, tmp_path):
+def test_a_process_alone_goes_on_from_what_several_left(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
-    for share, todo in started(output, 2)[:1]:
-        assert end(share, todo) is None
-    processes = started(output, 2)
-    assert [len(todo) for _, todo in processes] == [0, 3]
-    assert end(*processes[1]) is None  # the other one has not ended, though in the first start it had
-    assert end(*processes[0]) is not None
+    killed(output)
+    table, todo = predict_ser.begin(str(output), ITEMS, open_at)
+    assert [item.file[0] for item in todo] == ["2", "3", "5", "6"]
+    assert [*table.done] == ["0.wav", "1.wav", "4.wav"] and not parts_folder(str(output)).exists()
+    join_parts(str(output), ITEMS, open_at)  # nothing is left to join
+    assert [row["file"] for row in read_rows(output)] == ["0.wav", "1.wav", "4.wav"]
 
 
-def test_what_one_process_could_not_answer_is_counted_by_the_last_and_tried_again(one_by_one, tmp_path):
+def test_what_one_process_could_not_answer_is_counted_by_the_first_and_tried_again(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
-    processes = started(output, 2)
-    end(*processes[0], failed=["2.wav"])
-    joined, failed = end(*processes[1], failed=["5.wav"])
-    assert failed == ["2.wav", "5.wav"] and len(joined.done) == 5
-    processes = started(output, 2)
-    assert [[item.file for item in todo] for _, todo in processes] == [["2.wav"], ["5.wav"]]
-    end(*processes[0])
-    end(*processes[1])
+    first, second = started(output, 2)
+    end(*second, failed=["5.wav"])
+    joined, failed = end(*first, failed=["2.wav"])
+    assert sorted(failed) == ["2.wav", "5.wav"] and len(joined.done) == 5
+    first, second = started(output, 2)
+    assert files_of([first, second]) == [["2"], ["5"]]
+    end(*second)
+    end(*first)
     assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS]
 
 
-def test_rows_of_another_model_or_a_share_that_is_being_written_are_refused(one_by_one, tmp_path):
+def test_rows_of_another_model_or_a_table_that_others_write_are_refused(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
-    share, todo = started(output, 2)[0]
-    with pytest.raises(UsageError, match="Another process is writing .*1-of-2.csv: wait until it has ended"):
-        Share(str(output), 0, 2).begin(ITEMS, open_at)
-    end(share, todo)
-    with pytest.raises(UsageError, match="1-of-2.csv holds rows made with another model"):
-        Share(str(output), 1, 2).begin(ITEMS, partial(open_at, model="another"))
-    with pytest.raises(UsageError, match="nowhere.out.csv cannot be written"):
-        Share(str(tmp_path / "nowhere" / "out.csv"), 0, 2).begin(ITEMS, open_at)
+    first, second = started(output, 2)
+    with pytest.raises(UsageError, match="Other processes are writing .*out.csv: wait until they have ended"):
+        Share(State(0, 2), str(output), ITEMS, open_at).begin()
+    end(*second)
+    end(*first)
+    with pytest.raises(UsageError, match="out.csv holds rows made with another model"):
+        Share(State(1, 2), str(output), ITEMS, partial(open_at, model="another")).begin()
+
+
+def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not on this machine: let --output lie on a disk that all machines share"):
+        Share(State(1, 2), str(tmp_path / "out.csv"), ITEMS, open_at).begin()
 
 
 def test_several_processes_need_a_table(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(predict_ser, "connect_processes", lambda: State(0, 3))
     assert predict_ser.main(["a.wav"]) == 2
     assert "error: 3 processes cannot all write to the standard output: give --output." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "x"}, {"WORLD_SIZE": "0"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "4"},
+        {"WORLD_SIZE": "1.5"}, {"LOCAL_RANK": ""}, {"RANK": "1"},
+    ],
+)  # fmt: skip
+def test_variables_that_number_no_processes_are_refused_by_name(variables, monkeypatch, capsys):
+    for name in shares.RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert connect_processes() is None
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert predict_ser.main(["a.wav"]) == 2
+    said = capsys.readouterr().err
+    assert all(f"{name}={text!r}" in said for name, text in variables.items()) and "unset these variables" in said
 
 
 # --- three real ones ---
