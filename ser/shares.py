@@ -60,6 +60,8 @@ def join_parts(output: str, items: Sequence[Item], open_table: Callable[[str], T
     table = open_table(output)
     rows = table.recordings_at(output)
     for path in sorted(folder.glob(f"*-of-*{Path(output).suffix}")):
+        if "." in path.stem:  # what stands beside a table
+            continue
         for file, own in table.recordings_at(str(path)).items():
             rows.setdefault(file, own)
     table.file.close()

@@ -296,7 +296,7 @@ def test_a_device_that_cannot_compute_is_refused(device):
 def test_json_that_is_no_object_is_refused(name, content, tmp_path):
     folder = save(tmp_path)
     (folder / name).write_text(content)
-    with pytest.raises(UsageError, match="cannot use .*JSON object"):
+    with pytest.raises(UsageError, match="cannot use .*(JSON object|preprocessor_config.json file)"):
         load_pipeline(str(folder))
 
 

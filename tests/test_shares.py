@@ -159,7 +159,7 @@ def test_rows_of_another_model_or_a_table_that_others_write_are_refused(one_by_o
     end(*second)
     end(*first)
     with pytest.raises(UsageError, match="out.csv holds rows made with another model"):
-        Share(State(1, 2), str(output), ITEMS, partial(open_at, model="another")).begin()
+        Share(State(0, 2), str(output), ITEMS, partial(open_at, model="another")).begin()
 
 
 def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
