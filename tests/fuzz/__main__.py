@@ -40,6 +40,10 @@ def warm_up() -> None:
             assert KINDS()[case.kind].run(case, Path(folder)) == "answer"
     for name in checkpoints():
         right_answer(name)
+        with tempfile.TemporaryDirectory() as folder:
+            refused = Case("checkpoint", {"config.json": b"[]"}, {"of": name, "changed": []})
+            refused.write(Path(folder))
+            assert KINDS()["checkpoint"].run(refused, Path(folder)) == "UsageError"
 
 
 def run_case(case: Case) -> Outcome:
