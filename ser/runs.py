@@ -17,6 +17,7 @@ from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.checkpoints import (
     CHECKPOINT_LIST,
+    damage_of,
     is_complete,
     last_checkpoint,
     list_checkpoints,
@@ -214,6 +215,8 @@ def check_named_checkpoint(
             f"--resume_from_checkpoint {checkpoint} is not a checkpoint of a run of this command: name a checkpoint-N "
             "in its output directory, or start a new run from its weights by --model_name_or_path."
         )
+    if damage := damage_of(checkpoint):
+        raise DataError(f"--resume_from_checkpoint {checkpoint}: {damage}. Name an earlier checkpoint.")
     differing = _differences(_read(folder / RUN_FILE) or {}, settings)
     if splits is not None:
         differing += _other_clips(_read(folder / "splits.json") or {}, splits)

@@ -16,7 +16,16 @@ from ser.data_arguments import DataArguments
 from ser.errors import DataError
 from ser.files import write_json
 from ser.models import DRAWN, starting_weights
-from ser.runs import RunClock, check_folds, earlier_run, mark_finished, quoted_scores, resume_or_start, run_settings
+from ser.runs import (
+    RunClock,
+    check_folds,
+    check_named_checkpoint,
+    earlier_run,
+    mark_finished,
+    quoted_scores,
+    resume_or_start,
+    run_settings,
+)
 from tests.clips import corpus_of
 from tests.test_models import save
 from tests.tiny import tiny_config, tiny_feature_extractor, tiny_model
@@ -321,3 +330,14 @@ def test_a_checkpoint_of_before_there_were_checksums_is_taken(tmp_path, caplog):
     (path / "checksums.json").unlink()
     cut(path / "optimizer.pt")
     assert resume_or_start(tmp_path) == ("resume", str(path)) and not caplog.text
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused_by_its_file(corpus, tmp_path):
+    earlier_run(*settings_of(corpus, tmp_path), SPLITS)
+    for step, damage in ((3, cut), (5, os.unlink)):
+        path = checkpoint_at(tmp_path, step)
+        arguments = settings_of(corpus, tmp_path, resume_from_checkpoint=str(path))
+        check_named_checkpoint(*arguments, SPLITS)
+        damage(path / "optimizer.pt")
+        with pytest.raises(DataError, match=f"checkpoint-{step}/optimizer.pt is .*Name an earlier checkpoint"):
+            check_named_checkpoint(*arguments, SPLITS)
