@@ -49,8 +49,9 @@ class ProtocolArguments:
     protocol: str | None = field(
         default=None,
         metadata={
-            "help": "predefined, random, speaker, loso, published folds (emobox, luna-jimenez, sessions), everything "
-            "(nobody). Default: the data set's test split if it has one, else speaker folds, else random."
+            "help": "predefined, random, speaker, loso, published folds (emobox, luna-jimenez, sessions), sentence "
+            "(speakers and sentences that are not trained on), everything (no test part). Default: the data set's "
+            "test split if it has one, else speaker folds, else random."
         },
     )
     fold: str = field(default="1", metadata={"help": "Which fold of the protocol, counted from 1; or all."})

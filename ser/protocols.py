@@ -18,7 +18,8 @@ from ser.corpora.table import Corpus
 from ser.errors import DataError
 
 EVERYTHING = "everything"
-PROTOCOLS = ("predefined", "random", "speaker", "loso", EVERYTHING)
+SENTENCE = "sentence"
+PROTOCOLS = ("predefined", "random", "speaker", "loso", SENTENCE, EVERYTHING)
 ONE_FOLD = ("predefined", "random", EVERYTHING)
 RANDOM_TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.15
@@ -108,8 +109,15 @@ def make_split(
     Args:
         protocol: `predefined` (the data set's own splits), `random` (80/20, stratified by class; speakers shared),
             `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
-            (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold) or `everything` (all clips are
-            trained on, and nobody is tested). Default: see [`resolve_protocol`]. Where other corpora test, it is they.
+            (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold), `sentence` (speakers and
+            sentences that are not trained on) or `everything` (all clips are trained on, and nobody is tested).
+            Default: see [`resolve_protocol`]. Where other corpora test, it is they.
+
+            The sentences of `sentence` are dealt alternately into two halves (RAVDESS: statement 1, statement 2),
+            and its speakers are in folds: published ones that test every speaker (RAVDESS: EmoBox's six), else five.
+            Of K folds of speakers, fold k tests the k-th on the second half and trains the other speakers on the
+            first; fold K + k is the same with the halves exchanged. All folds together test each clip once. Clips
+            of tested speakers with training sentences, and the reverse, are in no part.
         fold: 1-based.
         validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
             apart (at least one); `everything` keeps them apart where they are known. With 0 nobody validates. 0.15 by
@@ -125,6 +133,8 @@ def make_split(
         raise DataError(f"validation_share must be 0 or lie between 0 and 1, not {validation_share}.")
     name, test, validation, apart = test_part(corpus, protocol, fold, seed, test_speakers)
     train = sorted({*range(len(corpus))} - {*test} - {*(validation or ())})
+    if not test_speakers and resolve_protocol(corpus, protocol) == SENTENCE:
+        train = _with_training_sentences(corpus, train, test, fold)
     may_be_empty = {"test"} if name == EVERYTHING else set()
     if not validation:
         share = default_validation_share(name) if validation_share is None else validation_share
@@ -170,6 +180,9 @@ def test_part(
             apart = False
         else:
             test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
+            if name == SENTENCE:
+                spoken, sentences = corpus.sentences, _tested_sentences(corpus, fold)
+                test = [i for i in test if spoken[i] in sentences]
             if name in published_folds(corpus) and name in RECORDS[corpus.name].validated:
                 validation = _of_groups(corpus, name, RECORDS[corpus.name].validated[name][fold - 1])
             if name == "loso":
@@ -238,7 +251,39 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
     speakers = sorted({*_known(corpus, name)}, key=_natural)
     if name == "loso":
         return [(speaker,) for speaker in speakers]
+    if name == SENTENCE:
+        published = (folds for key, folds in published_folds(corpus).items() if key != "sessions")
+        whole = (list(folds) for folds in published if {*speakers} <= {s for fold in folds for s in fold})
+        return 2 * next(whole, _dealt(speakers))
+    return _dealt(speakers)
+
+
+def _dealt(speakers: Sequence[str]) -> list[Sequence[str]]:
     return [speakers[k::SPEAKER_FOLDS] for k in range(min(SPEAKER_FOLDS, len(speakers)))]
+
+
+def _tested_sentences(corpus: Corpus, fold: int) -> set[str]:
+    """The sentences that a fold of the protocol `sentence` tests: the second half of them in the first half of the
+    folds, and the reverse."""
+    sentences = corpus.sentences
+    if unknown := [i for i, sentence in enumerate(sentences) if sentence is None]:
+        raise DataError(
+            f"Protocol {SENTENCE} needs to know which sentence is spoken in every clip; {corpus.source} does not "
+            f"tell it for {len(unknown):,} of {len(corpus):,} (such as {corpus.files[unknown[0]]}). RAVDESS, EMO-DB "
+            "and CREMA-D under their original file names do; for others take --protocol speaker."
+        )
+    known = sorted({sentence for sentence in sentences if sentence is not None}, key=_natural)
+    if len(known) < 2:
+        raise DataError(f"Protocol {SENTENCE} takes two sentences; all clips of {corpus.source} say {known[0]!r}.")
+    is_first_half = fold <= len(_folds(corpus, SENTENCE) or ()) // 2
+    return {*known[1::2]} if is_first_half else {*known[0::2]}
+
+
+def _with_training_sentences(corpus: Corpus, clips: list[int], test: list[int], fold: int) -> list[int]:
+    """Those of the clips whose speaker is not tested, and whose sentence is not tested."""
+    speakers, spoken, sentences = corpus.speakers, corpus.sentences, _tested_sentences(corpus, fold)
+    tested = {speakers[i] for i in test}
+    return [i for i in clips if speakers[i] not in tested and spoken[i] not in sentences]
 
 
 def _known(corpus: Corpus, name: str) -> list[str]:

@@ -45,6 +45,7 @@ def corpus_of(
     seeds: list[int] | None = None,
     name: str = "mine",
     sessions: list[str | None] | None = None,
+    sentences: list[str | None] | None = None,
 ) -> Corpus:
     """A corpus in memory. Clips with equal `seeds` have equal sound."""
     n = len(labels)
@@ -52,6 +53,7 @@ def corpus_of(
     unknown = [None] * n
     columns = {"file": [f"{i:04d}.wav" for i in range(n)], "audio": audio, "label": labels}
     columns |= {"speaker": speakers or unknown, "session": sessions or unknown, "split": splits or unknown}
+    columns["sentence"] = sentences or unknown
     clips = Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
     names = [f"class{i}" for i in range(max(labels) + 1)]
     return Corpus(name, f"/data/{name}", "r1", names, clips, speaker_hint="the other copy")

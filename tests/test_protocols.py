@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ser.corpora import RECORDS, Corpus, load_corpus
 from ser.errors import DataError
 from ser.protocols import Split, check_split, make_split, n_folds, resolve_protocol
-from tests.clips import corpus_of
+from tests.clips import corpus_of, write_sound
 
 RAVDESS = os.environ.get("SER_RAVDESS_DIR")
 needs_ravdess = pytest.mark.skipif(not RAVDESS, reason="SER_RAVDESS_DIR names no copy of RAVDESS")
@@ -274,6 +274,87 @@ def test_everything_may_keep_speakers_to_choose_by():
     assert people(corpus, split.train).isdisjoint(people(corpus, split.validation))
     unknown = make_split(corpus_of([0, 1] * 10), "everything", validation_share=0.3)
     assert len(unknown.validation) == 6 and not unknown.speaker_disjoint
+
+
+# --- sentences that were not trained on ---
+
+
+def texts(n_speakers: int, sentences: list[str], n_classes: int = 2, **kwargs) -> Corpus:
+    """Every speaker says every sentence in every class."""
+    rows = [(c, f"s{k}", text) for k in range(n_speakers) for text in sentences for c in range(n_classes)]
+    labels, speakers, spoken = zip(*rows, strict=True)
+    return corpus_of(list(labels), list(speakers), sentences=list(spoken), **kwargs)
+
+
+def said(corpus: Corpus, indices: list[int]) -> set[str]:
+    spoken = corpus.sentences
+    return {spoken[i] for i in indices}
+
+
+@needs_ravdess
+def test_the_sentence_folds_of_ravdess_are_emobox_speakers_with_the_other_statement(ravdess):
+    assert n_folds(ravdess, "sentence") == 12
+    tested = []
+    for fold in range(1, 13):
+        split, emobox = make_split(ravdess, "sentence", fold), make_split(ravdess, "emobox", (fold - 1) % 6 + 1)
+        assert split.name == f"ravdess/sentence-fold{fold}" and split.speaker_disjoint
+        assert people(ravdess, split.test) == people(ravdess, emobox.test)
+        first, second = ("01", "02") if fold <= 6 else ("02", "01")
+        assert said(ravdess, split.train) == said(ravdess, split.validation) == {first}
+        assert said(ravdess, split.test) == {second} and len(split.test) == 120
+        assert len(split.train) + len(split.validation) == 600
+        tested += split.test
+    assert sorted(tested) == list(range(1440))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "count", "halves"),
+    [
+        (texts(6, ["a01", "a02", "b09", "b10", "a07"], name="emodb"), 10, ({"a01", "a07", "b10"}, {"a02", "b09"})),
+        (texts(7, ["IEO", "DFA"], n_classes=3, name="cremad"), 10, ({"DFA"}, {"IEO"})),
+        (texts(3, ["2", "10", "1"]), 6, ({"1", "10"}, {"2"})),
+    ],
+)
+def test_sentence_tests_each_clip_once_on_speakers_and_sentences_that_are_not_trained_on(corpus, count, halves):
+    assert n_folds(corpus, "sentence") == count
+    splits = [make_split(corpus, "sentence", fold) for fold in range(1, count + 1)]
+    assert sorted(i for split in splits for i in split.test) == list(range(len(corpus)))
+    for fold, split in enumerate(splits, 1):
+        trained, tested = halves if fold <= count // 2 else halves[::-1]
+        assert said(corpus, split.train) == said(corpus, split.validation) == trained
+        assert said(corpus, split.test) == tested
+        parts = [people(corpus, indices) for indices in split.parts.values()]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        whole = make_split(corpus, "sentence", fold, validation_share=0)
+        assert whole.train == sorted(split.train + split.validation)
+
+
+def test_sentence_needs_sentences_and_speakers():
+    with pytest.raises(DataError, match="which sentence is spoken .* 24 of 24 .*0000.wav.*--protocol speaker"):
+        make_split(voices(6), "sentence")
+    with pytest.raises(DataError, match="for 1 of 4 .such as 0002.wav"):
+        make_split(corpus_of([0, 1] * 2, list("aabb"), sentences=["x", "y", None, "y"]), "sentence")
+    with pytest.raises(DataError, match="takes two sentences; all clips of /data/mine say 'x'"):
+        make_split(texts(4, ["x"]), "sentence")
+    with pytest.raises(DataError, match="needs the speaker of every clip"):
+        make_split(corpus_of([0, 1] * 2, sentences=["x", "y"] * 2), "sentence")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "sentence"),
+    [
+        ("ravdess", "Actor_05/03-01-04-02-02-01-05.wav", "02"),
+        ("emodb", "wav/08b09Wa.wav", "b09"),
+        ("emodb", "16a07Fb.wav", "a07"),
+        ("cremad", "AudioWAV/1047_ITH_SAD_XX.wav", "ITH"),
+    ],
+)
+def test_a_file_name_tells_the_sentence(name, file, sentence, tmp_path):
+    write_sound(tmp_path / file, seed=1)
+    assert [row["sentence"] for row in RECORDS[name].tree(tmp_path)] == [sentence]
+    rows = {"path": Path(file).name, "file": file, "emotion": "x", "labels": "x", "speaker_id": "5", "age": None}
+    for source in RECORDS[name].hub.values():
+        assert source.read(rows | {"gender": "male"})["sentence"] == sentence
 
 
 # --- any corpus ---

@@ -21,7 +21,7 @@ from ser.corpora.readers import audio_files, named_files
 from ser.corpora.records import VOTES_TIE, Record, Source
 from ser.errors import DataError
 
-CREMAD_NAME = re.compile(r"(?:^|/)(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}$")
+CREMAD_NAME = re.compile(r"(?:^|/)(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{2}$")
 CREMAD_CODES = {
     "ANG": "anger",
     "DIS": "disgust",
@@ -49,12 +49,11 @@ def _beside(folder: Path, name: str) -> list[dict[str, str]]:
 
 def _intended(folder: Path) -> Iterator[dict]:
     sexes = {row["ActorID"]: row["Sex"].strip().lower() for row in _beside(folder, "VideoDemographics.csv")}
-    return named_files(
-        folder,
-        CREMAD_NAME,
-        "a CREMA-D clip",
-        lambda name: {"label": CREMAD_CODES.get(name[2], name[2]), "speaker": name[1], "sex": sexes.get(name[1])},
-    )
+    return named_files(folder, CREMAD_NAME, "a CREMA-D clip", lambda name: {**_facts(name), "sex": sexes.get(name[1])})
+
+
+def _facts(name: re.Match[str]) -> dict:
+    return {"label": CREMAD_CODES.get(name[3], name[3]), "speaker": name[1], "sentence": name[2]}
 
 
 def _heard(votes: Sequence[float]) -> dict:
@@ -80,7 +79,7 @@ def _perceived(folder: Path) -> Iterator[dict]:
 
 def _hub_names(row: Mapping) -> dict:
     name = CREMAD_NAME.search(Path(row["file"] or "").stem)
-    told = {"label": CREMAD_CODES.get(name[2], name[2]), "speaker": name[1]} if name else {"label": None}
+    told = _facts(name) if name else {"label": None}
     return {"file": row["file"], "sex": str(row["gender"]).lower(), **told}
 
 

@@ -1,6 +1,7 @@
 """EMO-DB (Burkhardt et al. 2005)."""
 
 import re
+from pathlib import Path
 
 from ser.corpora.readers import named_files
 from ser.corpora.records import Record, Source
@@ -31,16 +32,19 @@ EMODB_SPEAKERS = {
 
 
 EMODB_SEXES = {speaker: sex for (_, sex), speaker in EMODB_SPEAKERS.items()}
-EMODB_NAME = re.compile(rf"(?:^|/)(\d\d)[ab]\d\d([{''.join(EMODB_LETTERS)}])[a-z]?$")
+EMODB_NAME = re.compile(rf"(?:^|/)(\d\d)([ab]\d\d)([{''.join(EMODB_LETTERS)}])[a-z]?$")
 
 
 def _names(match: re.Match[str]) -> dict:
-    return {"label": EMODB_LETTERS[match[2]], "speaker": match[1], "sex": EMODB_SEXES.get(match[1])}
+    facts = {"label": EMODB_LETTERS[match[3]], "speaker": match[1], "sex": EMODB_SEXES.get(match[1])}
+    return facts | {"sentence": match[2]}
 
 
 def _row(row: dict) -> dict:
     speaker = None if row["age"] is None else EMODB_SPEAKERS.get((int(row["age"]), row["gender"]))
-    return {"file": row["path"], "label": row["emotion"], "speaker": speaker, "sex": row["gender"]}
+    match = EMODB_NAME.search(Path(row["path"] or "").stem)
+    facts = {"file": row["path"], "label": row["emotion"], "speaker": speaker, "sex": row["gender"]}
+    return facts | {"sentence": match[2] if match else None}
 
 
 RECORD = Record(

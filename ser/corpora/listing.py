@@ -6,8 +6,9 @@ from ser.corpora.records import Record
 HEADER = ("name", "clips", "classes", "speakers", "languages", "licence", "published protocols", "sources")
 TREE = "a local folder"
 FOOTNOTE = (
-    "Every corpus has the protocols random and everything, and speaker and loso where the source tells the speakers. "
-    "Clips are\nthose of the whole corpus, before classes are chosen; - stands for what depends on the release."
+    "Every corpus has the protocols random and everything, speaker and loso where the source tells the speakers, and\n"
+    "sentence where it tells the text as well. Clips are those of the whole corpus, before classes are chosen;\n"
+    "- stands for what depends on the release."
 )
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from ser.corpora.readers import named_files
 from ser.corpora.records import Record, Source
 
-RAVDESS_NAME = re.compile(r"(?:^|/)\d\d-(\d\d)-0([1-8])-\d\d-\d\d-\d\d-(\d\d)$")
+RAVDESS_NAME = re.compile(r"(?:^|/)\d\d-(\d\d)-0([1-8])-\d\d-(\d\d)-\d\d-(\d\d)$")
 RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 
 
 def _row(file: str | None, emotion: str) -> dict:
     match = RAVDESS_NAME.search(Path(file or "").stem)
-    return {"file": file, "label": emotion, **_actor(match[3] if match else None)}
+    return {"file": file, "label": emotion, **_actor(match[4] if match else None), **_statement(file)}
 
 
 def _actor(number: str | None) -> dict:
@@ -23,9 +23,15 @@ def _actor(number: str | None) -> dict:
     return {"speaker": f"{int(number):02d}", "sex": "male" if int(number) % 2 else "female"}
 
 
+def _statement(file: str | None) -> dict:
+    """01 is "Kids are talking by the door", 02 "Dogs are sitting by the door"."""
+    match = RAVDESS_NAME.search(Path(file or "").stem)
+    return {"sentence": match[3] if match else None}
+
+
 def _names(match: re.Match[str]) -> dict:
     song = {"drop": "song, not speech"} if match[1] != "01" else {}
-    return {"label": RAVDESS_EMOTIONS[int(match[2]) - 1], **_actor(match[3]), **song}
+    return {"label": RAVDESS_EMOTIONS[int(match[2]) - 1], "sentence": match[3], **_actor(match[4]), **song}
 
 
 def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -37,7 +43,10 @@ RECORD = Record(
     aliases={name: name for name in RAVDESS_EMOTIONS} | {"fearful": "fear", "surprised": "surprise"},
     hub={
         "narad/ravdess": Source(
-            lambda row: {"file": row["path"], "label": row["labels"], **_actor(row["speaker_id"])},
+            lambda row: (
+                {"label": row["labels"], **_actor(row["speaker_id"]), **_statement(row["path"])}
+                | {"file": row["path"]}
+            ),
             columns=("labels", "speaker_id"),
             revision="refs/convert/parquet",
         ),

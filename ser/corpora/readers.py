@@ -35,8 +35,8 @@ class Rows:
     Args:
         audio: one column `audio` ({"path", "bytes"}); of streamed clips their `place` in `shards`, and `content`.
         rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `sex`, `language`,
-            `session`, `split`, `votes`; `drop` is a reason to leave the row out, `key` the recording's name where a
-            file's name is one.
+            `session`, `sentence`, `split`, `votes`; `drop` is a reason to leave the row out, `key` the recording's
+            name where a file's name is one.
         labels: classes in order.
         location: Hub id or path.
         revision: Hub commit, or a digest.

@@ -14,7 +14,8 @@ class Source:
     Args:
         read: a row without its audio bytes (plus `path`, the name kept with the audio, and `split`) -> a dict with
             `file`, `label` and, where the source tells, `speaker`, `sex` ("female" or "male"), `language` (ISO 639-1),
-            `session` and `split` ("train", "validation", "test"); with `drop`, the row is left out for that reason.
+            `session`, `sentence` (which text is spoken) and `split` ("train", "validation", "test"); with `drop`, the
+            row is left out for that reason.
         columns: columns that `read` needs.
         splits: splits to read; empty for all.
         votes: columns with the annotators' votes, in the order of the record's.

@@ -196,6 +196,7 @@ def _prefix(row: dict, name: str) -> None:
     together = row.get("session") or who  # where a source knows sessions only, nobody of one is in two parts
     row["speaker"] = None if who is None else f"{name}/{who}"
     row["session"] = None if together is None else f"{name}/{together}"
+    row["sentence"] = None if row.get("sentence") is None else f"{name}/{row['sentence']}"
 
 
 def _has_parts(part: _Part) -> bool:

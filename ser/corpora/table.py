@@ -22,6 +22,7 @@ CLIP_FEATURES = datasets.Features(
         "sex": datasets.Value("string"),
         "language": datasets.Value("string"),
         "session": datasets.Value("string"),
+        "sentence": datasets.Value("string"),
         "split": datasets.Value("string"),
     }
 )
@@ -37,8 +38,9 @@ class Corpus:
         revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
-            `language` (ISO 639-1), `session`, `split`; `votes`, where the labels are soft; `corpus`, where they are
-            of several; and for `audio`, where they are streamed, their `place` in `shards` and `content`.
+            `language` (ISO 639-1), `session`, `sentence` (which text is spoken), `split`; `votes`, where the labels
+            are soft; `corpus`, where they are of several; and for `audio`, where they are streamed, their `place` in
+            `shards` and `content`.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
@@ -78,6 +80,10 @@ class Corpus:
     @property
     def sessions(self) -> list[str | None]:
         return self.clips["session"][:]
+
+    @property
+    def sentences(self) -> list[str | None]:
+        return self.clips["sentence"][:]
 
     @cached_property
     def contents(self) -> list[str]:
