@@ -7,7 +7,7 @@ different tasks. Every split has a name ("ravdess/emobox-fold1"), and is checked
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +82,9 @@ def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
     if protocol is None:
         if "test" in corpus.clips["split"][:]:
             return "predefined"
-        groups = {*_column(corpus, next(iter(published), "speaker"))}
-        protocol = "random" if None in groups or len(groups) < 3 else "speaker"
+        held, column = {*(_own_validation(corpus) or ())}, _column(corpus, next(iter(published), "speaker"))
+        groups = {group for i, group in enumerate(column) if i not in held}
+        protocol = "random" if None in groups or len(groups) < (2 if held else 3) else "speaker"
     if protocol == "speaker":
         return next(iter(published), "loso" if corpus.name == "emodb" else "speaker")
     if protocol not in PROTOCOLS and protocol not in published:
@@ -121,8 +122,9 @@ def make_split(
         fold: 1-based.
         validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
             apart (at least one); `everything` keeps them apart where they are known. With 0 nobody validates. 0.15 by
-            default, 0 for `everything`. Not taken where the data set brings its own validation split, nor by `loso` on
-            IEMOCAP, which validates on the test speaker's partner in dialogue, as published.
+            default, 0 for `everything`. Not taken where the data set brings its own validation split (without a test
+            split, the test part is cut from its other clips), nor by `loso` on IEMOCAP, which validates on the test
+            speaker's partner in dialogue, as published.
         seed: of the random cuts.
         test_speakers: tests exactly these speakers, instead of a protocol.
 
@@ -135,6 +137,7 @@ def make_split(
     train = sorted({*range(len(corpus))} - {*test} - {*(validation or ())})
     if not test_speakers and resolve_protocol(corpus, protocol) == SENTENCE:
         train = _with_training_sentences(corpus, train, test, fold)
+        validation = validation and _with_training_sentences(corpus, validation, test, fold)
     may_be_empty = {"test"} if name == EVERYTHING else set()
     if not validation:
         share = default_validation_share(name) if validation_share is None else validation_share
@@ -157,11 +160,13 @@ def test_part(
 ) -> tuple[str, list[int], list[int] | None, bool]:
     """Who is tested: (name of the protocol with its fold, test clips, validation clips where the protocol or the data
     set says which, whether speakers are kept apart). The arguments are those of [`make_split`]."""
-    validation = None
+    validation = _own_validation(corpus)
+    held = {*(validation or ())}
     if test_speakers:
         spelt = {str(_natural(s)[0]): s for s in corpus.speakers if s}  # 1 means actor 01
         tested = [spelt.get(str(_natural(str(s))[0]), str(s)) for s in test_speakers]
         name, test, apart = "speakers-" + "+".join(tested), _of_groups(corpus, "test_speakers", tested), True
+        validation = validation and [i for i in validation if i not in {*test}]
     else:
         name = resolve_protocol(corpus, protocol)
         folds = _folds(corpus, name)
@@ -174,9 +179,9 @@ def test_part(
             test = [i for i, split in enumerate(splits) if split == "test"]
             apart = None not in {who[i] for i, split in enumerate(splits) if split != "test"}
         elif name == EVERYTHING:
-            test, apart = [], None not in _speakers(corpus)
+            test, apart, validation = [], None not in _speakers(corpus), None
         elif name == "random":
-            _, test = _stratified(corpus, list(range(len(corpus))), RANDOM_TEST_SHARE, seed)
+            _, test = _stratified(corpus, [i for i in range(len(corpus)) if i not in held], RANDOM_TEST_SHARE, seed)
             apart = False
         else:
             test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
@@ -186,7 +191,9 @@ def test_part(
             if name in published_folds(corpus) and name in RECORDS[corpus.name].validated:
                 validation = _of_groups(corpus, name, RECORDS[corpus.name].validated[name][fold - 1])
             if name == "loso":
-                validation = _partner(corpus, test)
+                validation = validation or _partner(corpus, test)
+            if held:
+                test = [i for i in test if i not in held]
             name = f"{name}-fold{fold}"
     return name, test, validation, apart
 
@@ -205,7 +212,8 @@ def check_split(corpus: Corpus, split: Split, may_be_empty: Collection[str] = ()
         speaker, (one, i), (other, j) = shared[0]
         raise DataError(
             f"Speaker {speaker} is both in {one} ({files[i]}) and in {other} ({files[j]}), but {split.name} keeps "
-            f"speakers apart ({len(shared)} shared). Correct the speakers or the splits of {corpus.source}."
+            f"speakers apart ({len(shared)} shared). Correct the speakers or the splits of {corpus.source}, or take "
+            "--protocol random, which does not keep them apart."
         )
     if shared := _shared(split, corpus.contents):
         pairs = "; ".join(f"{files[i]} ({one}) = {files[j]} ({other})" for _, (one, i), (other, j) in shared[:3])
@@ -248,12 +256,15 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
         return None
     if name in published_folds(corpus):
         return list(published_folds(corpus)[name])
-    speakers = sorted({*_known(corpus, name)}, key=_natural)
+    held = {*(_own_validation(corpus) or ())}
+    speakers = sorted({who for i, who in enumerate(_known(corpus, name)) if i not in held}, key=_natural)
     if name == "loso":
         return [(speaker,) for speaker in speakers]
     if name == SENTENCE:
         published = (folds for key, folds in published_folds(corpus).items() if key != "sessions")
-        whole = (list(folds) for folds in published if {*speakers} <= {s for fold in folds for s in fold})
+        whole: Iterator[list[Sequence[str]]] = (
+            list(folds) for folds in published if {*speakers} <= {s for fold in folds for s in fold}
+        )
         return 2 * next(whole, _dealt(speakers))
     return _dealt(speakers)
 
@@ -324,6 +335,15 @@ def _predefined(corpus: Corpus) -> tuple[list[int], list[int], bool]:
     speakers = [{column[i] for i in parts[part]} for part in ("train", "validation", "test")]
     apart = None not in set.union(*speakers) and sum(map(len, speakers)) == len(set.union(*speakers))
     return parts["validation"], parts["test"], apart
+
+
+def _own_validation(corpus: Corpus) -> list[int] | None:
+    """The data set's own validation split where it has no test split, so that the protocol decides what is tested;
+    where other corpora test, that of those that are trained on."""
+    splits = corpus.clips["split"][:]
+    if "test" in splits and corpus.shared_labels is None:
+        return None
+    return [i for i, split in enumerate(splits) if split == "validation"] or None
 
 
 def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:

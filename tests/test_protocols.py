@@ -276,6 +276,33 @@ def test_everything_may_keep_speakers_to_choose_by():
     assert len(unknown.validation) == 6 and not unknown.speaker_disjoint
 
 
+# --- a validation split of its own, and no test split ---
+
+
+@pytest.mark.parametrize("protocol", [None, "speaker", "loso", "random"])
+@pytest.mark.parametrize("n_held", [1, 2])
+def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol, n_held):
+    splits = ["train"] * (8 - n_held) * 4 + ["validation"] * n_held * 4
+    corpus = voices(8, splits=splits)
+    own = [i for i, split in enumerate(splits) if split == "validation"]
+    for fold in range(1, n_folds(corpus, protocol) + 1):
+        split = make_split(corpus, protocol, fold)
+        assert split.validation == own and split.test
+        assert sorted(split.train + split.test) == list(range(len(corpus) - len(own)))
+        with pytest.raises(DataError, match="has a validation part of its own: leave out --validation_share"):
+            make_split(corpus, protocol, fold, validation_share=0.2)
+    assert make_split(corpus, test_speakers=["s0"]).validation == own
+    assert make_split(corpus, "everything").train == list(range(len(corpus)))
+
+
+def test_a_validation_split_that_shares_a_speaker_is_refused_where_speakers_are_kept_apart():
+    corpus = voices(6, splits=["train", "train", "train", "validation"] * 6)
+    with pytest.raises(DataError, match="Speaker s. is both in .* or take --protocol random"):
+        make_split(corpus)
+    split = make_split(corpus, "random")
+    assert split.validation == list(range(3, 24, 4)) and not {*split.test} & {*split.validation}
+
+
 # --- sentences that were not trained on ---
 
 
