@@ -1,3 +1,4 @@
+import json
 import os
 from collections import Counter
 from functools import partial
@@ -10,7 +11,8 @@ import pytest
 import soundfile
 
 import ser.corpora.demo
-from audio_maxmvit import AudioError
+import ser.corpora.names
+from audio_maxmvit import AudioError, read_audio
 from ser.corpora import Corpus, load_corpus
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.errors import DataError
@@ -383,11 +385,259 @@ def test_csv_of_a_spreadsheet(load, clips, tmp_path_factory):
         ("file,label", ["x" * 200_000 + ",joy"], "mine.csv, line 2: field larger than field limit"),
         ("x" * 200_000, [], "mine.csv, line 1: field larger than field limit"),
         ("file,label", ["0.wav,"], "No clip is left of .* no label: 1"),
+        (
+            "file,label,speaker",
+            ["0.wav,joy, mild,anna"],
+            "line 2: 4 cells for the 3 columns file, label, speaker. Put",
+        ),
+        ("file;label;split", ["0.wav;joy"], "line 2: 2 cells for the 3 columns"),
+        ("file,label", ["0.wav,joy", '1.wav,"joy', "2.wav,sad"], "line 4: unexpected end of data"),
+        ("file,label", ['0.wav,joy"'], 'line 2: joy" ends with a double quote that none opens'),
+        ("file,Label,label ", ["0.wav,joy,sad"], "has the column 'label' twice .'Label' and 'label '.: rename one"),
     ],
 )
 def test_a_bad_csv_is_told_in_a_sentence(load, clips, header, rows, message):
     with pytest.raises(DataError, match=message):
         load(str(write_csv(clips / "mine.csv", header, rows)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mine.csv", " File ,LABEL, Speaker,Split\n0.wav,joy,anna,train\n1.wav,sad,ben,test\n"),
+        ("mine.CSV", "\ufefffile_name;Label;speaker ;SPLIT\r\n0.wav;joy;anna;train\r\n;;;\r\n1.wav;sad;ben;test\r\n"),
+        ("mine.tsv", "Speaker\tFILE\tsplit\tlabel\nanna\t0.wav\ttrain\tjoy\nben\t1.wav\ttest\tsad\n"),
+        ("mine.csv", ",file,label,speaker,split\n0,0.wav,joy,anna,train\n1,1.wav,sad,ben,test\n"),
+        (
+            "mine.jsonl",
+            '{"File": "0.wav", "Label ": "joy", "speaker": "anna", "Split": "train"}\n\n'
+            '{"label": "sad", "Speaker": "ben", "file": "1.wav", "split": "test", "notes": [1]}\n',
+        ),
+    ],
+)
+def test_a_list_says_the_same_in_every_dialect(load, clips, name, text):
+    (clips / name).write_bytes(text.encode())
+    corpus = load(str(clips / name))
+    assert (corpus.name, corpus.files, names_of(corpus)) == ("mine", ["0.wav", "1.wav"], ["joy", "sad"])
+    assert (corpus.speakers, corpus.clips["split"][:]) == (["anna", "ben"], ["train", "test"])
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.wav", "a\x85b.wav", "a\rb.wav", "a\nb.wav", "\x0bc.wav"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_name_may_hold_any_end_of_a_line(load, clips, name, suffix):
+    write_sound(clips / name, 9)
+    path = clips / f"mine{suffix}"
+    if suffix == ".csv":
+        path.write_bytes(f'file,label\n"{name}",joy\n0.wav,sad\n'.encode())
+    else:
+        rows = [{"file": name, "label": "joy"}, {"file": "0.wav", "label": "sad"}]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), newline="")
+    corpus = load(str(path))
+    assert (corpus.files, names_of(corpus)) == ([name, "0.wav"], ["joy", "sad"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file": "0.wav", "label": ["joy"]}', "line 1: 'label' is neither text nor a number, but .'joy'."),
+        ('{"file": "0.wav", "label": true}', "line 1: 'label' is neither text nor a number, but True"),
+        ('{"file": "0.wav", "label": "joy", "Label": "sad"}', "line 1 has the column 'label' twice"),
+        ('["0.wav", "joy"]', "line 1 is not an object"),
+        ('{"file": "0.wav"', "line 1: Expecting ',' delimiter"),
+        ('{"path": "0.wav", "label": "joy"}', "no column 'file'; it has path, label"),
+    ],
+)
+def test_a_bad_line_of_json_is_told_in_a_sentence(load, clips, line, message):
+    (clips / "mine.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        load(str(clips / "mine.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["clip.wav", "nowhere/clip.FLAC", "talk.mp3"])
+def test_a_recording_is_not_asked_for_on_the_hub(load, name, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(sound(1))
+    for place in (name, str(tmp_path / name)):
+        with pytest.raises(DataError, match="is one recording, and a data set has many: give a folder"):
+            load(place)
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.xlsx", "mine.txt"])
+def test_a_file_of_another_kind_is_not_asked_for_on_the_hub(load, name, tmp_path):
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(DataError, match=f"{name} is not a table that is read here: give .arrow, .csv, .jsonl, .parq"):
+        load(str(tmp_path / name))
+
+
+# --- names of classes and speakers ---
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Happy", "happy"), ("s\u00fc\u00df", "su\u0308\u00df"), ("very sad", "Very  sad"), ("\uff41", "a")],
+)
+def test_almost_equal_classes_are_refused_until_they_are_merged(load, clips, one, other):
+    path = write_csv(clips / "mine.csv", "file,label", [f"0.wav,{one}", f"1.wav,{other}", "2.wav,calm"])
+    with pytest.raises(DataError, match="are almost equal: make them one by --merge_labels"):
+        load(str(path))
+    with pytest.raises(DataError, match="are almost equal"):
+        load(str(path), labels=[one, "calm"])
+    corpus = load(str(path), merge_labels=[f"{one}={other}"])
+    assert sorted(names_of(corpus)) == sorted([other, other, "calm"])
+
+
+def test_almost_equal_class_folders_are_refused(load, tmp_path):
+    for seed, folder in enumerate(("Angry", "angry", "sad")):
+        write_sound(tmp_path / folder / "1.wav", seed)
+    with pytest.raises(DataError, match="'Angry' and 'angry', which are almost equal"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("speakers", "named"),
+    [
+        (["01", "1", "1.0", "2"], "'01' = '1' = '1.0'"),
+        (["Anna", "anna", "ben", "ben"], "'Anna' = 'anna'"),
+        (["s07", "s7", "s70", "x"], "'s07' = 's7'"),
+        (["1", "2", "10", "1.5"], None),
+    ],
+)
+def test_almost_equal_speakers_are_named_in_one_warning(load, clips, speakers, named, monkeypatch):
+    said = []
+    monkeypatch.setattr(ser.corpora.names.logger, "warning", said.append)
+    rows = [f"{i}.wav,{'ab'[i % 2]},{speaker}" for i, speaker in enumerate(speakers)]
+    corpus = load(str(write_csv(clips / "mine.csv", "file,label,speaker", rows)))
+    assert corpus.speakers == speakers
+    assert [f"{named}. Spell each speaker one way" in words for words in said] == ([True] if named else [])
+
+
+@pytest.mark.parametrize("name", ["file", "prediction", "silence", "uncertain", "Label", "windows"])
+def test_a_class_cannot_have_a_name_that_tables_of_predictions_use(load, tmp_path, name):
+    for seed, folder in enumerate((name, "sad")):
+        write_sound(tmp_path / folder / "1.wav", seed)
+    with pytest.raises(DataError, match=f"A class cannot be called '{name}': .* --merge_labels"):
+        load(str(tmp_path))
+    renamed = load(str(tmp_path), merge_labels=[f"{name}={name} class"])
+    assert sorted(renamed.label_names) == sorted([f"{name} class", "sad"])
+    assert load(str(tmp_path), merge_labels=[f"{name}=sad"]).label_names == ["sad"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "speakers", "expected"),
+    [
+        ([1.0, float("nan"), 2.0, 1.0], [1.0, 2.0, float("nan"), 7.0], (["1", "2", "1"], ["1", None, "7"])),
+        (["up", None, "down", "up"], ["nan", "x", "<NA>", " y "], (["up", "down", "up"], [None, None, "y"])),
+        (["up", "NaN", "down", " up"], [1, 2, None, 3], (["up", "down", "up"], ["1", None, "3"])),
+    ],
+)
+def test_missing_labels_and_speakers_are_not_names(load, tmp_path, labels, speakers, expected):
+    write_parquet(tmp_path, "train", {"label": labels, "speaker": speakers}, [f"{i}.wav" for i in range(4)])
+    corpus = load(str(tmp_path))
+    assert (names_of(corpus), corpus.speakers) == expected
+    assert corpus.dropped == {"no label": 1}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [["happy"], ["sad"]]}, "Column 'label' of .* holds .'happy'., which is neither text nor a number"),
+        ({"label": ["a", "b"], "speaker": [{"id": 1}, {"id": 2}]}, "Column 'speaker' of .* holds .'id': 1., which"),
+        ({"label": [b"up", b"down"]}, "Column 'label' of .* holds b'up'"),
+    ],
+)
+def test_a_cell_that_is_no_name_is_refused(load, tmp_path, columns, message):
+    write_parquet(tmp_path, "train", columns, ["a.wav", "b.wav"])
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path))
+
+
+# --- folders with tables among the recordings ---
+
+
+def class_folder(folder: Path) -> None:
+    for seed, name in enumerate(["happy/1.wav", "happy/2.wav", "sad/1.wav", "sad/2.wav"]):
+        write_sound(folder / name, seed)
+
+
+@pytest.mark.parametrize("name", ["stray.parquet", "data/train-00000-of-00001.parquet", "sad/notes.arrow", "x.jsonl"])
+def test_a_stray_table_leaves_class_folders_class_folders(load, tmp_path, name):
+    class_folder(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / name)
+    corpus = load(str(tmp_path))
+    assert names_of(corpus) == ["happy", "happy", "sad", "sad"]
+    assert corpus.dropped == ({f"no audio by its name ({Path(name).suffix})": 1} if "/" in name else {})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_class_folders_with_metadata_have_what_it_says_of_their_recordings(load, tmp_path, suffix):
+    class_folder(tmp_path)
+    rows = [{"file_name": name, "speaker": who, "text": "oh"} for name, who in
+            (("happy/1.wav", "anna"), ("sad/1.wav", "ben"), ("sad/2.wav", ""))]  # fmt: skip
+    lines = [json.dumps(row) for row in rows]
+    if suffix == "csv":
+        lines = ["file_name,speaker,text", *(",".join(row.values()) for row in rows)]
+    (tmp_path / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
+    corpus = load(str(tmp_path))
+    facts = [*zip(corpus.files, names_of(corpus), corpus.speakers, strict=True)]
+    assert facts == [("happy/1.wav", "happy", "anna"), ("sad/1.wav", "sad", "ben"), ("sad/2.wav", "sad", None)]
+    assert corpus.dropped == {f"not in metadata.{suffix}": 1}
+
+
+def test_metadata_with_labels_decides_whatever_the_folders(load, tmp_path):
+    class_folder(tmp_path)
+    rows = [{"file_name": "happy/1.wav", "label": "joy"}, {"file_name": "sad/2.wav", "label": "grief"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert names_of(load(str(tmp_path))) == ["joy", "grief"]
+
+
+def test_metadata_of_each_split_is_asked_for_in_one_file(load, tmp_path):
+    for seed, name in enumerate(["train/1.wav", "train/2.wav", "test/1.wav"]):
+        write_sound(tmp_path / name, seed)
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "1.wav", "label": "joy"}\n')
+    with pytest.raises(DataError, match="train/metadata.jsonl: put one metadata.jsonl into .* column split"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("float32", (400,)), ("float64", (2, 400)), ("int16", (400,)), ("float32", (400, 2))]
+)
+def test_tables_of_arrays_are_read_without_another_decoder(load, tmp_path, kind, shape):
+    samples = [np.random.default_rng(i).uniform(-0.5, 0.5, shape) for i in range(3)]
+    samples = [np.round(each * 32768).astype("int16") if kind == "int16" else each.astype(kind) for each in samples]
+    element: pyarrow.DataType = pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(kind)))
+    element = pyarrow.list_(element) if len(shape) == 2 else element
+    cells = [{"array": each.tolist(), "sampling_rate": 16_000} for each in samples]
+    audio = pyarrow.array(cells, pyarrow.struct({"array": element, "sampling_rate": pyarrow.int64()}))
+    table = pyarrow.table({"sound": audio, "label": ["up", "down", "up"]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    corpus = load(str(tmp_path), audio_column_name="sound")
+    for clip, expected in zip(corpus.clips, samples, strict=True):
+        array = {"array": expected, "sampling_rate": 16_000}
+        assert np.allclose(read_audio(clip["audio"], 16_000), read_audio(array, 16_000), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8"])
+def test_arrays_of_another_type_are_refused(load, tmp_path, kind):
+    cells = [{"array": [1, 0, 1], "sampling_rate": 16_000}] * 2
+    element = pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(kind)))
+    audio = pyarrow.array(cells, pyarrow.struct({"array": element, "sampling_rate": pyarrow.int64()}))
+    pyarrow.parquet.write_table(pyarrow.table({"audio": audio, "label": ["up", "down"]}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=f"samples of the type {kind}: give floats from -1 to 1, or int16"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "val"])
+def test_a_validation_split_goes_by_any_usual_name(load, tmp_path, name):
+    for seed, split in enumerate(("train", name)):
+        columns = {"label": ["up", "down"] * 3, "speaker": [f"{split}{i // 2}" for i in range(6)]}
+        write_parquet(tmp_path / split, split, columns, [f"{i}.wav" for i in range(6)], seed=10 * seed)
+    tables = {split: datasets.load_dataset(str(tmp_path / split), split=split if split == "train" else None,
+              cache_dir=str(tmp_path / "c")) for split in ("train", name)}  # fmt: skip
+    other = tables[name]
+    other = other if isinstance(other, datasets.Dataset) else next(iter(other.values()))
+    datasets.DatasetDict({"train": tables["train"], name: other}).save_to_disk(tmp_path / "saved")
+    corpus = load(str(tmp_path / "saved"))
+    assert Counter(corpus.clips["split"][:]) == {"train": 6, "validation": 6}
 
 
 def test_class_folders_keep_every_clip_whatever_its_name(load, tmp_path):

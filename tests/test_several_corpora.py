@@ -454,3 +454,22 @@ def test_the_map_in_words_names_what_has_no_class():
     assert in_words({"p": mapping.of("p", ["a", "c"]), "q": mapping.of("q", ["b"])}, ["one"]) == (
         "Class one: a (p), b (q)\nNo class: c (p)"
     )
+
+
+@pytest.mark.parametrize("others", [["train", "dev"], ["train", "test"], [None]])
+def test_a_validation_split_without_a_test_split_stays_one_beside_other_corpora(tmp_path, others):
+    for name, splits in (("one", ["train", "valid"]), ("two", others)):
+        lines = ["file,label,speaker,split"]
+        for i in range(12):
+            write_sound(tmp_path / name / f"{i}.wav", seed=1000 * (name == "two") + i)
+            split = splits[i // 3 % len(splits)] or ""
+            lines.append(f"{i}.wav,{('happy', 'sad')[i % 2]},s{i // 3},{split}")
+        (tmp_path / name / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    corpus = load_corpora([str(tmp_path / f"{name}/{name}.csv") for name in ("one", "two")])
+    split = make_split(corpus, "speaker")
+    held = {("one", speaker) for speaker in ("s1", "s3")} | (
+        {("two", "s1"), ("two", "s3")} if "dev" in others else set()
+    )
+    speakers = corpus.speakers
+    assert {tuple(speakers[i].split("/")) for i in split.validation} == held
+    assert len(split.train) + len(split.test) == 24 - len(split.validation)

@@ -2,24 +2,31 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 
+from audio_maxmvit import AUDIO_SUFFIXES
 from ser.corpora.known import RECORDS
 from ser.corpora.readers import (
+    SPLIT_NAMES,
+    TABLE_SUFFIXES,
     Rows,
     Tables,
     audio_from_paths,
     distinct_labels,
+    has_class_folders,
     holds_tables,
+    metadata_of,
     open_tables,
     read_class_folders,
-    read_csv,
+    read_listed,
     rows_of_tables,
 )
 from ser.corpora.records import Record
 from ser.corpora.shards import StreamedSplit
 from ser.errors import DataError
+from ser.tables import LIST_SUFFIXES, is_list, text_of
 
 
 def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict) -> Rows:
@@ -70,18 +77,27 @@ def _recognise(record: Record, table: Tables, where: str) -> str:
 def read_own(
     dataset_name: str,
     data_dir: str | None,
-    columns: tuple[str | None, str, str | None],
+    columns: tuple[str | None, str | None, str | None],
     splits: Mapping[str, str],
     load: dict,
 ) -> Rows:
-    """A data set of one's own: CSV, folder of class folders, tables, Hub id."""
+    """A data set of one's own: list of files, folder of class folders, tables, Hub id."""
     path = Path(dataset_name)
-    if path.suffix.lower() in {".csv", ".tsv"}:
-        return read_csv(path, Path(data_dir) if data_dir else path.parent, columns)
+    if is_list(path):
+        return read_listed(path, Path(data_dir) if data_dir else path.parent, columns)
+    if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir():
+        raise DataError(
+            f"{dataset_name} is one recording, and a data set has many: give a folder with a sub-folder for each "
+            "class, or a list of files. predict_ser.py names the emotion in one."
+        )
     path = Path(data_dir) if data_dir else path
-    if (path / "metadata.csv").is_file():
-        return read_csv(path / "metadata.csv", path, columns)
-    if path.is_dir() and not holds_tables(path):
+    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path} is not a table that is read here: give {', '.join(sorted(LIST_SUFFIXES | TABLE_SUFFIXES))}."
+        )
+    if metadata := metadata_of(path):
+        return read_listed(metadata, path, columns)
+    if _is_class_folder(path):
         return read_class_folders(path)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in {"..", "~"}):
         raise DataError(
@@ -89,11 +105,12 @@ def read_own(
         )
     where = str(path) if path.exists() else dataset_name
     table, revision = open_tables(where, load)
+    splits = _spelt_as_in(table, splits)
     if absent := [name for part, name in splits.items() if name not in (part, *table)]:
         raise DataError(f"{where} has no split {absent[0]!r}; it has {', '.join(table)}.")
     part_of = {name: part for part, name in splits.items()}
     used = [split for split in table if split in part_of] or list(table)
-    audio_column, label_column, speaker_column = columns[0] or "audio", columns[1], columns[2]
+    audio_column, label_column, speaker_column = columns[0] or "audio", columns[1] or "label", columns[2]
     if speaker_column is None and all("speaker" in table[split].column_names for split in used):
         speaker_column = "speaker"
     known = [c for c in (label_column, speaker_column) if c]
@@ -102,8 +119,9 @@ def read_own(
     for row in raw:
         speaker = row.get(speaker_column)
         split = part_of.get(row["split"])
-        rows.append({"file": row["path"], "label": row[label_column], "split": split, "drop": row["drop"]})
-        rows[-1]["speaker"] = None if speaker is None else str(speaker)
+        rows.append({"file": row["path"], "split": split, "drop": row["drop"]})
+        rows[-1]["label"] = _cell(row[label_column], label_column, where)
+        rows[-1]["speaker"] = _cell(speaker, speaker_column, where) or None
     feature = table[used[0]].features[label_column]
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)
     unused = {
@@ -112,6 +130,27 @@ def read_own(
         if split not in used and not isinstance(part, StreamedSplit)  # which nobody has to read
     }
     return Rows(audio, rows, labels, where, revision, dropped=unused, shards=shards)
+
+
+def _is_class_folder(path: Path) -> bool:
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return path.is_dir() and not saved and (not holds_tables(path) or has_class_folders(path))
+
+
+def _spelt_as_in(table: Tables, splits: Mapping[str, str]) -> dict[str, str]:
+    """Part -> name of its split, which may be another usual one, such as dev for validation."""
+    usual = {part: name for name in reversed(list(table)) if (part := SPLIT_NAMES.get(name.lower()))}
+    return {part: usual.get(part, name) if name == part and name not in table else name
+            for part, name in splits.items()}  # fmt: skip
+
+
+def _cell(value: Any, column: str | None, where: str) -> str:
+    if (text := text_of(value)) is None:
+        raise DataError(
+            f"Column {column!r} of {where} holds {value!r:.80}, which is neither text nor a number: give one of them "
+            "for each clip."
+        )
+    return text
 
 
 def refuse_unheard(given: set[str], record: Record | None, dataset_name: str, data_dir: str | None) -> None:
@@ -123,9 +162,9 @@ def refuse_unheard(given: set[str], record: Record | None, dataset_name: str, da
         form, unheard = f"{dataset_name} is known, with its columns and splits", columns | tables
         if data_dir or not record.hub:
             form, unheard = f"{form}, and {path} is no Hub data set", unheard | hub
-    elif Path(dataset_name).suffix.lower() in {".csv", ".tsv"} or (path / "metadata.csv").is_file():
+    elif is_list(Path(dataset_name)) or metadata_of(path):
         form, unheard = f"{dataset_name} is a list of files, whose splits are its column split", tables | hub
-    elif path.is_dir() and not holds_tables(path):
+    elif _is_class_folder(path):
         form, unheard = f"{path} is a folder of class folders", columns | tables | hub
     else:
         form, unheard = f"{path} is no Hub data set", {"dataset_revision"} if path.exists() else set()

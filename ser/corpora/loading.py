@@ -15,10 +15,12 @@ from ser.corpora.demo import make_demo_corpus
 from ser.corpora.duplicates import keep_one_of_equal_sound
 from ser.corpora.forms import read_own, read_record, refuse_unheard
 from ser.corpora.known import RECORDS
+from ser.corpora.names import check_classes_differ, check_not_reserved, warn_of_almost_equal_speakers
 from ser.corpora.readers import TABLE_SUFFIXES, Rows, visible_files
 from ser.corpora.records import VOTES_TIE, Record
 from ser.corpora.table import CLIP_FEATURES, Corpus
 from ser.errors import DataError
+from ser.tables import LIST_SUFFIXES, text_of
 
 
 def load_corpus(
@@ -36,6 +38,7 @@ def load_corpus(
         DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
     """
     chosen = choose_rows(dataset_name, data_dir, **choices)
+    check_classes_differ({chosen.merge.get(name, name) for name in chosen.known}, chosen.location)
     name_rows(chosen.rows)
     options: dict[str, object] = {"schema": chosen.schema, "merge_labels": chosen.merge}
     options["unique_vote"] = choices.get("unique_vote", False)
@@ -58,6 +61,7 @@ def load_corpus(
     if drop_duplicates:
         keep_one_of_equal_sound(corpus)
         check_classes(corpus)
+    warn_of_almost_equal_speakers(corpus.speakers, corpus.source)
     return corpus
 
 
@@ -104,11 +108,11 @@ def choose_rows(
     Args:
         dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
             data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
-            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a CSV of
-            `file,label[,speaker][,split]`.
+            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a list (.csv, .tsv or
+            .jsonl) of `file,label[,speaker][,split][,sentence]`.
         data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
-            parquet files in the form of its copy on the Hub. Files named in a CSV are relative to it (default: to
-            the CSV's own folder).
+            parquet files in the form of its copy on the Hub. Files named in a list are relative to it (default: to
+            the list's own folder).
         dataset_config_name: configuration of a Hub data set.
         dataset_revision: Hub revision: branch, tag or commit.
         cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
@@ -135,7 +139,7 @@ def choose_rows(
     if data_dir is not None and not Path(data_dir).exists():
         raise DataError(f"data_dir {data_dir} does not exist.")
 
-    columns = (audio_column_name, label_column_name or "label", speaker_column_name)
+    columns = (audio_column_name, label_column_name, speaker_column_name)
     splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
     given = {
         "audio_column_name": audio_column_name,
@@ -210,7 +214,7 @@ def find_corpus(dataset_name: str, data_dir: str | None) -> tuple[Record | None,
             if dataset_name.lower() == hub_id.lower():
                 return record, hub_id, name
     path = Path(data_dir if data_dir and dataset_name == "audiofolder" else dataset_name).absolute()
-    name = path.stem if path.suffix in {".csv", ".tsv", *TABLE_SUFFIXES} else path.name
+    name = path.stem if path.suffix.lower() in {*LIST_SUFFIXES, *TABLE_SUFFIXES} else path.name
     # A corpus's published folds go by its name, and are not those of somebody's own table of that name.
     return None, None, f"own-{name}" if name.lower() in RECORDS else name
 
@@ -229,7 +233,7 @@ def _settle(
     row: dict, names: list[str], aliases: Mapping[str, str] | None, merge: Mapping[str, str], unique_vote: bool
 ) -> str | None:
     """Sets the row's class index, or returns why the row is left out."""
-    raw = "" if row["label"] is None else str(row["label"]).strip()
+    raw = (text_of(row["label"]) or "").strip()
     if not raw:
         return "no label"
     label = aliases.get(raw.lower()) if aliases else raw
@@ -287,7 +291,8 @@ def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
 
 
 def check_classes(corpus: Corpus) -> None:
-    """Every class needs a clip."""
+    """Every class needs a clip, and a name that tables of predictions do not use themselves."""
+    check_not_reserved(corpus.label_names)
     left_out = "; ".join(f"{reason}: {n}" for reason, n in corpus.dropped.items()) or "nothing"
     counts = Counter(corpus.labels)
     empty = [name for index, name in enumerate(corpus.label_names) if not counts[index]]

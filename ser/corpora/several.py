@@ -13,6 +13,7 @@ import numpy as np
 from ser.corpora.duplicates import keep_one_of_equal_sound
 from ser.corpora.harmony import LabelMap, read_label_map
 from ser.corpora.loading import Chosen, check_classes, choose_rows, clips_of, find_corpus, load_corpus, name_rows
+from ser.corpora.names import warn_of_almost_equal_speakers
 from ser.corpora.table import Corpus
 from ser.errors import DataError
 
@@ -91,6 +92,7 @@ def load_corpora(
     if drop_duplicates:
         keep_one_of_equal_sound(corpus)
         check_classes(corpus)
+    warn_of_almost_equal_speakers(corpus.speakers, corpus.source)
     return corpus
 
 
@@ -135,11 +137,13 @@ def _join(
     with_parts = all(_has_parts(part) for part in parts) and not tested
     for part in parts:
         name_rows(part.chosen.rows)
+        validates_only = not _has_parts(part)
         for row in part.chosen.rows:
             _settle(row, part, names, "trained on" if part in tested or taught is not None else "kept")
             if len(parts) > 1:
                 _prefix(row, part.name)
-                row["split"] = "test" if part in tested else row.get("split") if with_parts else None
+                own = with_parts or (validates_only and row.get("split") == "validation")
+                row["split"] = "test" if part in tested else row.get("split") if own else None
     shared = [name for i, name in enumerate(names) if any(_counts(part)[i] for part in tested)]
     if tested and len(shared) < 2:
         raise DataError(
