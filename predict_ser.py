@@ -115,7 +115,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="FILE_OR_FOLDER",
         help="audio files, URLs, folders (searched to the bottom; where a file lies in a folder named after a label, "
-        "that is its true label), or .csv lists with a column file and, if known, one label",
+        "that is its true label), or .csv, .tsv or .jsonl lists with a column file and, if known, one label",
     )
     parser.add_argument(
         "--model",
@@ -132,12 +132,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--segments",
-        help="true emotions along the recordings, by which --window is scored: a .csv of file,start,end,label in "
-        'seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
+        help="true emotions along the recordings, by which --window is scored: a .csv, .tsv or .jsonl of "
+        'file,start,end,label in seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
     )
     parser.add_argument(
         "--output",
-        help=".csv, .json or .jsonl file (default: the standard output, as a table in a terminal, else as CSV)",
+        help=".csv or .jsonl file (default: the standard output, as a table in a terminal, else as CSV)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")

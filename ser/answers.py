@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from tqdm import tqdm
 from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
 from ser.diarization import Segment, timeline_segments
-from ser.errors import UsageError
+from ser.errors import DataError, UsageError
 from ser.models import checkpoint_digest
+from ser.tables import FILE_COLUMNS, RESERVED, is_list, read_list
 
-OUTPUT_SUFFIXES = (".csv", ".json", ".jsonl")
+OUTPUT_SUFFIXES = (".csv", ".jsonl")
 ORIGIN = ".origin.json"  # what follows a table's name in that of the file which says what made it
 ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # of files, text or not
 
@@ -36,61 +38,73 @@ class Item:
 
 
 def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
-    """Every recording the inputs name, once, in a fixed order."""
+    """Every recording the inputs name, once, in a fixed order. What of a folder is no recording by its suffix is
+    counted in a line on the standard error.
+
+    Raises:
+        UsageError: a folder holds no recording, or two inputs say that one has another label.
+        DataError: a list cannot be used; names the line.
+    """
     items: dict[str, Item] = {}
     for source in inputs:
         path = Path(source)
         if path.is_dir():
             found = _folder_items(path, label_names)
-        elif path.suffix == ".csv":
+        elif is_list(path) and "://" not in source:
             found = _listed_items(path, label_names)
         else:
             found = [Item(source)]
         for item in found:
-            items.setdefault(item.file, item)
+            known = items.setdefault(item.file, item)
+            if item.label and known.label not in (None, item.label):
+                raise UsageError(
+                    f"{item.file} has two labels, {known.label} and {item.label} (in {source}): correct one of them."
+                )
+            known.label = known.label or item.label
     return list(items.values())
 
 
 def _folder_items(folder: Path, label_names: list[str]) -> list[Item]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir() and not path.name.startswith(".")
-    )
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    files = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
     if not files:
         raise UsageError(f"{folder} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+    others = Counter(path.suffix.lower() or "without a suffix" for path in found if path not in {*files})
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        print(f"{folder}: left out by their suffix: {counts}.", file=sys.stderr)
     names = {name.lower(): name for name in label_names}
     return [Item(str(path), names.get(path.parent.name.lower())) for path in files]
 
 
 def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            numbered = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from error
-    rows = [row for _, row in numbered]
-    if not rows or "file" not in rows[0]:
-        raise UsageError(f"{path} needs a line of column names, among them file, and then a line for each file.")
-    if nameless := [str(line) for line, row in numbered if not row["file"]]:
-        raise UsageError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
-    if {"start", "end"} <= rows[0].keys():  # its labels are those of segments
-        rows = [{"file": row["file"]} for row in rows]
-    labels = {row["label"] for row in rows if row.get("label")}
-    if unknown := sorted(labels - set(label_names)):
-        raise UsageError(
-            f"{path} holds labels that the model does not know: {', '.join(unknown)}. It knows "
-            f"{', '.join(label_names)}. Rename them, or leave the column label out."
-        )
-    base = path.parent
-    names = (row["file"] if "://" in row["file"] else str(base / row["file"]) for row in rows)
-    return [Item(name, row.get("label") or None) for name, row in zip(names, rows, strict=True)]
+    table = read_list(path, [*FILE_COLUMNS, "label", "start", "end"])
+    file_column = table.file_column()
+    if not table.rows:
+        raise DataError(f"{path} lists no file.")
+    if nameless := [str(line) for line, row in table.rows if not row[file_column]]:
+        raise DataError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
+    has_labels = "label" in table.columns and not {"start", "end"} <= table.columns  # those of segments are others
+    items: dict[str, Item] = {}
+    line_of: dict[str, int] = {}
+    for line, row in table.rows:
+        file = row[file_column] if "://" in row[file_column] else str(path.parent / row[file_column])
+        label = (row["label"] if has_labels else "") or None
+        if label not in (None, *label_names):
+            raise DataError(
+                f"{path}, line {line}: the model does not know the label {label!r}. It knows "
+                f"{', '.join(label_names)}. Rename it, or leave the column label out."
+            )
+        if file in items and items[file].label != label:
+            raise DataError(f"{path}: {row[file_column]} has two labels, in lines {line_of[file]} and {line}.")
+        items.setdefault(file, Item(file, label))
+        line_of.setdefault(file, line)
+    return list(items.values())
 
 
 class Table:
     """
-    Rows in a .csv, .json or .jsonl file, added recording by recording. What an earlier run left in the file is kept,
+    Rows in a .csv or .jsonl file, added recording by recording. What an earlier run left in the file is kept,
     but for a row or a recording of which only a part was written: that is done again.
 
     Args:
@@ -131,14 +145,12 @@ class Table:
             if isinstance(self.file, io.TextIOWrapper):
                 self.file.reconfigure(errors="surrogateescape")  # file names need not be text
             self._write(self._head())
-            self.is_empty = True
             return
         recordings = self._recordings(self.path)
         for file, rows in recordings.items():
             self._note(file, rows)
         if recordings:
             self._check_origin(self.path)
-        self.is_empty = not recordings
         self.write_rows(self.path, [row for rows in recordings.values() for row in rows])
         self.file = open(self.path, "a", **ANY_NAME)  # noqa: SIM115
 
@@ -157,7 +169,8 @@ class Table:
     def _recordings(self, path: str) -> dict[str, list[dict[str, Any]]]:
         if not os.path.exists(path):
             return {}
-        rows = self._parse(path, Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+        with open(path, **ANY_NAME) as file:  # a name may hold any end of a line, which must stay as it is
+            rows = self._parse(path, file.read())
         groups = ((file, list(group)) for file, group in groupby(rows, key=lambda row: row["file"]))
         return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
 
@@ -165,7 +178,7 @@ class Table:
         """Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was."""
         texts = {
             f"{path}{ORIGIN}": json.dumps(self.origin) + "\n",
-            path: self._head() + self._text(rows, is_first=True),
+            path: self._head() + self._text(rows),
         }
         for name, text in texts.items():  # the origin first: there are never rows without
             with open(f"{name}.tmp", "w", **ANY_NAME) as file:
@@ -173,7 +186,7 @@ class Table:
             os.replace(f"{name}.tmp", name)
 
     def _head(self) -> str:
-        return {".csv": self._csv_line(self.columns), ".json": "[\n", ".jsonl": ""}[self.suffix]
+        return self._csv_line(self.columns) if self.suffix == ".csv" else ""
 
     def _check_origin(self, path: str) -> None:
         """Raises unless the rows that a table holds are of this origin, by what is written beside it."""
@@ -201,13 +214,10 @@ class Table:
             ]
         given = {"file": item.file, "label": item.label}
         rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
-        self._write(self._text(rows, is_first=self.is_empty))
-        self.is_empty = False
+        self._write(self._text(rows))
         self._note(item.file, rows)
 
     def close(self) -> None:
-        if self.suffix == ".json":
-            self._write("\n]\n")
         if self.path is not None:
             self.file.close()
 
@@ -272,16 +282,13 @@ class Table:
 
     def _csv_line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
-        return line.getvalue()
+        csv.writer(line, lineterminator="\r\n").writerow(values)  # so that it quotes names with either of the two
+        return line.getvalue().removesuffix("\r\n") + "\n"
 
-    def _text(self, rows: list[dict[str, Any]], is_first: bool) -> str:
+    def _text(self, rows: list[dict[str, Any]]) -> str:
         if self.suffix == ".csv":
             return "".join(self._csv_line(row[column] for column in self.columns) for row in rows)
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        if self.suffix == ".jsonl":
-            return "".join(line + "\n" for line in lines)
-        return "".join(line if is_first and not index else ",\n" + line for index, line in enumerate(lines))
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _parse(self, path: str, text: str) -> list[dict[str, Any]]:
         """The whole rows in the text of a table that may have been broken off anywhere."""
@@ -292,8 +299,7 @@ class Table:
             head = self._csv_line(self.columns)
             is_ours = whole.startswith(head) if whole else head.startswith(text)
         else:
-            lines = [line.strip().rstrip(",") for line in text.splitlines()]
-            lines = [line for line in lines if line not in ("", "[", "]")]
+            lines = [line for line in text.split("\n") if line.strip()]
             for index, line in enumerate(lines):
                 try:
                     rows.append(json.loads(line))
@@ -320,7 +326,7 @@ class TerminalTable(Table):
     def _head(self) -> str:
         return self._line("file", "label", "seconds", "emotion", "score", "next")
 
-    def _text(self, rows: list[dict[str, Any]], is_first: bool) -> str:
+    def _text(self, rows: list[dict[str, Any]]) -> str:
         return "".join(map(self._row, rows))
 
     def _row(self, row: dict[str, Any]) -> str:
@@ -350,7 +356,16 @@ def open_table(
     classify: MaxMViTAudioClassificationPipeline,
     path: str | None,
 ) -> Table:
-    """The table of some recordings at a path, or on the standard output, where a terminal gets one to be read."""
+    """The table of some recordings at a path, or on the standard output, formatted to be read in a terminal.
+
+    Raises:
+        UsageError: as [`Table`]; or a label of the model is the name of a column, or an answer that is not a label.
+    """
+    if taken := sorted(RESERVED & {name.casefold() for name in label_names}):
+        raise UsageError(
+            f"The model has a label {taken[0]!r}, a name that the table of answers uses itself: rename it in id2label "
+            "and label2id of the model's config.json."
+        )
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []
     columns += [] if args.window is None else ["start", "end", "windows"]

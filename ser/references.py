@@ -1,6 +1,6 @@
 """Reference segments of recordings: read, told which recording is theirs, and held against the answers."""
 
-import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,24 +8,22 @@ from typing import Any
 from pipeline_maxmvit import SILENCE
 from ser.diarization import Segment, diarization_scores, in_order
 from ser.errors import DataError
+from ser.tables import FILE_COLUMNS, read_list
 
 ROUNDING_S = 0.05  # that a segment may end after its recording: annotations are rounded, and codecs pad
 
 
 def read_segments(path: str | Path) -> dict[str, list[Segment]]:
     """
-    Reference segments by file, in the order of time, from a CSV with the columns `file,start,end,label` (seconds) or
-    an RTTM file (`SPEAKER file channel start duration <NA> <NA> label ...`). Overlapping segments are refused.
+    Reference segments by file, in the order of time, from a list (.csv, .tsv or .jsonl) with the columns
+    `file,start,end,label` (seconds) or an RTTM file (`SPEAKER file channel start duration <NA> <NA> label ...`).
+    Overlapping segments are refused.
 
     Raises:
         DataError: names the line that cannot be used, and why.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = _rttm_rows(text) if path.suffix.lower() == ".rttm" else _csv_rows(text, path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+    rows = _rttm_rows(path) if path.suffix.lower() == ".rttm" else _listed_rows(path)
     segments: dict[str, list[Segment]] = {}
     for line, row in rows:
         try:
@@ -40,17 +38,21 @@ def read_segments(path: str | Path) -> dict[str, list[Segment]]:
     return _ordered(segments, path)
 
 
-def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines())
-    if missing := {"file", "start", "end", "label"} - set(reader.fieldnames or ()):
-        raise DataError(f"{path} has no column {', '.join(sorted(missing))}; file,start,end,label are needed.")
-    return [(reader.line_num, row) for row in reader]
+def _listed_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    table = read_list(path, [*FILE_COLUMNS, "start", "end", "label"])
+    file_column = table.file_column()
+    table.require("start", "end", "label")
+    return [(line, row | {"file": row[file_column]}) for line, row in table.rows]
 
 
-def _rttm_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
+def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
     rows = []
-    for line, content in enumerate(text.splitlines(), start=1):
-        fields = content.split()
+    for line, content in enumerate(text.split("\n"), start=1):
+        fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # other spaces may be in a name
         if fields and not content.startswith(";"):
             row: dict[str, Any] = dict(
                 zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)

@@ -1,3 +1,4 @@
+import argparse
 import csv
 import errno
 import functools
@@ -17,8 +18,8 @@ import pytest
 import soundfile
 
 import predict_ser
-from ser.answers import Table
-from ser.errors import DataError
+from ser.answers import Item, Table, find_items, open_table
+from ser.errors import DataError, UsageError
 from tests.servers import Folder, serving
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
@@ -55,10 +56,10 @@ def read_rows(path: Path) -> list[dict]:
     text = path.read_text()
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpoint, clips, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
     assert predict_ser.main(["--model", checkpoint, str(clips), "--output", str(output), "--batch_size", "4"]) == 0
@@ -222,6 +223,60 @@ def test_a_list_names_files_beside_it_and_their_labels(checkpoint, clips, capsys
     assert "on 2 labelled files" in streams.err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.CSV", "Label;File \nsad;angry/0.wav\nsad;angry/0.wav\n;happy/1.wav\n"),
+        ("x.tsv", "file_name\tLABEL\nangry/0.wav\tsad\nhappy/1.wav\t\n"),
+        ("x.jsonl", '{"FILE": "angry/0.wav", "label": "sad"}\n{"FILE": "happy/1.wav", "label": null}\n'),
+    ],
+)
+def test_a_list_is_read_in_every_dialect(clips, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    expected = [Item(str(tmp_path / "angry/0.wav"), "sad"), Item(str(tmp_path / "happy/1.wav"), None)]
+    assert find_items([str(tmp_path / name)], LABELS) == expected
+
+
+def test_two_labels_of_one_file_are_refused(clips, tmp_path):
+    (tmp_path / "x.csv").write_text("file,label\na.wav,sad\nb.wav,sad\na.wav,happy\n")
+    with pytest.raises(DataError, match="x.csv: a.wav has two labels, in lines 2 and 4"):
+        find_items([str(tmp_path / "x.csv")], LABELS)
+    (tmp_path / "y.csv").write_text(f"file,label\n{clips}/angry/0.wav,sad\n")
+    with pytest.raises(UsageError, match="0.wav has two labels, angry and sad .in .*y.csv"):
+        find_items([str(clips), str(tmp_path / "y.csv")], LABELS)
+    (tmp_path / "z.csv").write_text(f"file,label\n{clips}/angry/0.wav,angry\n")
+    items = find_items([str(clips / "angry" / "0.wav"), str(tmp_path / "z.csv")], LABELS)
+    assert items == [Item(str(clips / "angry" / "0.wav"), "angry")]
+
+
+def test_what_of_a_folder_is_no_recording_is_counted_in_a_line(clips, tmp_path, capsys):
+    for name in ("a.wav", "b.WAV", "c.txt", "deep/d.TXT", "deep/e.xyz", "f", ".hidden", "g.flac"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [Path(item.file).name for item in find_items([str(tmp_path)], LABELS)] == ["a.wav", "b.WAV", "g.flac"]
+    assert capsys.readouterr().err == f"{tmp_path}: left out by their suffix: 2 .txt, 1 .xyz, 1 without a suffix.\n"
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.wav", "a\x85b.wav", "a\rb.wav", 'q"\n,.wav', "s\udce9.wav"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_of_answers_keeps_any_name(tmp_path, name, suffix):
+    path, columns = str(tmp_path / f"out{suffix}"), ["file", "prediction", *LABELS]
+    answer = [{"label": label, "score": 0.25} for label in LABELS]
+    for names in ([name], [name, "b.wav"], [name, "b.wav", "c.wav"]):  # the next run reads what the last one wrote
+        table = Table(path, columns, LABELS, {"model": "x"})
+        assert list(table.done) == names[:-1]
+        table.add(Item(names[-1]), answer)
+        table.close()
+    assert list(Table(path, columns, LABELS, {"model": "x"}).recordings_at(path)) == [name, "b.wav", "c.wav"]
+
+
+@pytest.mark.parametrize("label", ["file", "prediction", "silence", "Uncertain"])
+def test_a_model_with_a_label_that_the_table_uses_is_refused(label):
+    args = argparse.Namespace(window=None, min_score=None)
+    with pytest.raises(UsageError, match=f"The model has a label '{label.lower()}'.*rename it in id2label"):
+        open_table(args, [], ["sad", label], None, None)
+
+
 def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_path, capsys):
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -249,7 +304,7 @@ def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
 
 @pytest.mark.parametrize(
     ("suffix", "window"),
-    [(".csv", []), (".json", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])],
+    [(".csv", []), (".jsonl", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])],
 )
 def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
     output = tmp_path / f"out{suffix}"
@@ -507,7 +562,7 @@ class Full:
         self.file.close()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("left", [10, 200, 330])
 def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint, clips, tmp_path, monkeypatch, capsys):
     output = tmp_path / f"out{suffix}"

@@ -22,14 +22,32 @@ def test_segments_are_read_from_csv_and_rttm(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", " Label ;END;start;File\r\nsad;1.5;0;a\x85b.wav\r\n;;;\r\nhappy;4;2;a\x85b.wav\r\n"),
+        ("a.TSV", "file_name\tstart\tend\tlabel\na\x85b.wav\t2\t4\thappy\na\x85b.wav\t0\t1.5\tsad\n"),
+        ("a.jsonl", '{"File": "a\x85b.wav", "start": 0, "end": 1.5, "label": "sad"}\n'
+         '{"File": "a\x85b.wav", "START": "2", "end": 4, "label": "happy"}\n'),
+        ("a.rttm", "SPEAKER a\x85b.wav 1 0 1.5 <NA> <NA> sad\r\nSPEAKER\ta\x85b.wav 1 2 2 <NA> <NA> happy\r\n"),
+    ],
+)  # fmt: skip
+def test_segments_are_read_from_every_dialect(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    (found,) = read_segments(tmp_path / name).items()
+    assert found[0] == "a\x85b.wav" and [each[:3] for each in found[1]] == [(0, 1.5, "sad"), (2, 4, "happy")]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "file,start,label\n", "no column end"),
+        ("a.csv", "file,start,label\n", "no column 'end'"),
         ("a.csv", "file,start,end,label\nx.wav,2,1,sad\n", "line 2"),
         ("a.csv", "file,start,end,label\nx.wav,one,2,sad\n", "line 2"),
         ("a.csv", "file,start,end,label\nx.wav,0,2,sad\nx.wav,1,3,sad\n", "x.wav: .*lines 2 and 3 .*overlap"),
         ("a.csv", "file,start,end,label\n", "no segments"),
-        ("a.csv", f"file,start,end,label\n{'x' * 200_000},0,1,sad\n", "cannot be read"),
+        ("a.csv", f"file,start,end,label\n{'x' * 200_000},0,1,sad\n", "line 2: field larger than field limit"),
+        ("a.csv", "file,start,end,label\nx.wav,0,2,sad,happy\n", "line 2: 5 cells for the 4 columns"),
+        ("a.csv", "file,start,end,label,Start\nx.wav,0,2,sad,1\n", "has the column 'start' twice"),
         ("a.rttm", "SPEAKER a.wav 1 0\n", "line 1"),
         ("a.rttm", "SPEAKER a.wav 1 0 x <NA> <NA> sad\n", "line 1"),
     ],

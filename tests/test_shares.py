@@ -85,7 +85,7 @@ def files_of(processes) -> list[list[str]]:
     return [[item.file[0] for item in todo] for _, _, todo in processes]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
     alone, output = tmp_path / f"alone{suffix}", tmp_path / f"out{suffix}"
     table = open_at(str(alone))

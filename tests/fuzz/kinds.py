@@ -17,7 +17,7 @@ import audio_maxmvit
 from audio_maxmvit import AudioError, name_of, read_audio, stream_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items
-from ser.errors import UsageError
+from ser.errors import DataError, UsageError
 from tests.fuzz.mutations import audio_file, broken, long_files, valid_files, with_other_length
 from tests.fuzz.servers import BEHAVIOURS, address_of
 from tests.tiny import tiny_feature_extractor, tiny_model
@@ -255,9 +255,7 @@ def _make_answers(rng: random.Random) -> Case:
     if suffix == ".csv":
         table = csv_of([columns, *([row[column] for column in columns] for row in lines)], random.Random(0))
     else:
-        table = ("[\n" if suffix == ".json" else "").encode()
-        table += (",\n" if suffix == ".json" else "\n").join(map(json.dumps, lines)).encode()
-        table += b"\n]\n" if suffix == ".json" else b"\n"
+        table = "".join(json.dumps(line) + "\n" for line in lines).encode()
     origin = json.dumps({"model": "x"}).encode()
     files = {"list.csv": listed, f"out{suffix}": broken(table, rng)}
     files[f"out{suffix}.origin.json"] = broken(origin, rng) if rng.random() < 0.2 else origin
@@ -294,7 +292,7 @@ def _run_answers(case: Case, folder: Path) -> str:
         items = find_items([str(folder / "list.csv")], LABELS)
         assert all(isinstance(item.file, str) and item.file for item in items)
         ends.append("answer")
-    except UsageError as error:
+    except (DataError, UsageError) as error:
         ends.append(refused(error, [str(folder / "list.csv")]))
     (output,) = (str(folder / name) for name in case.files if name.startswith("out") and "origin" not in name)
     answer = [{"start": 0.0, "end": 1.0, "label": "sad", "scores": dict.fromkeys(LABELS, 0.25)}]
@@ -333,7 +331,7 @@ def _run_url(case: Case, folder: Path) -> str:
 
 
 def _kinds() -> dict[str, Kind]:
-    from tests.fuzz import arguments, checkpoints, corpora
+    from tests.fuzz import arguments, checkpoints, corpora, tables
 
     return {
         "reading": Kind(_make_reading, _run_reading, 30),
@@ -341,6 +339,7 @@ def _kinds() -> dict[str, Kind]:
         "integers": Kind(_make_integers, _run_integers, 4),
         "pipeline": Kind(_make_pipeline, _run_pipeline, 14),
         "corpus": Kind(corpora.make, corpora.run, 16),
+        "tables": Kind(tables.make, tables.run, 4),
         "answers": Kind(_make_answers, _run_answers, 6),
         "arguments": Kind(arguments.make, arguments.run, 12),
         "url": Kind(_make_url, _run_url, 6),
