@@ -1,11 +1,15 @@
 """A Trainer whose process can be killed at any moment: its checkpoints are whole and ranked, and a run goes on from
-them as if nothing had happened."""
+them as if nothing had happened. Below it stands what the engine relies on of transformers' Trainer."""
 
+import hashlib
+import inspect
 import os
+import textwrap
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers import PreTrainedModel, Trainer
@@ -191,4 +195,105 @@ class ResumableTrainer(Trainer):
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,
+        )
+
+
+# ---- Trainer's methods that the engine overrides or calls; most are private, and each release may change them
+
+TESTED = ("5.23.0", "5.24.0")  # the lowest version that pyproject.toml admits, and the one that requirements.txt pins
+
+# method -> (digests of its source, one or more, in these versions; what the engine relies on)
+RELIED_ON: dict[str, tuple[str, str]] = {
+    "train": ("0bc847a1e101", "it locks and settles the checkpoint first, and `True` stands for the newest one"),
+    "_inner_training_loop": (
+        "3b8b7359ad08",
+        "the order: loaders, _init_training_state, _prepare_for_training, epochs, _finalize_training",
+    ),
+    "_init_training_state": (
+        "4104b60f5233",
+        "called once a training; it drops a best checkpoint that is not where the state says",
+    ),
+    "_prepare_for_training": (
+        "7196fc64ea53 5d0572e9918e",
+        "weights of a checkpoint are loaded before it, optimizer and scheduler in it; it wraps the optimizer",
+    ),
+    "_run_epoch": (
+        "20e0f3da0199",
+        "clipping, _get_grad_norm, step, global_step + 1, _maybe_log_save_evaluate, once more at its end; on resuming "
+        "it skips the first batches of the batch sampler",
+    ),
+    "_maybe_log_save_evaluate": ("7d857f309968", "everything that is logged, evaluated and saved goes through it"),
+    "_finalize_training": (
+        "ad949f4af42f",
+        "it loads the best weights, and deletes checkpoints only if save_total_limit is 1",
+    ),
+    "training_step": ("caa7e68f3335", "it returns the loss of one small batch, detached"),
+    "_prepare_inputs": ("b28ea48b3290", "training and evaluation move each batch to the device by it"),
+    "compute_loss": ("30eb16e597ad", "without label_smoother and compute_loss_func it is the model's own loss"),
+    "_clip_grad_norm": ("df0a0246dbcb", "its norm goes to _get_grad_norm"),
+    "_get_grad_norm": (
+        "27e2667f3741",
+        "called at every update between backward and step, and its norm is that of all processes",
+    ),
+    "create_optimizer": ("72027ca5f62c", "called without a model but under FSDP1, and only for a side effect"),
+    "get_train_dataloader": ("db950023cc90", "what it prepares by accelerate, for the override does the same"),
+    "get_eval_dataloader": ("7eb9fa5663b4", "evaluate takes its loader from it"),
+    "get_test_dataloader": ("600e812d9657", "predict takes its loader from it"),
+    "_get_train_sampler": (
+        "f3d15b81f2b0",
+        "without grouping by length it is a RandomSampler that accelerate makes seedable",
+    ),
+    "_get_eval_sampler": ("e3c9847a0000", "one process reads in order, and several by no sampler of their own"),
+    "_remove_unused_columns": ("0e09f6fa84f9", "it returns the data set without them"),
+    "_get_collator_with_removed_columns": ("df0633f183e6", "it returns the collator, wrapped or not"),
+    "evaluation_loop": (
+        "0e78695b50b6",
+        "evaluate and predict go through it; its loss is a mean over padded batches, and its predictions are gathered",
+    ),
+    "_save_checkpoint": (
+        "4638fc7aeef9",
+        "the parts that it calls, for the override calls the same and neither pushes nor rotates",
+    ),
+    "_save_optimizer_and_scheduler": ("bc4e124e0996", "the folder is its first argument, and it writes into it"),
+    "_save_scaler": ("a7e078f7afec", "the folder is its argument"),
+    "_save_rng_state": ("87f4e3c83b0f", "each process writes a file rng_state_N.pth of its own"),
+    "_save": ("d7432eef4d5f", "what else it writes beside model, processor and the pickled arguments"),
+    "save_model": ("482f6c2c688c", "everything is saved through _save"),
+    "_load_from_checkpoint": ("1fa7425d1ea7", "weights come from model.safetensors, and nothing is unpickled"),
+    "_load_best_model": ("27a2385b6ad1", "weights come from model.safetensors, and nothing is unpickled"),
+    "_load_optimizer_and_scheduler": ("d8b86ea0410f", "nothing is unpickled: weights_only=True"),
+    "_load_rng_state": ("5d66257d34a3", "nothing is unpickled: weights_only=True"),
+    "_load_scaler": ("66f98be0205e", "nothing is unpickled: weights_only=True"),
+    "_load_callback_state": ("5f5e2dede16b", "callbacks are replaced by new ones, made of what state() returned"),
+    "_get_output_dir": ("a0570e0382da", "the folder of checkpoints"),
+    "_determine_best_metric": ("a895fcc6f2d1", "it sets best_global_step before the checkpoint of that step is saved"),
+    "push_to_hub": ("35ab3316b4f2", "save_model(_internal_call=False) calls it; the override pushes fewer files"),
+    "init_hf_repo": ("f82787ce9b9c", "it sets hub_model_id"),
+    "log": ("24a8b511d38d", "it appends to log_history, and is given the learning rate once an update"),
+    "floating_point_ops": ("40091c767aed", "called at every step"),
+    "store_flos": ("69b97771644e", "called before a checkpoint's state is written"),
+}
+
+
+def digest(name: str) -> str | None:
+    """Digest of the source of a method of the installed Trainer, or `None` where it has no such method."""
+    method = getattr(Trainer, name, None)
+    if method is None:
+        return None
+    source = textwrap.dedent(inspect.getsource(method))
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def changed_methods() -> list[str]:
+    """Names of the methods whose source in the installed transformers is that of no tested version."""
+    return [name for name, (digests, _) in RELIED_ON.items() if digest(name) not in digests.split()]
+
+
+def warn_of_changed_methods() -> None:
+    """Warns, once in a process, where training relies on methods of Trainer that were not tested as they are."""
+    if changed := changed_methods():
+        logger.warning_once(
+            f"Training was not tested with transformers {transformers.__version__}, whose Trainer differs from that "
+            f"of {' and '.join(TESTED)} in {', '.join(changed)}. Where a run behaves unexpectedly, install a tested "
+            f"version: pip install transformers=={TESTED[-1]}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from timm.layers import convert_sync_batchnorm
 from timm.models.mvitv2 import MultiScaleVit
@@ -26,7 +27,7 @@ from ser.checkpoints import last_checkpoint
 from ser.errors import DataError, NonFiniteLossError
 from ser.losses import ClassificationLoss, class_weights
 from ser.optimizer import BranchOptimizer, branch_parameter_groups
-from ser.resumable import ResumableTrainer
+from ser.resumable import ResumableTrainer, warn_of_changed_methods
 from ser.trainable import choose_trainable, set_trained
 from ser.training_arguments import SERTrainingArguments
 
@@ -75,8 +76,8 @@ class SERTrainer(ResumableTrainer):
             if args.device.type != "cuda":
                 raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU.")
             model = convert_sync_batchnorm(model)
-        if args.activation_checkpointing:
-            _count_batches_once(model)
+        if args.should_log:
+            warn_of_changed_methods()
         callbacks = [NonFiniteSteps(), *(callbacks or [])]
         if args.early_stopping_patience > 0 and args.eval_strategy != IntervalStrategy.NO:
             callbacks.append(EarlyStopping(args.early_stopping_patience))
@@ -347,6 +348,13 @@ class SERTrainer(ResumableTrainer):
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.model.base_model.gradient_checkpointing:  # enabled by Trainer, or by the caller beforehand
+            _count_batches_once(self.model)
+        elif self.args.activation_checkpointing:
+            raise ValueError(
+                f"Trainer of transformers {transformers.__version__} has not enabled --activation_checkpointing: "
+                "leave it out, or pip install -U 'transformers>=5.23'."
+            )
         trained = None if resume_from_checkpoint is None else Path(resume_from_checkpoint) / UNAVERAGED
         begun = trained is not None and trained.is_file()
         if begun and not self.args.ema_decay:

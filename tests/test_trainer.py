@@ -669,17 +669,35 @@ def test_faster_ways_lead_to_the_same_place(tmp_path, changes):
     assert_same_weights(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(tmp_path):
+def momenta(model):
+    return [m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["activation_checkpointing", "gradient_checkpointing", "the model's own method"])
+def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(tmp_path, by):
     model = tiny_model()
+    before = momenta(model)
+    changes = {by: True}
+    if by == "the model's own method":
+        model.activation_checkpointing_enable()
+        changes = {}
+    ends = []
+    for _ in range(2):
+        make_trainer(tmp_path, model=model, num_train=4, **ONE_GRADIENT_STEP, **changes).train()
+        ends.append(momenta(model))
+    assert before != ends[0] == ends[1] and model.is_activation_checkpointing
 
-    def momenta():
-        return [m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-    before = momenta()
-    make_trainer(tmp_path, model=model, activation_checkpointing=True)
-    once = momenta()
-    make_trainer(tmp_path, model=model, activation_checkpointing=True)
-    assert before != once == momenta()
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_that_trainer_ignores_is_refused_and_changes_no_momentum(tmp_path, monkeypatch, name):
+    model = tiny_model()
+    before = momenta(model)
+    monkeypatch.setattr(type(model), "activation_checkpointing_enable", lambda *args, **kwargs: None)
+    trainer = make_trainer(tmp_path, model=model, num_train=4, **ONE_GRADIENT_STEP, **{name: True})
+    with pytest.raises(ValueError, match=r"has not enabled --activation_checkpointing: leave it out, or pip install"):
+        trainer.train()
+    assert momenta(model) == before
 
 
 @pytest.mark.slow
