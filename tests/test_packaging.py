@@ -96,7 +96,7 @@ def imports(files: list[Path]) -> dict[str, str]:
                 found |= {alias.name.partition(".")[0]: file.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found[node.module.partition(".")[0]] = file.name
-    own = {path.stem for path in ROOT.glob("*.py")} | {"ser", "tests", "benchmarks", "web"}
+    own = {path.stem for path in ROOT.glob("*.py")} | {"ser", "tests", "benchmarks", "examples", "web"}
     return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}
 
 
@@ -105,7 +105,9 @@ def test_what_is_imported_is_declared():
     undeclared = {name: file for name, file in imports(SHIPPED).items() if name not in known}
     # They have extras of their own.
     exporting = module_names("requirements-export")
-    assert undeclared == {"gradio": "app.py", "peft": "trainable.py"} | dict.fromkeys(exporting, "export.py")
+    assert undeclared == {"gradio": "app.py", "peft": "trainable.py", "av": "audio_maxmvit.py"} | dict.fromkeys(
+        exporting, "export.py"
+    )
     assert "gradio" in module_names("requirements-app") and EXTRAS["lora"] == ["peft>=0.18"]
 
 
@@ -115,11 +117,12 @@ def test_what_is_declared_is_imported():
 
 
 def test_what_tests_and_benchmarks_import_is_declared():
-    files = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("tests", "benchmarks", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
     known = set.union(*map(module_names, DECLARED)) | {
         "gradio_client",
         "httpx",
         "fsspec",
+        "pandas",
     }  # come with gradio, and with datasets
     assert {name: file for name, file in imports(files).items() if name not in known} == {}
 
