@@ -33,6 +33,7 @@ require_version(
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
 HEAD_NAMES = ("mlp", "linear", "decoder")
+SHORTEST_S, LONGEST_S = 0.01, 600.0  # of max_clip_s and window_s, as the pipeline takes a window
 AUTO_MAP = {
     "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
     "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
@@ -156,6 +157,11 @@ class MaxMViTConfig(PretrainedConfig):
             (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are lower. `save_pretrained` of a
             classifier folds it into the last layer and saves 1, so that the logits of a checkpoint need no division;
             only checkpoints of earlier versions hold another number.
+        max_clip_s (`float`, defaults to 6.0):
+            Length in seconds of the longest clip that the model was trained on; training writes it. The pipeline
+            answers a longer recording by the mean over windows.
+        window_s (`float`, defaults to 3.0):
+            Length in seconds of those windows: `--training_window`, or 3 s, and at most `max_clip_s`.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
@@ -194,6 +200,8 @@ class MaxMViTConfig(PretrainedConfig):
     hidden_dropout: float = 0.2
     feature_dropout: float = 0.0
     temperature: float = 1.0
+    max_clip_s: float = 6.0
+    window_s: float = 3.0
 
     def __setattr__(self, name: str, value: Any) -> None:
         """
@@ -243,6 +251,7 @@ class MaxMViTConfig(PretrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)} does not work: a probability in [0, 1) does.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} does not work: it is a number above 0.")
+        self._check_lengths()
 
     @property
     def branch_names(self) -> list[str]:
@@ -300,6 +309,19 @@ class MaxMViTConfig(PretrainedConfig):
             check_types(given, SETTINGS)
         except ValueError as error:
             raise ValueError(f"filter_bank_config: {error}") from error
+
+    def _check_lengths(self) -> None:
+        for field in ("max_clip_s", "window_s"):
+            value = getattr(self, field)
+            if not SHORTEST_S <= value <= LONGEST_S:
+                raise ValueError(
+                    f"{field}={value!r} does not work: it is a number of seconds from {SHORTEST_S:g} to {LONGEST_S:g}."
+                )
+        if self.window_s > self.max_clip_s:
+            raise ValueError(
+                f"window_s={self.window_s} does not work: windows are at most as long as the longest training clip, "
+                f"max_clip_s={self.max_clip_s}. Lessen the one or raise the other."
+            )
 
     def _check_image_size(self) -> None:
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size

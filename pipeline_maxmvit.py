@@ -40,8 +40,6 @@ except ImportError:
     )
     from streams_maxmvit import SpectrogramStream, twice
 
-CLIP_S = 40  # up to here a recording is one clip (IEMOCAP's longest has 34 s), beyond it is answered window by window
-WINDOW_S = 3.0
 SHORTEST_CUT_S = (
     1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it
 )
@@ -72,12 +70,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         top_k (`int`, *optional*): Best labels to return; all by default.
         function_to_apply (`str`, *optional*): `"softmax"` (default) of the logits over the configuration's
             `temperature`, `"sigmoid"` or `"none"`.
-        window_s (`float`, *optional*): Length of a window in seconds, 0.01 to 600. Given, it asks for a timeline. None
-            takes any recording as one clip, the whole of it in memory. By default recordings of up to 40 s are one
-            clip, and longer ones are answered by the mean of their windows of 3 s.
+        window_s (`float` or `str`, *optional*, defaults to `"auto"`): Length of a window in seconds, 0.01 to 600. A
+            number asks for a timeline. `"auto"` takes a recording as one clip if it is at most as long as the longest
+            training clip (the configuration's `max_clip_s`), and else answers by the mean over windows of the
+            configuration's `window_s`, one after the other. None takes any recording as one clip, the whole of it in
+            memory, though a model does not recognise in long images what it learned from short ones.
         hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next, from 0.01 to
             `window_s`. One more window ends where the recording ends, so that nothing is left out.
         timeline (`bool`, *optional*): True for the timeline, False for one answer (the mean of the windows' scores).
+            With `window_s="auto"`, the timeline has the windows whose mean is the answer.
         smooth (`int`, *optional*, defaults to 1): Each window of a timeline gets the mean scores of this odd number of
             windows around it.
         min_score (`float`, *optional*): What the best score of an answer has to reach, from 0 to 1. Where it does not,
@@ -162,10 +163,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     ) -> Iterator[Any]:
         """Yields the answer to each input in turn. Batches run across recordings; `num_workers` is not used."""
         if "window_s" in preprocess_params:
-            timeline = preprocess_params["window_s"] is not None
+            timeline = preprocess_params["window_s"] not in (None, "auto")
             postprocess_params = {"timeline": timeline, **postprocess_params}
-        elif postprocess_params.get("timeline"):
-            preprocess_params = {**preprocess_params, "window_s": WINDOW_S}
         on_error = forward_params.get("on_error", "raise")
         waiting: list[dict] = []  # recordings not answered yet, the oldest first
         batch: list[dict] = []  # windows of theirs that are not classified yet
@@ -212,9 +211,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             max_s = LONGEST_CLIP_S if window_s is None else None
         pieces = stream_audio(source, rate, max_s=max_s, allow_private_urls=allow_private_urls)
         if isinstance(window_s, str):  # "auto"
-            begin = list(_until(pieces, CLIP_S * rate))
-            is_clip = sum(map(len, begin)) <= CLIP_S * rate
-            pieces, window_s = chain(begin, pieces), (None if is_clip else WINDOW_S)
+            longest = math.ceil(self.model.config.max_clip_s * rate)
+            begin = list(_until(pieces, longest))
+            is_clip = sum(map(len, begin)) <= longest
+            pieces, window_s = chain(begin, pieces), (None if is_clip else self.model.config.window_s)
         if window_s is None:
             waveform = np.concatenate(list(pieces))
             is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
@@ -360,7 +360,11 @@ def _is_window(value: Any) -> bool:
 
 # name: (the step that takes it: 0 preprocess, 1 forward, 2 postprocess; what fits besides None; the same in words)
 _PARAMETERS = {
-    "window_s": (0, _is_window, "a length from 0.01 to 600 seconds, or None for one clip"),
+    "window_s": (
+        0,
+        lambda value: value == "auto" or _is_window(value),
+        'a length from 0.01 to 600 seconds, None for one clip, or "auto"',
+    ),
     "hop_s": (0, _is_window, "a length from 0.01 to 600 seconds, or None for the window's"),
     "silence_db": (0, _is_number, "a level in dB below full scale, or None"),
     "sampling_rate": (

@@ -56,6 +56,8 @@ UNDECIDING_TRAINING = re.compile(
     "parallelism_config|(activation|gradient)_checkpointing.*|torch_empty_cache_steps|remove_unused_columns|debug|"
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
+# Fields of the model's configuration that no training result depends on, or that follow from clips and flags.
+UNDECIDING_MODEL = {"speech_encoder", "max_clip_s", "window_s"}
 FINISHED_MARK = "FINISHED"
 # What two models of one recipe may differ in: chance, what is tested besides, and probabilities of the same scores.
 NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop", "calibrate"}
@@ -117,7 +119,7 @@ def run_settings(
         "corpus": {"name": corpus.name, "revision": corpus.revision, "options": corpus.options},
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name not in UNDECIDING_DATA},
         "feature_extractor": {name: getattr(feature_extractor, name) for name in EXTRACTOR_FIELDS},
-        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label") if name != "speech_encoder"}
+        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label") if name not in UNDECIDING_MODEL}
         | {"starting_weights": start},
         "training": {name: training[name] for name in training if not UNDECIDING_TRAINING.fullmatch(name)}
         | {"processes": args.world_size},

@@ -56,7 +56,7 @@ from ser.streaming import StreamingTrainer, refuse_unreadable
 from ser.trainer import SERTrainer
 from ser.training_arguments import SERTrainingArguments
 from ser.waveforms import WaveformCopies
-from ser.windows import mean_over_windows, windows_of
+from ser.windows import mean_over_windows, training_lengths, windows_of
 
 __all__ = ["parse_arguments"]  # the first step
 logger = logging.get_logger(__name__)
@@ -299,6 +299,8 @@ def train_and_test(
         shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
         parts["train"] = rearranged(parts["train"], range(len(order)), **shuffled)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
+    lengths = training_lengths(parts["train"], args.training_window)
+    model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
     taught = parts["train"]
     if data_args.corpus_sampling == "balanced":
         taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))

@@ -1,14 +1,45 @@
 """Clips answered window by window, as the pipeline answers a long recording."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from audio_maxmvit import AudioError, decode_audio
+from configuration_maxmvit import SHORTEST_S, MaxMViTConfig
 from ser.augmentation import seconds_of
 from ser.calibration import probabilities_of
 from ser.features import rearranged
+
+
+def training_lengths(clips: Dataset, training_window: float | None) -> dict[str, float]:
+    """
+    The configuration's `max_clip_s` and `window_s`, by which the pipeline answers long recordings.
+
+    Args:
+        clips: The training part. Clips without a column `seconds` are decoded for their lengths.
+        training_window (`float`, *optional*): Length in seconds of the windows that were trained on, if any.
+
+    Returns:
+        `max_clip_s`, the length of the longest clip as it was recorded, rounded up to the millisecond; and `window_s`,
+        `training_window` or the configuration's default, at most `max_clip_s`.
+
+    Raises:
+        AudioError: A clip cannot be decoded (its `file` is in the message).
+    """
+    seconds = clips["seconds"][:] if "seconds" in clips.column_names else map(_duration, clips)
+    longest = max(SHORTEST_S, math.ceil(1000 * max(seconds) - 1e-6) / 1000)
+    return {"max_clip_s": longest, "window_s": min(training_window or MaxMViTConfig.window_s, longest)}
+
+
+def _duration(clip: Mapping[str, Any]) -> float:
+    try:
+        pieces, rate = decode_audio(clip["audio"])
+        return sum(map(len, pieces)) / rate
+    except AudioError as error:
+        raise AudioError(f"{clip['file']}: {error}") from error
 
 
 def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:

@@ -78,6 +78,21 @@ def test_head_that_cannot_work_is_refused(field, value):
         MaxMViTConfig(**{field: value})
 
 
+@pytest.mark.parametrize("value", [0, -2.5, 601, float("nan"), True, "6", None])
+@pytest.mark.parametrize("field", ["max_clip_s", "window_s"])
+def test_a_length_that_no_window_can_have_is_refused(field, value):
+    with pytest.raises((ValueError, TypeError), match=field):
+        MaxMViTConfig(**{field: value})
+
+
+def test_windows_are_no_longer_than_training_clips(tmp_path):
+    with pytest.raises(ValueError, match="window_s=3.0 .* max_clip_s=2.5"):
+        MaxMViTConfig(max_clip_s=2.5)
+    MaxMViTConfig(max_clip_s=34.2, window_s=2).save_pretrained(tmp_path)
+    loaded = MaxMViTConfig.from_pretrained(tmp_path)
+    assert (loaded.max_clip_s, loaded.window_s) == (34.2, 2)
+
+
 @pytest.mark.parametrize("branch", ["cqt", "mel"])
 def test_kwargs_of_an_mvitv2_are_laid_over_the_named_variant(branch):
     def reshaped(**kwargs):

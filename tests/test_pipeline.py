@@ -511,16 +511,32 @@ def test_smoothing_is_the_mean_over_neighbours_that_are_not_silent(classify):
             assert row["scores"] == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_long_recording_is_answered_by_windows_unless_one_clip_is_asked_for(parts, monkeypatch):
+@pytest.mark.parametrize("max_clip_s, window_s, windows", [(4.0, 3.0, 2), (4.9, 1.5, 4), (2.0004, 2.0, 3)])
+def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(
+    parts, monkeypatch, max_clip_s, window_s, windows
+):
     pipe = build(parts)
+    monkeypatch.setattr(pipe.model.config, "max_clip_s", max_clip_s)
+    monkeypatch.setattr(pipe.model.config, "window_s", window_s)
     long = np.concatenate([voice(2.5), voice(2.5, f0=300.0)])
-    as_one = pipe(long)
-    monkeypatch.setattr(pipeline_maxmvit, "CLIP_S", 4)
-    assert_same(pipe(long), pipe(long, window_s=3.0, timeline=False))
+    as_one = pipe(long, window_s=None)
+    assert_same(pipe(long), pipe(long, window_s=window_s, timeline=False))
     assert by_label(pipe(long)) != pytest.approx(by_label(as_one), abs=1e-4)
-    assert_same(pipe(long, window_s=None), as_one)
-    assert_same(pipe(long[: 4 * RATE]), pipe(long[: 4 * RATE], window_s=None))
-    assert len(pipe(long, timeline=True)) == 2
+    assert_same(build(parts, window_s=1.0)(long, window_s="auto"), pipe(long))
+    longest = long[: int(max_clip_s * RATE)]
+    assert_same(pipe(longest), pipe(longest, window_s=None))
+    rows = pipe(long, timeline=True)
+    assert len(rows) == windows and len(pipe(longest, timeline=True)) == 1
+    assert rows[-1]["end"] == 5 and all(row["end"] - row["start"] == pytest.approx(window_s) for row in rows)
+    mean = {label: np.mean([row["scores"][label] for row in rows]) for label in rows[0]["scores"]}
+    assert by_label(pipe(long)) == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_model_that_does_not_know_its_clips_takes_up_to_6_s_as_one(parts):
+    pipe = build(parts)
+    long = np.concatenate([voice(3.5), voice(3.5, f0=300.0)])
+    assert_same(pipe(long[: 6 * RATE]), pipe(long[: 6 * RATE], window_s=None))
+    assert_same(pipe(long), pipe(long, window_s=3.0, timeline=False))
 
 
 def test_a_recording_is_as_long_as_it_may_be(classify, monkeypatch):

@@ -101,6 +101,7 @@ def test_what_decides_nothing_may_change(corpus, tmp_path):
 
 def test_what_is_said_to_decide_nothing_are_fields_that_there_are():
     assert {field.name for field in dataclasses.fields(DataArguments)} >= runs.UNDECIDING_DATA
+    assert set(runs.MODEL_FIELDS) >= runs.UNDECIDING_MODEL
 
 
 def test_other_versions_and_another_corpus_are_other_settings(corpus, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_the_table_is_the_one_that_is_loaded_whole(corpus, folder, tmp_path):
 
 def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, monkeypatch):
     folder, cache, heard = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
-    monkeypatch.setattr("ser.corpora.shards.sound_digest", lambda name, audio: heard.append(name) or name)
+    monkeypatch.setattr("ser.corpora.shards.sound_facts", lambda name, audio: heard.append(name) or (name, 1.0))
     load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
     first = load()
     assert [path.suffix for path in (cache / FOLDER).iterdir() if path.suffix != ".lock"] == [".parquet"]
@@ -128,7 +128,7 @@ def test_a_copy_of_a_known_corpus_streams_too(tmp_path):
     write_parquet(tmp_path, "train", columns, ["a.wav", "b.wav", None], classes)
     load = partial(load_corpus, "emodb", str(tmp_path), cache_dir=str(tmp_path / "cache"), labels=["anger", "disgust"])
     whole, streamed = load(), load(streaming=True)
-    assert streamed.clips.remove_columns(["place", "content"])[:] == whole.clips.remove_columns("audio")[:]
+    assert streamed.clips.remove_columns(["place", "content", "seconds"])[:] == whole.clips.remove_columns("audio")[:]
     assert streamed.dropped == whole.dropped and len(streamed.dropped) == 1
     (audio,) = streamed.shards.read(streamed.clips["place"][1:])
     assert audio == whole.clips[1]["audio"]

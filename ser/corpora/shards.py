@@ -14,14 +14,21 @@ from filelock import FileLock
 from pyarrow import parquet
 from transformers.utils.versions import require_version
 
-from ser.corpora.table import sound_digest
+from ser.corpora.table import sound_facts
 from ser.errors import DataError
 from ser.files import whole
 
 FOLDER = "maxmvit_streams"
 # What is kept of every clip besides the columns that are asked for; no column of a data set begins so.
 OWN = pa.schema(
-    [(":path", "string"), (":has_bytes", "bool"), (":content", "string"), (":file", "int32"), (":group", "int32")]
+    [
+        (":path", "string"),
+        (":has_bytes", "bool"),
+        (":content", "string"),
+        (":seconds", "float64"),
+        (":file", "int32"),
+        (":group", "int32"),
+    ]  # fmt: skip
 )
 
 
@@ -52,9 +59,11 @@ class StreamedSplit:
         return list(self.features)
 
     def facts(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
-        """The columns, and `OWN`: the name kept with the audio, whether there are bytes, a digest of the sound, and
-        the file and group that each clip is in. All rows are read for it once; after that it is read from the disk."""
-        name = hashlib.sha1(repr((self.version, audio_column, [*columns])).encode(), usedforsecurity=False).hexdigest()
+        """The columns, and `OWN`: the name kept with the audio, whether there are bytes, a digest of the sound and its
+        seconds, and the file and group that each clip is in. All rows are read for it once; after that it is read from
+        the disk."""
+        key = repr((self.version, audio_column, [*columns], OWN.names))
+        name = hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()
         path = self.folder / f"{name}.parquet"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -91,8 +100,8 @@ def _rows_by_group(
         known: list[dict[str, Any]] = []
         for row in groups.shard(num_shards=groups.num_shards, index=group):
             audio = row.pop(audio_column) or {"path": None, "bytes": None}
-            content = sound_digest(f"{split} {file} {group} {len(known)}", audio)
-            own = (audio["path"], audio["bytes"] is not None, content, file, group)
+            content, seconds = sound_facts(f"{split} {file} {group} {len(known)}", audio)
+            own = (audio["path"], audio["bytes"] is not None, content, seconds, file, group)
             known.append(row | dict(zip(OWN.names, own, strict=True)))
         yield known
 
@@ -122,7 +131,7 @@ class Shards:
         return int(self._starts[-1])
 
     def add(self, split: StreamedSplit, audio_column: str, facts: pa.Table) -> datasets.Dataset:
-        """Takes in a split, after those that came before; a table of its clips' `place` and `content`."""
+        """Takes in a split, after those that came before; a table of its clips' `place`, `content` and `seconds`."""
         rows = undecoded(split.rows, audio_column)
         rows = rows if audio_column == "audio" else rows.rename_column(audio_column, "audio")
         pairs = np.stack([facts[name].to_numpy() for name in (":file", ":group")], axis=1)
@@ -132,7 +141,8 @@ class Shards:
         first = len(self)
         self._starts = np.append(self._starts, first + counts.cumsum())
         places = pa.array(np.arange(first, len(self)))
-        return datasets.Dataset(pa.table({"place": places, "content": facts[":content"].combine_chunks()}))
+        known = {name: facts[f":{name}"].combine_chunks() for name in ("content", "seconds")}
+        return datasets.Dataset(pa.table({"place": places, **known}))
 
     def group_of(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
         """The number of the group that each clip is in."""

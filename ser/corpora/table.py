@@ -40,7 +40,7 @@ class Corpus:
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
             `language` (ISO 639-1), `session`, `sentence` (which text is spoken), `split`; `votes`, where the labels
             are soft; `corpus`, where they are of several; and for `audio`, where they are streamed, their `place` in
-            `shards` and `content`.
+            `shards`, `content` and `seconds`.
         dropped: reason -> number of rows left out.
         options: the choices that shaped the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
@@ -91,16 +91,19 @@ class Corpus:
         if "content" in self.clips.column_names:  # every clip has been read already
             return self.clips["content"][:]
         audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
-        return [sound_digest(file, item) for file, item in zip(self.files, audio, strict=True)]
+        return [sound_facts(file, item)[0] for file, item in zip(self.files, audio, strict=True)]
 
 
-def sound_digest(file: str, audio: dict) -> str:
-    """Of a clip's decoded samples, channels averaged; of one that cannot be decoded, its name."""
+def sound_facts(file: str, audio: dict) -> tuple[str, float]:
+    """A digest of a clip's decoded samples, channels averaged, and their length in seconds; of a clip that cannot be
+    decoded, its name and 0."""
+    length = 0
     try:
         pieces, sampling_rate = decode_audio(audio, max_s=LONGEST_CLIP_S)
         digest = hashlib.sha1(f"{sampling_rate} ".encode(), usedforsecurity=False)
         for piece in pieces:
             digest.update(piece.data)
+            length += len(piece)
     except AudioError:
-        return f"{UNREADABLE} {file}"  # whoever extracts features says so, or counts it
-    return digest.hexdigest()
+        return f"{UNREADABLE} {file}", 0.0  # whoever extracts features says so, or counts it
+    return digest.hexdigest(), length / sampling_rate
