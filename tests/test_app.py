@@ -96,14 +96,17 @@ def test_a_clip_that_is_uploaded_gets_its_label_and_both_pictures(page, files):
     assert all(label in answer for label in LABELS)
     assert sum(map(int, re.findall(r"(\d+)%", answer))) == pytest.approx(100, abs=2)
     playwright.expect(page.locator("#pictures img")).to_have_count(2)
-    playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, taken as one clip")
+    assert page.title() == "Speech emotion recognition"
+    playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, answered as one clip")
     playwright.expect(page.locator("#csv")).not_to_be_visible()
 
 
 def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
     upload(page, files / "long.flac")
     wait_for_answer(page)
-    playwright.expect(page.locator("#message")).to_contain_text("0:10 in 8 windows")
+    playwright.expect(page.locator("#message")).to_contain_text(
+        "0:10 of speech. The answer is the mean over 4 windows of 3 s; the images show where"
+    )
     page.wait_for_selector("#timeline img")
     with page.expect_download() as download:
         page.click("#csv")
@@ -111,7 +114,7 @@ def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
     assert download.value.suggested_filename == "long_emotions.csv"
     with open(tmp_path / "timeline.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(float(row["start"]), float(row["end"])) for row in rows] == [(start, start + 3) for start in range(8)]
+    assert [(float(row["start"]), float(row["end"])) for row in rows] == [(0, 3), (3, 6), (6, 9), (7, 10)]
     assert all(sum(float(row[label]) for label in LABELS) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
