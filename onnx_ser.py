@@ -15,6 +15,7 @@ predict_ser.py cuts them out of spectrograms of the whole recording, which chang
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -31,7 +32,7 @@ FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
 BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
 LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
 GREATEST_SAMPLE = 1e9
-CLIP_S, WINDOW_S = 40, 3.0  # up to the first a recording is one clip, beyond it the mean of windows of the second
+MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # of files that do not say how long their training clips and windows were
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
 SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
@@ -75,6 +76,9 @@ class Recognizer:
         self.sampling_rate = int(about["sampling_rate"])
         self.min_length = int(about["min_length"])
         self.samples = int(about["samples"]) if about["samples"] else None  # of every waveform; None: any
+        # A recording of up to the first is one clip, a longer one is the mean over windows of the second.
+        self.max_clip_s = float(about.get("max_clip_s", MAX_CLIP_S))
+        self.window_s = float(about.get("window_s", WINDOW_S))
 
     def scores(self, waveform: np.ndarray, name: str) -> np.ndarray:
         """Of a float32 waveform `(T,)` at `sampling_rate`, `(labels,)`; errors begin with its `name`."""
@@ -90,8 +94,9 @@ class Recognizer:
         The windows of a recording: `{"start", "end", "scores"}`, with no scores where it is silent.
 
         Args:
-            window_s, hop_s (`float`, *optional*): In seconds. None for one clip if the recording is short and the
-                file takes any length, else the default.
+            window_s, hop_s (`float`, *optional*): In seconds. Without them, a recording that is no longer than the
+                longest training clip is one window, and a longer one has windows of the length that the model was
+                trained on, one after the other. A file for windows of one length takes no other `window_s`.
 
         Raises:
             InputError: The recording cannot be used, or is shorter than the windows that the file takes.
@@ -101,12 +106,10 @@ class Recognizer:
         if self.samples is not None:
             window_s = self.samples / rate
         elif window_s is None:
-            begin = list(_until(pieces, CLIP_S * rate))
-            if sum(map(len, begin)) <= CLIP_S * rate:
-                clip = np.concatenate(begin)
-                row: dict[str, Any] = {"start": 0.0, "end": len(clip) / rate}
-                return [row | {"scores": self.scores(clip, path)} if loudness(clip, rate) >= SILENCE_DB else row]
-            pieces, window_s = chain(begin, pieces), WINDOW_S
+            longest = math.ceil(self.max_clip_s * rate)
+            begin = list(_until(pieces, longest))
+            is_clip = sum(map(len, begin)) <= longest
+            pieces, window_s = chain(begin, pieces), (longest / rate if is_clip else self.window_s)
         rows: list[dict[str, Any]] = []
         for start, sound in _windows(pieces, window_s * rate, (hop_s or window_s) * rate):
             if self.samples is not None and len(sound) < self.samples:
@@ -114,7 +117,7 @@ class Recognizer:
                     f"{path} lasts {len(sound) / rate:.2f} s, and this model takes windows of {window_s:g} s: write "
                     "one by export_ser.py --dynamic."
                 )
-            row = {"start": start / rate, "end": (start + len(sound)) / rate}
+            row: dict[str, Any] = {"start": start / rate, "end": (start + len(sound)) / rate}
             if loudness(sound, rate) >= SILENCE_DB:
                 row["scores"] = self.scores(sound, path)  # one by one: several at once take memory and no less time
             rows.append(row)

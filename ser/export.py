@@ -331,6 +331,8 @@ def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> di
         "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)], ensure_ascii=False),
         "samples": length if form.front_end else "",
         "min_length": str(extractor.min_length),
+        "max_clip_s": str(config.max_clip_s),
+        "window_s": str(config.window_s),
         "scores": APPLY.get(config.problem_type, "softmax"),
         "quantized": form.quantize or "",
         "extractor": json.dumps(extractor.to_dict(), default=str),

@@ -103,15 +103,27 @@ def test_windows_are_smoothed_and_silence_is_left_out(model, tmp_path, capsys):
     assert [row["loud"] for row in rows] == ["0.5625", "", "0.25", "0.25"]
 
 
-def test_a_long_recording_is_the_mean_of_its_windows(model, tmp_path, capsys):
-    sound = np.concatenate([np.full(39 * RATE, 0.75), np.full(6 * RATE, 0.25)])
+# Seconds of 0.75 and of 0.25, and the mean square over the windows: of 3 s from 6 s on where the file does not say.
+@pytest.mark.parametrize(
+    "about, seconds, mean",
+    [
+        ({}, (3, 4), (0.5625 + 2 * 0.0625) / 3),
+        ({}, (4.5, 1.5), (4.5 * 0.5625 + 1.5 * 0.0625) / 6),
+        ({}, (39, 6), (13 * 0.5625 + 2 * 0.0625) / 15),
+        ({"max_clip_s": "2.5", "window_s": "2.0"}, (2, 1), (0.5625 + (0.5625 + 0.0625) / 2) / 2),
+        ({"max_clip_s": "40.5", "window_s": "1.0"}, (30, 10), (3 * 0.5625 + 0.0625) / 4),
+    ],
+)
+def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(tmp_path, capsys, about, seconds, mean):
+    model = write_model(tmp_path / "any.onnx", **about)
+    sound = np.concatenate([np.full(round(seconds[0] * RATE), 0.75), np.full(round(seconds[1] * RATE), 0.25)])
     soundfile.write(tmp_path / "a.wav", sound, RATE, subtype="FLOAT")
     assert onnx_ser.main([model, str(tmp_path / "a.wav")]) == 0
     (row,) = table(capsys)
-    assert float(row["loud"]) == pytest.approx((13 * 0.5625 + 2 * 0.0625) / 15, abs=1e-6)
+    assert float(row["loud"]) == pytest.approx(mean, abs=1e-6)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3.5, 45])
+@pytest.mark.parametrize("seconds", [0.5, 4, 45])
 def test_silence_alone_is_no_label_of_the_models(model, tmp_path, capsys, seconds):
     level(tmp_path / "loud" / "a.wav", 1e-5, seconds)
     assert onnx_ser.main([model, str(tmp_path / "loud")]) == 0

@@ -1,4 +1,4 @@
-// Sound in: files decoded and resampled by the browser, the microphone, and how loud it all is.
+// Audio input: files decoded and resampled by the browser, the microphone, and the test for silence.
 
 export const LONGEST_S = 15 * 60;
 export const SHORTEST_S = 0.1;
@@ -6,7 +6,7 @@ const LARGEST_FILE = 200e6; // bytes
 const SILENCE_DB = -60; // as pipeline_maxmvit.py has it: nothing louder is silence
 const SILENCE_FRAME_S = 0.05;
 
-// What its user can mend; the message says how.
+// An error that the user can correct; the message says how.
 export class AudioError extends Error {}
 
 // A file -> Float32Array of `rate` Hz: the mean of its channels.
@@ -21,8 +21,12 @@ export async function decode(file, rate) {
   if (sound.duration > LONGEST_S) {
     throw new AudioError(`${file.name} lasts longer than ${LONGEST_S / 60} minutes, the most that is taken; cut it.`);
   }
-  const mean = mixed(Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel)));
+  const channels = Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel));
+  const mean = mixed(channels);
   if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are no numbers.`);
+  if (isSilent(mean, rate) && !channels.every((channel) => isSilent(channel, rate))) {
+    throw new AudioError(`The channels of ${file.name} cancel each other out: invert one of them, or give one alone.`);
+  }
   return mean;
 }
 
@@ -54,10 +58,10 @@ export function isSilent(samples, rate) {
   return 10 * Math.log10(loudest + 1e-20) < SILENCE_DB;
 }
 
-// What the microphone has heard since it was opened, at its own `rate`.
+// What the microphone has recorded since it was opened, at its own `rate`.
 export class Microphone {
-  // `heard` is called whenever there is more. AudioError: there is no microphone, or it may not be used.
-  static async open(heard) {
+  // `onSamples` is called whenever there is more. AudioError: there is no microphone, or it may not be used.
+  static async open(onSamples) {
     if (!navigator.mediaDevices) throw new AudioError("The microphone can be used on https pages and localhost only.");
     const wanted = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     let stream;
@@ -69,10 +73,10 @@ export class Microphone {
     const context = new AudioContext();
     await context.resume(); // some browsers begin in silence
     await context.audioWorklet.addModule(new URL("./capture.js", import.meta.url));
-    return new Microphone(stream, context, heard);
+    return new Microphone(stream, context, onSamples);
   }
 
-  constructor(stream, context, heard) {
+  constructor(stream, context, onSamples) {
     this.stream = stream;
     this.context = context;
     this.rate = context.sampleRate;
@@ -82,7 +86,7 @@ export class Microphone {
     capture.port.onmessage = ({ data }) => {
       this.pieces.push(data);
       this.length += data.length;
-      heard();
+      onSamples();
     };
     new MediaStreamAudioSourceNode(context, { mediaStream: stream }).connect(capture);
   }

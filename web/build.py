@@ -101,6 +101,8 @@ def write_model(model: str, folder: Path) -> None:
         "labels": json.loads(metadata["labels"]),
         "licence": metadata["licence"],
         "samplingRate": int(metadata["sampling_rate"]),
+        "maxClipS": float(metadata["max_clip_s"]),
+        "windowS": float(metadata["window_s"]),
         "pictures": [
             {
                 "name": f"{title.lower()}_values",

@@ -1,4 +1,4 @@
-// In the thread of the browser's sound: hands on what the microphone hears, in pieces of about a twentieth of a second.
+// In the thread of the browser's sound: passes on what the microphone records, in pieces of about a twentieth of a second.
 
 const PIECE = 2048; // samples
 

@@ -4,10 +4,8 @@ import { AudioError, LONGEST_S, Microphone, SHORTEST_S, decode, isSilent, resamp
 import { COLOURS, clock, drawSpectrogram, drawTimeline, keepDrawn } from "./drawing.js";
 import { Recognizer } from "./recognizer.js";
 
-const WINDOW_S = 3;
-const HOP_S = 0.5; // from window to window, of what is spoken and of clips
+const HOP_S = 0.5; // from window to window while somebody speaks
 const LIVE_S = 10; // of the timeline at least, so that it does not shrink with every window
-const CLIP_S = 40; // up to here a recording is one clip; beyond it the mean of windows side by side (predict_ser.py)
 
 const element = (id) => document.getElementById(id);
 const recognizer = new Recognizer();
@@ -68,7 +66,7 @@ function clear(seconds = 0) {
 const likeliest = (scores) => scores.indexOf(Math.max(...scores));
 
 // Scores by label, or null for none; `instead` stands where the label would.
-function showScores(scores, instead = "Nothing heard yet") {
+function showScores(scores, instead = "No answer yet") {
   const best = scores ? likeliest(scores) : -1;
   element("best").textContent = scores ? about.labels[best] : instead;
   element("best").classList.toggle("none", !scores);
@@ -102,8 +100,8 @@ function addToTimeline(to, scores) {
   redrawTimeline();
 }
 
-// What is heard in `samples`; null where it is silent.
-function hear(samples) {
+// The model's answer to `samples`; null where they are silent.
+function classify(samples) {
   return isSilent(samples, about.samplingRate) ? null : recognizer.answer(samples);
 }
 
@@ -113,42 +111,41 @@ async function answerRecording(name, samples) {
   clear();
   if (seconds < SHORTEST_S) throw new AudioError(`${name} is shorter than ${SHORTEST_S} seconds.`);
   if (isSilent(samples, about.samplingRate)) throw new AudioError(`${name} is silent from beginning to end.`);
-  const isClip = seconds <= CLIP_S;
-  if (isClip) {
-    say(`${name}: listening …`);
-    const answer = await recognizer.answer(samples);
-    if (mine !== turn) return;
-    showScores(answer.scores);
-    showPictures(answer, 0);
-  }
-  say(`${name}: ${clock(seconds)} of speech, ${isClip ? "taken as one clip" : `the mean of windows of ${WINDOW_S} s`}.`);
-  if (seconds > WINDOW_S) await answerAlong(mine, samples, isClip);
+  // As pipeline_maxmvit.py has it: what is no longer than the longest training clip is one clip.
+  if (samples.length > Math.ceil(about.maxClipS * about.samplingRate)) return answerInWindows(mine, name, samples);
+  say(`${name}: listening …`);
+  const answer = await recognizer.answer(samples);
+  if (mine !== turn) return;
+  showScores(answer.scores);
+  showPictures(answer, 0);
+  say(`${name}: ${clock(seconds)} of speech, answered as one clip.`);
 }
 
-// The windows of a recording one by one; where it is no clip, their mean is its answer.
-async function answerAlong(mine, samples, isClip) {
-  const rate = about.samplingRate;
-  const hop = isClip ? HOP_S : WINDOW_S;
+// The windows of a recording one by one, the last of which ends with it; the mean of their scores is its answer.
+async function answerInWindows(mine, name, samples) {
+  const { samplingRate: rate, windowS } = about;
+  const size = Math.round(windowS * rate);
+  const count = Math.ceil((samples.length - size) / (windowS * rate) - 1e-6) + 1;
   const sum = about.labels.map(() => 0);
-  let heard = 0;
-  describe(hop);
+  let classified = 0;
+  element("rule").textContent = `windows of ${windowS} s`;
   timeline.seconds = samples.length / rate;
-  for (let step = 1; timeline.rows.length === 0 || timeline.rows.at(-1).to < timeline.seconds; step++) {
-    const end = Math.min(samples.length, Math.round(step * hop * rate));
-    const start = Math.max(0, end - WINDOW_S * rate);
-    const answer = await hear(samples.slice(start, end));
+  for (let step = 0; step < count; step++) {
+    say(`${name}: window ${step + 1} of ${count} …`);
+    const start = Math.min(Math.round(step * windowS * rate), samples.length - size);
+    const answer = await classify(samples.slice(start, start + size));
     if (mine !== turn) return;
-    addToTimeline(end / rate, answer?.scores ?? null);
-    if (isClip || !answer) continue;
+    addToTimeline((start + size) / rate, answer?.scores ?? null);
+    if (!answer) continue;
     answer.scores.forEach((score, index) => (sum[index] += score));
-    heard += 1;
-    showScores(sum.map((score) => score / heard));
+    classified += 1;
+    showScores(sum.map((score) => score / classified));
     showPictures(answer, start / rate);
   }
-}
-
-function describe(hop) {
-  element("rule").textContent = hop < WINDOW_S ? `each half second: the ${WINDOW_S} s up to it` : `windows of ${hop} s`;
+  if (!classified) throw new AudioError(`${name} is silent from beginning to end.`);
+  const silent = classified < count ? ` (${count - classified} more are silent)` : "";
+  const windows = classified > 1 ? `the mean over ${classified} windows` : "that of one window";
+  say(`${name}: ${clock(timeline.seconds)} of speech. The answer is ${windows} of ${windowS} s${silent}.`);
 }
 
 async function takeFile(file) {
@@ -176,21 +173,21 @@ async function startSpeaking() {
   });
   if (mine !== turn) return opened.close();
   microphone = opened;
-  describe(HOP_S);
+  element("rule").textContent = `each half second: the ${about.windowS} s up to it`;
   showButton();
   say("Listening to you …");
 }
 
 // The window of what is spoken that ends after `seconds`.
 async function answerLatest(mine, opened, seconds) {
-  const start = Math.max(0, seconds - WINDOW_S);
+  const start = Math.max(0, seconds - about.windowS);
   const latest = opened.between(Math.round(start * opened.rate), Math.round(seconds * opened.rate));
-  const answer = await hear(await resampled(latest, opened.rate, about.samplingRate));
+  const answer = await classify(await resampled(latest, opened.rate, about.samplingRate));
   if (mine !== turn) return;
   addToTimeline(seconds, answer?.scores ?? null);
   showScores(answer?.scores ?? null, "silence");
   if (answer) showPictures(answer, start);
-  say(`${clock(seconds)} ${answer ? "Listening to you …" : "Nothing is heard: it is silent."}`);
+  say(`${clock(seconds)} ${answer ? "Listening to you …" : "Silence."}`);
 }
 
 async function stopSpeaking() {
