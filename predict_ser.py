@@ -3,6 +3,8 @@ Names the emotion in files, folders and lists of recordings:
 
     python predict_ser.py FILE_OR_FOLDER... [--model MODEL] [--window 3 --hop 1] [--output out.csv]
 
+A recording that is longer than the longest clip the model was trained on is answered by the mean over windows.
+
 Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again;
 beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
 Several processes share the work, on any number of machines that have the folder of --output in common:

@@ -1,16 +1,23 @@
-"""Emotions along recordings glued of clips by unheard actors: how much of the time is named rightly?
+"""Recordings glued together from clips by speakers who were not trained on: how well are they recognised?
 
     python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--picture glued.png]
+    python -m benchmarks.long_recordings CHECKPOINT CORPUS --dataset_name NAME --clips 1 2 4 8 --smooth
 
-One recording an actor, in which every emotion is spoken for two to four clips on end, in random order, twice. Clips
-are trimmed (35 dB below their loudest frame) and follow each other after 0.3 s of silence. Each recording is heard
-with the levels as recorded, and again with all clips at one level. Printed, over all actors: the share of time named
-rightly, the emotion diarization error rate and the F1 of segments (see ser/diarization.py), for each `--smooth`. The
-actors are by default those of the checkpoint's own test part; `smooth` is chosen on those of `--part validation`.
+First, by length: recordings of 1, 2, 4 and 8 clips (`--clips`) of one speaker and one emotion, one after the other.
+Printed are the UA of the pipeline's own answer, which is the mean over windows where the recording is longer than the
+training clips, and that of one image for the whole recording (`window_s=None`).
+
+Then, along recordings (of RAVDESS; left out with an empty `--smooth`). One recording an actor: every emotion is
+spoken for two to four clips on end, in random order, twice. Clips are trimmed (35 dB below their loudest frame) and
+follow each other after 0.3 s of silence. Each recording is answered with the levels as recorded, and again with all
+clips at one level. Printed, over all actors: the share of time named correctly, the emotion diarization error rate and
+the F1 of segments (see ser/diarization.py), for each `--smooth`. The actors are by default those of the checkpoint's
+own test part; `smooth` is chosen on those of `--part validation`.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import librosa
@@ -22,6 +29,7 @@ from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.corpora import Corpus, load_corpus
 from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
+from ser.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_pipeline
 from ser.timelines import envelope, plot_timeline
 
@@ -34,19 +42,71 @@ LEVEL = 0.05  # RMS of every clip where levels are equalised
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("ravdess")
+    parser.add_argument("data_dir", help="folder of the corpus")
+    parser.add_argument("--dataset_name", default="ravdess", help="another corpus than ravdess, for --clips")
     parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's --part")
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--window", type=float, default=3.0)
     parser.add_argument("--hop", type=float, default=1.0)
-    parser.add_argument("--smooth", type=int, nargs="+", default=[1, 3, 5], help="each is tried")
+    parser.add_argument("--clips", type=int, nargs="*", default=[1, 2, 4, 8], help="in one recording; each is tried")
+    parser.add_argument("--smooth", type=int, nargs="*", default=[1, 3, 5], help="each is tried")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", help="where to draw the first recording's timeline")
     add_json(parser)
     args = parser.parse_args()
     actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint, args.part)
     classify = load_pipeline(str(args.checkpoint), batch_size=16)
-    corpus = load_corpus("ravdess", args.ravdess)
+    corpus = load_corpus(args.dataset_name, args.data_dir)
+    results: dict[str, object] = {"by_clips": scores_by_clips(classify, corpus, actors, args.clips)}
+    if args.smooth:
+        results["by_levels_and_smooth"] = scores_along(classify, corpus, actors, args)
+    write_results(args.json, results)
+    if args.picture:
+        draw(classify, *glue(corpus, actors[0], classify.feature_extractor.sampling_rate, False, args.seed), args)
+
+
+def scores_by_clips(
+    classify: MaxMViTAudioClassificationPipeline, corpus: Corpus, speakers: Sequence[str], counts: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """
+    UA over recordings of one speaker and emotion, by the number of clips that are glued together: of each speaker's
+    clips of an emotion, in the order of the corpus, groups of so many follow each other, or one of all that there are.
+
+    Returns:
+        `{clips: {"recordings", "mean_s", "UA", "UA_as_one"}}`: `UA` of the pipeline's answer, `UA_as_one` that of one
+        image.
+    """
+    rate = classify.feature_extractor.sampling_rate
+    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    for speaker, label, audio in zip(corpus.speakers, corpus.labels, corpus.clips["audio"], strict=True):
+        if speaker in speakers:
+            groups.setdefault((speaker, label), []).append(read_audio(audio, rate))
+    names = corpus.label_names
+    print("| clips | recordings | mean length | UA | UA as one image |\n|---|---|---|---|---|")
+    table = {}
+    for count in counts:
+        recordings, labels = [], []
+        for (_, label), clips in groups.items():
+            for first in range(0, max(1, len(clips) // count * count), count):
+                recordings.append(np.concatenate(clips[first : first + count]))
+                labels.append(label)
+        row: dict[str, float] = {
+            "recordings": len(recordings), "mean_s": sum(map(len, recordings)) / len(recordings) / rate
+        }  # fmt: skip
+        for name, window in {"UA": {}, "UA_as_one": {"window_s": None}}.items():
+            answers = classify(recordings, sampling_rate=rate, **window)
+            found = [names.index(answer[0]["label"]) for answer in answers]
+            row[name] = scores_from_confusion(confusion_matrix(labels, found, len(names)))["UA"]
+        table[count] = row
+        print(f"| {count} | {row['recordings']} | {row['mean_s']:.1f} s | {row['UA']:.3f} | {row['UA_as_one']:.3f} |",
+              flush=True)  # fmt: skip
+    return table
+
+
+def scores_along(
+    classify: MaxMViTAudioClassificationPipeline, corpus: Corpus, actors: Sequence[str], args: argparse.Namespace
+) -> dict[str, dict[int, dict[str, float]]]:
+    """The scores of timelines, by the levels of the clips and `--smooth`."""
     rate = classify.feature_extractor.sampling_rate
     chance = 1 / len(corpus.label_names)
     print(f"actors {', '.join(actors)}; windows of {args.window:g} s every {args.hop:g} s; chance {chance:.3f}")
@@ -66,9 +126,7 @@ def main() -> None:
             figures[levels][smooth] = pooled
             print(f"| {levels} | {smooth} | {pooled['time_right']:.3f} | "
                   f"{pooled['EDER']:.3f} | {pooled['segment_F1']:.3f} |", flush=True)  # fmt: skip
-    write_results(args.json, {"by_levels_and_smooth": figures})
-    if args.picture:
-        draw(classify, *glue(corpus, actors[0], rate, False, args.seed), args)
+    return figures
 
 
 def glue(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> tuple[np.ndarray, list[Segment]]:
@@ -102,7 +160,7 @@ def draw(
     """The timeline of a recording, with the true emotions named above it."""
     labels = list(classify.model.config.id2label.values())
     rate = classify.feature_extractor.sampling_rate
-    rows = classify(waveform, window_s=args.window, hop_s=args.hop, smooth=args.smooth[0])
+    rows = classify(waveform, window_s=args.window, hop_s=args.hop, smooth=(args.smooth or [1])[0])
     step_s = len(waveform) / rate / 1200
     figure = plot_timeline(rows, envelope([waveform], rate, step_s), step_s, labels)
     figure.set_size_inches(12, 4.8)

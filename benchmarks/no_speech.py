@@ -4,9 +4,9 @@
 
 The sounds are made here, the same in every run: 2 to 6 s each, of fourteen kinds by turns, at an RMS of -35 to -15 dB
 below full scale (peaks beyond it are cut off), near silence of -90 to -50 dB. For each kind: the largest probability
-(median, 95th percentile, largest) where the sound is taken as one clip, as the pipeline takes what lasts up to 40 s,
-which is classified whatever it is; and the share answered "silence" where it is taken as one window, as the pipeline
-goes along recordings. Without a checkpoint, it is the one that comes with the code.
+(median, 95th percentile, largest) where the sound is taken as one clip (`window_s=None`); and the share answered
+"silence" where it is taken as one window, as the pipeline goes along recordings. Without a checkpoint, it is the one
+that comes with the code.
 """
 
 import argparse
@@ -33,7 +33,9 @@ def main() -> None:
     classify = load_pipeline(args.checkpoint, batch_size=16)
     rate = classify.feature_extractor.sampling_rate
     kinds = [kind_of(index) for index in range(args.inputs)]
-    best = [answer[0]["score"] for answer in classify(sound(index, rate) for index in range(args.inputs))]
+    best = [
+        answer[0]["score"] for answer in classify((sound(index, rate) for index in range(args.inputs)), window_s=None)
+    ]
     in_windows = classify((sound(index, rate) for index in range(args.inputs)), window_s=LONGEST_S, timeline=False)
     silent = [answer[0]["label"] == SILENCE for answer in in_windows]
     print(f"{args.inputs} inputs without speech; chance {1 / classify.model.config.num_labels:.3f}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from PIL import Image
 
 from benchmarks import long_recordings, pipeline_long_recording
 from benchmarks.speakers import speakers_of
+from run_ser import main as train
 from ser.corpora import load_corpus
 from ser.corpora.ravdess import RAVDESS_EMOTIONS
+from ser.models import load_pipeline
 from tests.tiny import tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[1]
 PARTS = {"01": "train", "02": "validation", "03": "test"}
 
 
@@ -72,7 +76,7 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
         assert scores["time_right"] == pytest.approx(angry / emotional, abs=1e-3)
         assert scores["EDER"] == pytest.approx(1 - angry / (len(waveform) / 44_100), abs=1e-3)
         assert scores["answer_segments"] == 1 and scores["segment_F1"] == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()[6:]  # after the table by length
     assert printed[0].startswith(f"actors {actor}; windows of 1 s every 1 s; chance 0.125")
     assert printed[3] == f"| as recorded | 1 | {angry / emotional:.3f} | {scores['EDER']:.3f} | 0.000 |"
     assert [line.split(" | ")[:2] for line in printed[3:7]] == [
@@ -80,6 +84,43 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     ]  # fmt: skip
     with Image.open(picture) as drawn:
         assert drawn.size == (1800, 720)
+
+
+def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
+    ravdess, checkpoint, tmp_path, monkeypatch, capsys
+):
+    kept = tmp_path / "figures.json"
+    run(long_recordings, monkeypatch, checkpoint, ravdess, "--clips", 1, 3, 8, "--smooth", "--json", kept)
+    figures = json.loads(kept.read_text())["figures"]
+    assert list(figures) == ["by_clips"]
+    # Of four clips of each emotion: four recordings of one, one of three, one of all four where eight are asked for.
+    expected = {"1": (32, 0.4), "3": (8, 1.2), "8": (8, 1.6)}
+    for clips, (recordings, seconds) in expected.items():
+        row = figures["by_clips"][clips]
+        assert (row["recordings"], row["mean_s"]) == (recordings, pytest.approx(seconds, abs=1e-3))
+        assert row["UA"] == row["UA_as_one"] == 0.125
+    assert capsys.readouterr().out.splitlines()[2] == "| 1 | 32 | 0.4 s | 0.125 | 0.125 |"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
+def test_a_trained_model_recognises_long_recordings_as_well_as_clips(tmp_path, monkeypatch):
+    """The demo recipe: answers to four and eight glued clips are as often right as those to one."""
+    folder, cache = tmp_path / "demo", tmp_path / "cache"
+    train([str(ROOT / "configs" / "demo.yaml"), f"--cache_dir={cache}", "--report_to=none", f"--output_dir={folder}"])
+    classify = load_pipeline(str(folder), "cpu", batch_size=16)
+    config = classify.model.config
+    splits = json.loads((folder / "splits.json").read_text())["clips"]
+    corpus = load_corpus("demo", cache_dir=str(cache))
+    longest = max(
+        soundfile.info(corpus.clips[corpus.files.index(clip["file"])]["audio"]["path"]).duration
+        for clip in splits
+        if clip["part"] == "train"
+    )
+    assert longest <= config.max_clip_s < longest + 1e-3 and config.window_s == config.max_clip_s
+    table = long_recordings.scores_by_clips(classify, corpus, speakers_of(folder), [1, 2, 4, 8])
+    assert table[1]["UA"] >= 0.8
+    for clips in (2, 4, 8):
+        assert table[clips]["UA"] >= table[1]["UA"] - 0.05, table
 
 
 def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
