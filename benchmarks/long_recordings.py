@@ -77,7 +77,7 @@ def scores_by_clips(
         image.
     """
     rate = classify.feature_extractor.sampling_rate
-    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    groups: dict[tuple[str | None, int], list[np.ndarray]] = {}
     for speaker, label, audio in zip(corpus.speakers, corpus.labels, corpus.clips["audio"], strict=True):
         if speaker in speakers:
             groups.setdefault((speaker, label), []).append(read_audio(audio, rate))
@@ -93,10 +93,10 @@ def scores_by_clips(
         row: dict[str, float] = {
             "recordings": len(recordings), "mean_s": sum(map(len, recordings)) / len(recordings) / rate
         }  # fmt: skip
-        for name, window in {"UA": {}, "UA_as_one": {"window_s": None}}.items():
-            answers = classify(recordings, sampling_rate=rate, **window)
+        for name, window_s in {"UA": "auto", "UA_as_one": None}.items():
+            answers = classify(recordings, sampling_rate=rate, window_s=window_s, silence_db=None)
             found = [names.index(answer[0]["label"]) for answer in answers]
-            row[name] = scores_from_confusion(confusion_matrix(labels, found, len(names)))["UA"]
+            row[name] = float(scores_from_confusion(confusion_matrix(labels, found, len(names)))["UA"])
         table[count] = row
         print(f"| {count} | {row['recordings']} | {row['mean_s']:.1f} s | {row['UA']:.3f} | {row['UA_as_one']:.3f} |",
               flush=True)  # fmt: skip
