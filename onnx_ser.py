@@ -32,6 +32,8 @@ FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
 BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
 LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
 GREATEST_SAMPLE = 1e9
+CANCELLED_POWER = 1e-3  # of the channels' own: if their mean has less, one channel is the other with inverted sign
+LEAST_POWER = 1e-6  # of full scale, -60 dB; channels below it are silent anyway
 MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # of files that do not say how long their training clips and windows were
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
@@ -129,7 +131,7 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
     A recording in consecutive float32 pieces `(samples,)`: the mean of its channels, resampled.
 
     Raises:
-        InputError: It is missing, no audio, empty, or holds what is no number.
+        InputError: It is missing, no audio, empty, holds what is no number, or its channels cancel each other.
     """
     length = 0
     try:
@@ -144,6 +146,12 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
                     piece = block.mean(axis=1)
                 if not np.abs(piece).max() <= GREATEST_SAMPLE:
                     raise InputError(f"{path} holds NaN, infinite or enormous samples; export it again.")
+                power = np.square(block).mean()
+                if power > LEAST_POWER and np.square(piece).mean() < CANCELLED_POWER * power:
+                    raise InputError(
+                        f"{path} has channels that cancel each other when they are averaged: one is the other with "
+                        "inverted sign. Give one channel alone, or invert one."
+                    )
                 length += len(piece)
                 if rate != sampling_rate:
                     piece = resampler.resample_chunk(piece)

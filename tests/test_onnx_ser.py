@@ -141,6 +141,14 @@ def test_other_rates_channels_and_short_clips(model, tmp_path, capsys):
     assert float(short["loud"]) == pytest.approx(0.25 * 200 / 401, abs=1e-5)
 
 
+@pytest.mark.parametrize("gain, is_refused", [(-1.0, True), (-0.98, True), (-0.5, False), (0.0, False)])
+def test_channels_that_cancel_are_refused(model, tmp_path, capsys, gain, is_refused):
+    sound = np.tile([0.75, -0.75], RATE)
+    soundfile.write(tmp_path / "a.wav", np.stack([sound, gain * sound], axis=1), RATE, subtype="FLOAT")
+    assert onnx_ser.main([model, str(tmp_path / "a.wav")]) == int(is_refused)
+    assert ("a.wav has channels that cancel each other" in capsys.readouterr().err) == is_refused
+
+
 def test_a_file_for_windows_takes_windows_only(tmp_path, capsys):
     model = write_model(tmp_path / "second.onnx", samples=RATE)
     long, short = level(tmp_path / "long.wav", 0.75, 2.4), level(tmp_path / "short.wav", 0.75, 0.5)

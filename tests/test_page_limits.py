@@ -181,6 +181,22 @@ def test_the_answer_is_that_of_the_pipeline(launched, tmp_path, seconds, windows
     assert said in shown["message"]
 
 
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_silence_and_channels_that_cancel_get_one_sentence(tmp_path, seconds):
+    """Clips, and recordings that are answered in windows."""
+    model, extractor = tiny_model(max_clip_s=2.0, window_s=1.0), tiny_feature_extractor()
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
+    )
+    sound, path = voice(seconds, sampling_rate=16_000), str(tmp_path / "mine.wav")
+    for channels, message in {
+        (1.0, -1.0): "cancel each other", (1.0, -0.98): "cancel each other", (1e-5, 1e-5): "is silent from beginning",
+    }.items():  # fmt: skip
+        soundfile.write(path, np.outer(sound, channels), 16_000, subtype="FLOAT")
+        with pytest.raises(app.AudioError, match=message):
+            app.analyse(classify, path, 1.0, 1.0, 60)
+
+
 def test_uploads_have_a_largest_size(launched):
     _, address, uploads = launched
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("long.wav", bytes(1_100_000))})

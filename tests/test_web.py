@@ -69,6 +69,7 @@ def files(tmp_path_factory):
         "stereo": np.stack([speech[:66_150], 0.2 * speech[66_150:132_300]], axis=1),
         "silence": np.zeros(88_200),
         "cancelling": np.stack([speech[:88_200], -speech[:88_200]], axis=1),
+        "almost": np.stack([speech[88_200:176_400], -0.98 * speech[88_200:176_400]], axis=1),
         "pause": np.concatenate([speech[: 6 * 44_100], np.zeros(5 * 44_100), speech[6 * 44_100 : 7 * 44_100]]),
         "note": speech[: 16 * 44_100],
         "blink": speech[:2_000],
@@ -227,6 +228,7 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
         ("nonsense.mp3", "nonsense.mp3 cannot be decoded by this browser"),
         ("silence.wav", "silence.wav is silent from beginning to end."),
         ("blink.wav", "blink.wav is shorter than 0.1 seconds."),
+        ("almost.wav", "The channels of almost.wav cancel each other out"),
         ("cancelling.wav", "The channels of cancelling.wav cancel each other out: invert one of them"),
     ],
 )

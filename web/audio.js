@@ -5,6 +5,8 @@ export const SHORTEST_S = 0.1;
 const LARGEST_FILE = 200e6; // bytes
 const SILENCE_DB = -60; // as pipeline_maxmvit.py has it: nothing louder is silence
 const SILENCE_FRAME_S = 0.05;
+const CANCELLED_POWER = 1e-3; // of the channels' own, as audio_maxmvit.py has it: with less in their mean, they cancel
+const LEAST_POWER = 1e-6; // of full scale; channels below it are silent anyway
 
 // An error that the user can correct; the message says how.
 export class AudioError extends Error {}
@@ -24,7 +26,8 @@ export async function decode(file, rate) {
   const channels = Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel));
   const mean = mixed(channels);
   if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are no numbers.`);
-  if (isSilent(mean, rate) && !channels.every((channel) => isSilent(channel, rate))) {
+  const own = channels.reduce((sum, channel) => sum + power(channel), 0) / channels.length;
+  if (own > LEAST_POWER && power(mean) < CANCELLED_POWER * own) {
     throw new AudioError(`The channels of ${file.name} cancel each other out: invert one of them, or give one alone.`);
   }
   return mean;
@@ -35,6 +38,8 @@ function mixed(channels) {
   if (channels.length === 1) return channels[0];
   return channels[0].map((_, at) => channels.reduce((sum, channel) => sum + channel[at], 0) / channels.length);
 }
+
+const power = (samples) => samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
 
 export async function resampled(samples, from, to) {
   if (from === to || !samples.length) return samples;
