@@ -163,9 +163,9 @@ class StoredSpectrograms:
         """The spectrograms of one row of the store, as the extractor returned them, float32."""
         return unpack(self._table.data.column("spectrograms")[row].as_buffer())
 
-    def contents(self, rows: Sequence[int]) -> list[str]:
-        """Digests of the waveforms of these rows of the store."""
-        return self._table.data.column("content").take(pyarrow.array(rows)).to_pylist()
+    def content(self, row: int) -> str:
+        """The digest of the waveform that one row of the store was made of."""
+        return self._table.data.column("content")[row].as_py()
 
     def facts(self, column: str) -> list:
         """`content`, `seconds` or `error` of every key."""
@@ -173,7 +173,12 @@ class StoredSpectrograms:
 
 
 class Versions(Sequence[dict[str, torch.Tensor]]):
-    """The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed."""
+    """
+    The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed.
+
+    Attributes:
+        contents (`list[str]`): For each version a digest of its waveform, equal for equal sound.
+    """
 
     def __init__(self, stored: StoredSpectrograms, rows: Sequence[int]):
         self.stored = stored
@@ -182,13 +187,12 @@ class Versions(Sequence[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
-        return self.stored.read(self.rows[version])
-
     @property
     def contents(self) -> list[str]:
-        """Digest of each version's waveform."""
-        return self.stored.contents(self.rows)
+        return [self.stored.content(row) for row in self.rows]
+
+    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
+        return self.stored.read(self.rows[version])
 
 
 class _Part:

@@ -1,5 +1,7 @@
 """Altered copies: reproducible by seed, of training clips only, kept beside the originals."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import soundfile
@@ -90,6 +92,20 @@ def test_copies_lie_beside_originals_and_are_made_once(clips, tmp_path, monkeypa
     assert torch.equal(again[1]["spectrograms"][1]["cqt"], training[0]["spectrograms"][1]["cqt"])
     with pytest.raises(TypeError):  # another seed makes other copies
         extract_features(clips.select([0]), extractor, copies=WaveformCopies(2, "recording", 4), **cache)
+
+
+def test_every_version_has_the_digest_of_its_own_waveform(clips, tmp_path):
+    extractor, copies = tiny_feature_extractor(), WaveformCopies(2, "recording", 3)
+    soundfile.write(tmp_path / "again.wav", voice(0.5, f0=140), RATE, subtype="FLOAT")
+    clips = clips.add_item({"file": "again.wav", "audio": str(tmp_path / "again.wav"), "label": 3})
+    features = extract_features(clips, extractor, copies=copies, cache_dir=tmp_path / "cache")
+    contents = [row["spectrograms"].contents for row in features]
+    assert [first for first, *_ in contents] == features["content"][:]
+    assert contents[3] == contents[1]
+    assert len({content for versions in contents for content in versions}) == 9
+    waveform = voice(0.5, f0=140)
+    versions = [waveform, *(copies.make(waveform, RATE, number) for number in (1, 2))]
+    assert contents[1] == [hashlib.sha1(version.tobytes(), usedforsecurity=False).hexdigest() for version in versions]
 
 
 def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(clips, tmp_path):
