@@ -7,11 +7,12 @@ NzrqCcqdbF), with telephone, mu-law and Opus besides.
 
 import io
 import math
-from fractions import Fraction
 
+import numpy as np
 import soundfile
+import soxr
 import torch
-import torchaudio.functional as AF
+from scipy.signal import butter, fftconvolve, sosfilt
 from torch.nn.functional import pad
 
 SPEED_OF_DECAY = math.log(1000)  # the amplitude falls by 60 dB within RT60
@@ -32,7 +33,8 @@ def mix(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Ten
     if not (waveform.any() and noise.any()):
         return waveform
     noise = noise.repeat(math.ceil(len(waveform) / len(noise)))[: len(waveform)]
-    return AF.add_noise(waveform, noise, torch.tensor(float(snr_db)))
+    ratio = waveform.square().mean().sqrt() / noise.square().mean().sqrt()
+    return waveform + noise * (ratio * 10 ** (-snr_db / 20))
 
 
 def babble(voices: list[torch.Tensor], length: int) -> torch.Tensor:
@@ -49,23 +51,29 @@ def reverberate(waveform: torch.Tensor, sampling_rate: int, rt60_s: float, gener
     time = torch.arange(1, 1 + round(rt60_s * sampling_rate)) / sampling_rate
     tail = torch.randn(time.shape, generator=generator) * torch.exp(-SPEED_OF_DECAY * time / rt60_s)
     response = torch.cat([torch.ones(1), tail / tail.square().sum().sqrt()])
-    wet = AF.fftconvolve(waveform, response)[: len(waveform)]
+    wet = torch.from_numpy(fftconvolve(waveform.numpy(), response.numpy()))[: len(waveform)]
     return wet * (waveform.square().mean().sqrt() / wet.square().mean().sqrt().clamp(min=1e-8))
 
 
 def telephone(waveform: torch.Tensor, sampling_rate: int, mu_law: bool = False) -> torch.Tensor:
     """The band from 300 to 3,400 Hz at 8 kHz; with `mu_law` in 8 bits a sample (G.711) too."""
-    low, high = TELEPHONE_HZ
-    narrow = AF.resample(waveform, sampling_rate, TELEPHONE_RATE)
-    narrow = AF.lowpass_biquad(AF.highpass_biquad(narrow, TELEPHONE_RATE, low), TELEPHONE_RATE, high)
+    band = np.concatenate(
+        [
+            butter(2, frequency, kind, fs=TELEPHONE_RATE, output="sos")
+            for frequency, kind in zip(TELEPHONE_HZ, ("highpass", "lowpass"), strict=True)
+        ]
+    )
+    narrow = _resample(waveform, sampling_rate, TELEPHONE_RATE)
+    if len(narrow):  # unlike that of a few samples at a high rate
+        narrow = torch.from_numpy(sosfilt(band, narrow.numpy()).astype(np.float32)).clamp(-1, 1)
     if mu_law:
-        narrow = AF.mu_law_decoding(AF.mu_law_encoding(narrow.clamp(-1, 1), 256), 256)
-    return _fit(AF.resample(narrow, TELEPHONE_RATE, sampling_rate), len(waveform))
+        narrow = _through_file(narrow, TELEPHONE_RATE, TELEPHONE_RATE, {"format": "WAV", "subtype": "ULAW"})
+    return _fit(_resample(narrow, TELEPHONE_RATE, sampling_rate), len(waveform))
 
 
 def through_rate(waveform: torch.Tensor, sampling_rate: int, rate: int) -> torch.Tensor:
     """Resampled to `rate` and back: what lies above half of it is lost."""
-    return _fit(AF.resample(AF.resample(waveform, sampling_rate, rate), rate, sampling_rate), len(waveform))
+    return _fit(_resample(_resample(waveform, sampling_rate, rate), rate, sampling_rate), len(waveform))
 
 
 def mp3(waveform: torch.Tensor, sampling_rate: int, kbps: float) -> torch.Tensor:
@@ -99,18 +107,36 @@ def gain(waveform: torch.Tensor, db: float) -> torch.Tensor:
 
 def speed(waveform: torch.Tensor, sampling_rate: int, factor: float) -> torch.Tensor:
     """`(T / factor,)`: played `factor` times as fast, so that pitch and formants rise with it."""
-    return AF.speed(waveform, sampling_rate, factor)[0]
+    return _resample(waveform, factor * sampling_rate, sampling_rate)
 
 
 def pitch(waveform: torch.Tensor, sampling_rate: int, semitones: float) -> torch.Tensor:
-    """Pitch and formants moved by `semitones` (to a hundredth or two), the duration kept (phase vocoder)."""
-    # As `AF.pitch_shift`, but by a small fraction: its filters between 44,100 and 46,722 Hz take 5 s a clip.
-    factor = Fraction(2 ** (semitones / 12)).limit_denominator(32)
+    """Pitch and formants moved by `semitones`, the duration kept: made longer or shorter by a phase vocoder, then
+    resampled to its own length."""
+    factor = 2 ** (semitones / 12)
     window, hop = torch.hann_window(N_FFT), N_FFT // 4
-    spectrum = torch.stft(waveform, N_FFT, hop, window=window, pad_mode="constant", return_complex=True)
-    advance = torch.linspace(0, math.pi * hop, len(spectrum))[:, None]
-    longer = torch.istft(AF.phase_vocoder(spectrum, float(1 / factor), advance), N_FFT, hop, window=window)
-    return _fit(AF.resample(longer, factor.numerator, factor.denominator), len(waveform))
+    long_enough = _fit(waveform, max(N_FFT, len(waveform)))
+    spectrum = torch.stft(long_enough, N_FFT, hop, window=window, pad_mode="constant", return_complex=True)
+    longer = torch.istft(phase_vocoder(spectrum, 1 / factor), N_FFT, hop, window=window)
+    return _fit(_resample(longer, factor, 1), len(waveform))
+
+
+def phase_vocoder(spectrum: torch.Tensor, rate: float) -> torch.Tensor:
+    """
+    A short-time Fourier transform `(bins, T)`, of a hop of a quarter of its window, as `(bins, ceil(T / rate))`:
+    `rate` times as fast at the same pitch. The values are those of `librosa.phase_vocoder` (whose first call takes ten
+    seconds to compile, in every process): magnitudes between two frames are interpolated, phases accumulated.
+    """
+    steps = torch.arange(0, spectrum.shape[-1], rate, dtype=torch.float64)
+    frames, share = steps.long(), (steps % 1).float()
+    padded = pad(spectrum, (0, 2))
+    before, after = padded[:, frames], padded[:, frames + 1]
+    bins = len(spectrum)
+    expected = torch.arange(bins, dtype=torch.float64)[:, None] * (math.pi / 2)  # in a hop
+    turn = after.angle().double() - before.angle() - expected
+    turn += expected - 2 * math.pi * torch.round(turn / (2 * math.pi))
+    phase = spectrum[:, :1].angle() + turn.cumsum(-1) - turn
+    return torch.polar((1 - share) * before.abs() + share * after.abs(), phase.float())
 
 
 def _level(kbps: float, highest: float, lowest: float) -> float:
@@ -121,10 +147,14 @@ def _level(kbps: float, highest: float, lowest: float) -> float:
 
 def _through_file(waveform: torch.Tensor, sampling_rate: int, rate: int, form: dict) -> torch.Tensor:
     file = io.BytesIO()
-    soundfile.write(file, AF.resample(waveform, sampling_rate, rate).clamp(-1, 1).numpy(), rate, **form)
+    soundfile.write(file, _resample(waveform, sampling_rate, rate).clamp(-1, 1).numpy(), rate, **form)
     file.seek(0)
     decoded, rate = soundfile.read(file, dtype="float32")
-    return _fit(AF.resample(torch.from_numpy(decoded), rate, sampling_rate), len(waveform))
+    return _fit(_resample(torch.from_numpy(decoded), rate, sampling_rate), len(waveform))
+
+
+def _resample(waveform: torch.Tensor, rate: float, new_rate: float) -> torch.Tensor:
+    return torch.from_numpy(soxr.resample(waveform.numpy(), rate, new_rate, quality="HQ"))
 
 
 def _fit(waveform: torch.Tensor, length: int) -> torch.Tensor:

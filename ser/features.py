@@ -2,25 +2,26 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Audio, Dataset
+from datasets.utils import tqdm
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from audio_maxmvit import AudioError, read_audio
 from ser.errors import DataError
-from ser.processes import Crew
-from ser.spectrogram_cache import STORED, SpectrogramCache, StoredSpectrograms, Versions, clip_keys, pack
+from ser.processes import all_or_none, places
+from ser.spectrogram_cache import DamagedEntry, SpectrogramCache, clip_keys, pack
 from ser.waveforms import WaveformCopies
 
 logger = logging.get_logger(__name__)
 SKIP = "To train on the other clips, use --on_bad_audio skip."
-NOT_SHARED = "Another process could not finish extracting features; its own message says why."
 
 
 def extract_features(
@@ -32,25 +33,29 @@ def extract_features(
     cache_gib: float = 50.0,
     on_bad_audio: Literal["error", "skip"] = "error",
     copies: WaveformCopies | None = None,
-    crew: Crew | None = None,
+    args: TrainingArguments | None = None,
 ) -> Dataset:
     """The table of clips with its `audio` replaced by the spectrograms of `feature_extractor.spectrograms`.
 
     Each clip is decoded and transformed once, and kept in a [`SpectrogramCache`] under a name of what its audio is and
     of what shapes its spectrograms. It is used again in whatever table it stands, by every extractor that differs in
-    how it draws pictures only; labels and all other columns come from `clips` and may change freely.
+    how it draws pictures only; labels and all other columns come from `clips` and may change freely. An extraction
+    that was interrupted goes on with the clips that are not kept yet. Entries of the cache that are damaged, or that
+    another run has deleted, are made again when they are noticed: at the start or when they are read.
 
     Args:
         clips (`Dataset`): columns `file` (a name for messages) and `audio` (path or bytes), and any others.
         feature_extractor (`MaxMViTFeatureExtractor`): makes the spectrograms.
         num_workers (`int`, defaults to 1): processes, of one thread each if more than one.
         cache_dir (`str`, *optional*): defaults to the cache folder of `datasets`.
-        cache_gib (`float`, defaults to 50): see [`SpectrogramCache`].
+        cache_gib (`float`, defaults to 50): GiB to keep the cache within, the entries of other extractors included;
+            see [`SpectrogramCache.evict`].
         on_bad_audio (`str`, defaults to `"error"`): `"error"` stops at the first clip that cannot be decoded; `"skip"`
             leaves such clips out, with a warning that names each, here and at every later start. What was left out is
             what `clips["file"]` has and the result has not.
         copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
-        crew (`Crew`, *optional*): processes that all call this with the same clips, each of which extracts its share.
+        args (`TrainingArguments`, *optional*): of a run whose processes all call this with the same clips; each
+            extracts a part of them.
 
     Returns:
         `Dataset` with the columns of `clips` less `audio`, and `spectrograms`: of each clip its [`Versions`], of which
@@ -59,32 +64,28 @@ def extract_features(
 
     Raises:
         AudioError: a clip cannot be decoded (its name is in the message), or none can.
-        DataError: another process of the crew could not do its share.
+        DataError: another process of the run could not extract its part, or the cache loses what is written to it.
     """
     if on_bad_audio not in ("error", "skip"):
         raise ValueError(f'on_bad_audio must be "error" or "skip", got {on_bad_audio!r}')
     if not len(clips):
         raise ValueError("there are no clips to extract features from")
-    extract = partial(
-        _packed,
-        feature_extractor=feature_extractor,
-        one_thread=num_workers > 1,
-        skip=on_bad_audio == "skip",
-        copies=copies,
-    )
-    per_clip = 1 + (copies.count if copies else 0)
-    keys = [name for key in clip_keys(clips) for name in (key, *(copies.keys(key) if copies else ()))]
-
-    def write(missing: list[int], folder: Path, name: str = "spectrograms") -> None:
-        jobs = [(keys[i], i % per_clip) for i in missing]
-        path = folder / f"{name}.arrow"
-        _write_rows(clips.select([i // per_clip for i in missing]), jobs, extract, path, num_workers)
-
-    cache = SpectrogramCache(cache_dir, feature_extractor, cache_gib)
-    stored = _find_or_share(cache, keys, write, crew) if crew else cache.find_or_write(keys, write)
-    facts = {name: stored.facts(name)[::per_clip] for name in ("content", "seconds", "error")}
-    names = clips["file"][:]
-    errors = [f"{name}: {error}" if error else None for name, error in zip(names, facts.pop("error"), strict=True)]
+    cache = SpectrogramCache(cache_dir, feature_extractor)
+    stored = StoredSpectrograms(clips, feature_extractor, cache, copies)
+    if args is not None:
+        # Machines that share no folder extract everything, each among its own processes.
+        for index, count in places(args):
+            with all_or_none(args, "finding the features that are kept"):  # all look before one writes
+                missing = stored.missing()
+            with all_or_none(args, "extracting features"):
+                stored.make(missing[index::count], num_workers, on_bad_audio == "skip")
+    stored.make(stored.missing(), num_workers, on_bad_audio == "skip")
+    if stored.missing():
+        raise DataError(f"Files written to {cache.folder} are gone or damaged at once: choose another --cache_dir.")
+    cache.evict(cache_gib)
+    facts = [stored.facts[originals[0]] for originals in stored.keys]
+    reasons = [fact["error"] for fact in facts]
+    errors = [f"{file}: {reason}" if reason else None for file, reason in zip(clips["file"], reasons, strict=True)]
     left_out = [error for error in errors if error]
     if left_out and on_bad_audio == "error":
         raise AudioError(f"{left_out[0]} {SKIP}")
@@ -92,51 +93,158 @@ def extract_features(
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
         raise AudioError(f"none of the {len(clips)} clips can be decoded")
-    rows = [stored.rows[i : i + per_clip] for i in range(0, len(keys), per_clip)]
-    features = _table(clips, stored, rows, facts)
+    features = _table(clips, stored, {name: [fact[name] for fact in facts] for name in ("content", "seconds")})
     if left_out:
         features = features.select([row for row, error in enumerate(errors) if error is None])
     return features
 
 
-def _find_or_share(cache: SpectrogramCache, keys: Sequence[str], write: Callable, crew: Crew) -> StoredSpectrograms:
-    """As `cache.find_or_write`, with each process of the crew writing its share of what the leading one misses."""
-    has_said = False
+class StoredSpectrograms:
+    """
+    The spectrograms of a table of clips and of their altered copies, in a cache and made where that lacks them.
 
-    def do_share(missing: list[int], folder: Path) -> None:
-        done = False
+    Args:
+        clips (`Dataset`): columns `file` and `audio`.
+        feature_extractor (`MaxMViTFeatureExtractor`): makes the spectrograms.
+        cache (`SpectrogramCache`): of this extractor.
+        copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
+
+    Attributes:
+        keys (`list[list[str]]`): for each clip the keys of its versions: of the original, then of its copies.
+        facts (`dict[str, dict]`): by key `content`, `seconds` and `error` of the versions found so far.
+    """
+
+    def __init__(
+        self, clips: Dataset, feature_extractor: Any, cache: SpectrogramCache, copies: WaveformCopies | None = None
+    ):
+        undecoded = clips.with_format(None).cast_column("audio", Audio(decode=False))
+        self.clips = undecoded.select_columns(["file", "audio"])
+        self.feature_extractor = feature_extractor
+        self.cache = cache
+        self.copies = copies
+        self.keys = [[key, *(copies.keys(key) if copies else ())] for key in clip_keys(clips)]
+        self.facts: dict[str, dict[str, Any]] = {}
+        self._damaged: dict[str, DamagedEntry] = {}
+
+    def missing(self) -> list[tuple[int, list[int]]]:
+        """Clips of which versions are not in the cache: the row of each, and the numbers of those versions."""
+        missing, named = [], set()
+        for row, keys in enumerate(self.keys):
+            numbers = []
+            for number, key in enumerate(keys):
+                if key not in named and not self._is_kept(key):
+                    numbers.append(number)
+                    named.add(key)
+            if numbers:
+                missing.append((row, numbers))
+        return missing
+
+    def _is_kept(self, key: str) -> bool:
+        if key not in self.facts:
+            try:
+                self.facts[key] = self.cache.read_facts(key)
+            except FileNotFoundError:
+                return False
+            except DamagedEntry as error:
+                self._damaged[key] = error
+                return False
+        return True
+
+    def make(self, missing: list[tuple[int, list[int]]], num_workers: int, skip: bool) -> None:
+        """Makes what [`missing`] found; of clips that cannot be decoded entries that say so if `skip`."""
+        if not missing:
+            return
+        for row, numbers in missing:
+            for key in (self.keys[row][number] for number in numbers):
+                if error := self._damaged.pop(key, None):
+                    self._warn_of_damage(row, key, error)
+        # torch's workers run one thread each, end silently on Ctrl+C, and end by themselves once their parent has.
+        loader: DataLoader = DataLoader(
+            missing,  # type: ignore[arg-type]  # any sequence will do
+            batch_size=None,
+            collate_fn=partial(self._make_versions, skip=skip),
+            num_workers=min(num_workers, len(missing)) if num_workers > 1 else 0,
+            generator=torch.Generator(),  # torch's global one stays as it is, whether clips are missing or not
+        )
+        # Given the loader itself, tqdm would begin to iterate it twice, with twice the workers.
+        with tqdm(total=len(missing), desc="Extracting CQT and Mel spectrograms") as progress:
+            for message in loader:
+                if message:
+                    raise AudioError(message)
+                progress.update()
+
+    def _make_versions(self, job: tuple[int, Sequence[int]], skip: bool) -> str | None:
+        """Writes versions of one clip, or says what is wrong with it."""
+        row, numbers = job
+        clip, rate = self.clips[row], self.feature_extractor.sampling_rate
         try:
-            if mine := crew.share(missing):
-                write(mine, folder, f"spectrograms-{crew.index:05}")
-            done = True
-        finally:
-            all_done = crew.agree(done)
-        if not all_done:
-            raise DataError(NOT_SHARED)
+            original = read_audio(clip["audio"], rate)
+        except AudioError as error:
+            if not skip:
+                return f"{clip['file']}: {error} {SKIP}"
+            for number in numbers:
+                self.cache.write(self.keys[row][number], b"", content=None, seconds=None, error=str(error))
+            return None
+        for number in numbers:
+            waveform = self.copies.make(original, rate, number) if self.copies and number else original
+            self.cache.write(
+                self.keys[row][number],
+                pack(self.feature_extractor.spectrograms(waveform)[0]),
+                content=hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest(),
+                seconds=len(waveform) / rate,
+                error=None,
+            )
+        return None
 
-    def lead(missing: list[int], folder: Path) -> None:
-        nonlocal has_said
-        has_said = True
-        crew.hear((missing, folder.name))
-        do_share(missing, folder)
+    def read(self, row: int, number: int) -> dict[str, torch.Tensor]:
+        """
+        The spectrograms of one version of a clip, as the extractor returned them, float32.
 
-    stored = None
-    if crew.index == 0:
+        Raises:
+            AudioError: they are damaged or deleted, and the clip has changed or cannot be read.
+        """
+        key = self.keys[row][number]
         try:
-            stored = cache.find_or_write(keys, lead)
-        finally:
-            if not has_said:
-                crew.hear(None)  # nothing is missing, or it cannot be told
-            crew.agree(stored is not None)
-        return stored
-    try:
-        if (work := crew.hear()) is not None:
-            do_share(work[0], cache.folder / work[1])
-    finally:
-        is_written = crew.agree(True)
-    if not is_written:
-        raise DataError(NOT_SHARED)
-    return cache.find_or_write(keys, write)
+            return self.cache.read(key)
+        except FileNotFoundError:
+            logger.warning_once(f"Spectrograms in {self.cache.folder} were deleted during the run: made again.")
+        except DamagedEntry as error:
+            self._warn_of_damage(row, key, error)
+        if next(clip_keys(self.clips.select([row]))) != self.keys[row][0]:
+            raise AudioError(
+                f"{self.clips[row]['file']} has changed since this run started, or is gone, and its spectrograms are "
+                "no longer in the cache: start the run again."
+            )
+        if message := self._make_versions((row, [number]), skip=False):
+            raise AudioError(message)
+        return self.cache.read(key)
+
+    def _warn_of_damage(self, row: int, key: str, error: DamagedEntry) -> None:
+        file = self.clips[row]["file"]
+        logger.warning(f"{self.cache.path(key)}, spectrograms of {file}, is damaged: {error}. They are made again.")
+
+
+class Versions(Sequence[dict[str, torch.Tensor]]):
+    """
+    The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed.
+
+    Attributes:
+        contents (`list[str]`): For each version a digest of its waveform, equal for equal sound.
+    """
+
+    def __init__(self, stored: StoredSpectrograms, row: int):
+        self.stored = stored
+        self.row = row
+
+    def __len__(self) -> int:
+        return len(self.stored.keys[self.row])
+
+    @property
+    def contents(self) -> list[str]:
+        return [self.stored.facts[key]["content"] for key in self.stored.keys[self.row]]
+
+    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
+        return self.stored.read(self.row, version)
 
 
 def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> Dataset:
@@ -159,63 +267,16 @@ def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
         raise AudioError(f"{row['file']}: {error}") from error
 
 
-def _table(clips: Dataset, stored: StoredSpectrograms, rows: list[list[int]], facts: dict[str, list]) -> Dataset:
-    """The columns of `clips` less `audio`, in memory, beside the places of their spectrograms in the store."""
+def _table(clips: Dataset, stored: StoredSpectrograms, facts: dict[str, list]) -> Dataset:
+    """The columns of `clips` less `audio`, in memory, beside the rows of their spectrograms in the store."""
     others = clips.remove_columns("audio")
     others = Dataset(others.with_format("arrow")[:], info=others.info)  # without the rows not selected
-    for name, values in {"spectrograms": rows, **facts}.items():
+    for name, values in {"spectrograms": list(range(len(clips))), **facts}.items():
         others = others.add_column(name, values)
     return others.with_transform(partial(_open_versions, stored=stored))
 
 
 def _open_versions(batch: dict[str, list], stored: StoredSpectrograms) -> dict[str, list]:
     if "spectrograms" in batch:
-        batch["spectrograms"] = [Versions(stored, rows) for rows in batch["spectrograms"]]
+        batch["spectrograms"] = [Versions(stored, row) for row in batch["spectrograms"]]
     return batch
-
-
-def _write_rows(clips: Dataset, jobs: list[tuple[str, int]], extract: partial, path: Path, num_workers: int) -> None:
-    """Writes packed spectrograms, row by row as in `clips`, to an Arrow file or, of several workers, some of that name
-    and a number. A job is a key and what is to be kept under it: the original (0) or the copy of that number."""
-    clips = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns(["file", "audio"])
-    clips.map(
-        extract,
-        with_indices=True,
-        fn_kwargs={"jobs": jobs},
-        remove_columns=clips.column_names,
-        features=STORED,
-        num_proc=min(num_workers, len(clips)) if num_workers > 1 else None,
-        writer_batch_size=64,
-        cache_file_name=str(path),
-        new_fingerprint=path.parent.stem[-40:],
-        desc="Extracting CQT and Mel spectrograms",
-    )
-
-
-def _packed(
-    row: Mapping[str, Any],
-    index: int,
-    jobs: list[tuple[str, int]],
-    feature_extractor: Any,
-    one_thread: bool,
-    skip: bool,
-    copies: WaveformCopies | None,
-) -> dict[str, Any]:
-    if one_thread:
-        torch.set_num_threads(1)
-    key, number = jobs[index]
-    try:
-        waveform = read_audio(row["audio"], feature_extractor.sampling_rate)
-    except AudioError as error:
-        if not skip:
-            raise AudioError(f"{row['file']}: {error} {SKIP}") from error
-        return {**dict.fromkeys(STORED), "key": key, "error": str(error)}
-    if number and copies is not None:
-        waveform = copies.make(waveform, feature_extractor.sampling_rate, number)
-    return {
-        "key": key,
-        "spectrograms": pack(feature_extractor.spectrograms(waveform)[0]),
-        "content": hashlib.sha1(waveform.tobytes(), usedforsecurity=False).hexdigest(),
-        "seconds": len(waveform) / feature_extractor.sampling_rate,
-        "error": None,
-    }

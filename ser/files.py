@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,8 @@ from ser.errors import UsageError
 def whole(path: str | Path) -> Iterator[Path]:
     """A name to write under; renamed to `path` once all is written, and is on the disk."""
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Random: containers that share a folder often share the number of their process too.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         yield unfinished
         sync(unfinished)

@@ -16,9 +16,10 @@ from transformers.utils import logging
 import speech_maxmvit
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.features import Versions
 from ser.files import whole
 from ser.models import weights_digest
-from ser.spectrogram_cache import Versions, extractor_key
+from ser.spectrogram_cache import extractor_key
 from ser.training_arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)

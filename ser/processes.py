@@ -1,14 +1,12 @@
 """What processes have to settle: which goes first, who does which share of some work, from where all go on, and that
 no other run is in the folder."""
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from itertools import pairwise
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -43,15 +41,9 @@ def first_process_first(args: TrainingArguments, work: str, local: bool = True) 
         return
     state = args.distributed_state
     first = state.is_local_main_process if local else state.is_main_process
-    done = not first
-    try:
+    with all_or_none(args, work):
         if first:
             yield
-            done = True
-    finally:
-        all_done = all_agree(args, done)
-    if not all_done:
-        raise DataError(f"Another process could not finish {work}; its own message says why.")
     if not first:
         yield
 
@@ -74,61 +66,41 @@ def as_first_says(args: TrainingArguments, number: int) -> int:
     return int(said)
 
 
-class Crew:
+@contextmanager
+def all_or_none(args: TrainingArguments, work: str) -> Iterator[None]:
     """
-    Processes of a run that share work in one folder: all of them where they all see it, else those of each machine.
-    Its methods are called by all of them, in the same order.
+    Work of which each process does its part; all wait until the slowest has done it.
 
-    Args:
-        args: of the run, of more than one process.
-        folder: where the work is written; it is made.
-
-    Attributes:
-        index: which of them this process is, from 0, the one that leads.
-        count: how many they are.
+    Raises:
+        DataError: in every process if another failed, which raises its own error.
     """
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        all_done = all_agree(args, done)
+    if not all_done:
+        raise DataError(f"Another process could not finish {work}; its own message says why.")
 
-    def __init__(self, args: TrainingArguments, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        sign = folder / f".seen-{as_first_says(args, secrets.randbelow(2**62))}"
-        if args.process_index == 0:
-            sign.touch()
-        all_agree(args, True)  # it is there now
-        is_seen_by_all = all_agree(args, sign.exists())
-        if args.process_index == 0:
-            sign.unlink()
-        world = _patient_group(distributed.group.WORLD)
-        places = [0] * args.world_size
-        distributed.all_gather_object(places, args.distributed_state.local_process_index, group=world)
-        starts = [0] if is_seen_by_all else [rank for rank, place in enumerate(places) if place == 0]
-        machines = [[*range(*ends)] for ends in pairwise([*starts, args.world_size])]
-        groups = [distributed.new_group(ranks, backend="gloo", timeout=PATIENCE) for ranks in machines]
-        self._ranks, self._group = next(
-            (ranks, group) for ranks, group in zip(machines, groups, strict=True) if args.process_index in ranks
-        )
-        self.index, self.count = self._ranks.index(args.process_index), len(self._ranks)
 
-    def share(self, work: list) -> list:
-        """This process's stretch of it."""
-        return work[len(work) * self.index // self.count : len(work) * (self.index + 1) // self.count]
-
-    def hear(self, said: Any = None) -> Any:
-        """What the one that leads says; of all others `said` is not heard."""
-        heard = [said]
-        distributed.broadcast_object_list(heard, src=self._ranks[0], group=self._group)
-        return heard[0]
-
-    def agree(self, agreed: bool) -> bool:
-        """Whether `agreed` is true in all of them; waits for the slowest."""
-        votes = torch.tensor([agreed], dtype=torch.int64)
-        distributed.all_reduce(votes, distributed.ReduceOp.MIN, group=self._group)
-        return bool(votes)
+def places(args: TrainingArguments) -> list[tuple[int, int]]:
+    """The number of this process and how many there are: among all, and among those of its machine."""
+    if args.world_size == 1:
+        return [(0, 1)]
+    local = [0] * args.world_size
+    mine = args.distributed_state.local_process_index
+    distributed.all_gather_object(local, mine, group=_patient_group(distributed.group.WORLD))
+    others = local[args.process_index - mine + 1 :]
+    return [(args.process_index, args.world_size), (mine, 1 + len(list(takewhile(bool, others))))]
 
 
 @cache
 def _patient_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
     # NCCL ends a process that waits longer than the timeout of the whole run; gloo takes one for each group.
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, distributed.ProcessGroup)  # every process is in it
+    return group
 
 
 def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str | None:

@@ -1,47 +1,34 @@
-"""Spectrograms of clips on disk: found by what shaped them, whole or absent, memory-mapped, kept within a size."""
+"""Spectrograms on disk: a file for each clip and each altered copy, whole or absent, with a checksum."""
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from inspect import getsource
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 import soundfile
 import torch
-from datasets import Audio, Dataset, Features, Value, concatenate_datasets
-from filelock import FileLock
+from datasets import Audio, Dataset
 from safetensors.torch import load, save
 from transformers.utils import logging
 
 import audio_maxmvit
 import filters_maxmvit
 import spectrograms_maxmvit
+from ser.files import whole
 from speech_maxmvit import WAVEFORM, make_processor, resampled
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
-except ImportError:  # Windows, which deletes no file that is in use
-    flock = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_spectrograms"
-SUMMARY = "summary.json"  # written last: a part without it is none
-IN_USE = "in_use"  # locked by whoever reads the part; its time of change is that of the last use
-STORED = Features(
-    {
-        "key": Value("string"),
-        "spectrograms": Value("binary"),
-        "content": Value("string"),
-        "seconds": Value("float64"),
-        "error": Value("string"),
-    }
-)
+FORMAT = 2  # of an entry
+RECENT_S = 3600  # entries used within this time are not evicted: a run may be reading them
 # What only pictures depend on: the extractor's parameters that leave spectrograms as they are.
 PICTURE_PARAMETERS = {
     "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
@@ -51,186 +38,95 @@ PEAK = 32767
 SOURCES = (audio_maxmvit, filters_maxmvit, spectrograms_maxmvit)
 
 
+class DamagedEntry(Exception):
+    """An entry of the cache that is not as it was written."""
+
+
 class SpectrogramCache:
     """
-    Rows of spectrograms by key, in parts: folders of Arrow files, each written by one extraction.
+    Entries of spectrograms by key: one file each, at `FOLDER/EXTRACTOR/KE/KEY`.
 
-    A part gets its name only when it is complete. Processes that want clips of the same extractor wait for the one
-    that began. When all parts together are larger than `max_gib`, those used least recently are deleted; never one
-    that a living process reads.
+    An entry gets its name by renaming, once it is on the disk, so that any number of processes may read and write the
+    same folder at the same time without waiting for each other. It consists of a line of JSON, preceded by the
+    checksum of that line, and the packed spectrograms, whose checksum stands in the line. The line and the length of
+    the file are checked by [`read_facts`], the spectrograms each time that they are read.
 
     Args:
-        cache_dir (`str`, *optional*): The parts lie in its sub-folder `maxmvit_spectrograms`; defaults to the cache
+        cache_dir (`str`, *optional*): The entries lie in its sub-folder `maxmvit_spectrograms`; defaults to the cache
             folder of `datasets`.
-        feature_extractor (`MaxMViTFeatureExtractor`): Whose spectrograms these are; see [`extractor_key`].
-        max_gib (`float`): Size in GiB to keep all parts within, those of other extractors included.
+        feature_extractor (`MaxMViTFeatureExtractor`): Of the spectrograms; see [`extractor_key`].
     """
 
-    def __init__(self, cache_dir: str | os.PathLike | None, feature_extractor: Any, max_gib: float):
-        self.folder = cache_folder(cache_dir)
-        self.extractor = extractor_key(feature_extractor)
-        self.settings = shaping_parameters(feature_extractor)
-        self.max_gib = max_gib
+    def __init__(self, cache_dir: str | os.PathLike | None, feature_extractor: Any):
+        self.root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
+        self.folder = self.root / extractor_key(feature_extractor)
 
-    def find_or_write(self, keys: Sequence[str], write: Callable[[list[int], Path], None]) -> "StoredSpectrograms":
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def write(self, key: str, packed: bytes, **facts: Any) -> None:
+        """Writes an entry: what [`pack`] gave, and `facts` about it, of types that JSON has."""
+        line = json.dumps({**facts, "bytes": len(packed), "crc32": zlib.crc32(packed)}).encode()
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(b"%08x %s\n%s" % (zlib.crc32(line), line, packed))
+
+    def read_facts(self, key: str) -> dict[str, Any]:
         """
-        The rows of `keys`, in this order.
+        The facts of an entry, which counts as used now.
 
-        Args:
-            keys (`Sequence[str]`): One per row; equal ones are stored once.
-            write (`Callable`): `write(missing, folder)` fills an empty folder with Arrow files (`*.arrow`) of the
-                features `STORED`: the rows of the keys at the indices `missing`.
+        Raises:
+            FileNotFoundError: there is no such entry.
+            DamagedEntry: its line is damaged, or its length is not that of the line.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{self.extractor}.lock"):
-            parts = list(filter(None, map(_open_part, self.folder.glob(f"{self.extractor}-*"))))
-            known = {key for part in parts for key in part.rows}
-            missing = [i for key, i in {key: i for i, key in reversed(list(enumerate(keys)))}.items()
-                       if key not in known]  # fmt: skip
-            if missing:
-                parts.append(self._write_part(sorted(missing), keys, write))
-            else:
-                logger.info(f"All {len(keys)} spectrograms are in {self.folder}")
-        wanted = set(keys)
-        stored = StoredSpectrograms([part for part in parts if not wanted.isdisjoint(part.rows)], keys)
-        del parts  # what is not used may be deleted
-        self._evict()
-        return stored
+        return self._read(key, with_spectrograms=False)[0]
 
-    def _write_part(self, missing: list[int], keys: Sequence[str], write: Callable) -> "_Part":
-        name = hashlib.sha1("\n".join(keys[i] for i in missing).encode(), usedforsecurity=False).hexdigest()
-        path = self.folder / f"{self.extractor}-{name}"
-        partial = path.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write(missing, partial)
-        (partial / IN_USE).touch()
-        (partial / SUMMARY).write_text(json.dumps({"clips": len(missing), "extractor": self.settings}, indent=2))
-        os.replace(partial, path)
-        written = _open_part(path)
-        assert written is not None  # nobody evicts under the lock that is held here
-        return written
+    def read(self, key: str) -> dict[str, torch.Tensor]:
+        """The spectrograms of an entry, float32; raises as [`read_facts`] does, also if they are damaged."""
+        return unpack(self._read(key, with_spectrograms=True)[1])
 
-    def _evict(self) -> None:
-        """Deletes the parts used least recently until the rest fits; those in use stay."""
-        with FileLock(self.folder / "eviction.lock"):
-            finished = [path for path in self.folder.glob(f"*/{IN_USE}") if not path.parent.suffix]
-            uses = {path: path.stat().st_mtime for path in finished}
-            sizes = {use: sum(file.stat().st_size for file in use.parent.iterdir()) for use in uses}
-            total, limit = sum(sizes.values()), self.max_gib * 2**30
-            for use in sorted(uses, key=uses.__getitem__):
-                if total <= limit:
-                    return
-                with open(use, "ab") as file:
-                    if not _lock(file, exclusive=True):
-                        continue
-                    logger.info(f"Deleting {use.parent}, used least recently, to keep within {self.max_gib:g} GiB")
-                    gone = use.parent.with_suffix(".evicted")
-                    os.replace(use.parent, gone)
-                shutil.rmtree(gone)
-                total -= sizes[use]
-            if total > limit:
-                logger.warning(
-                    f"The spectrograms in use in {self.folder} take {total / 2**30:.1f} GiB, more than the "
-                    f"{self.max_gib:g} GiB that --feature_cache_gib allows: raise it, or name another --cache_dir."
-                )
+    def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytes]:
+        path = self.path(key)
+        with open(path, "rb", buffering=-1 if with_spectrograms else 512) as file:
+            line, size = file.readline(), os.fstat(file.fileno()).st_size
+            packed = file.read() if with_spectrograms else b""
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text):
+            raise DamagedEntry("its first line is not as it was written")
+        facts = json.loads(text)
+        length = len(line) + facts["bytes"]
+        if size != length:
+            raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
+        if with_spectrograms and facts["crc32"] != zlib.crc32(packed):
+            raise DamagedEntry("its spectrograms are not as they were written")
+        with suppress(OSError):  # a cache that may only be read is evicted by others
+            os.utime(path)
+        return facts, packed
 
-
-def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
-    """Where the parts lie; see [`SpectrogramCache`]."""
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
-
-
-class StoredSpectrograms:
-    """Rows of a cache, read from disk when they are asked for. Its parts are not evicted while it lives."""
-
-    def __init__(self, parts: list["_Part"], keys: Sequence[str]):
-        self._parts = parts
-        rows: dict[str, int] = {}
-        first = 0
-        for part in parts:
-            os.utime(part.use.name)
-            rows |= {key: first + row for key, row in part.rows.items()}
-            first += len(part.table)
-        self._table = concatenate_datasets([part.table for part in parts])
-        self.rows = [rows[key] for key in keys]
-
-    def __getstate__(self) -> dict:
-        """For another process: the parent holds the parts."""
-        return self.__dict__ | {"_parts": []}
-
-    def read(self, row: int) -> dict[str, torch.Tensor]:
-        """The spectrograms of one row of the store, as the extractor returned them, float32."""
-        return unpack(self._table.data.column("spectrograms")[row].as_buffer())
-
-    def content(self, row: int) -> str:
-        """The digest of the waveform that one row of the store was made of."""
-        return self._table.data.column("content")[row].as_py()
-
-    def facts(self, column: str) -> list:
-        """`content`, `seconds` or `error` of every key."""
-        return self._table.data.column(column).take(pyarrow.array(self.rows)).to_pylist()
-
-
-class Versions(Sequence[dict[str, torch.Tensor]]):
-    """
-    The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed.
-
-    Attributes:
-        contents (`list[str]`): For each version a digest of its waveform, equal for equal sound.
-    """
-
-    def __init__(self, stored: StoredSpectrograms, rows: Sequence[int]):
-        self.stored = stored
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def contents(self) -> list[str]:
-        return [self.stored.content(row) for row in self.rows]
-
-    def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
-        return self.stored.read(self.rows[version])
-
-
-class _Part:
-    """A finished part that is held against eviction until this object is gone."""
-
-    def __init__(self, path: Path, use: Any):
-        self.use = use
-        self.table = concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(path.glob("*.arrow"))])
-        self.rows = {key: row for row, key in enumerate(self.table.data.column("key").to_pylist())}
-
-    def __del__(self):
-        self.use.close()
-
-
-def _open_part(path: Path) -> _Part | None:
-    """None if there is no such part (any more)."""
-    if path.suffix or not (path / SUMMARY).exists():
-        return None
-    try:
-        use = open(path / IN_USE, "ab")  # noqa: SIM115 - held for as long as the part is
-    except FileNotFoundError:
-        return None
-    _lock(use, exclusive=False)
-    if not (path / SUMMARY).exists():  # evicted meanwhile
-        use.close()
-        return None
-    return _Part(path, use)
-
-
-def _lock(file: Any, exclusive: bool) -> bool:
-    """Locks an open file until it is closed; False if somebody who reads the part is in the way."""
-    if flock is None:
-        return True
-    try:
-        flock(file, LOCK_EX | LOCK_NB if exclusive else LOCK_SH)
-    except BlockingIOError:
-        return False
-    return True
+    def evict(self, max_gib: float) -> None:
+        """Deletes the entries of all extractors used least recently until the rest takes at most `max_gib` GiB; those
+        used within the last hour stay."""
+        files = []
+        for folder, _, names in os.walk(self.root):
+            for path in (os.path.join(folder, name) for name in names):
+                with suppress(FileNotFoundError):  # evicted, or renamed, by another process
+                    status = os.stat(path)
+                    files.append((status.st_mtime, status.st_size, path))
+        total, limit, recent = sum(size for _, size, _ in files), max_gib * 2**30, time.time() - RECENT_S
+        deleted = 0
+        for used, size, path in sorted(files):
+            if total <= limit or used > recent:
+                break
+            Path(path).unlink(missing_ok=True)
+            total, deleted = total - size, deleted + 1
+        if deleted:
+            logger.info(f"Deleted {deleted} spectrograms, used least recently, to keep within {max_gib:g} GiB")
+        if total > limit:
+            logger.warning(
+                f"The spectrograms used within the last hour in {self.root} take {total / 2**30:.1f} GiB, more than "
+                f"the {max_gib:g} GiB that --feature_cache_gib allows: raise it, or name another --cache_dir."
+            )
 
 
 def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
@@ -281,7 +177,7 @@ def extractor_key(feature_extractor: Any) -> str:
     libraries = {name: version(name) for name in ("librosa", "soundfile", "soxr")}
     libraries |= {"libsndfile": soundfile.__libsndfile_version__}
     libraries |= {name: version(name).partition(".")[0] for name in ("numpy", "torch")}
-    settings = [shaping_parameters(feature_extractor), libraries, list(STORED)]
+    settings = [shaping_parameters(feature_extractor), libraries, FORMAT]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -36,7 +36,7 @@ from ser.features import extract_features, rearranged
 from ser.frozen import layer_statistics_of, suffices
 from ser.metrics import compute_metrics, scores
 from ser.models import make_model, name_classes, starting_weights
-from ser.processes import Crew, first_process_first
+from ser.processes import first_process_first
 from ser.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.report import in_words, splits_table, summarize_folds, write_report
 from ser.runs import (
@@ -51,7 +51,6 @@ from ser.runs import (
     run_settings,
 )
 from ser.shared import SharedClasses, shared_classes
-from ser.spectrogram_cache import cache_folder
 from ser.streaming import StreamingTrainer, refuse_unreadable
 from ser.trainer import SERTrainer
 from ser.training_arguments import SERTrainingArguments
@@ -136,7 +135,7 @@ def _extracted(
         cache_dir=data_args.cache_dir,
         cache_gib=data_args.feature_cache_gib,
         on_bad_audio=data_args.on_bad_audio,
-        crew=Crew(args, cache_folder(data_args.cache_dir)) if args.world_size > 1 else None,
+        args=args,
         **kwargs,
     )
 

@@ -12,7 +12,6 @@ import torch
 
 from ser import distortions
 
-# Factors for which resampling is a small fraction: their filters are a few kB, those of 1.0372 some hundred MB.
 SPEEDS = (0.9, 0.95, 1.05, 1.1)
 SEMITONES = (-2.0, -1.0, 1.0, 2.0)
 
@@ -105,7 +104,8 @@ class WaveformCopies:
 
     def keys(self, clip_key: str) -> list[str]:
         """What the copies of a clip are kept under: the clip's name and all that shapes its copies."""
-        digest = hashlib.sha1(repr((clip_key, self.chain, self.seed, version("torchaudio"))).encode())
+        libraries = [version(name) for name in ("scipy", "soundfile", "soxr")]
+        digest = hashlib.sha1(repr((clip_key, self.chain, self.seed, libraries)).encode())
         for source in (__file__, distortions.__file__):
             digest.update(Path(source).read_bytes())
         return [f"{digest.hexdigest()}-{number}" for number in range(1, self.count + 1)]

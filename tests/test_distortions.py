@@ -1,3 +1,8 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +12,7 @@ from ser import distortions
 from tests.tiny import voice
 
 RATE = 44_100
+ROOT = Path(__file__).parents[1]
 SPEECH = torch.from_numpy(voice(2.0))
 
 
@@ -96,6 +102,39 @@ def test_speed_moves_pitch_and_length_and_pitch_only_pitch():
     assert len(faster) == pytest.approx(RATE / 1.1, abs=2) and strongest(faster) == pytest.approx(484, abs=3)
     higher = distortions.pitch(tone, RATE, 2)
     assert len(higher) == len(tone) and strongest(higher) == pytest.approx(440 * 2 ** (2 / 12), abs=8)
+
+
+@pytest.mark.slow  # librosa compiles it first
+@pytest.mark.parametrize("rate", [0.8, 1.25, 2 ** (1 / 12)])
+def test_the_phase_vocoder_is_that_of_librosa(rate):
+    spectrum = torch.stft(SPEECH[:RATE], distortions.N_FFT, window=torch.hann_window(2048), return_complex=True)
+    expected = librosa.phase_vocoder(spectrum.numpy().astype(np.complex128), rate=rate)
+    stretched = distortions.phase_vocoder(spectrum, rate)
+    assert stretched.shape == expected.shape
+    assert np.abs(stretched.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_altered_copies_need_no_torchaudio():
+    code = (
+        "import sys; sys.modules['torchaudio'] = None  # its import fails\n"
+        "import torch, ser.features; from ser.waveforms import CHAINS, Draw, WaveformCopies\n"
+        "sound = 0.1 * torch.randn(9000)\n"
+        "for chain in CHAINS:\n"
+        "    for link, _ in CHAINS[chain]: link(sound, 44100, Draw(1))\n"
+        "    assert len(WaveformCopies(1, chain).make(sound.numpy(), 44100, 1))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 7])
+def test_a_few_samples_pass_every_band_limit(samples):
+    short = torch.linspace(-0.5, 0.5, samples)
+    for changed in (
+        distortions.telephone(short, RATE, mu_law=True), distortions.through_rate(short, RATE, 1000),
+        distortions.pitch(short, RATE, -2), distortions.vorbis(short, RATE),
+    ):  # fmt: skip
+        assert changed.shape == short.shape and changed.isfinite().all()
 
 
 def test_one_sample_goes_through_everything():

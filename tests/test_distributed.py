@@ -287,8 +287,7 @@ def test_the_command_runs_all_folds_on_two_processes(tmp_path):
     flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none"]
     launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
 
-    shares = sorted(path.name for path in (tmp_path / "cache" / FOLDER).glob("*/*.arrow"))
-    assert shares == ["spectrograms-00000.arrow", "spectrograms-00001.arrow"]
+    assert len([path for path in (tmp_path / "cache" / FOLDER).rglob("*") if path.is_file()]) == 48
     summary = json.loads((out / "metrics.json").read_text())
     metrics = [json.loads((out / f"fold_{fold}" / "metrics.json").read_text()) for fold in range(1, 6)]
     with open(out / "predictions.csv", newline="") as file:

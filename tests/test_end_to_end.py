@@ -349,7 +349,7 @@ def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
     run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
         "--shuffle_training_labels")  # fmt: skip
     assert len(read_predictions(tmp_path / "out")) == 16
-    assert not list(tmp_path.glob("cache/**/*.arrow"))
+    assert not list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
 
 
 @pytest.mark.slow

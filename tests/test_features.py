@@ -1,12 +1,16 @@
 """Extracting once: what is cached, when it is computed again, what happens to bad clips, and what is evicted."""
 
-import gc
 import inspect
 import os
-import subprocess
+import signal
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import soundfile
 import torch
@@ -14,6 +18,7 @@ from datasets import Audio, Dataset
 from transformers import Wav2Vec2FeatureExtractor
 
 import ser.features
+import ser.files
 import ser.spectrogram_cache
 from audio_maxmvit import AudioError
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
@@ -22,7 +27,6 @@ from ser.spectrogram_cache import FOLDER, PICTURE_PARAMETERS, clip_keys, extract
 from tests.tiny import tiny_feature_extractor, voice
 
 RATE = 44_100
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -69,8 +73,38 @@ def same(one: Dataset, other: Dataset) -> bool:
     )
 
 
-def parts(cache_dir: Path) -> list[Path]:
-    return sorted(path for path in (cache_dir / FOLDER).iterdir() if path.is_dir())
+def entries(cache_dir: Path) -> list[Path]:
+    """The files of the cache, in the order in which they were written or used."""
+    files = [path for path in (cache_dir / FOLDER).rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def make_old(path: Path, hours: float) -> None:
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What the cache and the extraction warn of."""
+    found: list[str] = []
+    for module in (ser.features, ser.spectrogram_cache):
+        monkeypatch.setattr(module.logger, "warning", found.append)
+    return found
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The names of the files that this process decodes."""
+    found: list[str] = []
+    honest = ser.features.read_audio
+
+    def noting(source, sampling_rate):
+        found.append(Path(source["path"]).name)
+        return honest(source, sampling_rate)
+
+    monkeypatch.setattr(ser.features, "read_audio", noting)
+    return found
 
 
 # --- what is computed and kept ---
@@ -130,12 +164,8 @@ def test_parts_can_be_selected(clips, tmp_path):
     assert part[:0] == {name: [] for name in part.column_names}
 
 
-def test_other_selections_extract_only_what_is_new(clips, tmp_path, monkeypatch):
-    extractor, read = tiny_feature_extractor(), []
-    honest = ser.features.read_audio
-    monkeypatch.setattr(
-        ser.features, "read_audio", lambda source, rate: (read.append(source["path"]), honest(source, rate))[1]
-    )
+def test_other_selections_extract_only_what_is_new(clips, tmp_path, read):
+    extractor = tiny_feature_extractor()
     some = extract_features(clips.select([3, 1]), extractor, cache_dir=tmp_path)
     every = extract_features(clips, extractor, cache_dir=tmp_path)
     assert len(read) == len(set(read)) == 5
@@ -249,38 +279,108 @@ def test_the_key_outlives_saving(tmp_path):
 # --- interruptions and bad clips ---
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_half_done_is_not_taken_for_whole(clips, tmp_path, monkeypatch, workers):
-    extractor = tiny_feature_extractor()
-    with monkeypatch.context() as patch:
+def start_extraction(clips: Dataset, cache_dir: Path, workers: int, log: Path) -> int:
+    """The number of a process, with a process group of its own, that extracts clips for half a second each."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - until the process ends
+        os.dup2(sys.stderr.fileno(), 2)
+        torch.set_num_threads(1)
         honest = ser.features.read_audio
+        ser.features.read_audio = lambda *args: (time.sleep(0.5), honest(*args))[1]
+        extract_features(clips, tiny_feature_extractor(), num_workers=workers, cache_dir=cache_dir)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
-        def stop_at_the_fourth(source, sampling_rate):
-            if "clip_3" in source["path"]:
-                raise RuntimeError("the lights went out")
-            return honest(source, sampling_rate)
 
-        patch.setattr(ser.features, "read_audio", stop_at_the_fourth)
-        with pytest.raises(RuntimeError, match="lights"):
-            extract_features(clips, extractor, num_workers=workers, cache_dir=tmp_path)
-    assert [path.suffix for path in parts(tmp_path)] == [".partial"]
-    later = extract_features(clips, extractor, cache_dir=tmp_path)
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_extraction_that_is_stopped_leaves_no_process_and_goes_on_later(clips, tmp_path, read, number, workers):
+    """TERM and KILL reach the parent alone; Ctrl+C reaches all processes of a terminal."""
+    extractor, cache_dir, log = tiny_feature_extractor(), tmp_path / "cache", tmp_path / "log"
+    parent = start_extraction(clips, cache_dir, workers, log)
+    wait_until(lambda: len(finished(cache_dir)) >= 2)
+    children = psutil.Process(parent).children(recursive=True)
+    assert len(children) == (2 if workers == 2 else 0)
+    (os.killpg if number == signal.SIGINT else os.kill)(parent, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1])
+    message = log.read_text()
+    assert "TimeoutError" not in message
+    if number == signal.SIGINT:
+        assert code == 1 and message.count("Traceback") == 1 and message.rstrip().endswith("KeyboardInterrupt")
+    else:
+        assert code == -number and "Traceback" not in message
+    wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+    kept = len(finished(cache_dir))
+    assert 2 <= kept < 5
+    later = extract_features(clips, extractor, cache_dir=cache_dir)
+    assert len(read) == 5 - kept
     assert same(later, extract_features(clips, extractor, cache_dir=tmp_path / "fresh"))
-    assert [path.suffix for path in parts(tmp_path)] == [""]
 
 
-def test_a_killed_run_is_not_taken_for_whole(clips, tmp_path, monkeypatch):
-    """As a kill leaves it: whole files of some workers, no farewell."""
+def finished(cache_dir: Path) -> list[Path]:
+    return [path for path in (cache_dir / FOLDER).glob("*/*/*") if not path.name.startswith(".")]
+
+
+def test_what_was_not_renamed_is_not_read(clips, tmp_path, monkeypatch, read):
     extractor = tiny_feature_extractor()
-    monkeypatch.setattr(ser.spectrogram_cache.os, "replace", lambda *paths: os._exit(1))
+    monkeypatch.setattr(ser.files.os, "replace", lambda *paths: os._exit(1))
     if (child := os.fork()) == 0:
         extract_features(clips, extractor, cache_dir=tmp_path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    assert [path.suffix for path in parts(tmp_path)] == [".partial"]
     monkeypatch.undo()
+    (unfinished,) = entries(tmp_path)
     assert len(extract_features(clips, extractor, cache_dir=tmp_path)) == 5
-    assert [path.suffix for path in parts(tmp_path)] == [""]
+    assert len(finished(tmp_path)) == 5 and unfinished.exists()
+    make_old(unfinished, hours=2)
+    extract_features(clips, extractor, cache_dir=tmp_path, cache_gib=1e-9)
+    assert not unfinished.exists() and len(finished(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("bad", [1, 3])
+def test_what_was_extracted_before_a_bad_clip_is_kept(clips, tmp_path, read, bad, workers):
+    path = Path(clips[bad]["audio"]["path"])
+    whole = path.read_bytes()
+    break_clip(clips, bad)
+    with pytest.raises(AudioError, match=path.name):
+        extract_features(clips, tiny_feature_extractor(), num_workers=workers, cache_dir=tmp_path)
+    kept = len(entries(tmp_path))
+    assert kept >= bad
+    path.write_bytes(whole)
+    read.clear()
+    extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
+    assert len(read) == 5 - kept and path.name in read
+
+
+@pytest.mark.slow
+def test_two_runs_at_the_same_time_do_each_other_no_harm(clips, tmp_path):
+    logs = [tmp_path / "first", tmp_path / "second"]
+    runs = [
+        start_extraction(clips, tmp_path / "cache", workers, log) for workers, log in zip((1, 2), logs, strict=True)
+    ]
+    for run, log in zip(runs, logs, strict=True):
+        assert os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) == 0, log.read_text()
+    assert len(entries(tmp_path / "cache")) == 5
+    kept = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path / "cache")
+    assert same(kept, extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path / "fresh"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -296,11 +396,9 @@ def test_an_embedded_bad_clip_is_named(embedded, tmp_path):
         extract_features(Dataset.from_list(rows), tiny_feature_extractor(), cache_dir=tmp_path)
 
 
-def test_bad_clips_are_left_out_when_asked(clips, tmp_path, no_audio, monkeypatch):
+def test_bad_clips_are_left_out_when_asked(clips, tmp_path, no_audio, warnings):
     break_clip(clips, 1)
     os.remove(clips[4]["audio"]["path"])
-    warnings = []
-    monkeypatch.setattr(ser.features.logger, "warning", warnings.append)
     extractor = tiny_feature_extractor()
     for _ in range(2):  # computed, then from the cache
         features = extract_features(clips, extractor, cache_dir=tmp_path, on_bad_audio="skip")
@@ -322,42 +420,126 @@ def test_nothing_left_is_an_error(clips, tmp_path):
         extract_features(clips.select([]), tiny_feature_extractor(), cache_dir=tmp_path)
 
 
+# --- damage ---
+
+
+def flip(position: float, bits: int) -> Callable[[bytes], bytes]:
+    def damage(content: bytes) -> bytes:
+        place = int(position * (len(content) - 1))
+        return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+
+    return damage
+
+
+DAMAGE = {
+    "a bit of the checksum": flip(0.0, 1),
+    "a bit of the first line": lambda content: content.replace(b'"seconds": 0', b'"seconds": 1', 1),
+    "a bit amid the spectrograms": flip(0.6, 64),
+    "the last byte": flip(1.0, 255),
+    "zeroes": lambda content: content[:2000] + bytes(4096) + content[6096:],
+    "a cut": lambda content: content[: len(content) // 2],
+    "a byte more": lambda content: content + b"\0",
+    "no content": lambda content: b"",
+    "another file": lambda content: b"not an entry\n" * 9,
+}
+
+
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_entry_is_made_again_with_one_warning_that_names_it(clips, tmp_path, warnings, read, damage, row):
+    extractor = tiny_feature_extractor()
+    first = extract_features(clips, extractor, cache_dir=tmp_path)
+    path = first["spectrograms"][row].stored.cache.path(list(clip_keys(clips))[row])
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    read.clear()
+    again = extract_features(clips, extractor, cache_dir=tmp_path)
+    assert again["seconds"][:] == first["seconds"][:] and again["content"][:] == first["content"][:]
+    before = spectrograms(first.select([0]))  # read by a run that began before the damage
+    assert torch.equal(before[0]["mel"], spectrograms(again)[0]["mel"])
+    assert path.read_bytes() == whole and read == [f"clip_{row}.wav"]
+    assert len(warnings) == 1 and str(path) in warnings[0] and f"clip_{row}.wav" in warnings[0]
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 4]])
+def test_entries_deleted_during_a_run_are_made_again(clips, tmp_path, read, rows):
+    extractor = tiny_feature_extractor()
+    features = extract_features(clips, extractor, cache_dir=tmp_path)
+    whole = spectrograms(features)
+    keys, cache = list(clip_keys(clips)), features["spectrograms"][0].stored.cache
+    for row in rows:
+        cache.path(keys[row]).unlink()
+    read.clear()
+    for one, other in zip(whole, spectrograms(features), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read == [f"clip_{row}.wav" for row in rows]
+
+
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_a_clip_that_changed_under_a_run_is_not_taken_for_the_old_one(clips, tmp_path, change):
+    features = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
+    features["spectrograms"][2].stored.cache.path(list(clip_keys(clips))[2]).unlink()
+    path = clips[2]["audio"]["path"]
+    if change == "gone":
+        os.remove(path)
+    else:
+        soundfile.write(path, voice(0.4, f0=333), RATE, subtype="FLOAT")
+    for _ in range(2):
+        with pytest.raises(AudioError, match=r"clip_2\.wav"):
+            features["spectrograms"][2][0]
+
+
+def test_random_numbers_of_a_run_do_not_depend_on_what_was_missing(clips, tmp_path):
+    states = []
+    for workers in (2, 1, 1):
+        torch.manual_seed(3)
+        extract_features(clips, tiny_feature_extractor(), num_workers=workers, cache_dir=tmp_path / str(workers))
+        states.append(torch.get_rng_state())
+    assert torch.equal(states[0], states[1]) and torch.equal(states[1], states[2])
+
+
 # --- eviction ---
 
 
 def test_what_was_used_last_longest_ago_goes_first(clips, tmp_path, no_audio):
     extractor = tiny_feature_extractor()
+    used: dict[int, Path] = {}
     for row in range(3):
         extract_features(clips.select([row]), extractor, cache_dir=tmp_path)
-    for age, part in enumerate(sorted(parts(tmp_path), key=lambda path: (path / "in_use").stat().st_mtime_ns)):
-        os.utime(part / "in_use", (age, age))
+        (used[row],) = set(entries(tmp_path)) - set(used.values())
+        make_old(used[row], hours=30 - row)
     extract_features(clips.select([0]), extractor, cache_dir=tmp_path)  # the oldest, used again
-    size = sum(file.stat().st_size for part in parts(tmp_path) for file in part.iterdir())
-    gc.collect()  # tables of this process hold their parts while they live
+    size = sum(path.stat().st_size for path in entries(tmp_path))
     extract_features(clips.select([0]), extractor, cache_dir=tmp_path, cache_gib=(size - 1) / 2**30)
     no_audio()
-    assert len(parts(tmp_path)) == 2
+    assert set(entries(tmp_path)) == {used[0], used[2]}
     extract_features(clips.select([0, 2]), extractor, cache_dir=tmp_path)
     with pytest.raises(AssertionError, match="audio was read"):
         extract_features(clips.select([1]), extractor, cache_dir=tmp_path)
 
 
-@pytest.mark.slow
-def test_what_is_in_use_stays_and_the_flag_is_named(clips, tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(ser.spectrogram_cache.logger, "warning", warnings.append)
+def test_the_cache_of_an_earlier_version_is_evicted_too(clips, tmp_path):
+    part = tmp_path / FOLDER / "0123-4567"
+    part.mkdir(parents=True)
+    for name in ("spectrograms.arrow", "in_use"):  # the summary is missing
+        (part / name).write_bytes(bytes(10**6))
+        make_old(part / name, hours=100)
+    assert len(extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)) == 5
+    assert len(list(part.iterdir())) == 2
+    extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path, cache_gib=1e6 / 2**30)
+    assert not list(part.iterdir()) and len(entries(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [2, 3, 4]])
+def test_what_was_used_lately_stays_and_the_flag_is_named(clips, tmp_path, warnings, rows):
     extractor = tiny_feature_extractor()
-    used = extract_features(clips.select([0, 1]), extractor, cache_dir=tmp_path, cache_gib=1e-9)
-    assert len(parts(tmp_path)) == 1 and "--feature_cache_gib" in warnings[0]
-    code = (
-        "import sys; from datasets import Dataset; from ser.features import extract_features;"
-        "from tests.tiny import tiny_feature_extractor as tiny;"
-        "clips = Dataset.from_dict({'file': ['a'], 'audio': [sys.argv[1]]});"
-        "print(len(extract_features(clips, tiny(), cache_dir=sys.argv[2], cache_gib=1e-9)))"
-    )
-    command = [sys.executable, "-c", code, clips[4]["audio"]["path"], str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    assert len(spectrograms(used)) == 2 and len(parts(tmp_path)) == 2  # theirs was in use too
-    used.format["format_kwargs"]["transform"].keywords["stored"]._parts.clear()
-    subprocess.run(command, cwd=ROOT, check=True)
-    assert len(parts(tmp_path)) == 1
+    used = extract_features(clips.select(rows), extractor, cache_dir=tmp_path, cache_gib=1e-9)
+    assert len(entries(tmp_path)) == len(rows) and "--feature_cache_gib" in warnings[0] and len(warnings) == 1
+    for path in entries(tmp_path):
+        make_old(path, hours=2)
+    used["spectrograms"][0][0]  # as a run does that has been training for hours
+    kept = entries(tmp_path)[-1]
+    other = [row for row in range(5) if row not in rows][:1]
+    extract_features(clips.select(other), extractor, cache_dir=tmp_path, cache_gib=1e-9)
+    assert len(entries(tmp_path)) == 2 and kept in entries(tmp_path)
+    assert len(spectrograms(used)) == len(rows)  # what another run evicted is made again
