@@ -27,7 +27,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 EXTRAS = PROJECT["optional-dependencies"]
 DECLARED = {
-    "requirements": PROJECT["dependencies"] + EXTRAS["augmentation"],
+    "requirements": PROJECT["dependencies"] + EXTRAS["torchaudio"],
     "requirements-app": EXTRAS["app"],
     "requirements-export": EXTRAS["export"],
     "requirements-dev": EXTRAS["dev"],
@@ -63,7 +63,7 @@ def normal(name: str) -> str:
 
 def declared(part: str) -> dict[str, Requirement]:
     found = {normal(requirement.name): requirement for requirement in map(Requirement, DECLARED[part])}
-    found.pop(PROJECT["name"], None)  # its extra `dev` names the extra `augmentation`
+    found.pop(PROJECT["name"], None)  # its extra `dev` names the extra `torchaudio`
     return found
 
 
@@ -112,8 +112,8 @@ def test_what_is_imported_is_declared():
 
 
 def test_what_is_declared_is_imported():
-    """timm imports torchvision, and Trainer tensorboard."""
-    assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "tensorboard"}
+    """timm imports torchvision, Trainer tensorboard, and transformers torchaudio."""
+    assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "tensorboard", "torchaudio"}
 
 
 def test_what_tests_and_benchmarks_import_is_declared():
