@@ -1,4 +1,4 @@
-"""Reads any recording into a waveform: files, URLs, bytes, arrays, at any rate, whole or as a stream."""
+"""Reads any recording (file, URL, bytes or array) as a mono waveform, whole or in blocks, without FFmpeg."""
 
 import io
 import ipaddress
@@ -41,7 +41,6 @@ MAX_DOWNLOAD_BYTES = 500 * 2**20  # an hour of 16-bit stereo at 48 kHz has 660 M
 MAX_DOWNLOAD_S = 300.0  # for all of a download
 MAX_SILENCE_S = 30.0  # between two bytes of a download
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that the internet uses of IPv6
-
 # The suffixes of recordings: of what libsndfile decodes (but for .raw, .mat and .xi, which mostly hold something else)
 # and of what PyAV decodes beyond.
 AUDIO_SUFFIXES = {
@@ -371,8 +370,6 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
 
 
 # How much of a file's sound there is, by its own structure. libsndfile decodes what it finds without a word.
-
-
 class _Layout(NamedTuple):
     """How a container of chunks is written: each an identity, a length and that many bytes."""
 
@@ -745,7 +742,6 @@ def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
 
 
 # What libsndfile does not decode and PyAV does.
-
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
 EBML = b"\x1a\x45\xdf\xa3"
@@ -891,8 +887,6 @@ def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator
 
 
 # Downloads, within limits of size and time, and not from this machine's own network unless that is allowed.
-
-
 def _download(url: str, file: BinaryIO, allow_private: bool = False) -> None:
     """
     Writes what an http or https URL holds to a file, all of it or an error. Redirects are followed to such URLs only.

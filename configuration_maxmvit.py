@@ -1,35 +1,143 @@
-"""Configuration of MaxMViT-MLP: which two timm backbones see the pictures, and how wide the head is."""
+"""The configuration of MaxMViT-MLP: backbones, speech encoder, fusion and head."""
 
 import dataclasses
 import difflib
+import json
 import math
 import os
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, get_type_hints
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.versions import require_version
 
-try:
-    from .images_maxmvit import SETTINGS
-    from .keywords_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
-    from .speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
-except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
-        raise
-    from images_maxmvit import SETTINGS
-    from keywords_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
-    from speech_maxmvit import LAYER_CHOICES, POOLINGS, check_encoder_config, read_encoder_config
+# ---- Parameters of the feature extractor ----
+
+EXTRACTOR_CHOICES = {
+    "level": ("clip", "full_scale"),
+    "mel_representation": ("log-mel", "mfcc"),
+    "channels": ("repeat", "deltas"),
+    "filter_bank": ("fixed", "learnable"),
+    "backend": ("torch", "librosa"),
+}
+
+
+def check_types(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for the first value that is not of the type by which its name is annotated: a whole number
+    is an `int` of any library and a `float` too, a sequence may be an array, and numbers are finite."""
+    for name, value in values.items():
+        if name in annotations and not _is_of_type(value, annotations[name]):
+            raise ValueError(
+                f"{name}={shortened(value)} does not work: it has to be {_type_in_words(annotations[name])}."
+            )
+
+
+def shortened(value: Any, limit: int = 80) -> str:
+    """A value as it stands in an error: its `repr`, or the beginning of it."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is_of_type(value, each) for each in arguments)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if origin in (list, tuple, Sequence):
+        is_sequence = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+        return is_sequence and all(_is_of_type(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping):
+        items = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(_is_of_type(part, each) for pair in items for part, each in zip(pair, arguments, strict=True))
+    if kind in (int, float):
+        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return not isinstance(kind, type) or isinstance(value, kind)  # what is annotated by a text alone is not checked
+
+
+def _type_in_words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_type_in_words, arguments)))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (list, tuple, Sequence):
+        plural = {int: "whole numbers", float: "numbers", str: "strings"}
+        return f"a list of {plural.get(arguments[0], 'values')}"
+    if origin in (dict, Mapping):
+        return "a dictionary"
+    known = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+    return known.get(kind, "None" if kind is types.NoneType else f"a {kind.__name__}")
+
+
+SETTINGS: dict[str, Any] = {  # name -> type
+    "sampling_rate": int, "mel_n_fft": int, "n_mels": int, "level": str, "top_db": float,
+    "full_scale_db": Sequence[float], "mel_representation": str, "n_mfcc": int, "channels": str,
+    "image_shape": Sequence[int], "image_mean": Sequence[float], "image_std": Sequence[float],
+}  # fmt: skip
+
+
+# ---- Configurations of speech encoders ----
+
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "whisper")
+POOLINGS = ("attention", "mean", "statistics", "attentive_statistics")
+LAYER_CHOICES = ("weighted_sum", "concat")
+# Of an encoder's configuration: what says nothing about it, or is the checkpoint's that it is taken from.
+NOT_KEPT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version"}
+# All layers are summed, so none may be left out; and an adapter would come after them.
+SETTLED = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "add_adapter": False}
+
+
+def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
+    """
+    The configuration of a speech encoder, as this model's keeps it: all that builds it again without a network.
+
+    Args:
+        name: A name on the Hugging Face Hub, or a folder that `save_pretrained` wrote.
+
+    Raises:
+        OSError: It can neither be downloaded nor found; names both ways out.
+        ValueError: It is none of the families that can be joined.
+    """
+    with_remedy = f"speech_encoder={os.fspath(name)!r}"
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise OSError(
+            f"{with_remedy} could not be loaded ({error}). Either run where the Hugging Face Hub can be reached (or "
+            "its cache holds it), or name a local folder."
+        ) from error
+    kept = {key: value for key, value in config.to_dict().items() if key not in NOT_KEPT}
+    kept |= {key: value for key, value in SETTLED.items() if key in kept}
+    check_encoder_config(kept, with_remedy)
+    return json.loads(json.dumps(kept))  # as a checkpoint has it, tuples and all
+
+
+def check_encoder_config(config: Mapping[str, Any], name: str) -> None:
+    """Raises `ValueError`, which begins with `name`, if this is the configuration of another family."""
+    if config.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"{name} is a model of type {config.get('model_type')!r}, which cannot be joined: it is one of "
+            f"{', '.join(FAMILIES)}."
+        )
+
+
+# ---- Configuration ----
 
 require_version(
     "transformers>=5.4",
     "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
 )
-
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
 HEAD_NAMES = ("mlp", "linear", "decoder")
@@ -102,7 +210,7 @@ class MaxMViTConfig(PretrainedConfig):
         cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
             Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
             (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads. None
-            for a model of the other branch alone; `"convnet"` for the plain one of `convnet_maxmvit.py`.
+            for a model of the other branch alone; `"convnet"` for the plain one of `modeling_maxmvit.py`.
         mel_backbone (`str`, defaults to `"mvitv2_base"`):
             Name of the timm model that sees the Mel spectrogram, or None.
         cqt_backbone_kwargs (`dict`, *optional*):
@@ -114,13 +222,13 @@ class MaxMViTConfig(PretrainedConfig):
             to the model.
         filter_bank (`str`, defaults to `"fixed"`):
             What filters the Mel picture: `"fixed"`, the feature extractor, or `"learnable"`, the model itself, by
-            filters that begin as the extractor's; see `learnable_maxmvit.py`. The extractor has to have it too.
+            filters that begin as the extractor's; see `modeling_maxmvit.py`. The extractor has to have it too.
         filter_bank_config (`dict`, *optional*):
             Of `filter_bank="learnable"`, how the extractor draws its pictures, from
-            `images_maxmvit.picture_settings`.
+            `feature_extraction_maxmvit.picture_settings`.
         speech_encoder (`str`, *optional*):
             Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or Whisper, of
-            which the encoder is taken) that hears the waveform as a third branch; see `speech_maxmvit.py`. It starts
+            which the encoder is taken) that hears the waveform as a third branch; see `modeling_maxmvit.py`. It starts
             at random; [`MaxMViTModel.load_speech_weights`] loads it.
         speech_encoder_config (`dict`, *optional*):
             The encoder's own configuration, by which it is built. Read from `speech_encoder` where it is not given;
@@ -138,7 +246,7 @@ class MaxMViTConfig(PretrainedConfig):
             What joins the branches' features: `"concat"`, the paper's; `"gated"`, a learned gate for each feature of
             each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`, products
             of features of different branches. The formulas and their sources are with the classes in
-            `heads_maxmvit.py`.
+            `modeling_maxmvit.py`.
         fusion_size (`int`, defaults to 256):
             Width to which `"attention"` and `"bilinear"` project the branches.
         head (`str`, defaults to `"mlp"`):
@@ -303,7 +411,7 @@ class MaxMViTConfig(PretrainedConfig):
         if given is None or {*given} != {*SETTINGS}:
             raise ValueError(
                 "filter_bank='learnable' needs a filter_bank_config that says how pictures are drawn: give "
-                "picture_settings(extractor) of images_maxmvit.py."
+                "picture_settings(extractor) of feature_extraction_maxmvit.py."
             )
         try:
             check_types(given, SETTINGS)
@@ -441,5 +549,6 @@ def _check_backbone_name(field: str, name: str) -> None:
 
 
 MaxMViTConfig.register_for_auto_class()
+
 
 __all__ = ["MaxMViTConfig"]

@@ -1,31 +1,9 @@
 #!/usr/bin/env python
-"""Scores a checkpoint on any table of clips, with the report that training writes.
-
-    python evaluate_ser.py out/ravdess --dataset_name emodb --label_map default --output_dir out/on_emodb
-    python evaluate_ser.py out/ravdess --dataset_name ravdess --protocol emobox --fold 1 --output_dir out/again
-
-Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on, as
-its splits.json tells, are refused. Classes go by their names: the table may hold fewer than the model knows.
-"""
+"""Scores a checkpoint on any table of clips, with the report that training writes."""
 
 import sys
 
-from ser.commands import exit_code
-from ser.environment import wait_passively
-
-
-def main(arguments: list[str] | None = None) -> None:
-    wait_passively()  # before torch is imported
-    from ser.evaluation import evaluate, parse_arguments
-    from ser.report import in_words
-
-    checkpoint, clip_args, args = parse_arguments(arguments, __doc__)
-    print(f"{in_words(evaluate(checkpoint, clip_args, args))}\nReport and predictions: {args.output_dir}")
-
-
-def command() -> int:
-    return exit_code(main, "Interrupted: there is no report yet.")
-
+from ser.commands.evaluate import command
 
 if __name__ == "__main__":
     sys.exit(command())

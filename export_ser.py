@@ -1,79 +1,9 @@
 #!/usr/bin/env python
-"""
-Writes a model as one ONNX file, from waveform to emotion, that needs neither PyTorch nor this project:
+"""Writes a model as one ONNX file, from waveform to emotion, that needs neither PyTorch nor this project."""
 
-    python export_ser.py MODEL OUT.onnx [--window 3 | --dynamic] [--without_front_end] [--quantize int8|fp16]
-
-Input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; outputs are `probabilities`
-and `logits` (batch, labels), `embedding` (batch, features), and the pictures that the model saw. Beside it, OUT.pt2
-holds the same in float32 as a program of torch.export. onnxruntime answers with the file on synthesised clips before
-it is given its name; if it answers otherwise than the pipeline, there is no file. Needs requirements-export.txt.
-"""
-
-import argparse
-import importlib.util
-import logging
 import sys
-import warnings
-from pathlib import Path
 
-from ser.commands import exit_code
-from ser.environment import wait_passively
-from ser.errors import UsageError
-from ser.files import check_writable
-
-LONGEST_S = 600.0
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"{', '.join(missing)} cannot be imported: pip install -r requirements-export.txt")
-    for path in (args.output, args.output.with_suffix(".pt2")):
-        check_writable(path)
-    wait_passively()  # before torch is imported
-    from ser.export import Form, export
-    from ser.models import load_pipeline
-
-    # What the exporters say of their own innards, which nobody here can mend.
-    warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|copyreg|onnxruntime")
-    logging.disable(logging.WARNING)
-    form = Form(None if args.dynamic else args.window, not args.without_front_end, args.quantize, args.opset)
-    difference = export(load_pipeline(args.model, "cpu"), args.output, form)
-    size = args.output.stat().st_size / 2**20
-    print(f"{args.output}: {size:.1f} MiB, probabilities at most {difference:.1e} beside the pipeline's")
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
-    parser.add_argument("output", type=Path, help="the file to write, which ends in .onnx")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--window", type=float, default=3.0, help="seconds of each waveform (default 3)")
-    length.add_argument("--dynamic", action="store_true", help="waveforms of any length from 0.1 s on")
-    parser.add_argument(
-        "--without_front_end", action="store_true", help="pictures go in, as the feature extractor returns them"
-    )
-    parser.add_argument(
-        "--quantize",
-        choices=("int8", "fp16"),
-        help="the model's weights in 8 or 16 bits",
-    )
-    parser.add_argument("--opset", type=int, default=20, choices=range(18, 24), help="of ONNX (default 20)")
-    args = parser.parse_args(arguments)
-    if args.output.suffix != ".onnx":
-        parser.error("the file to write must end in .onnx")
-    if not args.output.parent.is_dir():
-        parser.error(f"there is no folder {args.output.parent}")
-    if not 0.1 <= args.window <= LONGEST_S:
-        parser.error(f"--window must be from 0.1 to {LONGEST_S:g} seconds")
-    return args
-
-
-def command() -> int:
-    return exit_code(main, "Interrupted: nothing is written.")
-
+from ser.commands.export import command
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -1,4 +1,4 @@
-"""Waveform -> the pair of images that MaxMViT-MLP looks at: a constant-Q transform (CQT) and a Mel spectrogram.
+"""The feature extractor of MaxMViT-MLP: waveform -> constant-Q and Mel images.
 
 | step | operation |
 |---|---|
@@ -7,57 +7,430 @@
 | Mel | power, 4,096-point Hann STFT, hop 256, 128 Slaney mels, in dB below the clip's maximum, floored at -80 dB |
 | image | min-max to [0, 1], bilinear resize without antialiasing to 244 x 244; row 0 is the lowest frequency |
 
-Parameters change the last two steps; what they do is written in `images_maxmvit.py`.
+Parameters change the last two steps; what they do is written in `feature_extraction_maxmvit.py`.
 
 Two back ends compute the spectrograms: `"librosa"` is this table written down literally, the reference; `"torch"` (the
 default) is several times faster, follows the CQT's definition about a hundred times more closely, and runs on any
 device. This file is shipped with every checkpoint and needs nothing of the repository it was written in.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import ctypes
+import difflib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ContextDecorator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import soxr  # comes with librosa
 import torch
-from transformers import SequenceFeatureExtractor
+import torch.nn.functional as F
+from transformers import (
+    AutoFeatureExtractor,
+    SequenceFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import logging
+from transformers.utils import TransformersKwargs, logging
 
 try:
-    from .images_maxmvit import drawn, loud_frames, normalized, picture_settings
-    from .keywords_maxmvit import (
-        PADDING_KEYWORDS,
-        SAVED_KEYWORDS,
-        check_extractor,
-        check_types,
-        parameters_of,
-        refuse_mistyped,
-        refuse_unknown,
+    from .configuration_maxmvit import EXTRACTOR_CHOICES, SETTINGS, check_types, shortened
+    from .spectrograms_maxmvit import (
+        C1,
+        as_waveforms,
+        cosine_filters,
+        delta_filters,
+        spectrograms_of,
+        stream_blocks,
+        stretch,
+        wavelets,
     )
-    from .learnable_maxmvit import power_inputs
-    from .spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
-    from .speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
-    from .streams_maxmvit import stream_blocks
-    from .threads_maxmvit import one_thread
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from images_maxmvit import drawn, loud_frames, normalized, picture_settings
-    from keywords_maxmvit import (
-        PADDING_KEYWORDS,
-        SAVED_KEYWORDS,
-        check_extractor,
-        check_types,
-        parameters_of,
-        refuse_mistyped,
-        refuse_unknown,
+    from configuration_maxmvit import EXTRACTOR_CHOICES, SETTINGS, check_types, shortened
+    from spectrograms_maxmvit import (
+        C1,
+        as_waveforms,
+        cosine_filters,
+        delta_filters,
+        spectrograms_of,
+        stream_blocks,
+        stretch,
+        wavelets,
     )
-    from learnable_maxmvit import power_inputs
-    from spectrograms_maxmvit import C1, as_waveforms, spectrograms_of, stretch, wavelets
-    from speech_maxmvit import WAVEFORM, make_processor, resampled, speech_inputs
-    from streams_maxmvit import stream_blocks
-    from threads_maxmvit import one_thread
+
+
+# ---- Parameter checks ----
+# Keywords that nothing would heed, and values that cannot work: refused, with what was meant or would do.
+
+# What transformers saves with every feature extractor, and what it passes to one that is called.
+SAVED_KEYWORDS = (
+    "feature_size", "padding_value", "padding_side", "return_attention_mask", "feature_extractor_type",
+    "processor_class", "auto_map", "custom_pipelines", "transformers_version",
+)  # fmt: skip
+PADDING_KEYWORDS = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
+TRANSFORMERS_KEYWORDS = frozenset(TransformersKwargs.__annotations__)  # what it passes to every model
+
+
+def parameters_of(function: Callable) -> list[str]:
+    """Names of the parameters of a function or class, without what collects the rest."""
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str], function: Callable) -> None:
+    """Raises `TypeError` for the first name that is not among the known ones."""
+    for name in given:
+        if name not in known:
+            parameters = parameters_of(function)
+            close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(parameters)}"
+            raise TypeError(f"{function.__qualname__} has no parameter {name!r}; {hint}")
+
+
+def refuse_mistyped(given: Iterable[str], function: Callable) -> None:
+    """Raises `TypeError` for a name that looks like a mistyped parameter; others may be meant for somebody else."""
+    for name in given:
+        if close := difflib.get_close_matches(name, parameters_of(function), n=1, cutoff=0.8):
+            raise TypeError(f"{function.__qualname__} has no parameter {name!r}; did you mean {close[0]!r}?")
+
+
+def check_extractor(extractor: Any) -> None:
+    """Raises `ValueError` for parameters of [`MaxMViTFeatureExtractor`] that cannot work together."""
+    for name, choices in EXTRACTOR_CHOICES.items():
+        if getattr(extractor, name) not in choices:
+            given = shortened(getattr(extractor, name))
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {given}")
+    for name in (
+        "sampling_rate", "min_length", "cqt_fmin", "cqt_n_bins", "cqt_bins_per_octave", "cqt_hop_length",
+        "mel_n_fft", "mel_hop_length", "n_mels", "top_db", "n_mfcc",
+    ):  # fmt: skip
+        if not getattr(extractor, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(extractor, name)!r}")
+    if extractor.trim_db is not None and not extractor.trim_db > 0:
+        raise ValueError(f"trim_db must be positive, or None for no trimming, got {extractor.trim_db!r}")
+    if not extractor.trim_margin >= 0:
+        raise ValueError(f"trim_margin must be 0 seconds or more, got {extractor.trim_margin!r}")
+    full_scale_db, size = extractor.full_scale_db, extractor.image_shape
+    if len(full_scale_db) != 2 or not full_scale_db[0] < full_scale_db[1]:
+        raise ValueError(f"full_scale_db must be a level in dB and a higher one, got {full_scale_db!r}")
+    if extractor.n_mfcc > extractor.n_mels and extractor.mel_representation == "mfcc":
+        raise ValueError(
+            f"n_mfcc={extractor.n_mfcc} is more than the n_mels={extractor.n_mels} that it is computed from"
+        )
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"image_size must be a positive number or (height, width), got {extractor.image_size!r}")
+    if extractor.mel_n_fft % 2:
+        raise ValueError(f"mel_n_fft must be even, got {extractor.mel_n_fft}")
+    for values in (extractor.image_mean, extractor.image_std):
+        if isinstance(values, dict) and {*values} != {"cqt", "mel"}:
+            raise ValueError(f"image_mean and image_std by branch must name cqt and mel, got {', '.join(values)}")
+    for branch in ("cqt", "mel"):
+        mean, std = extractor.normalization(branch)
+        if len(mean) != len(std):
+            raise ValueError("image_mean and image_std must have one value per channel each")
+
+
+# ---- Threads ----
+# Limits a call to one CPU thread, by OpenMP's and MKL's settings of the calling thread.
+
+
+class one_thread(ContextDecorator):
+    """Context manager and decorator: what torch computes on the CPU inside takes one thread.
+
+    A clip is hundreds of steps of microseconds. Threads that share them wait for each other at every one, on a busy
+    machine for longer than the work takes; cores are better used by processes.
+
+    `torch.set_num_threads` is not the way: it also sets what every new thread of the process starts with, so calls
+    that overlap leave that at one. The two settings under it belong to the thread that makes them: OpenMP's
+    `nthreads-var` (an internal control variable of the current task) and MKL's local number of threads. They are
+    restored in the thread that set them. Where torch has no OpenMP (Windows), nothing is changed.
+
+    A decorated method holds no generator (as one of `contextlib.contextmanager` does), so that `datasets` can hash the
+    feature extractor.
+    """
+
+    def _recreate_cm(self) -> "one_thread":
+        return one_thread()  # each call keeps settings of its own: calls overlap
+
+    def __enter__(self) -> None:
+        set_openmp, set_mkl = _setters()
+        # Also makes torch set up this thread, which it does once, when first needed, and which would undo the rest.
+        self._threads = torch.get_num_threads()
+        set_openmp(1)
+        self._mkl_threads = set_mkl(1)
+
+    def __exit__(self, *_: object) -> None:
+        set_openmp, set_mkl = _setters()
+        set_mkl(self._mkl_threads)
+        set_openmp(self._threads)
+
+
+@lru_cache(maxsize=1)
+def _setters() -> tuple[Callable[[int], object], Callable[[int], int]]:
+    """`omp_set_num_threads` and `MKL_Set_Num_Threads_Local` (which returns what was set) of the libraries that torch
+    itself is linked to, or functions that do nothing."""
+    library = ctypes.CDLL(torch._C.__file__)
+    openmp = getattr(library, "omp_set_num_threads", None)
+    mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
+    return openmp or _nothing_to_set, mkl or _nothing_to_set
+
+
+def _nothing_to_set(threads: int) -> int:
+    return threads
+
+
+# ---- Images ----
+# From spectrograms in dB to pictures in [0, 1]: silence cut, level, representation, channels, size.
+
+DELTA_WIDTH = 9  # frames, librosa's default
+# The change that reaches the ends of a picture, as a share of its range: per frame, and per frame and frame. Of
+# RAVDESS' CQT 0.4 % goes beyond either, of its Mel spectrogram 0.02 % beyond the first.
+DELTA_REACH = (1 / 12, 1 / 24)
+
+
+def picture_settings(extractor: Any) -> dict[str, Any]:
+    """What of a [`MaxMViTFeatureExtractor`] its Mel pictures hang on, beside the power that they are drawn of."""
+    mean, std = extractor.normalization("mel")
+    return {name: getattr(extractor, name) for name in SETTINGS} | {"image_mean": mean, "image_std": std}
+
+
+def drawn(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
+    """
+    The picture of a spectrogram, as an extractor of these settings draws it; gradients pass.
+
+    Args:
+        db (`torch.Tensor` of shape `(bins, T)`): float32, in dB.
+        settings (`Mapping`): From `picture_settings`.
+        is_mel (`bool`): Whether `mel_representation` is heeded.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1, height, width)`, or `(1, 3, height, width)` with deltas, in [0, 1].
+    """
+    full_scale = settings["level"] == "full_scale"
+    ends = db.new_tensor(settings["full_scale_db"]) if full_scale else clip_range(db, settings["top_db"])
+    picture = between(db, *ends)
+    if is_mel and settings["mel_representation"] == "mfcc":
+        picture = mfcc(picture, settings["n_mfcc"])
+    picture = with_deltas(picture) if settings["channels"] == "deltas" else picture[None]
+    return resize(picture, settings["image_shape"])
+
+
+def normalized(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """`(B, 1 or 3, H, W)`, any float type -> `(B, 3, H, W)` float32: less `mean`, divided by `std`."""
+    shift, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return (images.float() - shift) / scale
+
+
+def loud_frames(rms: torch.Tensor, trim_db: float) -> tuple[int, int]:
+    """The first frame that is less than `trim_db` below the loudest, and the one behind the last: those from which
+    `librosa.effects.trim` keeps a clip to which it does. There always is one.
+
+    Args:
+        rms (`torch.Tensor` of shape `(T,)`): levels in dB.
+        trim_db (`float`): positive.
+    """
+    loud = (rms - rms.max() > -trim_db).nonzero()[:, 0]
+    first, last = loud[[0, -1]].tolist()
+    return first, last + 1
+
+
+def clip_range(db: torch.Tensor, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest level of a spectrogram, at most `top_db` below the highest, and the highest."""
+    high = db.amax()  # aminmax passes no gradient
+    return torch.maximum(db.amin(), high - top_db), high
+
+
+def between(db: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """A spectrogram as a picture: 0 is `low` or less, 1 is `high` or more. Where the two are equal, all is 0."""
+    return (db - low).div_(torch.where(high > low, high - low, 1)).clamp_(0, 1)
+
+
+def mfcc(picture: torch.Tensor, n_mfcc: int) -> torch.Tensor:
+    """Cepstrum of a log-Mel picture, again as a picture: `librosa.feature.mfcc(S=picture, n_mfcc=n_mfcc)`, divided by
+    the root of the number of Mel bands, plus 0.5 in all rows but the first.
+
+    The DCT is the orthonormal DCT-II. So row 0 is the mean of the picture's column, and no other row comes further
+    from 0.5 than sqrt(2) / pi = 0.45: nothing has to be cut off to lie in [0, 1].
+
+    Args:
+        picture (`torch.Tensor` of shape `(n_mels, T)`): in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(n_mfcc, T)`, in [0, 1].
+    """
+    transform = _dct(len(picture), n_mfcc, picture.device)
+    cepstrum = (transform @ picture.to(transform.dtype)).to(picture.dtype)
+    cepstrum[1:] += 0.5
+    return cepstrum.clamp_(0, 1)
+
+
+def with_deltas(picture: torch.Tensor) -> torch.Tensor:
+    """A picture, its rate of change, and the change of that, each in [0, 1].
+
+    The changes are those of `librosa.feature.delta(picture, width=9, order=1 or 2, mode="interp")`: slope and
+    curvature of the line and the parabola that fit 9 frames best (Savitzky and Golay, 1964); the four frames at each
+    end have those of the first and the last 9. A picture of fewer frames is continued by its last one. 0.5 stands for
+    no change, 0 and 1 for a fall and a rise by 1/12 of the picture's range per frame (by 1/24 per frame and frame in
+    the third channel) or more.
+
+    Args:
+        picture (`torch.Tensor` of shape `(bins, T)`).
+
+    Returns:
+        `torch.Tensor` of shape `(3, bins, T)`.
+    """
+    frames = picture.shape[-1]
+    longer = F.pad(picture, (0, max(0, DELTA_WIDTH - frames)), mode="replicate")
+    inner, channels = longer.shape[-1] - DELTA_WIDTH + 1, [picture]
+    for weights in _delta_weights():
+        change = torch.full_like(longer[:, :inner], 0.5)
+        for offset, weight in weights:
+            change.add_(longer[:, offset : offset + inner], alpha=weight)
+        change = F.pad(change.clamp_(0, 1), (DELTA_WIDTH // 2, DELTA_WIDTH // 2), mode="replicate")
+        channels.append(change[:, :frames])
+    return torch.stack(channels)
+
+
+def resize(picture: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`(channels, bins, T)` -> `(1, channels, height, width)`, bilinear without antialiasing."""
+    # Channels as a batch: torch takes five times as long for an image of three channels as for three images.
+    return F.interpolate(picture[:, None], size=tuple(size), mode="bilinear").transpose(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _delta_weights() -> list[list[tuple[int, float]]]:
+    """For the first and the second change, what each frame of nine counts (the middle one counts nothing in the
+    first): fitted once, since the fit takes as long as all that is done with it for a clip."""
+    return [
+        [(offset, float(weight) / (2 * reach)) for offset, weight in enumerate(fit) if abs(weight) > 1e-12]
+        for fit, reach in zip(delta_filters(DELTA_WIDTH), DELTA_REACH, strict=True)
+    ]
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be needed by a gradient later
+def _dct(n_mels: int, n_mfcc: int, device: torch.device) -> torch.Tensor:
+    """`(n_mfcc, n_mels)`, divided by sqrt(n_mels). In float64: on a GPU a float32 product may be computed in TF32."""
+    return torch.from_numpy(cosine_filters(n_mels, n_mfcc) / n_mels**0.5).to(device)
+
+
+# ---- Inputs of learnable Mel filters ----
+
+
+def power_inputs(powers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Args:
+        powers: `(bins, frames)` each, in dB.
+
+    Returns:
+        `power_values`, float32 `(B, bins, longest)`, filled with zeros at the end, and `power_lengths`, int64 `(B,)`:
+        how many frames of each are its own.
+    """
+    lengths = torch.tensor([power.shape[-1] for power in powers], device=powers[0].device)
+    padded = [F.pad(power.float(), (0, int(lengths.max()) - power.shape[-1])) for power in powers]
+    return {"power_values": torch.stack(padded), "power_lengths": lengths}
+
+
+# ---- Inputs of a speech encoder ----
+
+WAVEFORM = "speech"  # among the spectrograms of a clip: its waveform at the encoder's rate
+SHORTEST = 4000  # samples at 16 kHz, more than the encoders' own masks in training are long
+EXTRACTORS = {cls.__name__: cls for cls in (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor)}
+
+
+def read_processor(name: str | os.PathLike) -> dict[str, Any]:
+    """
+    How the checkpoint of a speech encoder wants waveforms: the settings of its own feature extractor, such as its rate
+    and whether each waveform is brought to zero mean and unit variance.
+
+    Raises:
+        OSError: There is no `preprocessor_config.json`.
+        ValueError: It is that of another kind of model.
+    """
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+    except OSError as error:
+        raise OSError(
+            f"speech_encoder={os.fspath(name)!r} does not say how it wants waveforms ({error}). Its folder needs a "
+            "preprocessor_config.json, as the checkpoint was published with."
+        ) from error
+    settings = {key: value for key, value in extractor.to_dict().items() if key not in ("auto_map", "processor_class")}
+    make_processor(settings)
+    return settings
+
+
+def make_processor(settings: Mapping[str, Any]) -> Any:
+    """
+    The feature extractor that settings of [`read_processor`] describe.
+
+    Raises:
+        ValueError: transformers' own for these encoders are others.
+    """
+    kind = settings.get("feature_extractor_type")
+    if kind not in EXTRACTORS:
+        raise ValueError(f"speech_processor is a {kind!r}, and has to be one of {', '.join(EXTRACTORS)}.")
+    return _made_processor(json.dumps(settings, sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _made_processor(settings: str) -> Any:
+    given = json.loads(settings)
+    return EXTRACTORS[given["feature_extractor_type"]](**given)
+
+
+def resampled(waveform: torch.Tensor, sampling_rate: int, processor: Any) -> torch.Tensor:
+    """`(T,)` at `sampling_rate` -> float32 at the rate of a feature extractor, on the CPU."""
+    samples = waveform.cpu().numpy()
+    return torch.from_numpy(soxr.resample(samples, sampling_rate, processor.sampling_rate, quality="HQ"))
+
+
+def speech_inputs(waveforms: Sequence[torch.Tensor], processor: Any) -> dict[str, torch.Tensor]:
+    """
+    Prepares waveforms for an encoder: each alone, by the checkpoint's own feature extractor, then padded with zeros to
+    the longest.
+
+    Args:
+        waveforms: `(T,)` each, at the processor's rate; those under 4,000 samples are padded to that length.
+        processor: From [`make_processor`].
+
+    Returns:
+        `input_values`, float32: `(B, T)` samples or, for Whisper, `(B, bands, frames)` log-Mel frames, 100 per second,
+        of the clip's own length instead of 30 s; a clip of more than 30 s is prepared in pieces of 30 s.
+        `attention_mask`, int64 `(B, T or frames)`: 1 for the clip, 0 for padding.
+    """
+    prepare = _log_mel if isinstance(processor, WhisperFeatureExtractor) else _samples
+    values = [prepare(_at_least(waveform.float().cpu(), SHORTEST).numpy(), processor) for waveform in waveforms]
+    lengths = torch.tensor([value.shape[-1] for value in values])
+    longest = int(lengths.max())
+    mask = torch.arange(longest)[None] < lengths[:, None]
+    padded = torch.stack([F.pad(value, (0, longest - value.shape[-1])) for value in values])
+    return {"input_values": padded, "attention_mask": mask.long()}
+
+
+def _at_least(samples: torch.Tensor, length: int) -> torch.Tensor:
+    return F.pad(samples, (0, max(0, length - len(samples))))
+
+
+def _samples(samples: np.ndarray, processor: Any) -> torch.Tensor:
+    return torch.as_tensor(processor(samples, sampling_rate=processor.sampling_rate)["input_values"][0])
+
+
+def _log_mel(samples: np.ndarray, processor: WhisperFeatureExtractor) -> torch.Tensor:
+    frames = []
+    for start in range(0, len(samples), processor.n_samples):
+        piece = _at_least(torch.from_numpy(samples[start : start + processor.n_samples]), SHORTEST).numpy()
+        given = processor(piece, sampling_rate=processor.sampling_rate, padding=False)
+        frames.append(torch.as_tensor(given["input_features"][0]))
+    return torch.cat(frames, dim=-1)
+
+
+# ---- Feature extractor ----
 
 logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -97,20 +470,21 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             in dB, as `spectrograms` has them. The loudest Mel value of a RAVDESS clip lies between -10 and 44 (in 1 %
             of the clips over 39), the loudest CQT value between -25 and 23.
         mel_representation (`str`, defaults to `"log-mel"`): `"log-mel"`, or `"mfcc"` for its cepstrum; see
-            `images_maxmvit.mfcc`.
+            `feature_extraction_maxmvit.mfcc`.
         n_mfcc (`int`, defaults to 40): rows of the cepstrum, at most `n_mels`.
         channels (`str`, defaults to `"repeat"`): `"repeat"`: one picture, three times over once normalised.
             `"deltas"`: the picture, its change from frame to frame, and the change of that; see
-            `images_maxmvit.with_deltas`.
+            `feature_extraction_maxmvit.with_deltas`.
         image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or both.
         image_mean (`Sequence[float]` or `dict`, defaults to ImageNet's): subtracted per channel by `normalize`; of
             backbones that were pretrained with different ones, a `dict` with one for `"cqt"` and one for `"mel"`.
         image_std (`Sequence[float]` or `dict`, defaults to ImageNet's): the divisor per channel of `normalize`.
         filter_bank (`str`, defaults to `"fixed"`): `"learnable"` for a model whose Mel filters are learnt, which is
-            given the power of every frequency besides; see `learnable_maxmvit.py`.
+            given the power of every frequency besides; see `modeling_maxmvit.py`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
         speech_processor (`dict`, *optional*): for a model with a speech encoder, the settings of that checkpoint's own
-            feature extractor, from `speech_maxmvit.read_processor`. What it hears is trimmed as the pictures are.
+            feature extractor, from `feature_extraction_maxmvit.read_processor`. What it hears is trimmed as the
+            pictures are.
 
     Raises:
         ValueError: for a parameter of another type, or parameters that cannot work together.
@@ -377,7 +751,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     @one_thread()
     def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
         """What else the model is given of clips from `spectrograms` or `cut`, of the stretches that `images` shows:
-        what a speech encoder hears, as `speech_maxmvit.speech_inputs` gives it, on the CPU, if there is a
+        what a speech encoder hears, as `feature_extraction_maxmvit.speech_inputs` gives it, on the CPU, if there is a
         `speech_processor`; and `powers`."""
         heard = self.powers(spectrograms)
         if self.speech_processor is not None:
@@ -386,8 +760,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return heard
 
     def powers(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """What learnable filters are fed with, as `learnable_maxmvit.power_inputs` gives it, of the same stretches;
-        nothing with fixed ones."""
+        """What learnable filters are fed with, as `feature_extraction_maxmvit.power_inputs` gives it, of the same
+        stretches; nothing with fixed ones."""
         learnable = self.filter_bank == "learnable"
         return BatchFeature(power_inputs([self.trim(clip)["power"] for clip in spectrograms]) if learnable else None)
 
@@ -413,5 +787,6 @@ def _by_branch(values: Sequence[float] | Mapping[str, Sequence[float]]) -> list[
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()
+
 
 __all__ = ["MaxMViTFeatureExtractor"]

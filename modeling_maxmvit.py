@@ -1,54 +1,968 @@
-"""MaxMViT-MLP: a MaxViT reads the constant-Q spectrogram, an MViTv2 the Mel spectrogram, an MLP names the emotion.
+"""The model MaxMViT-MLP: backbones on constant-Q and Mel images, a speech encoder, a fusion and a head.
 
 A speech encoder may hear the waveform beside them.
 """
 
+import math
 import os
-from collections.abc import Callable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel, initialization
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, PreTrainedModel, WhisperConfig, initialization
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 try:
-    from .backbones_maxmvit import (
-        backbone_input,
-        block_names,
-        checkpoint_gradients,
-        create_branch,
-        create_pretrained_backbone,
+    from .configuration_maxmvit import (
+        AUTO_MAP,
+        BRANCHES,
+        CUSTOM_PIPELINES,
+        OWN_BACKBONES,
+        MaxMViTConfig,
+        import_timm,
+        shortened,
     )
-    from .configuration_maxmvit import AUTO_MAP, BRANCHES, CUSTOM_PIPELINES, MaxMViTConfig
-    from .heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
-    from .keywords_maxmvit import check_call
-    from .learnable_maxmvit import MelFilterBank
-    from .speech_maxmvit import pretrained_encoder
+    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from .spectrograms_maxmvit import MIN_POWER, mel_filters
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
-    from backbones_maxmvit import (
-        backbone_input,
-        block_names,
-        checkpoint_gradients,
-        create_branch,
-        create_pretrained_backbone,
+    from configuration_maxmvit import (
+        AUTO_MAP,
+        BRANCHES,
+        CUSTOM_PIPELINES,
+        OWN_BACKBONES,
+        MaxMViTConfig,
+        import_timm,
+        shortened,
     )
-    from configuration_maxmvit import AUTO_MAP, BRANCHES, CUSTOM_PIPELINES, MaxMViTConfig
-    from heads_maxmvit import FUSIONS, HEADS, QUERY_STD, DecoderHead, loss_of, tokens_of
-    from keywords_maxmvit import check_call
-    from learnable_maxmvit import MelFilterBank
-    from speech_maxmvit import pretrained_encoder
+    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
-    # transformers copies the files that this text imports relatively along with every checkpoint, these two included.
-    from .feature_extraction_maxmvit import MaxMViTFeatureExtractor  # noqa: F401
+    # transformers copies the files that this text imports relatively along with every checkpoint, these included.
+    from .audio_maxmvit import AudioError  # noqa: F401
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
+
+
+# ---- Backbones ----
+# The backbones of MaxMViT-MLP: any image model of timm, or a plain one, built for the pictures that it will see.
+
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)  # timm's, of arguments at large
+
+
+def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
+    """
+    What sees or hears by this name, with the methods of a model of timm: [`create_backbone`] or [`SpeechEncoder`].
+
+    Raises:
+        ValueError: if it cannot be built.
+    """
+    if branch == "speech":
+        return SpeechEncoder(config.speech_encoder_config or {}, config.speech_pooling, config.speech_layers)
+    return create_backbone(branch, config)
+
+
+def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
+    """
+    The model that `config` names for a branch, without a classifier.
+
+    Args:
+        branch (`str`): `"cqt"` or `"mel"`.
+        config ([`MaxMViTConfig`]): Its fields `{branch}_backbone` and `{branch}_backbone_kwargs`, and `image_size`.
+        kwargs: Further arguments of `timm.create_model`, such as `pretrained`.
+
+    Raises:
+        ValueError: if timm cannot build it, or part of the pictures would go unseen.
+    """
+    name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
+    try:
+        reshaped = config.reshaped_mvitv2(branch)
+        if kwargs.get("pretrained"):
+            if reshaped is not None:
+                raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
+            if name in OWN_BACKBONES:
+                raise ValueError("there are none, since it is none of timm's")
+        if name in OWN_BACKBONES:
+            backbone: Any = ConvNet(num_classes=0, **changes)
+        elif reshaped is None:
+            backbone = _create(name, config.image_shape, num_classes=0, **changes, **kwargs)
+        else:
+            architecture, rest = reshaped
+            mvitv2 = import_timm().models.mvitv2
+            backbone = mvitv2.MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
+        _check_pictures_are_seen(branch, config, backbone)
+        if changes and not any(tensor.is_meta for tensor in backbone.parameters()):
+            _try_out(backbone, config.image_shape)
+    except REFUSALS as error:
+        reason = str(error)[:300] or type(error).__name__
+        raise ValueError(
+            f"{branch}_backbone={name!r} cannot be built with image_size={config.image_size} and "
+            f"{branch}_backbone_kwargs={shortened(changes, 300)}: {reason}. Choose arguments that it takes."
+        ) from error
+    return backbone
+
+
+def _create(name: str, size: tuple[int, int], **kwargs: Any) -> nn.Module:
+    timm = import_timm()
+    try:
+        return timm.create_model(name, img_size=size, **kwargs)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    # Convolutions see pictures of any size, and are not asked for which.
+    return timm.create_model(name, **kwargs)
+
+
+@torch.no_grad()
+def _try_out(backbone: Any, size: tuple[int, int]) -> None:
+    """Some reshaped architectures are built and then cannot see, or have another width than timm says."""
+    training = backbone.training
+    try:
+        width = backbone.eval()(torch.zeros(1, 3, *size)).shape[-1]
+    except (RuntimeError, ValueError) as error:
+        raise TypeError(f"it is built, but sees nothing ({error})") from error
+    finally:
+        backbone.train(training)
+    if width != backbone.head_hidden_size:
+        raise TypeError(f"it gives {width} features where timm says {backbone.head_hidden_size}")
+
+
+def _check_pictures_are_seen(branch: str, config: MaxMViTConfig, backbone: Any) -> None:
+    """timm's patch embeddings leave the last rows and columns out, and small maps shrink to nothing, silently."""
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if patch is not None:
+        steps = [patch, patch] if isinstance(patch, int) else list(patch)
+    else:
+        steps = [backbone.feature_info[-1]["reduction"]] * 2
+    for side, step in zip(config.image_shape, steps, strict=True):
+        if side < step or patch is not None and side % step:
+            below = max(side // step * step, step)
+            raise ValueError(
+                f"{branch}_backbone={getattr(config, f'{branch}_backbone')!r} sees pictures in steps of {step}: "
+                f"image_size={config.image_size} does not work, {below} or {below + step} in place of {side} would."
+            )
+
+
+def backbone_input(images: torch.Tensor | None, name: str, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """
+    Images `(B, 1 or 3, height, width)` as a backbone takes them: `(B, 3, *size)` of `dtype`.
+
+    Raises:
+        ValueError: They are missing, or of another shape; the message begins with `name`.
+    """
+    if images is None:
+        raise ValueError(f"{name} is missing: this model has a branch that sees it.")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
+            "MaxMViTFeatureExtractor returns it."
+        )
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return images.expand(-1, 3, -1, -1).to(dtype)
+
+
+def create_pretrained_backbone(branch: str, config: MaxMViTConfig, weights: str | os.PathLike | None) -> nn.Module:
+    """
+    The same with timm's pretrained weights, or those of a local file.
+
+    Raises:
+        OSError: if the weights can neither be downloaded nor found; the message names both ways out.
+        ValueError: if the weights do not fit the backbone.
+    """
+    if weights is not None and not os.path.isfile(weights):
+        raise OSError(f"{branch}_weights={os.fspath(weights)!r} is not a file.")
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": os.fspath(weights)}}
+    name = getattr(config, f"{branch}_backbone")
+    try:
+        return create_backbone(branch, config, pretrained=True, **overlay)
+    except OSError as error:
+        raise OSError(
+            f"The ImageNet weights of {branch}_backbone={name!r} could not be loaded ({error}). Either run where the "
+            f"Hugging Face Hub can be reached (or its cache holds them), or pass a local file as {branch}_weights."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The ImageNet weights of {branch}_backbone={name!r} do not fit it: {error}. They need the unchanged "
+            f"architecture: remove what reshapes it from {branch}_backbone_kwargs, or start without them."
+        ) from error
+
+
+def checkpoint_gradients(backbone: Any, enable: bool, name: str) -> None:
+    """
+    Has a backbone compute its activations again in the backward pass instead of keeping them, or no longer.
+
+    Raises:
+        ValueError: if timm cannot do that with this one; the message begins with `name`.
+    """
+    try:
+        backbone.set_grad_checkpointing(enable)
+    except (AssertionError, AttributeError) as error:
+        if enable:
+            raise ValueError(
+                f"{name} has no gradient checkpointing in timm: leave it off, or choose another backbone."
+            ) from error
+
+
+def block_names(module: nn.Module) -> Iterator[str]:
+    """Class names of the outermost blocks, which must not be divided between devices."""
+    for child in module.children():
+        kind = type(child).__name__
+        if kind.endswith(("Block", "Bottleneck")) or "EncoderLayer" in kind:
+            yield kind
+        else:
+            yield from block_names(child)
+
+
+# ---- Convolutional backbone ----
+# A convolutional backbone of the plainest kind, for corpora of a thousand clips, in the manner of timm's models.
+
+
+class ConvNet(nn.Module):
+    """
+    Stages of a 3 x 3 convolution, BatchNorm and ReLU, each on a map of half the size of the one before it (2 x 2 max
+    pooling); mean and maximum over the last map. What it sees is local: with four stages a place of the last map hangs
+    on 38 x 38 pixels, and where they lie is forgotten. On RAVDESS' thousand clips that generalised to other speakers
+    better than the residual networks and vision transformers of timm that were tried (docs/experiments.md).
+
+    Args:
+        channels (`Sequence[int]`, defaults to `(16, 32, 64, 128)`): Width of each stage.
+        num_classes (`int`, defaults to 0): As in timm; there is no classifier here, so only 0.
+        in_chans (`int`, defaults to 3): Channels of the pictures.
+
+    `forward` maps `(B, in_chans, H, W)` to `(B, 2 * channels[-1])`. H and W are at least `2 ** (stages - 1)`.
+    """
+
+    def __init__(self, channels: Sequence[int] = (16, 32, 64, 128), num_classes: int = 0, in_chans: int = 3):
+        super().__init__()
+        if num_classes:
+            raise TypeError("it has no classifier: num_classes is 0")
+        self.num_features = channels[-1]
+        self.head_hidden_size = 2 * channels[-1]
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2**depth, "module": f"stages.{depth}"}
+            for depth, width in enumerate(channels)
+        ]
+        widths = [in_chans, *channels]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.MaxPool2d(2) if depth else nn.Identity(),
+                nn.Conv2d(widths[depth], widths[depth + 1], kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(widths[depth + 1]),
+                nn.ReLU(inplace=True),
+            )
+            for depth in range(len(channels))
+        )
+        self.grad_checkpointing = False
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters are of which stage, for layer-wise learning rates."""
+        return {"stem": r"^(?!)", "blocks": r"^stages\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def forward_intermediates(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The last map, `(B, channels[-1], H', W')`, and the maps of all stages."""
+        maps = []
+        for stage in self.stages:
+            again = self.grad_checkpointing and self.training
+            x = checkpoint(stage, x, use_reentrant=False) if again else stage(x)
+            maps.append(x)
+        return x, maps
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_intermediates(x)[0]
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+# ---- Speech encoder ----
+# The speech branch: a pretrained speech encoder of transformers, its inputs, and the pooling of its layers.
+#
+# The hidden states of all layers are pooled over time, by attention (Safari et al. 2020,
+# https://arxiv.org/abs/2008.01077), to their mean, or to their mean and standard deviation (statistics pooling,
+# Snyder et al. 2018, doi 10.1109/ICASSP.2018.8461375; with attention, Okabe et al. 2018,
+# https://arxiv.org/abs/1803.10963), and joined by a softmax-weighted sum (Yang et al. 2021, SUPERB,
+# https://arxiv.org/abs/2105.01051) or concatenated. The branch has the methods of a timm model, so that the rest of
+# the model treats all branches alike.
+
+ATTENTION_SIZE = 128  # hidden units of the attention of attentive_statistics
+STRETCHES = 16  # of a clip, whose means are the branch's tokens
+LAYER = re.compile(r"^encoder\.(?:encoder\.)?layers\.(\d+)\.")
+
+
+class SpeechFeatures(NamedTuple):
+    """
+    Output of [`SpeechEncoder.forward_features`].
+
+    Args:
+        pooled (`torch.Tensor` of shape `(B, head_hidden_size)`): The features of the clip.
+        tokens (`torch.Tensor` of shape `(B, 1 or 1 + 16, num_features)`): The mean over time of the weighted sum of
+            all layers (weighted by attention where there is one) and, of a pooling by attention, the means of 16
+            stretches of equal length: as many for a short clip as for a long one, so that no mask is needed.
+    """
+
+    pooled: torch.Tensor
+    tokens: torch.Tensor
+
+
+class SpeechEncoder(nn.Module):
+    """
+    The speech branch: `encoder`, a speech encoder of transformers, with the pooling of its layers.
+
+    Whisper runs on the clip's own length (its positional embeddings cut to it) instead of 30 s: a fourteenth of the
+    time for a clip of 3.7 s. A clip of exactly 30 s gives what transformers' own encoder gives.
+
+    In evaluation, clips of one length go through the encoder together and none is padded, so that the features of a
+    clip do not depend on the other clips of the batch, which holds for no padded batch of an encoder with GroupNorm.
+    In training, a batch is padded and goes through at once. Padding is masked in all layers, and is never part of the
+    pooling. In training the encoder also masks spans of time by itself where its configuration says so
+    (`apply_spec_augment`).
+
+    Args:
+        config (`Mapping`): Of the encoder, from [`read_encoder_config`].
+        pooling (`str`, defaults to `"attention"`): How frames are pooled over time: `"attention"` (begins as the
+            mean), `"mean"`, `"statistics"` (mean and standard deviation) or `"attentive_statistics"`. The features
+            of the last two are standardised by running statistics, since their scales differ by orders of magnitude.
+        layers (`str`, defaults to `"weighted_sum"`): How the pooled layers are joined: `"weighted_sum"`, by a softmax
+            of learned weights, or `"concat"`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], pooling: str = "attention", layers: str = "weighted_sum"):
+        super().__init__()
+        encoder_config: Any = AutoConfig.for_model(**config)
+        is_whisper = isinstance(encoder_config, WhisperConfig)
+        self.encoder: Any = WhisperEncoder(encoder_config) if is_whisper else AutoModel.from_config(encoder_config)
+        self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        self.piece = 2 * encoder_config.max_source_positions if is_whisper else None  # frames, the most Whisper takes
+        self.num_features = width = encoder_config.hidden_size
+        self.feature_info = [{"num_chs": width, "layer": i} for i in range(encoder_config.num_hidden_layers + 1)]
+        self.has_deviations, self.concatenates = "statistics" in pooling, layers == "concat"
+        self.head_hidden_size = width * (1 + self.has_deviations)
+        if self.concatenates:
+            self.head_hidden_size *= len(self.feature_info)
+        self.layer_weights = nn.Parameter(torch.zeros(len(self.feature_info)))
+        self.attention: nn.Module | None = None
+        if pooling == "attention":
+            self.attention = nn.Linear(width, 1, bias=False)
+            nn.init.zeros_(self.attention.weight)  # begins as the mean
+        elif pooling == "attentive_statistics":
+            score = nn.Linear(ATTENTION_SIZE, 1, bias=False)
+            nn.init.zeros_(score.weight)
+            self.attention = nn.Sequential(nn.Linear(width, ATTENTION_SIZE), nn.Tanh(), score)
+        self.norm = nn.BatchNorm1d(self.head_hidden_size, affine=False) if self.has_deviations else None
+
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Returns `forward_head` of `forward_features`: `(B, head_hidden_size)`."""
+        return self.forward_head(self.forward_features(input_values, attention_mask))
+
+    def forward_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> SpeechFeatures:
+        """
+        Runs the encoder and pools its layers.
+
+        Args:
+            input_values, attention_mask (`torch.Tensor`): From [`speech_inputs`]. Or, of a pooling without attention,
+                `layer_statistics` computed before, and None.
+        """
+        if attention_mask is None:
+            means, deviations = input_values.unbind(2)
+            return SpeechFeatures(self._joined(means, deviations), self._summed(means.unbind(1))[:, None])
+        return self._pooled(*self._layers(input_values, attention_mask))
+
+    def forward_head(self, features: SpeechFeatures) -> torch.Tensor:
+        """`(B, head_hidden_size)`: the pooled features."""
+        return features.pooled
+
+    def forward_intermediates(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[SpeechFeatures, list[torch.Tensor]]:
+        """Returns `forward_features`, and each layer's hidden states as maps `(B, width, 1, frames)`, or its mean."""
+        if attention_mask is None:
+            maps = [means[:, :, None, None] for means in input_values[:, :, 0].unbind(1)]
+            return self.forward_features(input_values, None), maps
+        states, lengths = self._layers(input_values, attention_mask)
+        return self._pooled(states, lengths), [state.movedim(1, -1)[:, :, None] for state in states]
+
+    def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Mean and standard deviation over time of each layer's hidden states: `(B, layers + 1, 2, width)`."""
+        return torch.stack(_statistics_of_layers(*self._layers(input_values, attention_mask)), dim=2)
+
+    def _summed(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        shares = self.layer_weights.softmax(0)
+        return sum(share * state for share, state in zip(shares, states, strict=True))
+
+    def _joined(self, means: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+        """Means and deviations of all layers, `(B, layers + 1, width)` each, as the features of the clip."""
+        values = torch.cat([means, deviations], dim=-1) if self.has_deviations else means
+        features = values.flatten(1) if self.concatenates else self._summed(values.unbind(1))
+        if self.norm is None:
+            return features
+        if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and len(features) == 1:
+            raise ValueError(
+                "A batch of one clip cannot be trained on: statistics pooling standardises its features over the "
+                "batch. Take a larger batch, or call eval()."
+            )
+        return self.norm(features)
+
+    def _pooled(self, states: Sequence[torch.Tensor], lengths: Sequence[int]) -> SpeechFeatures:
+        if self.attention is None:
+            means, deviations = _statistics_of_layers(states, lengths)
+            return SpeechFeatures(self._joined(means, deviations), self._summed(means.unbind(1))[:, None])
+        summed = [clip[:length] for clip, length in zip(self._summed(states), lengths, strict=True)]
+        weights = [self.attention(clip).softmax(0)[:, 0] for clip in summed]
+        means, deviations = _statistics_of_layers(states, lengths, weights)
+        stretches = [F.adaptive_avg_pool1d(clip.T, STRETCHES).T for clip in summed]
+        tokens = torch.cat([self._summed(means.unbind(1))[:, None], torch.stack(stretches)], dim=1)
+        return SpeechFeatures(self._joined(means, deviations), tokens)
+
+    def _layers(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
+        """Hidden states of all layers, `(B, frames, width)` each, and how many frames of each clip are its own."""
+        lengths = mask.sum(-1).tolist()
+        frames = [self._count_frames(length) for length in lengths]
+        if self.piece is None:
+            if self.encoder.training or len(set(lengths)) == 1:
+                padded = min(lengths) < values.shape[-1]
+                return self._run(values, mask if padded else None), frames
+            parts = [(row, 0, length) for row, length in enumerate(lengths)]
+        else:
+            parts = [
+                (row, start, min(self.piece, length - start))
+                for row, length in enumerate(lengths)
+                for start in range(0, length, self.piece)
+            ]
+        return self._layers_of_parts(values, parts, max(frames)), frames
+
+    def _layers_of_parts(
+        self, values: torch.Tensor, parts: Sequence[tuple[int, int, int]], frames: int
+    ) -> list[torch.Tensor]:
+        """Hidden states of parts of clips, each a row, a start and a length, put where they belong along time."""
+        together = defaultdict(list)
+        for part in parts:
+            together[0 if self.encoder.training else part[2]].append(part)
+        states: list[torch.Tensor] = []
+        for group in together.values():
+            lengths = [length for *_, length in group]
+            given = torch.stack(
+                [F.pad(values[row, ..., first : first + own], (0, max(lengths) - own)) for row, first, own in group]
+            )
+            run = self._run(given, None) if self.piece is None else self._run_whisper(given, lengths)
+            states = states or [own.new_zeros(len(values), frames, own.shape[-1]) for own in run]
+            for state, own in zip(states, run, strict=True):
+                for (row, start, length), hidden in zip(group, own, strict=True):
+                    first, count = start // 2, self._count_frames(length)
+                    state[row, first : first + count] = hidden[:count]
+        return states
+
+    def _run(self, values: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+        answer = self.encoder(values, attention_mask=mask, output_hidden_states=True, return_dict=True)
+        # The last one as the encoder gives it, past the norm that some have at their end.
+        return [*answer.hidden_states[:-1], answer.last_hidden_state]
+
+    def _run_whisper(self, values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+        """
+        The forward pass of transformers' `WhisperEncoder`, which takes 30 s only, for log-Mel frames `(B, bands,
+        frames)` of any length up to that. Frames beyond `lengths` are zero between the convolutions, as what the
+        convolutions pad a clip with, and masked in the attention of all layers.
+        """
+        encoder = self.encoder
+        own = torch.tensor(lengths, device=values.device)[:, None]
+        hidden = F.gelu(encoder.conv1(values))
+        hidden = hidden * (torch.arange(hidden.shape[-1], device=values.device) < own)[:, None]
+        hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        hidden = F.dropout(hidden, p=encoder.dropout, training=encoder.training)
+        mask = None
+        if min(lengths) < max(lengths):
+            is_own = torch.arange(hidden.shape[1], device=values.device) < (own + 1) // 2
+            mask = torch.zeros_like(is_own, dtype=hidden.dtype).masked_fill(~is_own, torch.finfo(hidden.dtype).min)
+            mask = mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+        states = [hidden]
+        for layer in encoder.layers:
+            hidden = layer(hidden, mask)
+            states.append(hidden)
+        return [*states[:-1], encoder.layer_norm(hidden)]
+
+    def _count_frames(self, length: int) -> int:
+        """Frames of the encoder for so many samples, or log-Mel frames of Whisper."""
+        if self.piece is not None:
+            return -(-length // 2)
+        config = self.encoder.config
+        for width, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            length = (length - width) // stride + 1
+        return length
+
+    def checked(
+        self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Returns the inputs in the encoder's precision, with a mask of ones where none is given, unless they are
+        `layer_statistics`.
+
+        Raises:
+            ValueError: They are missing, or of another shape.
+        """
+        if input_values is None:
+            raise ValueError(
+                "input_values is missing: this model has a speech encoder, which needs it. The feature extractor "
+                "returns it if its speech_processor is set."
+            )
+        values = input_values.to(self.layer_weights.dtype)
+        are_statistics = values.shape[1:] == (len(self.feature_info), 2, self.num_features)
+        if self.attention is None and attention_mask is None and are_statistics:
+            return values, None
+        if attention_mask is None:
+            attention_mask = torch.ones(
+                len(input_values), input_values.shape[-1], dtype=torch.long, device=input_values.device
+            )
+        fits = input_values.ndim == (3 if self.piece else 2)
+        if not fits or attention_mask.shape != (len(input_values), input_values.shape[-1]):
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}, attention_mask {tuple(attention_mask.shape)}: "
+                "they are not what the feature extractor of this speech encoder returns."
+            )
+        return values, attention_mask
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether each layer computes its activations again in the backward pass instead of keeping them."""
+        if enable:
+            self.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.encoder.activation_checkpointing_disable()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameter is in which layer, as timm's models say it: the convolutions, the layers, what follows."""
+        return {"stem": r"^encoder\.(?!(?:encoder\.)?layers\.)", "blocks": [(LAYER.pattern, None), (r".", (99999,))]}
+
+    def tunable(self, frozen_layers: int | None = None) -> Iterator[nn.Parameter]:
+        """
+        The encoder's parameters that training may change: all but what transformers itself keeps fixed.
+
+        Args:
+            frozen_layers (`int`, *optional*): Without so many of its lowest layers, and without what is in no layer.
+        """
+        for name, parameter in self.named_parameters():
+            layer = LAYER.match(name)
+            above = frozen_layers is None or layer is not None and int(layer[1]) >= frozen_layers
+            if name.startswith("encoder.") and name not in self.fixed and above:
+                yield parameter
+
+
+def _statistics(
+    frames: torch.Tensor, lengths: Sequence[int], weights: Sequence[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(B, frames, width)` -> mean and standard deviation over each clip's own frames, `(B, width)` each; weighted
+    where there are `weights`, one `(length,)` per clip, which sum to 1."""
+    means, deviations = [], []
+    for row, (clip, length) in enumerate(zip(frames, lengths, strict=True)):
+        own = clip[:length]
+        weight = own.new_full((length, 1), 1 / length) if weights is None else weights[row][:, None]
+        mean = (weight * own).sum(0)
+        variance = (weight * (own - mean).square()).sum(0)
+        means.append(mean)
+        deviations.append(variance.clamp(min=1e-10).sqrt())  # the gradient of a square root is infinite at 0
+    return torch.stack(means), torch.stack(deviations)
+
+
+def _statistics_of_layers(
+    states: Sequence[torch.Tensor], lengths: Sequence[int], weights: Sequence[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_statistics` of each layer: means and standard deviations, `(B, layers + 1, width)` each."""
+    means, deviations = zip(*(_statistics(state, lengths, weights) for state in states), strict=True)
+    return torch.stack(means, dim=1), torch.stack(deviations, dim=1)
+
+
+def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """
+    The weights of a checkpoint for the `encoder` of [`SpeechEncoder`].
+
+    Args:
+        name: A name on the Hugging Face Hub, or a folder.
+        config: Of the encoder that they are for.
+
+    Raises:
+        OSError: They can neither be downloaded nor found; names both ways out.
+        ValueError: They do not fit, or are not whole.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # Whisper's decoder, which is not needed, may be missing; the rest is checked below
+    try:
+        model, info = AutoModel.from_pretrained(
+            name, config=AutoConfig.for_model(**config), dtype=torch.float32, output_loading_info=True
+        )
+    except OSError as error:
+        raise OSError(
+            f"The weights of speech_encoder={os.fspath(name)!r} could not be loaded ({error}). Either run where the "
+            "Hugging Face Hub can be reached (or its cache holds them), or name a local folder."
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"The weights of speech_encoder={os.fspath(name)!r} do not fit it: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    is_whisper = isinstance(model.config, WhisperConfig)
+    lacking = [key for key in sorted(info["missing_keys"]) if not is_whisper or key.startswith("encoder.")]
+    if lacking:
+        raise ValueError(
+            f"speech_encoder={os.fspath(name)!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: name a "
+            "checkpoint that holds the encoder whole."
+        )
+    return (model.encoder if is_whisper else model).state_dict()
+
+
+# ---- Learnable Mel filters ----
+# A Mel filter bank that is trained: the model draws the Mel picture itself, of the power of every frequency.
+#
+# As in Sainath et al. (2013, "Learning filter banks within a deep neural network framework"), filters begin as those
+# of the Mel scale and stay positive, as exponentials of what is learnt.
+
+FLOOR_DB = 10 * math.log10(MIN_POWER)
+LEAST = 1e-30  # of a power relative to a clip's loudest: more than float32 has left of what is below the floor
+
+
+class MelFilterBank(nn.Module):
+    """
+    Power spectrograms -> Mel pictures, as [`MaxMViTFeatureExtractor`] draws and normalises them: the same ones, until
+    training changes the filters.
+
+    A filter is a triangle of `spectrograms_maxmvit.mel_filters`, each of its weights times the exponential of a
+    parameter of its own, `log_gains`, 0 to begin with. So no filter gets negative or leaves its band, a step changes a
+    small weight by the same share as a large one, and weight decay draws the filters to where they began. (Of weights
+    that are trained as they are, one step of Adam would let every filter hear all frequencies.)
+
+    Args:
+        settings (`Mapping`): From `feature_extraction_maxmvit.picture_settings`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]):
+        super().__init__()
+        self.settings = dict(settings)
+        self._shape = settings["sampling_rate"], settings["mel_n_fft"], settings["n_mels"]
+        self.log_gains = nn.Parameter(torch.zeros(int((mel_filters(*self._shape) > 0).sum())))
+
+    def filters(self) -> torch.Tensor:
+        """The filters as they stand: `(n_mels, mel_n_fft // 2 + 1)`, float32."""
+        begin, places = _slaney(*self._shape, self.log_gains.device)
+        return begin.masked_scatter(places, begin[places] * self.log_gains.float().exp())
+
+    def forward(self, power_values: torch.Tensor | None, power_lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            power_values (`torch.Tensor` of shape `(B, mel_n_fft // 2 + 1, frames)`): In dB, from [`power_inputs`].
+            power_lengths (`torch.Tensor` of shape `(B,)`, *optional*): Frames of each clip; without them, all are.
+
+        Returns:
+            `(B, 3, height, width)`, float32 in any autocast.
+
+        Raises:
+            ValueError: They are missing, or of another shape.
+        """
+        if power_values is None:
+            raise ValueError(
+                "power_values is missing: this model has filters that are fed with it. The feature extractor gives it "
+                "if its filter_bank is 'learnable'."
+            )
+        bins, longest = self.settings["mel_n_fft"] // 2 + 1, power_values.shape[-1]
+        lengths = [longest] * len(power_values) if power_lengths is None else power_lengths.tolist()
+        fits = power_values.ndim == 3 and power_values.shape[1] == bins and len(lengths) == len(power_values)
+        if not fits or not all(0 < length <= longest for length in lengths):
+            raise ValueError(
+                f"power_values has shape {tuple(power_values.shape)}, power_lengths are {lengths}: ({bins} bins, "
+                "frames) of each clip are needed, as the feature extractor of this model returns them."
+            )
+        with torch.autocast(power_values.device.type, enabled=False):
+            filters = self.filters()
+            clips = [db[:, :length].float() for db, length in zip(power_values, lengths, strict=True)]
+            images = torch.cat([drawn(_mels(filters, db), self.settings) for db in clips])
+            return normalized(images, self.settings["image_mean"], self.settings["image_std"])
+
+
+def _mels(filters: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
+    """`(n_mels, bins)` and `(bins, T)` in dB -> `(n_mels, T)` in dB, floored at -100 dB as `mel` of the extractor."""
+    loudest = power.amax()  # whose power is 1, lest it overflow float32
+    mels = (filters @ 10 ** ((power - loudest) / 10)).clamp(min=LEAST).log10()
+    return (10 * mels + loudest).clamp(min=FLOOR_DB)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # as they are kept for who trains, too
+def _slaney(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The filters to begin with, and where they are above 0. No buffers, which a model in bfloat16 would round."""
+    bank = torch.from_numpy(mel_filters(sampling_rate, n_fft, n_mels)).to(device)
+    return bank, bank > 0
+
+
+# ---- Fusions ----
+
+QUERY_STD = 0.02
+Tensors = Mapping[str, torch.Tensor]
+
+
+def tokens_of(backbone: Any, feature_map: Any) -> torch.Tensor:
+    """Returns the last feature map of a timm model, `(B, C, H, W)`, `(B, H, W, C)` or `(B, L, C)`, as tokens
+    `(B, L, C)`; the speech branch has its own."""
+    if hasattr(feature_map, "tokens"):
+        return feature_map.tokens
+    if feature_map.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") != "NHWC":
+        feature_map = feature_map.movedim(1, -1)
+    return feature_map.flatten(1, -2)
+
+
+class ConcatFusion(nn.Module):
+    """The features of all branches beside each other, as in the paper: `(B, sum of the widths)`."""
+
+    def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
+        super().__init__()
+        self.out_features = sum(widths.values())
+
+    def forward(self, features: Tensors, tokens: Tensors) -> torch.Tensor:
+        return torch.cat(list(features.values()), dim=-1)
+
+
+class GatedFusion(ConcatFusion):
+    """
+    The same, each feature times a gate between 0 and 1 that sees all of them, so that a branch that hears badly may
+    be heard less (Arevalo et al. 2017, https://arxiv.org/abs/1702.01992, with a gate for each feature of each branch
+    in place of one for their sum).
+    """
+
+    def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
+        super().__init__(config, widths, token_widths)
+        self.gate = nn.Linear(self.out_features, self.out_features)
+
+    def forward(self, features: Tensors, tokens: Tensors) -> torch.Tensor:
+        joined = super().forward(features, tokens)
+        return joined * self.gate(joined).sigmoid()
+
+
+class AttentionFusion(ConcatFusion):
+    """
+    Each branch's tokens attend to those of the others (crossmodal attention, Tsai et al. 2019,
+    https://arxiv.org/abs/1906.00295): projected to `config.fusion_size`, `LayerNorm(own + attention)`, mean over the
+    tokens. The branches' features, then what they heard of each other: `(B, sum of the widths + branches *
+    fusion_size)`.
+    """
+
+    def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
+        super().__init__(config, widths, token_widths)
+        size = config.fusion_size
+        self.project = nn.ModuleDict({name: nn.Linear(width, size) for name, width in token_widths.items()})
+        self.attention = nn.ModuleDict({name: _attention(size) for name in token_widths})
+        self.norm = nn.ModuleDict({name: nn.LayerNorm(size) for name in token_widths})
+        self.out_features += size * len(token_widths)
+
+    def forward(self, features: Tensors, tokens: Tensors) -> torch.Tensor:
+        own = {name: self.project[name](values) for name, values in tokens.items()}
+        pooled = [super().forward(features, tokens)]
+        for name, queries in own.items():
+            others = torch.cat([values for other, values in own.items() if other != name], dim=1)
+            heard, _ = self.attention[name](queries, others, others, need_weights=False)
+            pooled.append(self.norm[name](queries + heard).mean(dim=1))
+        return torch.cat(pooled, dim=-1)
+
+
+class BilinearFusion(nn.Module):
+    """
+    Products of features of different branches, by their low-rank form (Kim et al. 2017,
+    https://arxiv.org/abs/1610.04325): each branch is projected to `config.fusion_size`, and the projections are
+    multiplied; then signed square root and L2 norm (Lin et al. 2015, https://arxiv.org/abs/1504.07889).
+    """
+
+    def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
+        super().__init__()
+        self.project = nn.ModuleDict({name: nn.Linear(width, config.fusion_size) for name, width in widths.items()})
+        self.out_features = config.fusion_size
+
+    def forward(self, features: Tensors, tokens: Tensors) -> torch.Tensor:
+        product = math.prod(self.project[name](values) for name, values in features.items())
+        # The gradient of a square root is infinite at 0.
+        rooted = product.sign() * (product.abs() + 1e-6).sqrt()
+        return F.normalize(rooted, dim=-1)
+
+
+FUSIONS: dict[str, Any] = {
+    "concat": ConcatFusion,
+    "gated": GatedFusion,
+    "attention": AttentionFusion,
+    "bilinear": BilinearFusion,
+}
+
+
+def _attention(size: int, dropout: float = 0.0) -> nn.MultiheadAttention:
+    """With as many of 8 heads as divide `size`."""
+    return nn.MultiheadAttention(size, math.gcd(size, 8), dropout=dropout, batch_first=True)
+
+
+# ---- Heads ----
+# What follows the branches of MaxMViT-MLP: their features are fused, a head scores emotions, a loss the scores.
+
+NO_ATTENTION = "Only head='decoder' returns attention maps: leave out output_attentions=True."
+
+
+class HiddenLayer(nn.Module):
+    """Dense, BatchNorm, Dropout, ReLU: `(B, in_features)` -> `(B, config.hidden_size)`."""
+
+    def __init__(self, config: MaxMViTConfig, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.activation = nn.ReLU()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dropout(self.norm(self.dense(features))))
+
+
+class MLPHead(HiddenLayer):
+    """
+    Dense, BatchNorm, Dropout, ReLU, and again for each further one of `config.head_layers`, Dense:
+    `(B, in_features)` -> `(B, config.num_labels)`, and no attention. Raises `ValueError` where that is asked for by
+    `look`, and for a batch of one clip in training, which has no spread that BatchNorm could divide by.
+    """
+
+    def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
+        super().__init__(config, in_features)
+        self.deeper = nn.Sequential(*(HiddenLayer(config, config.hidden_size) for _ in range(config.head_layers - 1)))
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(  # type: ignore[override]
+        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+    ) -> tuple[torch.Tensor, None]:
+        if look:
+            raise ValueError(NO_ATTENTION)
+        # A BatchNorm that is synchronised over processes (another class) sees their clips too.
+        if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
+            raise ValueError(
+                "A batch of one clip cannot be trained on: the BatchNorm of the head needs two. Take a larger batch, "
+                "drop the last one where it is smaller, or call eval()."
+            )
+        return self.out_proj(self.deeper(super().forward(features))), None
+
+
+class LinearHead(nn.Module):
+    """A linear classifier: `(B, in_features)` -> `(B, config.num_labels)`, and no attention."""
+
+    def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
+        super().__init__()
+        self.out_proj = nn.Linear(in_features, config.num_labels)
+
+    def forward(self, features: torch.Tensor, tokens: Tensors, look: bool = False) -> tuple[torch.Tensor, None]:
+        if look:
+            raise ValueError(NO_ATTENTION)
+        return self.out_proj(features), None
+
+
+class DecoderLayer(nn.Module):
+    """A class's query reads the tokens, then thinks: attention and two dense layers, each with a residual."""
+
+    def __init__(self, size: int, dropout: float):
+        super().__init__()
+        self.attention = _attention(size, dropout)
+        self.attention_norm = nn.LayerNorm(size)
+        self.dense = nn.Sequential(
+            nn.Linear(size, 2 * size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * size, size)
+        )
+        self.dense_norm = nn.LayerNorm(size)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor, look: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        read, weights = self.attention(queries, memory, memory, need_weights=look)
+        queries = self.attention_norm(queries + read)
+        return self.dense_norm(queries + self.dense(queries)), weights
+
+
+class DecoderHead(nn.Module):
+    """
+    One learned query for each class reads the tokens of all branches and the fused features, in `config.head_layers`
+    layers, and a linear map of its own scores it: `(B, config.num_labels)`. As in ML-Decoder (Ridnik et al. 2021,
+    https://arxiv.org/abs/2111.12933) the queries do not attend to each other, which Query2Label's (Liu et al. 2021,
+    https://arxiv.org/abs/2107.10834) do.
+
+    Where `look` is True, the attention of each layer comes too, mean over its heads: `(B, num_labels, 1 + tokens)`,
+    the fused features first, then the branches' tokens in their order.
+    """
+
+    def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
+        super().__init__()
+        size = config.hidden_size
+        self.fused = nn.Linear(in_features, size)
+        self.project = nn.ModuleDict({name: nn.Linear(width, size) for name, width in token_widths.items()})
+        self.queries = nn.Parameter(torch.empty(config.num_labels, size).normal_(std=QUERY_STD))
+        self.layers = nn.ModuleList(DecoderLayer(size, config.hidden_dropout) for _ in range(config.head_layers))
+        self.out_proj = nn.Linear(size, config.num_labels)
+
+    def forward(
+        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        projected = [self.project[name](values) for name, values in tokens.items()]
+        memory = torch.cat([self.fused(features)[:, None], *projected], dim=1)
+        queries, seen = self.queries.expand(features.shape[0], -1, -1), []
+        for layer in self.layers:
+            queries, weights = layer(queries, memory, look)
+            seen.append(weights)
+        scores = (queries * self.out_proj.weight).sum(dim=-1) + self.out_proj.bias
+        return scores, tuple(seen) if look else None
+
+
+HEADS: dict[str, Any] = {"mlp": MLPHead, "linear": LinearHead, "decoder": DecoderHead}
+
+
+# ---- Loss ----
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
+    per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
+    if problem_type == "regression":
+        if per_class or per_clip and logits.shape[1] == 1:
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        needed = "one number per output"
+    elif problem_type == "multi_label_classification":
+        if per_class:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        needed = "0 or 1 for each class of each clip"
+    elif logits.shape[1] == 1:
+        needed = "two classes or more; for a single number, problem_type='regression' is there"
+    else:
+        if per_class and labels.is_floating_point():
+            return F.cross_entropy(logits, labels.to(logits.dtype))
+        if per_clip and not labels.is_floating_point():
+            return F.cross_entropy(logits, labels.long())
+        needed = "the index of a class for each clip, or a float probability for each class of each clip"
+    raise ValueError(
+        f"problem_type={problem_type!r} needs {needed}. labels are {labels.dtype} of shape {tuple(labels.shape)}, "
+        f"logits of shape {tuple(logits.shape)}."
+    )
+
+
+# ---- Checks ----
+
+
+def check_call(given: Mapping[str, Any]) -> None:
+    """Raises `TypeError` for a keyword of the model's call that transformers does not know, `ValueError` for attention
+    maps."""
+    for name, value in given.items():
+        if name not in TRANSFORMERS_KEYWORDS:
+            raise TypeError(f"MaxMViT takes no argument {name!r}.")
+        if name == "output_attentions" and value:
+            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
+
+
+# ---- Models ----
 
 FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
 
@@ -409,5 +1323,6 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
 
 MaxMViTModel.register_for_auto_class("AutoModel")
 MaxMViTForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
 
 __all__ = ["MaxMViTForAudioClassification", "MaxMViTModel", "MaxMViTPreTrainedModel"]

@@ -1,4 +1,4 @@
-"""Any recording in, emotions out: reading audio, and the `audio-classification` pipeline of MaxMViT."""
+"""The audio-classification pipeline of MaxMViT-MLP: recordings -> emotions, whole or along time."""
 
 import math
 import os
@@ -24,7 +24,7 @@ try:
         name_of,
         stream_audio,
     )
-    from .streams_maxmvit import SpectrogramStream, twice
+    from .spectrograms_maxmvit import SpectrogramStream, twice
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
         raise
@@ -38,7 +38,8 @@ except ImportError:
         name_of,
         stream_audio,
     )
-    from streams_maxmvit import SpectrogramStream, twice
+    from spectrograms_maxmvit import SpectrogramStream, twice
+
 
 SHORTEST_CUT_S = (
     1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it

@@ -1,8 +1,9 @@
-"""The two spectrograms of MaxMViT-MLP: an exact constant-Q transform and a Mel power spectrogram, on any device."""
+"""Constant-Q and Mel spectrograms: their filters, and both for clips and, block by block, for long recordings."""
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -11,12 +12,82 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-try:
-    from .filters_maxmvit import mel_filters, wavelets
-except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
-        raise
-    from filters_maxmvit import mel_filters, wavelets
+# ---- Filters ----
+# The filters of the spectrograms and pictures. Written out: to import what librosa and scipy compute them with takes
+# three times as long as to load a small model.
+
+HANN_BANDWIDTH = 1.50018310546875  # equivalent noise bandwidth of a Hann window in bins, as librosa has it
+
+
+@lru_cache(maxsize=8)
+def wavelets(
+    sampling_rate: int, fmin: float, n_bins: int, bins_per_octave: int, hop_length: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Frequencies in cycles per sample, fractional lengths in samples, and the factor librosa decimates by first.
+
+    The lengths are those of `librosa.filters.wavelet_lengths`.
+
+    `librosa.cqt` decimates by a power of two where the highest wavelet leaves room (`__early_downsample_count`); the
+    only trace of it in an exact transform is that the number of frames is counted on the decimated clip.
+    """
+    frequencies = fmin * 2.0 ** (np.arange(n_bins) / bins_per_octave)
+    ratio = 2.0 ** (2 / bins_per_octave)
+    quality = (ratio + 1) / (ratio - 1)
+    lengths = quality * sampling_rate / frequencies
+    cutoff = frequencies[-1] * (1 + 0.5 * HANN_BANDWIDTH / quality)
+    if cutoff > sampling_rate / 2:
+        raise ValueError(
+            f"the highest of {n_bins} CQT bins reaches {cutoff:.0f} Hz, above half the sampling rate ({sampling_rate} "
+            "Hz): lower cqt_n_bins or cqt_fmin"
+        )
+    octaves = math.ceil(n_bins / bins_per_octave)
+    twos_in_hop = (hop_length & -hop_length).bit_length() - 1
+    spare = math.ceil(math.log2(sampling_rate / 2 / cutoff)) - 2
+    return frequencies / sampling_rate, lengths, 2 ** max(0, min(spare, twos_in_hop - octaves + 1))
+
+
+def mel_filters(sampling_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
+    """
+    The filter bank of `librosa.filters.mel` with its defaults: triangles on Slaney's scale, linear up to 1 kHz and
+    logarithmic above it, from 0 Hz to half the sampling rate, each divided by half its width in Hz.
+
+    Returns:
+        `np.ndarray` of shape `(n_mels, 1 + n_fft // 2)`, float32.
+    """
+    mels_per_hz, knee_hz, log_step = 3 / 200, 1000.0, math.log(6.4) / 27
+    knee = knee_hz * mels_per_hz
+    top_hz = sampling_rate / 2
+    top = top_hz * mels_per_hz if top_hz < knee_hz else knee + math.log(top_hz / knee_hz) / log_step
+    mels = np.linspace(0, top, n_mels + 2)
+    hertz = np.where(mels < knee, mels / mels_per_hz, knee_hz * np.exp(log_step * (mels - knee)))
+    ramps = np.subtract.outer(hertz, np.fft.rfftfreq(n_fft, 1 / sampling_rate))
+    widths = np.diff(hertz)[:, None]
+    triangles = np.minimum(-ramps[:-2] / widths[:-1], ramps[2:] / widths[1:]).clip(0).astype(np.float32)
+    return (triangles * (2 / (hertz[2:] - hertz[:-2]))[:, None]).astype(np.float32)
+
+
+def delta_filters(width: int) -> np.ndarray:
+    """
+    What each of `width` samples around one counts in the slope of the line and in the curvature of the parabola that
+    fit them best (Savitzky and Golay, 1964): `scipy.signal.savgol_coeffs(width, order, deriv=order, use="dot")`.
+
+    Returns:
+        `np.ndarray` of shape `(2, width)`, float64: of order 1 and of order 2.
+    """
+    at = np.arange(width) - width // 2
+    fits = [np.linalg.pinv(np.vander(at, order + 1, increasing=True))[order] for order in (1, 2)]
+    return np.stack([fits[0], 2 * fits[1]])
+
+
+def cosine_filters(size: int, rows: int) -> np.ndarray:
+    """The first `rows` rows of the orthonormal DCT-II of `size` numbers: `(rows, size)`, float64."""
+    turns = np.arange(rows)[:, None] * (np.arange(size) + 0.5) / size
+    basis = np.cos(np.pi * turns) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
+
+
+# ---- Spectrograms ----
 
 C1 = 32.70319566257483  # Hz, librosa.note_to_hz("C1")
 # How far from its centre a wavelet's frequency response is kept, in units of 1 / (its length). A Hann window's side
@@ -398,3 +469,111 @@ def _mel_blocks(sampling_rate: int, n_fft: int, n_mels: int, device: torch.devic
             weights = weights.double()
         blocks.append((slice(2 * int(lo), 2 * int(hi)), weights.to(device)))
     return blocks
+
+
+# ---- Spectrograms of long recordings, block by block ----
+# The spectrograms of a recording that comes in pieces, computed once along its length.
+
+STEP_S = 20.0  # of a recording's spectrograms are computed at a time
+
+
+class SpectrogramStream:
+    """
+    The spectrograms of a recording that comes in pieces, computed once, of which stretches are cut in the order of
+    their starts. Memory does not grow with the recording.
+
+    Args:
+        pieces (`Iterator[np.ndarray]`): The recording at the extractor's rate.
+        feature_extractor (`MaxMViTFeatureExtractor`): With `backend="torch"`.
+        device (`torch.device`): Where to compute.
+    """
+
+    def __init__(self, pieces: Iterator[np.ndarray], feature_extractor: Any, device: torch.device):
+        self.pieces = pieces
+        self.extractor = feature_extractor
+        self.device = device
+        self.hops = feature_extractor.hops
+        unit, rate = common_hop(feature_extractor), feature_extractor.sampling_rate
+        _, lengths, _ = wavelets(*feature_extractor.cqt_parameters)
+        longest = max(lengths.max(), feature_extractor.mel_n_fft)  # a frame hears half of it on either side
+        self.margin = unit * math.ceil(longest / unit)
+        self.step = unit * math.ceil(STEP_S * rate / unit)
+        self.samples, self.first = np.zeros(0, np.float32), 0  # what is kept of the recording, and from which sample
+        self.frames: dict[str, torch.Tensor] = {}
+        self.begin, self.end, self.is_over = 0, 0, False  # the samples whose frames are kept
+
+    def cut(self, start: int, length: int) -> dict[str, torch.Tensor]:
+        """The frames of `length` samples from `start` on, as the extractor's `cut` has them."""
+        while self.end < start + length and not self.is_over:
+            self._extend()
+        self._forget(start)
+        stretch = {}
+        for name, db in self.frames.items():
+            hop = self.hops[name]
+            first = min(round(start / hop) - self.begin // hop, db.shape[-1] - 1)
+            stretch[name] = db[..., first : first + 1 + length // hop]
+        return stretch
+
+    def _extend(self) -> None:
+        """Computes the frames of one more step."""
+        reached = self.end + self.step + self.margin
+        parts, held = [self.samples], self.first + len(self.samples)
+        while held < reached and (piece := next(self.pieces, None)) is not None:
+            parts.append(piece)
+            held += len(piece)
+        self.samples, self.is_over = np.concatenate(parts), held < reached
+        here = self.samples if self.is_over else self.samples[: reached - self.first]
+        spectrograms = self.extractor.spectrograms(here, device=self.device)[0]
+        before, steps = self.end - self.first, None if self.is_over else self.step
+        for name, db in spectrograms.items():
+            hop = self.hops[name]
+            new = db[..., before // hop :] if steps is None else db[..., before // hop : (before + steps) // hop]
+            self.frames[name] = torch.cat([self.frames[name], new], dim=-1) if name in self.frames else new
+        self.end = held if self.is_over else self.end + self.step
+        kept = max(self.first, self.end - self.margin)
+        self.samples, self.first = self.samples[kept - self.first :], kept
+
+    def _forget(self, start: int) -> None:
+        """Drops the frames before `start`, some seconds at a time."""
+        if start - self.begin > 2 * self.step:
+            passed = (start - self.begin) // self.step * self.step - self.step
+            self.frames = {name: db[..., passed // self.hops[name] :].clone() for name, db in self.frames.items()}
+            self.begin += passed
+
+
+def common_hop(feature_extractor: Any) -> int:
+    """Samples after which a frame of each of a clip's spectrograms begins."""
+    return math.lcm(*(Fraction(hop).numerator for hop in feature_extractor.hops.values()))
+
+
+def stream_blocks(
+    extractor: Any, pieces: Iterable[np.ndarray], device: str | torch.device, block_s: float
+) -> Iterator[dict[str, torch.Tensor]]:
+    """See [`MaxMViTFeatureExtractor.stream`]."""
+    hop, hops = common_hop(extractor), extractor.hops
+    _, cqt_margin, _, _ = cqt_layout(extractor.min_length, *extractor.cqt_parameters)
+    reach = max(cqt_margin * extractor.cqt_hop_length, extractor.mel_n_fft // 2, RMS_LENGTH // 2, extractor.min_length)
+    margin = math.ceil(reach / hop) * hop
+    block = max(margin, round(block_s * extractor.sampling_rate / hop) * hop)
+    for samples, begin, is_last in overlapping(pieces, block, margin):
+        (seen,) = extractor.spectrograms(samples, device)
+        end = None if is_last else begin + block
+        yield {name: db[..., begin // hops[name] : end and end // hops[name]] for name, db in seen.items()}
+
+
+def twice(pieces: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """The pieces for two who read them in turns. `itertools.tee` keeps up to 57 that both have read."""
+
+    def read(own: deque[np.ndarray], others: deque[np.ndarray]) -> Iterator[np.ndarray]:
+        while True:
+            if own:
+                yield own.popleft()
+            elif (piece := next(pieces, None)) is not None:
+                others.append(piece)
+                yield piece
+            else:
+                return
+
+    one: deque[np.ndarray] = deque()
+    other: deque[np.ndarray] = deque()
+    return read(one, other), read(other, one)

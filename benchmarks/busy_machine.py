@@ -72,7 +72,7 @@ def steps_per_second(seconds: float) -> float:
     import torch  # with whatever the environment tells OpenMP
 
     from ser.models import make_config, make_model, name_classes
-    from ser.training import parse_arguments
+    from ser.training.run import parse_arguments
 
     torch.manual_seed(0)
     model_args, _, args = parse_arguments([str(RECIPE)])

@@ -21,9 +21,9 @@ from sklearn.svm import SVC
 
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
-from ser.corpora import Corpus, load_corpus
-from ser.metrics import scores
-from ser.protocols import make_split, n_folds
+from ser.data.corpora import Corpus, load_corpus
+from ser.data.protocols import make_split, n_folds
+from ser.evaluation.metrics import scores
 
 SAMPLING_RATE = 22_050
 TRIM_DB = 35

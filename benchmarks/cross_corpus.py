@@ -22,9 +22,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.results import add_json, write_results
-from ser.corpora.loading import find_corpus
-from ser.corpora.several import NO_FOLDER
-from ser.evaluation import evaluate, parse_arguments
+from ser.data.corpora.combine import NO_FOLDER
+from ser.data.corpora.loading import find_corpus
+from ser.evaluation.evaluate import evaluate, parse_arguments
 from ser.files import whole
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
-from ser.demo_corpus import EMOTIONS, SAMPLING_RATE, synthesize_clip
+from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
 from ser.models import load_pipeline
 
 CLIPS = 5  # of each emotion and voice in the demo corpus

@@ -20,7 +20,7 @@ import onnxruntime
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.export import Form, build, save
+from ser.export.onnx import Form, build, save
 from ser.models import load_pipeline
 
 SHORTEST_S, LONGEST_S = 0.5, 10.0

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.results import add_json, write_results
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.batches import PairCollator
-from ser.features import extract_features
+from ser.data.batches import PairCollator
+from ser.data.features import extract_features
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Sides of onnxruntime, and the file of each: the model in each kind of number, and with its front end."""
-    from ser.export import Form, build, save
+    from ser.export.onnx import Form, build, save
 
     kinds = {f"onnxruntime {name}": name for name in ("float32", "fp16", "int8")}
     if args.calibration is not None:
@@ -122,7 +122,7 @@ def is_wanted(side: str, args: argparse.Namespace) -> bool:
 def quantize_statically(source: Path, path: Path, classify: Any, calibration: str) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    from ser.answers import find_items
+    from ser.inference.predictions import find_items
 
     images = [pictures_of(classify, item.file) for item in find_items([calibration], labels_of(classify))]
 
@@ -138,7 +138,7 @@ def quantize_statically(source: Path, path: Path, classify: Any, calibration: st
 
 
 def labelled_pictures(classify: Any, source: str) -> list[tuple[Inputs, int]]:
-    from ser.answers import find_items
+    from ser.inference.predictions import find_items
 
     labels = labels_of(classify)
     items = find_items([source], labels)
@@ -205,7 +205,7 @@ def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> No
         connection.send(time.perf_counter() - start)
     figures = {"peak, MiB": peak_mib()}
     if run is not None and work.test and side not in WHOLE:
-        from ser.metrics import confusion_matrix, scores_from_confusion
+        from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 
         truth = [label for _, label in work.test]
         scores = [run(images)[0] for images, _ in work.test]

@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.results import add_json, write_results
-from ser.checkpoints import last_checkpoint
+from ser.training.checkpoints import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "demo.yaml"

@@ -11,8 +11,8 @@ Then, along recordings (of RAVDESS; left out with an empty `--smooth`). One reco
 spoken for two to four clips on end, in random order, twice. Clips are trimmed (35 dB below their loudest frame) and
 follow each other after 0.3 s of silence. Each recording is answered with the levels as recorded, and again with all
 clips at one level. Printed, over all actors: the share of time named correctly, the emotion diarization error rate and
-the F1 of segments (see ser/diarization.py), for each `--smooth`. The actors are by default those of the checkpoint's
-own test part; `smooth` is chosen on those of `--part validation`.
+the F1 of segments (see ser/inference/segments.py), for each `--smooth`. The actors are by default those of the
+checkpoint's own test part; `smooth` is chosen on those of `--part validation`.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.corpora import Corpus, load_corpus
-from ser.diarization import Segment, diarization_scores, pooled_scores, timeline_segments
-from ser.metrics import confusion_matrix, scores_from_confusion
+from ser.data.corpora import Corpus, load_corpus
+from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
+from ser.evaluation.plots import envelope, plot_timeline
+from ser.inference.segments import Segment, diarization_scores, pooled_scores, timeline_segments
 from ser.models import load_pipeline
-from ser.timelines import envelope, plot_timeline
 
 TRIM_DB = 35
 PAUSE_S = 0.3

@@ -26,8 +26,8 @@ from audio_maxmvit import read_audio, stream_audio
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline
+from ser.evaluation.plots import clock, envelope, plot_timeline
 from ser.models import load_pipeline
-from ser.timelines import clock, envelope, plot_timeline
 
 RATE = 48_000
 CODES = {"angry": "05", "calm": "02"}

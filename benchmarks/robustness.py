@@ -21,9 +21,9 @@ from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser import distortions
-from ser.corpora import Corpus, load_corpus
-from ser.metrics import confusion_matrix, scores_from_confusion
+from ser.data import corruptions
+from ser.data.corpora import Corpus, load_corpus
+from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_pipeline
 
 VOICES = 6  # that speak at once in babble
@@ -83,7 +83,7 @@ def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
     def babble(snr_db: float) -> Change:
         def apply(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             drawn = torch.randperm(len(voices), generator=generator)[:VOICES].tolist()
-            return distortions.mix(clip, distortions.babble([voices[i] for i in drawn], len(clip)), snr_db)
+            return corruptions.mix(clip, corruptions.babble([voices[i] for i in drawn], len(clip)), snr_db)
 
         return apply
 
@@ -95,17 +95,17 @@ def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
 
     return {
         "clean": lambda clip, _: clip,
-        **{f"white noise, {db} dB": drawn_at(distortions.white_noise, db) for db in (20, 10)},
+        **{f"white noise, {db} dB": drawn_at(corruptions.white_noise, db) for db in (20, 10)},
         **{f"babble, {db} dB": babble(db) for db in (20, 10, 0)},
-        **{f"room, RT60 {t} s": drawn_at(distortions.reverberate, rate, t) for t in (0.3, 0.7)},
-        "telephone, 300 to 3,400 Hz": at(distortions.telephone, rate),
-        "telephone, mu-law": lambda c, _: distortions.telephone(c, rate, mu_law=True),
-        **{f"mp3, {kbps} kbit/s": at(distortions.mp3, rate, kbps) for kbps in (32, 16, 8)},
-        **{f"opus, {kbps} kbit/s": at(distortions.opus, rate, kbps) for kbps in (32, 16, 8)},
-        "vorbis": at(distortions.vorbis, rate),
-        "clipped, 20 % of samples": at(distortions.clip_loudest, 0.2),
-        **{f"gain {db:+} dB": at(distortions.gain, db) for db in (-20, 10)},
-        **{f"through {r / 1000:g} kHz": at(distortions.through_rate, rate, r) for r in (16_000, 22_050)},
+        **{f"room, RT60 {t} s": drawn_at(corruptions.reverberate, rate, t) for t in (0.3, 0.7)},
+        "telephone, 300 to 3,400 Hz": at(corruptions.telephone, rate),
+        "telephone, mu-law": lambda c, _: corruptions.telephone(c, rate, mu_law=True),
+        **{f"mp3, {kbps} kbit/s": at(corruptions.mp3, rate, kbps) for kbps in (32, 16, 8)},
+        **{f"opus, {kbps} kbit/s": at(corruptions.opus, rate, kbps) for kbps in (32, 16, 8)},
+        "vorbis": at(corruptions.vorbis, rate),
+        "clipped, 20 % of samples": at(corruptions.clip_loudest, 0.2),
+        **{f"gain {db:+} dB": at(corruptions.gain, db) for db in (-20, 10)},
+        **{f"through {r / 1000:g} kHz": at(corruptions.through_rate, rate, r) for r in (16_000, 22_050)},
     }
 
 

@@ -30,7 +30,7 @@ from datasets import Audio, Dataset
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.features import extract_features
+from ser.data.features import extract_features
 
 PROCESSES = (1, 2)
 GPU_BATCH = 32

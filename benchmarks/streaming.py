@@ -31,7 +31,7 @@ from pyarrow import parquet
 
 from audio_maxmvit import read_audio
 from benchmarks.results import add_json, write_results
-from ser.corpora import RECORDS
+from ser.data.corpora import RECORDS
 
 ROOT = Path(__file__).parents[1]
 RATE, SECONDS = 44_100, 0.3

@@ -27,8 +27,8 @@ from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.models import make_feature_extractor
-from ser.optimizer import BranchOptimizer, branch_parameter_groups
-from ser.training import parse_arguments, read_corpus
+from ser.training.optimizer import BranchOptimizer, branch_parameter_groups
+from ser.training.run import parse_arguments, read_corpus
 
 ROUNDS, BATCHES = 3, 2
 # Dense bfloat16 peaks from NVIDIA's data sheets, in FLOP per second.

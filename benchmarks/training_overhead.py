@@ -20,11 +20,11 @@ from transformers import TrainerCallback
 
 from benchmarks.results import take_json, write_results
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.data.protocols import make_split
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
-from ser.protocols import make_split
-from ser.trainer import SERTrainer
-from ser.training import make_trainer, parse_arguments, read_corpus, with_features
-from ser.training_arguments import SERTrainingArguments
+from ser.training.arguments import SERTrainingArguments
+from ser.training.run import make_trainer, parse_arguments, read_corpus, with_features
+from ser.training.trainer import SERTrainer
 
 ROUNDS, STEPS = 4, 16
 

@@ -13,9 +13,9 @@ from transformers import DefaultDataCollator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples.train_with_trainer import load
-from ser.metrics import compute_metrics
-from ser.trainer import SERTrainer
-from ser.training_arguments import SERTrainingArguments
+from ser.evaluation.metrics import compute_metrics
+from ser.training.arguments import SERTrainingArguments
+from ser.training.trainer import SERTrainer
 
 
 def main(folder: str, output_dir: str, *, image_size: int = 64, **settings: Any) -> SERTrainer:

@@ -25,9 +25,8 @@ import yaml
 
 if TYPE_CHECKING:
     from configuration_maxmvit import MaxMViTConfig
-    from ser.arguments import ModelArguments
-    from ser.data_arguments import DataArguments
-    from ser.training_arguments import SERTrainingArguments
+    from ser.arguments import DataArguments, ModelArguments
+    from ser.training.arguments import SERTrainingArguments
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 MAX_DEPTH = 10  # of lists and mappings in a recipe
@@ -255,12 +254,11 @@ def command_parser(with_inherited: bool = True) -> Parser:
         with_inherited (`bool`, defaults to True): Whether it has the options of `transformers.TrainingArguments` of
             which this project says nothing, which takes seconds to import.
     """
-    from ser.arguments import ModelArguments, TrainingOptions
-    from ser.data_arguments import DataArguments
+    from ser.arguments import DataArguments, ModelArguments, TrainingOptions
 
     kinds: list[type] = [DataArguments, ModelArguments, TrainingOptions]
     if with_inherited:
-        from ser.training_arguments import SERTrainingArguments
+        from ser.training.arguments import SERTrainingArguments
 
         kinds.append(SERTrainingArguments)
     return Parser(kinds, EXAMPLE_OPTIONS, usage="run_ser.py [RECIPE.yaml] [--OPTION VALUE ...]")
@@ -278,7 +276,7 @@ def answer_at_once(arguments: Sequence[str], description: str) -> None:
         SystemExit: 0 after help or the table of corpora, 2 after an error.
     """
     if LIST_CORPORA in arguments:
-        from ser.corpora.listing import list_corpora  # which takes a second to import
+        from ser.data.corpora.registry import list_corpora  # which takes a second to import
 
         print(list_corpora())
         raise SystemExit(0)
@@ -414,9 +412,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     """
     from transformers.utils import logging
 
-    from ser.arguments import ModelArguments
-    from ser.data_arguments import DataArguments
-    from ser.training_arguments import SERTrainingArguments
+    from ser.arguments import DataArguments, ModelArguments
+    from ser.training.arguments import SERTrainingArguments
 
     kinds = (ModelArguments, DataArguments, SERTrainingArguments)
     given = Given(*command_parser().read(arguments))
@@ -475,7 +472,7 @@ def _settle_model(given: Given) -> None:
 
 
 def _validation_share(chosen: Mapping[str, Any]) -> float:
-    from ser.protocols import default_validation_share
+    from ser.data.protocols import default_validation_share
 
     share = chosen.get("validation_share")
     return default_validation_share(chosen.get("protocol")) if share is None else share
@@ -510,7 +507,7 @@ def _settle_schedule(given: Given) -> None:
 
 def _settle_validation(given: Given) -> None:
     """Without a validation set, gives the options that follow it the values that they have then."""
-    from ser.protocols import EVERYTHING
+    from ser.data.protocols import EVERYTHING
 
     chosen = dict(given.values)
     if chosen.get("protocol") == EVERYTHING and chosen.get("test_window") is not None:
@@ -535,8 +532,7 @@ def _settle_validation(given: Given) -> None:
 
 def _unused(given: Given, defaults: Mapping[str, Any]) -> Iterator[tuple[str, str, set[str]]]:
     """Options that have no effect beside the others: their names, what to say, and the options that decide it."""
-    from ser.arguments import NEEDS, ModelArguments, TrainingOptions
-    from ser.data_arguments import DataArguments
+    from ser.arguments import NEEDS, DataArguments, ModelArguments, TrainingOptions
 
     values = {**defaults, **given.values}
     facts = values | _facts(values)
@@ -556,7 +552,7 @@ def _unused(given: Given, defaults: Mapping[str, Any]) -> Iterator[tuple[str, st
 
 
 def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    from ser.training_arguments import algorithms_of
+    from ser.training.arguments import algorithms_of
 
     with_speech = values["speech_encoder"] or values["model_name_or_path"]
     taken = {
@@ -604,8 +600,8 @@ def _without(terms: Sequence[_Term], options: Iterable[str]) -> str:
 
 
 def _check_metric(args: "SERTrainingArguments", data_args: "DataArguments") -> None:
-    from ser.distributions import DISTRIBUTION_SCORES
-    from ser.metrics import SCORES
+    from ser.evaluation.metrics import SCORES
+    from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
 
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
@@ -640,8 +636,8 @@ def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERT
     """
     from transformers.utils import logging
 
-    from ser.errors import DataError
-    from ser.frozen import suffices
+    from ser.data.embedding_cache import suffices
+    from ser.utils import DataError
 
     learns_filters, has_speech = config.filter_bank == "learnable", "speech" in config.branch_names
     has = {"cqt": "cqt" in config.branch_names, "mel": "mel" in config.branch_names, "speech": has_speech}
@@ -684,7 +680,7 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         DataError: It cannot; says why.
     """
-    from ser.errors import DataError
+    from ser.utils import DataError
 
     path = Path(folder)
     try:

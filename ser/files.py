@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.errors import UsageError
+from ser.utils import UsageError
 
 
 @contextmanager

@@ -18,14 +18,17 @@ from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model
 from transformers.utils import logging
 
-from configuration_maxmvit import MaxMViTConfig
-from feature_extraction_maxmvit import IMAGENET_MEAN, IMAGENET_STD, MaxMViTFeatureExtractor
-from images_maxmvit import picture_settings
-from keywords_maxmvit import shortened
+from configuration_maxmvit import MaxMViTConfig, shortened
+from feature_extraction_maxmvit import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MaxMViTFeatureExtractor,
+    picture_settings,
+    read_processor,
+)
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.errors import DataError, UsageError
-from speech_maxmvit import read_processor
+from ser.utils import DataError, UsageError
 
 if TYPE_CHECKING:  # the flags bring scikit-learn and datasets along, which answers have no use for
     from ser.arguments import ModelArguments

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ser.environment import wait_passively
+from ser.utils import wait_passively
 
 wait_passively()  # as the commands do, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,8 +16,8 @@ def encoders(tmp_path_factory) -> dict[str, str]:
     """A folder with a tiny speech encoder of each family that can be joined."""
     import torch  # which the settings above come before
 
-    from speech_maxmvit import FAMILIES
-    from tests.tiny import tiny_speech_encoder
+    from configuration_maxmvit import FAMILIES
+    from tests.helpers.tiny import tiny_speech_encoder
 
     torch.manual_seed(0)
     return {family: tiny_speech_encoder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}

@@ -19,9 +19,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from ser.commands import exit_code
-from ser.environment import wait_passively
-from ser.errors import UsageError
+from ser.utils import UsageError, exit_code, wait_passively
 
 ROOT = Path(__file__).parents[1]
 VENDOR = ROOT / "web" / "vendor"
@@ -90,7 +88,7 @@ def write_model(model: str, folder: Path) -> None:
     wait_passively()  # before torch is imported
     import onnx
 
-    from ser.figures import frequency_ticks
+    from ser.evaluation.plots import frequency_ticks
     from ser.models import load_feature_extractor
 
     graph = onnx.load(path)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from ser.arguments import ModelArguments
+from ser.arguments import DataArguments, ModelArguments
 from ser.cli import answer_at_once, parse_arguments
-from ser.commands import exit_code
-from ser.data_arguments import DataArguments
-from ser.training_arguments import SERTrainingArguments
+from ser.training.arguments import SERTrainingArguments
+from ser.utils import exit_code
 from tests.fuzz.kinds import Case
 from tests.fuzz.mutations import broken
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.errors import UsageError
 from ser.models import load_pipeline
+from ser.utils import UsageError
 from tests.fuzz.kinds import LABELS, Case, refused
-from tests.tiny import tiny_config, tiny_feature_extractor, tiny_learnable, voice
+from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_learnable, voice
 
 CONFIG, EXTRACTOR = FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS = "model.safetensors"

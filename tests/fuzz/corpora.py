@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audio_maxmvit import AudioError
-from ser.corpora import load_corpus
-from ser.errors import DataError
-from ser.features import read_clip
+from ser.data.corpora import load_corpus
+from ser.data.features import read_clip
+from ser.utils import DataError
 from tests.fuzz.kinds import Case, csv_of, refused
 from tests.fuzz.mutations import audio_file, broken, valid_files
-from tests.tiny import tiny_feature_extractor
+from tests.helpers.tiny import tiny_feature_extractor
 
 AUDIO = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 # column -> what it should hold

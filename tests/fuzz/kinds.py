@@ -16,11 +16,11 @@ import numpy as np
 import audio_maxmvit
 from audio_maxmvit import AudioError, name_of, read_audio, stream_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.answers import OUTPUT_SUFFIXES, Item, Table, find_items
-from ser.errors import DataError, UsageError
+from ser.inference.predictions import OUTPUT_SUFFIXES, Item, Table, find_items
+from ser.utils import DataError, UsageError
 from tests.fuzz.mutations import audio_file, broken, long_files, valid_files, with_other_length
 from tests.fuzz.servers import BEHAVIOURS, address_of
-from tests.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import tiny_feature_extractor, tiny_model
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 

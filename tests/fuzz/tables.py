@@ -6,10 +6,10 @@ import json
 import random
 from pathlib import Path
 
-from ser.answers import find_items
-from ser.corpora import load_corpus
-from ser.errors import DataError, UsageError
-from ser.references import read_segments
+from ser.data.corpora import load_corpus
+from ser.inference.predictions import find_items
+from ser.inference.segments import read_segments
+from ser.utils import DataError, UsageError
 from tests.fuzz.kinds import Case, refused
 from tests.fuzz.mutations import valid_files
 

@@ -1,0 +1,1 @@
+"""The commands, one module each: train, predict, evaluate, export, onnx and app."""

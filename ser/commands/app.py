@@ -1,0 +1,262 @@
+"""
+A page that shows the emotion of a recording: `python app.py [MODEL]`, then open http://localhost:7860.
+
+Needs requirements-app.txt. On a Hugging Face Space (SDK gradio, app_file app.py) push this repository as it is and set
+the variable SER_MODEL to the name of a checkpoint, unless it shall be the one that comes with the code.
+"""
+
+import argparse
+import csv
+import math
+import os
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ser.utils import wait_passively
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+wait_passively()  # before torch is imported
+
+import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from audio_maxmvit import AudioError, stream_audio  # noqa: E402
+from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline  # noqa: E402
+from ser.evaluation.plots import clock, envelope, plot_spectrograms, plot_timeline  # noqa: E402
+from ser.models import load_pipeline  # noqa: E402
+from ser.utils import UsageError, exit_code  # noqa: E402
+
+ENVELOPE_POINTS = 1200
+KEEP_S, CHECK_S = 600, 30  # recordings, and tables made of them, are deleted when so old, looked for so often
+TITLE = "Speech emotion recognition"
+INTRODUCTION = (
+    "Upload or record speech. MaxMViT-MLP classifies its emotion from spectrograms; the answer for a recording longer "
+    "than {max_clip_s:.3g} s, the longest clip that the model was trained on, is the mean over windows. Uploads are "
+    f"deleted after {KEEP_S // 60} minutes."
+)
+STYLE = """
+.gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
+.picture img {width: 100%}
+#timeline img {max-width: 800px}
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=os.environ.get("SER_MODEL"),
+        help="folder or name on the Hub (default: SER_MODEL, or the checkpoint that comes with the code)",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
+    parser.add_argument(
+        "--port", type=_port, help="from 1 to 65535 (default: GRADIO_SERVER_PORT, or the first free one from 7860 on)"
+    )
+    parser.add_argument("--max_mb", type=_above_zero, default=50, help="of an upload; more is refused (default 50)")
+    parser.add_argument("--max_minutes", type=_above_zero, default=15, help="of a recording, likewise (default 15)")
+    parser.add_argument("--max_queue", type=_above_zero, default=20, help="visitors who wait, likewise (default 20)")
+    args = parser.parse_args(arguments)
+    classify = load_pipeline(args.model, args.device)
+    with _own_folder():
+        page = build_page(classify, args.max_minutes, args.max_queue)
+        try:
+            page.launch(
+                server_port=args.port,
+                max_file_size=f"{args.max_mb}mb",
+                theme=theme(),
+                css=STYLE,
+                footer_links=["gradio"],
+            )
+        except (OSError, OverflowError) as error:
+            first = os.environ.get("GRADIO_SERVER_PORT", 7860)
+            fault = f"no port from {first} on is free"
+            if args.port:
+                fault = f"port {args.port} is taken or may not be used"
+            raise UsageError(f"{fault}: name another by --port. ({error})") from error
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Has gradio keep recordings and tables in a folder of this process (in GRADIO_TEMP_DIR, if that is set), which is
+    deleted with all that is in it as the process ends, whether or not an answer is under way."""
+    given = os.environ.get("GRADIO_TEMP_DIR")
+    if given:
+        os.makedirs(given, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="maxmvit_page_", dir=given, ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if given:
+                os.environ["GRADIO_TEMP_DIR"] = given
+
+
+def _end_as_interrupted() -> None:
+    """Has the process end as after Ctrl+C, which deletes all recordings, on SIGTERM (which Docker and systemd send)
+    and on SIGHUP (its terminal is closed), unless that is ignored, as by nohup."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")
+    return int(text)
+
+
+def theme() -> gr.Theme:
+    """Fonts of the reader's system: the page asks no other server for anything."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def build_page(
+    classify: MaxMViTAudioClassificationPipeline, max_minutes: float = 15, max_queue: int = 20
+) -> gr.Blocks:
+    """The page, for recordings of up to `max_minutes`, answered one by one while up to `max_queue` visitors wait."""
+    config = classify.model.config
+    default_s = config.window_s
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CHECK_S, KEEP_S)) as page:
+        gr.Markdown(f"# {TITLE}\n{INTRODUCTION.format(max_clip_s=config.max_clip_s)}")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                audio = gr.Audio(
+                    type="filepath",
+                    sources=["upload", "microphone"],
+                    label=f"Speech (at most {max_minutes:g} minutes)",
+                    buttons=["download"],
+                    elem_id="speech",
+                )
+                with gr.Accordion("Windows of a long recording", open=False):
+                    limits = min(0.5, default_s), max(10, default_s)
+                    window_s = gr.Slider(*limits, default_s, step=0.1, label="Length in seconds")
+                    hop_s = gr.Slider(*limits, default_s, step=0.1, label="Seconds from one window to the next")
+                button = gr.Button("Recognise the emotion", variant="primary", elem_id="go")
+            with gr.Column(min_width=300):
+                message = gr.Markdown(visible=False, elem_id="message")
+                answer = gr.Label(label="Emotion", elem_id="answer")
+        with gr.Column(visible=False) as along:
+            timeline = gr.Plot(show_label=False, elem_id="timeline", elem_classes="picture")
+            table = gr.DownloadButton("Download the timeline as CSV", elem_id="csv")
+        with gr.Row(visible=False, elem_id="pictures") as pictures:
+            cqt = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
+            mel = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
+
+        def show(path: str | None, window_s: float, hop_s: float) -> dict[Any, Any]:
+            try:
+                found = analyse(classify, path, window_s, hop_s, 60 * max_minutes)
+            except AudioError as error:
+                name = str(error).replace(str(path), Path(path or "").name)
+                hidden = {part: gr.update(visible=False) for part in (along, pictures)}
+                return {message: gr.update(value=f"⚠️ {name}", visible=True), answer: None, **hidden}
+            return {
+                message: gr.update(value=found["message"], visible=True),
+                answer: found["scores"],
+                along: gr.update(visible=found["timeline"] is not None),
+                timeline: found["timeline"],
+                table: found["rows"] and write_csv(found["rows"], Path(table.GRADIO_CACHE), Path(path or "").stem),
+                pictures: gr.update(visible=True),
+                cqt: found["cqt"],
+                mel: found["mel"],
+            }
+
+        shown = [message, answer, along, timeline, table, pictures, cqt, mel]
+        gr.on([button.click, audio.stop_recording], show, [audio, window_s, hop_s], shown, show_progress_on=answer)
+    return page.queue(max_size=max_queue)
+
+
+def analyse(
+    classify: MaxMViTAudioClassificationPipeline, path: str | None, window_s: float, hop_s: float, max_s: float
+) -> dict[str, Any]:
+    """
+    All that the page shows of a recording.
+
+    Raises:
+        AudioError: There is none, or it cannot be read, or lasts longer than `max_s` seconds.
+    """
+    if path is None:
+        raise AudioError("Upload or record some speech first.")
+    if not os.path.exists(path):
+        raise AudioError(f"This recording was deleted, as all are after {KEEP_S / 60:g} minutes. Upload it again.")
+    rate, config = classify.feature_extractor.sampling_rate, classify.model.config
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    length, longest = sum(map(len, stream_audio(path, rate, max_s=max_s))), math.ceil(config.max_clip_s * rate)
+    duration, is_clip = length / rate, length <= longest
+    if is_clip:  # one window as long as the longest training clip
+        window_s = hop_s = longest / rate
+    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s)
+    classified = [row for row in rows if row["label"] != SILENCE]
+    if not classified:
+        raise AudioError(f"{path} is silent from beginning to end.")
+    scores = {label: float(np.mean([row["scores"][label] for row in classified])) for label in labels}
+    best = max(scores, key=scores.__getitem__)
+    clearest = max(classified, key=lambda row: row["scores"][best])
+    waveform = _stretch(path, rate, clearest["start"], clearest["end"])
+    images = _images(classify, waveform, clearest["start"])
+    if is_clip:
+        message = f"**{clock(duration)}** of speech, answered as one clip."
+        return images | {"message": message, "scores": scores, "timeline": None, "rows": None}
+    step_s = duration / ENVELOPE_POINTS
+    shape = envelope(stream_audio(path, rate), rate, step_s)
+    return images | {
+        "message": f"**{clock(duration)}** of speech. The answer is {_over(classified, rows, window_s)}; the images "
+        f"show where “{best}” is clearest, from {clock(clearest['start'])} on.",
+        "scores": scores,
+        "timeline": plot_timeline(rows, shape, step_s, labels),
+        "rows": rows,
+    }
+
+
+def _over(classified: list[dict], rows: list[dict], window_s: float) -> str:
+    """Says over how many windows an answer is the mean, and how many more are silent."""
+    silent = len(rows) - len(classified)
+    windows = "that of one window" if len(classified) == 1 else f"the mean over {len(classified)} windows"
+    return f"{windows} of {window_s:g} s" + (f" ({silent} more are silent)" if silent else "")
+
+
+def _images(classify: MaxMViTAudioClassificationPipeline, waveform: np.ndarray, start: float) -> dict[str, Figure]:
+    cqt, mel = plot_spectrograms(classify.feature_extractor, waveform, start)
+    return {"cqt": cqt, "mel": mel}
+
+
+def _stretch(path: str, rate: int, start: float, end: float) -> np.ndarray:
+    """The samples from `start` to `end`, in seconds, without the whole recording in memory."""
+    first, last, position, parts = round(start * rate), round(end * rate), 0, []
+    for piece in stream_audio(path, rate):
+        parts.append(piece[max(0, first - position) : max(0, last - position)])
+        position += len(piece)
+    return np.concatenate(parts)
+
+
+def write_csv(rows: list[dict[str, Any]], folder: Path, name: str) -> str:
+    """Writes a timeline to a folder of its own below `folder`, gradio's, which is tidied up as uploads are."""
+    labels = next(list(row["scores"]) for row in rows if row["scores"])
+    path = folder / uuid.uuid4().hex / f"{name}_emotions.csv"
+    path.parent.mkdir(parents=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["start", "end", "label", *labels])
+        for row in rows:
+            scores = [f"{row['scores'][label]:.6f}" if row["scores"] else "" for label in labels]
+            writer.writerow([row["start"], row["end"], row["label"], *scores])
+    return str(path)
+
+
+def command() -> int:
+    _end_as_interrupted()
+    return exit_code(main, "The page is closed.")

@@ -1,0 +1,23 @@
+"""Scores a checkpoint on any table of clips, with the report that training writes.
+
+    python evaluate_ser.py out/ravdess --dataset_name emodb --label_map default --output_dir out/on_emodb
+    python evaluate_ser.py out/ravdess --dataset_name ravdess --protocol emobox --fold 1 --output_dir out/again
+
+Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on, as
+its splits.json tells, are refused. Classes go by their names: the table may hold fewer than the model knows.
+"""
+
+from ser.utils import exit_code, wait_passively
+
+
+def main(arguments: list[str] | None = None) -> None:
+    wait_passively()  # before torch is imported
+    from ser.evaluation.evaluate import evaluate, parse_arguments
+    from ser.evaluation.report import in_words
+
+    checkpoint, clip_args, args = parse_arguments(arguments, __doc__)
+    print(f"{in_words(evaluate(checkpoint, clip_args, args))}\nReport and predictions: {args.output_dir}")
+
+
+def command() -> int:
+    return exit_code(main, "Interrupted: there is no report yet.")

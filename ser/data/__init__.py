@@ -1,0 +1,1 @@
+"""From corpora to batches: corpora, protocols, spectrograms and their cache, augmentation."""

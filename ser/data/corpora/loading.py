@@ -1,0 +1,313 @@
+"""A name and a few choices -> one table of clips."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+
+from ser.data.corpora.demo import make_demo_corpus
+from ser.data.corpora.formats import read_own, read_record, refuse_unheard
+from ser.data.corpora.names import check_classes_differ, check_not_reserved, warn_of_almost_equal_speakers
+from ser.data.corpora.readers import TABLE_SUFFIXES, Rows, visible_files
+from ser.data.corpora.records import VOTES_TIE, Record
+from ser.data.corpora.registry import RECORDS
+from ser.data.corpora.table import CLIP_FEATURES, Corpus, keep_one_of_equal_sound
+from ser.data.tables import LIST_SUFFIXES, text_of
+from ser.utils import DataError
+
+
+def load_corpus(
+    dataset_name: str, data_dir: str | None = None, *, drop_duplicates: bool = False, **choices: Any
+) -> Corpus:
+    """Reads a corpus into one table of clips.
+
+    Args:
+        dataset_name, data_dir: see [`choose_rows`].
+        drop_duplicates: of clips with equal sound keep one (the one nearest to the test split); of such clips under
+            different labels keep none.
+        choices: what else [`choose_rows`] takes: which classes, columns, splits, from where, and whether streamed.
+
+    Raises:
+        DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
+    """
+    chosen = choose_rows(dataset_name, data_dir, **choices)
+    check_classes_differ({chosen.merge.get(name, name) for name in chosen.known}, chosen.location)
+    name_rows(chosen.rows)
+    options: dict[str, object] = {"schema": chosen.schema, "merge_labels": chosen.merge}
+    options["unique_vote"] = choices.get("unique_vote", False)
+    clips = clips_of(chosen.audio, chosen.rows)
+    if (soft_labels := choices.get("soft_labels", "none")) == "votes":
+        clips = clips.add_column("votes", [row["votes"] for row in chosen.rows if not row["drop"]])
+        options["soft_labels"] = soft_labels
+    corpus = Corpus(
+        name=chosen.name,
+        source=chosen.location,
+        revision=chosen.revision,
+        label_names=chosen.label_names,
+        clips=clips,
+        dropped=chosen.dropped | Counter(row["drop"] for row in chosen.rows if row["drop"]),
+        options=options | {"drop_duplicates": drop_duplicates},
+        speaker_hint=chosen.speaker_hint,
+        shards=chosen.shards,
+    )
+    check_classes(corpus)
+    if drop_duplicates:
+        keep_one_of_equal_sound(corpus)
+        check_classes(corpus)
+    warn_of_almost_equal_speakers(corpus.speakers, corpus.source)
+    return corpus
+
+
+@dataclass
+class Chosen(Rows):
+    """The rows of a corpus, of which each has its `class`, an index into `label_names`, or its reason to `drop`.
+
+    Args:
+        name: short name of the corpus.
+        label_names: classes in the order of the indices.
+        known: all classes that the corpus knows, kept or not.
+        merge: class -> class that its clips are counted under.
+        speaker_hint: sources that tell the speaker.
+    """
+
+    name: str = ""
+    label_names: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    merge: dict[str, str] = field(default_factory=dict)
+    speaker_hint: str = ""
+
+
+def choose_rows(
+    dataset_name: str,
+    data_dir: str | None = None,
+    *,
+    dataset_config_name: str | None = None,
+    dataset_revision: str | None = None,
+    cache_dir: str | None = None,
+    train_split_name: str = "train",
+    eval_split_name: str = "validation",
+    test_split_name: str = "test",
+    audio_column_name: str | None = None,
+    label_column_name: str | None = None,
+    speaker_column_name: str | None = None,
+    labels: Sequence[str] | None = None,
+    merge_labels: Sequence[str] | None = None,
+    unique_vote: bool = False,
+    soft_labels: Literal["none", "votes"] = "none",
+    streaming: bool = False,
+) -> Chosen:
+    """What [`load_corpus`] reads, before a table is made of it.
+
+    Args:
+        dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
+            data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
+            (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a list (.csv, .tsv or
+            .jsonl) of `file,label[,speaker][,split][,sentence]`.
+        data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
+            parquet files in the form of its copy on the Hub. Files named in a list are relative to it (default: to
+            the list's own folder).
+        dataset_config_name: configuration of a Hub data set.
+        dataset_revision: Hub revision: branch, tag or commit.
+        cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
+        train_split_name: in a data set of one's own, the split that is trained on.
+        eval_split_name: its validation split.
+        test_split_name: its test split.
+        audio_column_name: its audio column (default: "audio"; in a CSV "file").
+        label_column_name: its class column (default: "label").
+        speaker_column_name: its speaker column (default: "speaker" where there is one).
+        labels: classes to keep, in this order (default: the corpus's own).
+        merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
+        unique_vote: keep only clips for which one emotion got more votes than any other.
+        soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
+            is the class with most, and clips on which annotators do not agree are kept too.
+        streaming: of tables, on the Hub or in a folder, read the shards as they lie, once for all but the sound; see
+            [`Shards`].
+
+    Raises:
+        DataError: as [`load_corpus`].
+    """
+    record, hub_id, name = find_corpus(dataset_name, data_dir)
+    merge = _parse_merge(merge_labels)
+    load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision, "streaming": streaming}
+    if data_dir is not None and not Path(data_dir).exists():
+        raise DataError(f"data_dir {data_dir} does not exist.")
+
+    columns = (audio_column_name, label_column_name, speaker_column_name)
+    splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
+    given = {
+        "audio_column_name": audio_column_name,
+        "label_column_name": label_column_name,
+        "speaker_column_name": speaker_column_name,
+        "train_split_name": None if train_split_name == "train" else train_split_name,
+        "eval_split_name": None if eval_split_name == "validation" else eval_split_name,
+        "test_split_name": None if test_split_name == "test" else test_split_name,
+        "dataset_config_name": dataset_config_name,
+        "dataset_revision": dataset_revision,
+    }
+    refuse_unheard({flag for flag, value in given.items() if value is not None}, record, dataset_name, data_dir)
+    if name == "demo" and data_dir is None:
+        data_dir = make_demo_corpus(cache_dir)
+    if record:
+        found = read_record(record, hub_id, name, data_dir, load)
+        known = set(record.aliases.values())
+        if len(record.languages) == 1:
+            found.rows[:] = [{"language": record.languages[0]} | row for row in found.rows]
+    else:
+        found = read_own(dataset_name, data_dir, columns, splits, load)
+        known = set(found.labels)
+    if streaming and found.shards is None:
+        raise DataError(
+            f"--streaming reads shards, such as a folder of parquet files or a copy on the Hub, and {found.location} "
+            "has none: leave it out, and take --no_cache_features to keep nothing but names in memory."
+        )
+    if unique_vote and soft_labels != "none":
+        raise DataError("unique_vote leaves out the clips that soft_labels has a use for: give one of the two.")
+    for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
+        if is_made and not any("votes" in row for row in found.rows):
+            raise DataError(
+                f"{choice} needs the annotators' votes, which {found.location} does not have; leave it out."
+            )
+    for choice in {*merge, *(labels or ())} - known - set(merge.values()):
+        raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
+
+    names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
+    if lost := {*merge.values()} - {*names}:
+        raise DataError(f"merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}.")
+    seen: set[str] = set()
+    aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
+    for row in found.rows:
+        if soft_labels == "votes":
+            drop = None if row.get("drop") == VOTES_TIE else row.get("drop")
+            row["drop"] = drop or _settle_votes(row, names, merge, voted_for)
+        else:
+            row["drop"] = row.get("drop") or _settle(row, names, aliases, merge, unique_vote)
+        key = row.get("key")
+        if not row["drop"] and key in seen:
+            row["drop"] = "second file of the same name"
+        elif not row["drop"] and "audio" in row and not row["audio"].is_file():
+            raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
+        if key is not None:
+            seen.add(key)
+    return Chosen(
+        **vars(found) | {"revision": found.revision or _files_digest(Path(found.location))},
+        name=name,
+        label_names=names,
+        known=known,
+        merge=merge,
+        speaker_hint=record.with_speaker if record else "a data set with such a column, named by speaker_column_name",
+    )
+
+
+def find_corpus(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str | None, str]:
+    """(record, Hub id, short name) of a corpus, or (None, None, short name) for a data set of one's own."""
+    for name, record in RECORDS.items():
+        if dataset_name.lower() == name:
+            return record, None, name
+        for hub_id in record.hub:
+            if dataset_name.lower() == hub_id.lower():
+                return record, hub_id, name
+    path = Path(data_dir if data_dir and dataset_name == "audiofolder" else dataset_name).absolute()
+    name = path.stem if path.suffix.lower() in {*LIST_SUFFIXES, *TABLE_SUFFIXES} else path.name
+    # A corpus's published folds go by its name, and are not those of somebody's own table of that name.
+    return None, None, f"own-{name}" if name.lower() in RECORDS else name
+
+
+def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:
+    merge = {}
+    for pair in pairs or ():
+        old, _, new = (part.strip() for part in pair.partition("="))
+        if not (old and new):
+            raise DataError(f"merge_labels takes pairs such as excited=happy, not {pair!r}.")
+        merge[old] = new
+    return merge
+
+
+def _settle(
+    row: dict, names: list[str], aliases: Mapping[str, str] | None, merge: Mapping[str, str], unique_vote: bool
+) -> str | None:
+    """Sets the row's class index, or returns why the row is left out."""
+    raw = (text_of(row["label"]) or "").strip()
+    if not raw:
+        return "no label"
+    label = aliases.get(raw.lower()) if aliases else raw
+    if label is None:
+        return f"unknown label {raw!r}"
+    label = merge.get(label, label)
+    if label not in names:
+        return f"class {label!r} not among those kept"
+    if unique_vote:
+        if not all(isinstance(vote, int | float) and isfinite(vote) for vote in row["votes"]):
+            return "annotators' votes are incomplete"
+        if row["votes"].count(max(row["votes"])) > 1:
+            return VOTES_TIE
+    row["class"] = names.index(label)
+    return None
+
+
+def _settle_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_for: Sequence[str]) -> str | None:
+    """Sets the row's votes for each class that is kept and, as its class, the one with most of them (of several the
+    first), or returns why the row is left out."""
+    votes = row.get("votes") or ()
+    known = all(isinstance(vote, int | float) and isfinite(vote) and vote >= 0 for vote in votes)
+    if not known or len(votes) != len(voted_for):
+        return "annotators' votes are incomplete"
+    counts = dict.fromkeys(names, 0.0)
+    for label, vote in zip(voted_for, votes, strict=True):
+        if (label := merge.get(label, label)) in counts:
+            counts[label] += vote
+    row["votes"] = list(counts.values())
+    row["class"] = int(np.argmax(row["votes"]))
+    return None if any(row["votes"]) else "no vote for a class that is kept"
+
+
+def name_rows(rows: list[dict]) -> None:
+    """Gives every row a file's name of its own."""
+    for index, row in enumerate(rows):
+        row["file"] = row["file"] or f"{row.get('split') or 'clip'}-{index:06d}"
+    often = {file for file, n in Counter(row["file"] for row in rows).items() if n > 1}
+    for index, row in enumerate(rows):
+        row["file"] += f"#{index}" if row["file"] in often else ""
+
+
+def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
+    """The table of clips: the audio column beside what the rows say, without the rows that are left out."""
+    features = CLIP_FEATURES | ({"corpus": datasets.Value("string")} if "corpus" in rows[0] else {})
+    facts = {key: [row.get(key) for row in rows] for key in features} | {
+        "label": [row.get("class", -1) for row in rows]
+    }
+    table = datasets.Dataset.from_dict(facts, features=datasets.Features(features))
+    others = [key for key in features if key != "file"]
+    clips = datasets.concatenate_datasets([table, audio], axis=1).select_columns(
+        ["file", *audio.column_names, *others]
+    )
+    return clips.select([i for i, row in enumerate(rows) if not row["drop"]])
+
+
+def check_classes(corpus: Corpus) -> None:
+    """Every class needs a clip, and a name that tables of predictions do not use themselves."""
+    check_not_reserved(corpus.label_names)
+    left_out = "; ".join(f"{reason}: {n}" for reason, n in corpus.dropped.items()) or "nothing"
+    counts = Counter(corpus.labels)
+    empty = [name for index, name in enumerate(corpus.label_names) if not counts[index]]
+    if not counts:
+        raise DataError(f"No clip is left of {corpus.source}. Left out: {left_out}.")
+    if empty:
+        raise DataError(
+            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes with labels. "
+            f"Left out: {left_out}."
+        )
+
+
+def _files_digest(path: Path) -> str | None:
+    """Stands for a revision where there is none: a digest of the names and sizes of the files."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else visible_files(path, "**/*")
+    facts = "\n".join(f"{p.relative_to(path.parent).as_posix()} {p.stat().st_size}" for p in files)
+    return f"files-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

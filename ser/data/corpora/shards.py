@@ -1,0 +1,196 @@
+"""Data sets that are streamed: read once for what is known of their clips, then shard by shard for the sound."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.utils import tqdm
+from filelock import FileLock
+from pyarrow import parquet
+from transformers.utils.versions import require_version
+
+from ser.data.corpora.table import sound_facts
+from ser.files import whole
+from ser.utils import DataError
+
+FOLDER = "maxmvit_streams"
+# What is kept of every clip besides the columns that are asked for; no column of a data set begins so.
+OWN = pa.schema(
+    [
+        (":path", "string"),
+        (":has_bytes", "bool"),
+        (":content", "string"),
+        (":seconds", "float64"),
+        (":file", "int32"),
+        (":group", "int32"),
+    ]  # fmt: skip
+)
+
+
+@dataclass
+class StreamedSplit:
+    """One split of a streamed data set.
+
+    Args:
+        name: of the split.
+        rows: its rows, a shard for each file.
+        files: their names.
+        version: changes with them.
+        folder: where what is known of its clips is kept.
+    """
+
+    name: str
+    rows: datasets.IterableDataset
+    files: Sequence[str]
+    version: str
+    folder: Path
+
+    @property
+    def features(self) -> datasets.Features:
+        return self.rows.features
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    def facts(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
+        """The columns, and `OWN`: the name kept with the audio, whether there are bytes, a digest of the sound and its
+        seconds, and the file and group that each clip is in. All rows are read for it once; after that it is read from
+        the disk."""
+        key = repr((self.version, audio_column, [*columns], OWN.names))
+        name = hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()
+        path = self.folder / f"{name}.parquet"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                with whole(path) as unfinished:
+                    parquet.write_table(self._read(audio_column, columns), unfinished)
+        return parquet.read_table(path)
+
+    def _read(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
+        asked = datasets.Features({name: self.features[name] for name in columns}).arrow_schema
+        schema = pa.schema([*asked, *OWN])
+        rows = undecoded(self.rows, audio_column, columns)
+        tables = [schema.empty_table()]
+        with tqdm(desc="Reading clips", unit="clip") as progress:
+            for file in range(rows.num_shards):
+                try:
+                    for known in _rows_by_group(rows, file, audio_column, self.name):
+                        tables.append(pa.Table.from_pylist(known, schema=schema))
+                        progress.update(len(known))
+                except (OSError, pa.ArrowInvalid) as error:
+                    name = f"Shard {file + 1} of {rows.num_shards}"
+                    name = self.files[file] if len(self.files) == rows.num_shards else name
+                    raise DataError(f"{name} cannot be read: {error} Mend or remove it.") from error
+        return pa.concat_tables(tables)
+
+
+def _rows_by_group(
+    rows: datasets.IterableDataset, file: int, audio_column: str, split: str
+) -> Iterator[list[dict[str, Any]]]:
+    """What is known of the rows of each group of a file: their columns, with `OWN` for the sound. What cannot be
+    decoded is unlike any other clip, of another split too."""
+    groups = groups_of(rows, file)
+    for group in range(groups.num_shards):
+        known: list[dict[str, Any]] = []
+        for row in groups.shard(num_shards=groups.num_shards, index=group):
+            audio = row.pop(audio_column) or {"path": None, "bytes": None}
+            content, seconds = sound_facts(f"{split} {file} {group} {len(known)}", audio)
+            own = (audio["path"], audio["bytes"] is not None, content, seconds, file, group)
+            known.append(row | dict(zip(OWN.names, own, strict=True)))
+        yield known
+
+
+def undecoded(
+    rows: datasets.IterableDataset, audio_column: str, columns: Sequence[str] = ()
+) -> datasets.IterableDataset:
+    return rows.select_columns([audio_column, *columns]).cast_column(audio_column, datasets.Audio(decode=False))
+
+
+def groups_of(rows: datasets.IterableDataset, file: int) -> datasets.IterableDataset:
+    """A file, with what of it can be read by itself as its shards: of parquet its row groups, else the whole."""
+    return rows.shard(num_shards=rows.num_shards, index=file).reshard()
+
+
+class Shards:
+    """The sound of the clips of streamed splits, not decoded, from whichever clip on. A clip's place is its number,
+    from 0, in the order of splits, files and rows."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[datasets.IterableDataset, int]] = []
+        self._groups: list[tuple[int, int]] = []  # file, and group in it
+        self._starts = np.zeros(1, np.int64)
+        self._opened: dict[int, datasets.IterableDataset] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def add(self, split: StreamedSplit, audio_column: str, facts: pa.Table) -> datasets.Dataset:
+        """Takes in a split, after those that came before; a table of its clips' `place`, `content` and `seconds`."""
+        rows = undecoded(split.rows, audio_column)
+        rows = rows if audio_column == "audio" else rows.rename_column(audio_column, "audio")
+        pairs = np.stack([facts[name].to_numpy() for name in (":file", ":group")], axis=1)
+        groups, counts = np.unique(pairs, axis=0, return_counts=True)
+        self._groups += [(len(self._files) + file, group) for file, group in groups.tolist()]
+        self._files += [(rows, file) for file in range(rows.num_shards)]
+        first = len(self)
+        self._starts = np.append(self._starts, first + counts.cumsum())
+        places = pa.array(np.arange(first, len(self)))
+        known = {name: facts[f":{name}"].combine_chunks() for name in ("content", "seconds")}
+        return datasets.Dataset(pa.table({"place": places, **known}))
+
+    def group_of(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The number of the group that each clip is in."""
+        return np.searchsorted(self._starts, places, side="right") - 1
+
+    def read(self, places: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
+        """`{"path", "bytes"}` of clips in the order of `places`. A group is read once for places in it that rise, and
+        not at all where nothing in it is asked for.
+
+        Raises:
+            DataError: the data set has fewer clips than when they were listed.
+        """
+        opened, row, found = -1, -1, dict[str, Any]()
+        source: Iterator[dict[str, Any]] = iter(())
+        for place, group in zip(np.asarray(places).tolist(), self.group_of(places).tolist(), strict=True):
+            wanted = place - int(self._starts[group])
+            if group != opened or wanted < row:
+                opened, row, source = group, -1, iter(self._group(group))
+            while row < wanted:
+                row, found = row + 1, next(source, {})
+                if not found:
+                    raise DataError("The streamed data set has fewer clips than when training began: start over.")
+            yield found["audio"]
+
+    def _group(self, number: int) -> datasets.IterableDataset:
+        file, group = self._groups[number]
+        if file not in self._opened:
+            self._opened[file] = groups_of(*self._files[file])
+        return self._opened[file].shard(num_shards=self._opened[file].num_shards, index=group)
+
+
+def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple[dict[str, StreamedSplit], str]:
+    """What `datasets.load_dataset` would load by these arguments, with nothing downloaded, converted or read: (its
+    splits, the names of its files)."""
+    try:
+        require_version("datasets>=5.2")
+    except ImportError as error:
+        raise DataError(
+            "--streaming reads parquet by row groups, which datasets before 5.2 cannot: pip install -U datasets"
+        ) from error
+    builder = datasets.load_dataset_builder(location, cache_dir=cache_dir, **choices)
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
+    splits = {}
+    for name, rows in builder.as_streaming_dataset().items():
+        files = (builder.config.data_files or {}).get(name)
+        if rows.features is None or files is None:
+            raise ValueError("its columns are not known before all is read, so it cannot be streamed; parquet can.")
+        splits[str(name)] = StreamedSplit(
+            str(name), rows, files, repr((name, [*files], files.origin_metadata)), folder
+        )
+    return splits, " ".join(split.version for split in splits.values())

@@ -1,0 +1,170 @@
+"""The table of clips in which every corpus ends."""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from datasets.utils import tqdm
+from numpy.typing import ArrayLike
+
+from audio_maxmvit import LONGEST_CLIP_S, AudioError, decode_audio
+
+if TYPE_CHECKING:
+    from ser.data.corpora.shards import Shards
+
+
+# ---- The table of clips ----
+
+UNREADABLE = "unreadable"
+CLIP_FEATURES = datasets.Features(
+    {
+        "file": datasets.Value("string"),
+        "label": datasets.Value("int64"),
+        "speaker": datasets.Value("string"),
+        "sex": datasets.Value("string"),
+        "language": datasets.Value("string"),
+        "session": datasets.Value("string"),
+        "sentence": datasets.Value("string"),
+        "split": datasets.Value("string"),
+    }
+)
+
+
+@dataclass
+class Corpus:
+    """Clips of one corpus and how they were chosen.
+
+    Args:
+        name: short name, the first part of every protocol's name ("ravdess").
+        source: Hub id or local path the clips were read from.
+        revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
+        label_names: classes in the order of the label indices.
+        clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
+            `language` (ISO 639-1), `session`, `sentence` (which text is spoken), `split`; `votes`, where the labels
+            are soft; `corpus`, where they are of several; and for `audio`, where they are streamed, their `place` in
+            `shards`, `content` and `seconds`.
+        dropped: reason -> number of rows left out.
+        options: the choices that shaped the table (merged classes, vote rule, ...).
+        recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
+        shared_labels: where other corpora than those that are trained on test (their clips have the split "test"), the
+            classes that both have, by which the test is scored.
+        shards: where the sound of streamed clips is.
+        speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    label_names: list[str]
+    clips: datasets.Dataset
+    dropped: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    speaker_hint: str = ""
+    recordings: datasets.Dataset | None = None
+    shared_labels: list[str] | None = None
+    shards: "Shards | None" = None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def files(self) -> list[str]:
+        return self.clips["file"][:]
+
+    @property
+    def labels(self) -> list[int]:
+        return self.clips["label"][:]
+
+    @property
+    def speakers(self) -> list[str | None]:
+        return self.clips["speaker"][:]
+
+    @property
+    def sessions(self) -> list[str | None]:
+        return self.clips["session"][:]
+
+    @property
+    def sentences(self) -> list[str | None]:
+        return self.clips["sentence"][:]
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """One digest per clip of its decoded samples, channels averaged: equal for equal sound in whatever file."""
+        if "content" in self.clips.column_names:  # every clip has been read already
+            return self.clips["content"][:]
+        audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
+        return [sound_facts(file, item)[0] for file, item in zip(self.files, audio, strict=True)]
+
+
+def sound_facts(file: str, audio: dict) -> tuple[str, float]:
+    """A digest of a clip's decoded samples, channels averaged, and their length in seconds; of a clip that cannot be
+    decoded, its name and 0."""
+    length = 0
+    try:
+        pieces, sampling_rate = decode_audio(audio, max_s=LONGEST_CLIP_S)
+        digest = hashlib.sha1(f"{sampling_rate} ".encode(), usedforsecurity=False)
+        for piece in pieces:
+            digest.update(piece.data)
+            length += len(piece)
+    except AudioError:
+        return f"{UNREADABLE} {file}", 0.0  # whoever extracts features says so, or counts it
+    return digest.hexdigest(), length / sampling_rate
+
+
+# ---- Clips of equal sound ----
+# Clips of equal sound in one corpus.
+
+
+def keep_one_of_equal_sound(corpus: Corpus) -> None:
+    """Keeps one of several clips of equal sound, the one nearest to the test split; none where their labels differ."""
+    groups = defaultdict(list)
+    for index, content in enumerate(corpus.contents):
+        groups[content].append(index)
+    labels, splits = corpus.labels, corpus.clips["split"][:]
+    order = {"test": 0, "validation": 1, "train": 2, None: 3}
+    keep, conflicts = [], 0
+    for group in groups.values():
+        if len({labels[i] for i in group}) > 1:
+            conflicts += len(group)
+        else:
+            keep.append(min(group, key=lambda i: (order[splits[i]], i)))
+    keep.sort()
+    repeats = len(corpus) - len(keep) - conflicts
+    reasons = {"equal sound as another clip": repeats, "equal sound under different labels": conflicts}
+    corpus.dropped |= {reason: n for reason, n in reasons.items() if n}
+    contents = [corpus.contents[i] for i in keep]
+    corpus.clips = corpus.clips.select(keep)
+    corpus.contents = contents
+
+
+# ---- Votes of annotators ----
+
+VOTES = "votes"
+
+
+def shares_of(votes: ArrayLike) -> np.ndarray:
+    """
+    Votes `(clips, C)`, of which each clip has one at least, as the share that each class got.
+
+    Raises:
+        ValueError: They are no votes.
+    """
+    votes = np.asarray(votes, dtype=np.float64)
+    if votes.ndim != 2 or not np.isfinite(votes).all() or (votes < 0).any() or not (votes.sum(1) > 0).all():
+        raise ValueError("Votes are numbers from 0 on, one for each class of each clip, not all of them 0.")
+    return votes / votes.sum(1, keepdims=True)
+
+
+def agreed(votes: ArrayLike) -> np.ndarray:
+    """`(clips,)`: whether one class got more votes than any other."""
+    votes = np.asarray(votes, dtype=np.float64)
+    return (votes == votes.max(1, keepdims=True)).sum(1) == 1
+
+
+def with_one_label(clips: datasets.Dataset) -> np.ndarray:
+    """Which rows of a table have one label: all, or of clips with votes those on which annotators agree."""
+    return agreed(clips.with_format(None)[VOTES][:]) if VOTES in clips.column_names else np.full(len(clips), True)

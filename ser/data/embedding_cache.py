@@ -1,0 +1,118 @@
+"""Embeddings of a frozen speech encoder: mean and standard deviation over time of its layers, kept on disk."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+import modeling_maxmvit
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.data.features import Versions
+from ser.data.spectrogram_cache import extractor_key
+from ser.files import whole
+from ser.models import weights_digest
+from ser.training.arguments import SERTrainingArguments
+
+logger = logging.get_logger(__name__)
+FOLDER = "maxmvit_speech"
+POOLED = ("mean", "statistics")  # poolings for which layer statistics are enough
+AT_ONCE = 8  # clips in one forward
+SAVE_EVERY = 2000  # clips, so that a run that is stopped loses little
+MAX_HALF = 65_504.0
+
+
+def suffices(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
+    """Whether training needs only the layer statistics of whole clips: the encoder is never trained, its frames are
+    pooled without attention, and clips are neither cut nor amplified at random."""
+    is_frozen = args.freeze_speech_encoder or args.freeze_backbones and args.unfreeze_epoch is None
+    is_varied = args.training_window is not None or args.gain_db
+    return "speech" in config.branch_names and is_frozen and config.speech_pooling in POOLED and not is_varied
+
+
+def layer_statistics_of(
+    tables: Sequence[datasets.Dataset],
+    model: MaxMViTForAudioClassification,
+    feature_extractor: Any,
+    cache_dir: str | os.PathLike | None,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """
+    Computes the layer statistics of clips and of their altered copies, or reads those that were computed before.
+
+    Args:
+        tables (`Sequence[Dataset]`): From `extract_features`.
+        model: With a speech encoder.
+        feature_extractor: Of the clips.
+        cache_dir: They lie in its sub-folder `maxmvit_speech`; defaults to the cache folder of `datasets`.
+        device: Where the encoder runs.
+
+    Returns:
+        `dict[str, torch.Tensor]`: By the digest of a version's waveform ([`Versions.contents`]), float16
+        `(layers + 1, 2, width)` from [`SpeechEncoder.layer_statistics`].
+    """
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_key(model, feature_extractor)}.safetensors"
+    versions = {
+        content: (row_versions, number)
+        for table in tables
+        for row_versions in table["spectrograms"]
+        for number, content in enumerate(row_versions.contents)
+    }
+    with FileLock(path.with_suffix(".lock")):
+        kept = load_file(path) if path.exists() else {}
+        missing = sorted(set(versions) - set(kept))
+        for first in range(0, len(missing), SAVE_EVERY):
+            logger.info(f"Running the speech encoder on {len(missing) - first} clips and altered copies")
+            part = {content: versions[content] for content in missing[first : first + SAVE_EVERY]}
+            kept |= _computed(part, model, feature_extractor, device)
+            with whole(path) as unfinished:
+                save_file(kept, unfinished)
+    return {content: kept[content] for content in versions}
+
+
+@torch.no_grad()
+def _computed(
+    versions: Mapping[str, tuple[Versions, int]],
+    model: MaxMViTForAudioClassification,
+    feature_extractor: Any,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    branch = model.branches()["speech"]
+    found: dict[str, torch.Tensor] = {}
+    was_training, place = branch.training, next(branch.parameters()).device
+    branch.eval().to(device)
+    contents = list(versions)
+    for first in range(0, len(contents), AT_ONCE):
+        batch = contents[first : first + AT_ONCE]
+        clips = [row_versions[number] for row_versions, number in map(versions.__getitem__, batch)]
+        given = feature_extractor.heard(clips)
+        statistics = branch.layer_statistics(given["input_values"].to(device), given["attention_mask"].to(device))
+        # float16 ends at 65,504, which the hidden states of some encoders exceed in single channels
+        halved = statistics.clamp(-MAX_HALF, MAX_HALF).half().cpu()
+        found |= {content: values.clone() for content, values in zip(batch, halved, strict=True)}
+    branch.train(was_training).to(place)
+    return found
+
+
+def _key(model: MaxMViTForAudioClassification, feature_extractor: Any) -> str:
+    """Name of all that shapes layer statistics besides the audio: the encoder, its inputs, and how it is run."""
+    settings = [
+        weights_digest(model.pretrained_parts()["speech"].state_dict()),
+        model.config.speech_encoder_config,
+        feature_extractor.speech_processor,
+        [feature_extractor.trim_db, feature_extractor.trim_margin],
+        extractor_key(feature_extractor),
+    ]
+    digest = hashlib.sha1(json.dumps(settings, sort_keys=True).encode(), usedforsecurity=False)
+    digest.update(Path(modeling_maxmvit.__file__).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""Spectrograms on disk: a file for each clip and each altered copy, whole or absent, with a checksum."""
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from inspect import getsource
+from pathlib import Path
+from typing import Any
+
+import datasets
+import soundfile
+import torch
+from datasets import Audio, Dataset
+from safetensors.torch import load, save
+from transformers.utils import logging
+
+import audio_maxmvit
+import spectrograms_maxmvit
+from feature_extraction_maxmvit import WAVEFORM, make_processor, resampled
+from ser.files import whole
+
+logger = logging.get_logger(__name__)
+FOLDER = "maxmvit_spectrograms"
+FORMAT = 2  # of an entry
+RECENT_S = 3600  # entries used within this time are not evicted: a run may be reading them
+# What only pictures depend on: the extractor's parameters that leave spectrograms as they are.
+PICTURE_PARAMETERS = {
+    "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
+    "top_db", "image_mean", "image_std",
+}  # fmt: skip
+PEAK = 32767
+SOURCES = (audio_maxmvit, spectrograms_maxmvit)
+
+
+class DamagedEntry(Exception):
+    """An entry of the cache that is not as it was written."""
+
+
+class SpectrogramCache:
+    """
+    Entries of spectrograms by key: one file each, at `FOLDER/EXTRACTOR/KE/KEY`.
+
+    An entry gets its name by renaming, once it is on the disk, so that any number of processes may read and write the
+    same folder at the same time without waiting for each other. It consists of a line of JSON, preceded by the
+    checksum of that line, and the packed spectrograms, whose checksum stands in the line. The line and the length of
+    the file are checked by [`read_facts`], the spectrograms each time that they are read.
+
+    Args:
+        cache_dir (`str`, *optional*): The entries lie in its sub-folder `maxmvit_spectrograms`; defaults to the cache
+            folder of `datasets`.
+        feature_extractor (`MaxMViTFeatureExtractor`): Of the spectrograms; see [`extractor_key`].
+    """
+
+    def __init__(self, cache_dir: str | os.PathLike | None, feature_extractor: Any):
+        self.root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
+        self.folder = self.root / extractor_key(feature_extractor)
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def write(self, key: str, packed: bytes, **facts: Any) -> None:
+        """Writes an entry: what [`pack`] gave, and `facts` about it, of types that JSON has."""
+        line = json.dumps({**facts, "bytes": len(packed), "crc32": zlib.crc32(packed)}).encode()
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(b"%08x %s\n%s" % (zlib.crc32(line), line, packed))
+
+    def read_facts(self, key: str) -> dict[str, Any]:
+        """
+        The facts of an entry, which counts as used now.
+
+        Raises:
+            FileNotFoundError: there is no such entry.
+            DamagedEntry: its line is damaged, or its length is not that of the line.
+        """
+        return self._read(key, with_spectrograms=False)[0]
+
+    def read(self, key: str) -> dict[str, torch.Tensor]:
+        """The spectrograms of an entry, float32; raises as [`read_facts`] does, also if they are damaged."""
+        return unpack(self._read(key, with_spectrograms=True)[1])
+
+    def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytes]:
+        path = self.path(key)
+        with open(path, "rb", buffering=-1 if with_spectrograms else 512) as file:
+            line, size = file.readline(), os.fstat(file.fileno()).st_size
+            packed = file.read() if with_spectrograms else b""
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text):
+            raise DamagedEntry("its first line is not as it was written")
+        facts = json.loads(text)
+        length = len(line) + facts["bytes"]
+        if size != length:
+            raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
+        if with_spectrograms and facts["crc32"] != zlib.crc32(packed):
+            raise DamagedEntry("its spectrograms are not as they were written")
+        with suppress(OSError):  # a cache that may only be read is evicted by others
+            os.utime(path)
+        return facts, packed
+
+    def evict(self, max_gib: float) -> None:
+        """Deletes the entries of all extractors used least recently until the rest takes at most `max_gib` GiB; those
+        used within the last hour stay."""
+        files = []
+        for folder, _, names in os.walk(self.root):
+            for path in (os.path.join(folder, name) for name in names):
+                with suppress(FileNotFoundError):  # evicted, or renamed, by another process
+                    status = os.stat(path)
+                    files.append((status.st_mtime, status.st_size, path))
+        total, limit, recent = sum(size for _, size, _ in files), max_gib * 2**30, time.time() - RECENT_S
+        deleted = 0
+        for used, size, path in sorted(files):
+            if total <= limit or used > recent:
+                break
+            Path(path).unlink(missing_ok=True)
+            total, deleted = total - size, deleted + 1
+        if deleted:
+            logger.info(f"Deleted {deleted} spectrograms, used least recently, to keep within {max_gib:g} GiB")
+        if total > limit:
+            logger.warning(
+                f"The spectrograms used within the last hour in {self.root} take {total / 2**30:.1f} GiB, more than "
+                f"the {max_gib:g} GiB that --feature_cache_gib allows: raise it, or name another --cache_dir."
+            )
+
+
+def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
+    """Spectrograms as bytes: float16, in dB relative to each one's maximum, so that half the bits lose under 0.04 dB
+    in the upper 128 dB; and that maximum in float32. A waveform among them in whole 32,767ths of its peak."""
+    packed: dict[str, torch.Tensor] = {}
+    for name, values in spectrograms.items():
+        if name == WAVEFORM:
+            level = values.abs().amax()
+            halved = (values / level.clamp(min=1e-30) * PEAK).round().to(torch.int16)
+        else:
+            level = values.amax()
+            halved = (values - level).half()
+        packed |= {name: halved.contiguous(), f"{name}_level": level.reshape(1)}
+    return save(packed)
+
+
+def unpack(contents: Any) -> dict[str, torch.Tensor]:
+    """What was given to [`pack`], float32."""
+    packed = load(bytes(contents))
+    levels = {name: packed[f"{name}_level"] for name in packed if f"{name}_level" in packed}
+    return {
+        name: packed[name].float() * (level / PEAK) if name == WAVEFORM else packed[name].float() + level
+        for name, level in levels.items()
+    }
+
+
+def shaping_parameters(feature_extractor: Any) -> dict[str, Any]:
+    """The parameters of an extractor that its spectrograms depend on, without what saving and loading add to it."""
+    settings = feature_extractor.to_dict()
+    if (processor := settings.pop("speech_processor", None)) is not None:
+        settings["speech_rate"] = make_processor(processor).sampling_rate
+    return {name: value for name, value in settings.items() if name not in PICTURE_PARAMETERS | {"auto_map"}}
+
+
+def extractor_key(feature_extractor: Any) -> str:
+    """
+    Name for all that shapes spectrograms besides the audio: the extractor's parameters less those of pictures, the
+    sources of reading and of extraction (so an edited algorithm never meets spectrograms of the old one), and the
+    libraries that decode, resample and transform. Of numpy and torch only the major version counts: between minor ones
+    an FFT differs in its last bits.
+    """
+    digest = hashlib.sha1(usedforsecurity=False)
+    for source in SOURCES:
+        digest.update(Path(source.__file__ or "").read_bytes())
+    for function in (type(feature_extractor).spectrograms, resampled):
+        digest.update(getsource(function).encode())
+    libraries = {name: version(name) for name in ("librosa", "soundfile", "soxr")}
+    libraries |= {"libsndfile": soundfile.__libsndfile_version__}
+    libraries |= {name: version(name).partition(".")[0] for name in ("numpy", "torch")}
+    settings = [shaping_parameters(feature_extractor), libraries, FORMAT]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def clip_keys(clips: Dataset) -> Iterator[str]:
+    """
+    Name for the audio of each clip, in their order: of clips held in the table a hash of all bytes, undecoded, at a
+    few GB/s; of files on disk, which are not opened, one of path, size and modification time.
+    """
+    column = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns("audio")
+    for table in column.with_format("arrow").iter(batch_size=256):
+        audio = table["audio"].combine_chunks()
+        for contents, path in zip(audio.field("bytes"), audio.field("path").to_pylist(), strict=True):
+            if contents.is_valid:
+                yield hashlib.sha1(contents.as_buffer(), usedforsecurity=False).hexdigest()
+            else:
+                name = f"{os.path.abspath(path)} {_size_and_time(path)}"
+                yield hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+
+
+def _size_and_time(path: str) -> str:
+    if not os.path.exists(path):  # extraction says so, by name
+        return "missing"
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,1 @@
+"""Scores, their intervals, plots, the report and the model card."""

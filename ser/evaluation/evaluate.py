@@ -1,0 +1,261 @@
+"""A checkpoint scored on a table of clips that it has not been trained on."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers.utils.hub import cached_file
+
+from ser.arguments import ClipArguments, DataArguments, ModelArguments, values_of
+from ser.cli import Parser, check_bounds
+from ser.data.batches import PairCollator
+from ser.data.corpora.label_map import read_label_map
+from ser.data.corpora.table import VOTES, Corpus
+from ser.data.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
+from ser.evaluation.class_mapping import SharedClasses, shared_classes
+from ser.evaluation.report import write_report
+from ser.files import check_writable
+from ser.models import load_feature_extractor, load_model, weights_digest
+from ser.training.arguments import SERTrainingArguments
+from ser.training.run import read_corpus, set_up_logging, with_features
+from ser.training.trainer import SERTrainer
+from ser.utils import DataError
+
+ALL = "all"
+
+
+@dataclass
+class EvaluationArguments:
+    """How a checkpoint is scored."""
+
+    output_dir: str = field(metadata={"help": "Folder of the report: metrics.json, predictions.csv, a picture."})
+    allow_training_clips: bool = field(
+        default=False,
+        metadata={"help": "Score speakers and clips that the checkpoint was trained on, or may have been."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Clips in one forward pass.", "at_least": 1})
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to compute on the CPU."})
+    seed: int = field(
+        default=42,
+        metadata={"help": "Random seed of the protocol random and of the bootstrap.", "at_least": 0, "below": 2**32},
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def parse_arguments(
+    arguments: Sequence[str] | None, description: str
+) -> tuple[str, ClipArguments, EvaluationArguments]:
+    """The checkpoint, the clips, and how it is scored on them."""
+    usage = "evaluate_ser.py CHECKPOINT --output_dir OUT [--OPTION VALUE ...]"
+    parser = Parser((ClipArguments, EvaluationArguments), usage=usage, description=description, add_help=True)
+    parser.add_argument("checkpoint", help="A folder that training wrote, or its name on the Hub.")
+    parser.check_names(sys.argv[1:] if arguments is None else arguments)
+    clip_args, args, others = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    _check_fold(clip_args)
+    return others.checkpoint, clip_args, args
+
+
+def _check_fold(clip_args: ClipArguments) -> None:
+    if clip_args.protocol or clip_args.test_speakers:
+        if clip_args.protocol == EVERYTHING:
+            raise DataError(f"--protocol {EVERYTHING} has no test set: leave it out to score all clips.")
+        if not clip_args.fold.isdecimal():
+            raise DataError(f"--fold {clip_args.fold!r} is not a number: one checkpoint is scored on one fold.")
+    elif clip_args.fold != "1":
+        raise DataError("--fold needs --protocol: without one, all clips are scored.")
+
+
+def predict_only(model_args: ModelArguments, data_args: DataArguments, args: SERTrainingArguments) -> dict:
+    """
+    The training command without `--do_train`: scores a checkpoint on the test part, as `evaluate_ser.py` does.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        DataError: No checkpoint is named, or no test is asked for; or as in [`evaluate`].
+    """
+    if not args.do_predict:
+        raise DataError("--do_eval without --do_train scores nothing: add --do_predict to score the test part.")
+    if model_args.model_name_or_path is None:
+        raise DataError("--do_predict without --do_train scores a checkpoint: name it by --model_name_or_path.")
+    clip_args = ClipArguments(**values_of(ClipArguments, data_args))
+    if data_args.test_dataset_name:
+        clip_args.dataset_name, clip_args.data_dir = data_args.test_dataset_name, data_args.test_data_dir
+    elif not clip_args.protocol and not clip_args.test_speakers:
+        clip_args.protocol = resolve_protocol(read_corpus(clip_args, args))
+    _check_fold(clip_args)
+    wanted = EvaluationArguments(
+        args.output_dir, batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu, seed=args.seed
+    )
+    return evaluate(model_args.model_name_or_path, clip_args, wanted)
+
+
+def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArguments) -> dict:
+    """
+    Scores a checkpoint on the test part of a protocol or, without one, on all clips, and writes the report.
+
+    Args:
+        checkpoint: A folder that training wrote, one of its `checkpoint-*`, or a name on the Hugging Face Hub.
+        clip_args: The clips.
+        args: Where the report goes, and how.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        DataError: The checkpoint is not whole, was trained on a speaker or clip that is tested, or does not know a
+            class; or the output directory is in use.
+    """
+    started = time.monotonic()
+    folder = Path(args.output_dir)
+    check_writable(folder / "metrics.json")
+    if used := [name for name in ("metrics.json", "config.json") if (folder / name).exists()]:
+        raise DataError(f"{folder} holds a {used[0]} already, of another report or model: name another --output_dir.")
+    trainer_args = SERTrainingArguments(
+        output_dir=args.output_dir, per_device_eval_batch_size=args.batch_size, use_cpu=args.use_cpu, report_to="none"
+    )
+    set_up_logging(trainer_args)
+    model, feature_extractor = load_model(checkpoint), load_feature_extractor(checkpoint)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    splits = splits_of(checkpoint)
+    is_mapped = clip_args.label_map is not None or len(clip_args.dataset_name) > 1
+    corpus = read_corpus(clip_args, trainer_args, names if is_mapped else ())
+    split = _split(corpus, clip_args, args.seed)
+    if is_mapped:
+        shared = shared_classes(corpus.label_names, read_label_map(clip_args.label_map).of("the model", names))
+        split.name = _name_of_shared(split.name, len(shared.names), splits)
+    else:
+        columns = _columns(corpus, names, checkpoint)
+        shared = SharedClasses([names[column] for column in columns], [[column] for column in columns])
+    heard = heard_before(corpus, split.test, splits)
+    if not args.allow_training_clips:
+        _refuse_heard(heard, checkpoint)
+    split.speaker_disjoint = heard is not None and not heard["speakers"] and None not in corpus.speakers
+    files = [corpus.files[i] for i in split.test]
+    corpus = with_features(corpus, feature_extractor, clip_args, trainer_args)
+    place = {file: i for i, file in enumerate(corpus.files)}  # some may have been left out as unreadable
+    test = corpus.clips.select([place[file] for file in files if file in place])
+    trainer = SERTrainer(
+        model=model,
+        args=trainer_args,
+        data_collator=PairCollator(feature_extractor),
+        eval_dataset=test,
+        processing_class=feature_extractor,
+    )
+    asked = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is wanted
+    logits, temperature = np.asarray(trainer.predict(asked).predictions), model.config.temperature
+    if is_mapped:  # probabilities are added as the pipeline gives them
+        logits, temperature = shared.of_logits(logits / temperature), 1.0
+    else:
+        logits = logits[:, columns]
+    return write_report(
+        folder,
+        dataclasses.replace(corpus, label_names=shared.names),
+        split,
+        {"test": test},
+        logits,
+        temperature=temperature,
+        seed=args.seed,
+        duration=time.monotonic() - started,
+        card=False,
+        extra={
+            "checkpoint": checkpoint,
+            "checkpoint_weights": weights_digest(model.state_dict()),
+            "heard_in_training": heard,
+            "clip_arguments": dataclasses.asdict(clip_args),
+        },
+    )
+
+
+def splits_of(checkpoint: str) -> dict | None:
+    """The `splits.json` of the run that a checkpoint is of, where there is one."""
+    if os.path.isdir(checkpoint):
+        places = [Path(checkpoint) / "splits.json", Path(checkpoint).resolve().parent / "splits.json"]
+        found = next((path for path in places if path.is_file()), None)
+    else:
+        found = cached_file(checkpoint, "splits.json", _raise_exceptions_for_missing_entries=False)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
+    """
+    The speakers and clips of a test part by which a run was trained or steered, None where `splits.json` is missing.
+
+    Speakers are compared within one corpus, since another calls others by the same name; a clip of another table is
+    the same where its file, speaker and class are.
+    """
+    if splits is None:
+        return None
+    known = [clip for clip in splits["clips"] if clip["part"] != "test"]
+    # Tables of several corpora prefix files and speakers by the corpus, those of one do not.
+    trained_on = splits.get("corpora", [splits["protocol"].partition("/")[0]])
+    theirs = "" if "corpora" in splits else f"{trained_on[0]}/"
+    mine = "" if "corpus" in corpus.clips.column_names else f"{corpus.name}/"
+    speakers = {theirs + clip["speaker"] for clip in known if clip["speaker"] is not None}
+    files, who, labels = corpus.files, corpus.speakers, corpus.labels
+    is_known = mine == "" or corpus.name in trained_on
+    fields = ("file",) if is_known else ("file", "speaker", "label")
+    prefix = theirs if is_known else ""
+    clips = {(prefix + clip["file"], *(clip[name] for name in fields[1:])) for clip in known}
+    found: dict[str, list[str]] = {"speakers": [], "clips": []}
+    for i in test:
+        speaker = who[i]
+        fact = {"speaker": speaker, "label": corpus.label_names[labels[i]]}
+        if speaker is not None and mine + speaker in speakers:
+            found["speakers"].append(speaker)
+        if ((mine if is_known else "") + files[i], *(fact[name] for name in fields[1:])) in clips:
+            found["clips"].append(files[i])
+    return found | {"speakers": sorted({*found["speakers"]})}
+
+
+def _refuse_heard(heard: dict[str, list[str]] | None, checkpoint: str) -> None:
+    if heard is None:
+        raise DataError(
+            f"{checkpoint} has no splits.json, which tells the clips that it was trained on: put that file beside it, "
+            "or take the risk by --allow_training_clips."
+        )
+    for kind, found in heard.items():
+        if found:
+            raise DataError(
+                f"{checkpoint} was trained or chosen on {len(found):,} of the {kind} to be tested, such as "
+                f"{found[0]}: test others by --protocol and --fold or --test_speakers, or score these all the same by "
+                "--allow_training_clips."
+            )
+
+
+def _split(corpus: Corpus, clip_args: ClipArguments, seed: int) -> Split:
+    name, test = ALL, list(range(len(corpus)))
+    if clip_args.protocol or clip_args.test_speakers:
+        count = n_folds(corpus, clip_args.protocol, clip_args.test_speakers)
+        fold = int(clip_args.fold)
+        if not 1 <= fold <= count:
+            raise DataError(f"--fold takes a number from 1 to {count}, not {fold}.")
+        name, test, _, _ = test_part(corpus, clip_args.protocol, fold, seed, clip_args.test_speakers)
+    return Split(f"{corpus.name}/{name}", [], [], test, speaker_disjoint=False)
+
+
+def _name_of_shared(name: str, count: int, splits: dict | None) -> str:
+    """`ravdess->emodb/shared-6`: what was trained on, what tests, by how many classes."""
+    tested, _, protocol = name.partition("/")
+    trained = f"{splits['protocol'].partition('/')[0].partition('->')[0]}->" if splits else ""
+    return f"{trained}{tested}/{'' if protocol == ALL else f'{protocol}-'}shared-{count}"
+
+
+def _columns(corpus: Corpus, names: Sequence[str], checkpoint: str) -> list[int]:
+    """The model's classes in the order of the report: those of the corpus as it counts them, then the others."""
+    if unknown := [name for name in corpus.label_names if name not in names]:
+        raise DataError(
+            f"{checkpoint} does not know {', '.join(map(repr, unknown))}; it knows {', '.join(names)}. Leave out "
+            f"clips by --labels, or rename their class by --merge_labels {unknown[0]}={names[0]}."
+        )
+    own = [names.index(name) for name in corpus.label_names]
+    return [*own, *(column for column in range(len(names)) if column not in own)]

@@ -1,0 +1,276 @@
+"""Plots of a run, of the model's images and of emotions along a recording."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from pipeline_maxmvit import SILENCE
+from ser.files import whole
+
+# ---- Runs and images ----
+# What a run looks like: its confusion matrix, reliability and curves, and the two pictures that the model sees.
+
+BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d1741f", "#3a8a3f", "#666666"
+CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
+MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+def plot_confusion_matrix(
+    path: str | Path, matrix: Sequence[Sequence[int]], label_names: Sequence[str], heading: str
+) -> None:
+    """Counts and, below them, their share of the true class (the row); the shade shows the share."""
+    counts = np.asarray(matrix)
+    support = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    names = [textwrap.fill(name, 16, break_long_words=False) for name in label_names]
+    side = 1.6 + 0.75 * max(len(names), 4)
+    figure = Figure(figsize=(side + 0.9, side), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, [f"{name}\n(n = {int(n):,})" for name, n in zip(names, support[:, 0], strict=True)])
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, column in np.ndindex(*counts.shape):
+        text = f"{counts[row, column]:,}\n" + (f"{100 * shares[row, column]:.0f} %" if support[row, 0] else "-")
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    _save(figure, path, heading)
+
+
+def plot_reliability(path: str | Path, bins: Sequence[Mapping[str, float]], heading: str) -> None:
+    """How often answers are right by how sure they are, and the line on which both agree; below, how many there are.
+
+    Args:
+        bins: As [`calibration_scores`] returns them.
+    """
+    figure = Figure(figsize=(5.6, 6.6), dpi=150, layout="constrained")
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    left = [each["above"] for each in bins]
+    widths = [each["up_to"] - each["above"] for each in bins]
+    confidence, accuracy = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
+    shares.bar(
+        left, accuracy, widths, align="edge", color=BLUE, alpha=0.35, edgecolor=BLUE, label="share of right ones"
+    )
+    shares.vlines(confidence, accuracy, confidence, color=ORANGE, linewidth=1.5, label="gap")
+    shares.plot(confidence, accuracy, "o", color=ORANGE, markersize=4)
+    shares.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    shares.set(ylabel="right", xlim=(0, 1), ylim=(0, 1.02))
+    shares.legend(loc="upper left")
+    counts.bar(left, [each["n_clips"] for each in bins], widths, align="edge", color=GREY)
+    counts.set(xlabel="probability of the answer", ylabel="clips")
+    counts.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (shares, counts):
+        axes.grid(alpha=0.3)
+    _save(figure, path, heading)
+
+
+def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
+    """Losses, validation UA (where somebody validated) and the learning rate of each branch, by epoch.
+
+    Args:
+        log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `learning_rate`,
+            `<branch>_learning_rate`, as `trainer.state.log_history` holds them.
+    """
+    evaluated, accuracies = _series(log_history, "eval_UA")
+    figure = Figure(figsize=(8, 8.5 if accuracies else 5.7), dpi=150, layout="constrained")
+    panels = figure.subplots(3 if accuracies else 2, 1, sharex=True)
+    losses, rates = panels[0], panels[-1]
+    for key, label, colour in (("loss", "training", BLUE), ("eval_loss", "validation", ORANGE)):
+        epochs, values = _series(log_history, key)
+        if values:
+            losses.plot(epochs, values, color=colour, label=label, marker=".")
+    if accuracies:
+        best = int(np.argmax(accuracies))
+        label = f"best: {accuracies[best]:.3f} after epoch {evaluated[best]:g}"
+        panels[1].plot(evaluated, accuracies, color=ORANGE, label="validation", marker=".")
+        panels[1].plot(evaluated[best], accuracies[best], "o", color=ORANGE, markersize=9, label=label)
+        panels[1].set(ylabel="UA", ylim=(0, 1.02))
+    found = dict.fromkeys(key for entry in log_history for key in entry if key.endswith("_learning_rate"))
+    keys = list(found) or ["learning_rate"]
+    styles = zip(keys, (BLUE, ORANGE, GREEN, GREY), (6.0, 3.5, 1.4, 1.0), ("-", "-", "--", ":"), strict=False)
+    for key, colour, width, style in styles:  # equal rates lie on each other, so the lines differ in width
+        epochs, values = _series(log_history, key)
+        if values:
+            label = key.removesuffix("learning_rate").rstrip("_") or "all parameters"
+            look = {"color": colour, "linewidth": width, "linestyle": style, "marker": ".", "markersize": width + 1}
+            rates.step(epochs, values, where="post", label=label, **look)
+    if any(value > 0 for key in keys for value in _series(log_history, key)[1]):
+        rates.set_yscale("log")
+    losses.set(ylabel="loss")
+    rates.set(ylabel="learning rate", xlabel="epoch")
+    rates.set_xlim(left=0)
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        if axes.get_lines():
+            axes.legend(loc="best")
+    _save(figure, path, heading)
+
+
+def plot_spectrograms(
+    feature_extractor: MaxMViTFeatureExtractor, waveform: np.ndarray, start: float = 0.0
+) -> tuple[Figure, Figure]:
+    """
+    The CQT image and the Mel image of a clip as the model gets them, with axes in seconds and Hz.
+
+    Args:
+        feature_extractor: Makes the images.
+        waveform: `(T,)` at the extractor's rate.
+        start: Where in its recording the clip begins, in seconds.
+    """
+    spectrograms = feature_extractor.spectrograms(waveform)
+    images = feature_extractor.images(spectrograms)
+    first, last = feature_extractor.spoken(spectrograms[0])
+    start, end = start + first, start + min(last, len(waveform) / feature_extractor.sampling_rate)
+    figures = []
+    for name, ticks in frequency_ticks(feature_extractor).items():
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        image = images[f"{name.lower()}_values"][0, 0].numpy()
+        picture = axes.imshow(
+            image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, 1)
+        )
+        axes.set_yticks(list(ticks.values()), [f"{hertz:,}" for hertz in ticks])
+        axes.set(title=f"{name} spectrogram", xlabel="seconds", ylabel="Hz")
+        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
+        figures.append(figure)
+    return figures[0], figures[1]
+
+
+def frequency_ticks(feature_extractor: MaxMViTFeatureExtractor) -> dict[str, dict[int, float]]:
+    """For the pictures `"CQT"` and `"Mel"`, at what share of their height some frequencies in Hz lie."""
+    bins = {
+        "CQT": librosa.cqt_frequencies(
+            feature_extractor.cqt_n_bins,
+            fmin=feature_extractor.cqt_fmin,
+            bins_per_octave=feature_extractor.cqt_bins_per_octave,
+        ),
+        "Mel": librosa.mel_frequencies(
+            feature_extractor.n_mels + 2, fmax=feature_extractor.sampling_rate / 2
+        )[1:-1],
+    }  # fmt: skip
+    ticks = {}
+    for name, wanted in (("CQT", CQT_TICKS_HZ), ("Mel", MEL_TICKS_HZ)):
+        hertz = [tick for tick in wanted if bins[name][0] <= tick <= bins[name][-1]]
+        heights = np.interp(hertz, bins[name], np.arange(len(bins[name])) + 0.5) / len(bins[name])
+        ticks[name] = dict(zip(hertz, heights.tolist(), strict=True))
+    return ticks
+
+
+def _save(figure: Figure, path: str | Path, heading: str) -> None:
+    width = int(10 * figure.get_figwidth())
+    lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in heading.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _series(log_history: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
+    """(epochs, values) of the entries that have a finite `key`."""
+    entries = [entry for entry in log_history if key in entry and math.isfinite(entry[key])]
+    return [entry["epoch"] for entry in entries], [entry[key] for entry in entries]
+
+
+# ---- Emotions along a recording ----
+# Emotions along a recording, drawn.
+
+# Okabe and Ito's colours, told apart by colour-blind eyes too, then darker ones; silence is grey
+COLOURS = (
+    "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7f6000", "#4b2e83", "#a0a000", "#00504a",
+)  # fmt: skip
+SILENCE_COLOUR = "#cccccc"
+TIME_TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+MOST_COLUMNS = 120  # of a timeline's picture; an hour of single windows would be noise to the eye
+
+
+def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) -> np.ndarray:
+    """Lowest and highest sample of every `step_s` seconds, `(n, 2)`, of a recording that comes in pieces."""
+    step = max(1, round(step_s * sampling_rate))
+    rows: list[np.ndarray] = []
+    rest = np.zeros(0, np.float32)
+    for piece in pieces:
+        rest = np.concatenate([rest, piece])
+        whole = len(rest) // step * step
+        steps, rest = rest[:whole].reshape(-1, step), rest[whole:]
+        rows.append(np.stack([steps.min(axis=1), steps.max(axis=1)], axis=1))
+    if len(rest):
+        rows.append(np.array([[rest.min(), rest.max()]]))
+    return np.concatenate(rows)
+
+
+def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: float, labels: Sequence[str]) -> Figure:
+    """
+    The waveform of a recording, coloured by the emotion heard, above the scores of every emotion along it.
+
+    Args:
+        rows: The pipeline's timeline. Of more than 120 windows, neighbours are drawn as their mean.
+        shape: `envelope` of the recording.
+        step_s: Seconds of each of its rows.
+        labels: All labels of the model, in order; each keeps its colour.
+    """
+    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)} | {SILENCE: SILENCE_COLOUR}
+    groups = np.array_split(np.arange(len(rows)), min(len(rows), MOST_COLUMNS))
+    rows = [_mean_row([rows[index] for index in group], labels) for group in groups]
+    centres = np.array([(row["start"] + row["end"]) / 2 for row in rows])
+    edges = np.concatenate(
+        [[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]]
+    )  # a window speaks for its middle
+    figure = Figure(figsize=(6, 4.2), layout="constrained", dpi=150)
+    wave, stack = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+
+    times = np.arange(len(shape)) * step_s
+    at = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, len(rows) - 1)
+    heard = np.array([row["label"] for row in rows])[at]
+    for label in dict.fromkeys(heard):
+        low, high = (np.where(heard == label, side, np.nan) for side in shape.T)
+        wave.fill_between(times, low, high, color=colours[label], linewidth=0.8, step="post")
+    loudest = max(1e-4, float(np.abs(shape).max()))
+    wave.set(ylabel="waveform", ylim=(-1.05 * loudest, 1.05 * loudest), yticks=[])
+
+    below = np.zeros(len(edges))
+    for label in labels:
+        scores = np.array([row["scores"].get(label, 0.0) for row in rows])
+        above = below + np.append(scores, scores[-1])
+        stack.fill_between(edges, below, above, step="post", color=colours[label], linewidth=0)
+        below = above
+    stack.set(ylabel="score", ylim=(0, 1), xlim=(0, edges[-1]), facecolor=SILENCE_COLOUR)
+    stack.set_xlabel("hours : minutes : seconds" if edges[-1] >= 3600 else "minutes : seconds")
+    fitting = (tick for tick in TIME_TICKS_S if edges[-1] / tick <= 8)
+    stack.xaxis.set_major_locator(MultipleLocator(next(fitting, 3600 * (1 + edges[-1] // (8 * 3600)))))
+    stack.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
+    shown = [*labels, *([SILENCE] if SILENCE in heard else [])]
+    figure.legend(
+        handles=[Patch(color=colours[label], label=label) for label in shown],
+        loc="outside lower center",
+        ncols=min(5, len(shown)),
+        frameon=False,
+    )
+    return figure
+
+
+def _mean_row(rows: list[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    """One row for neighbouring ones: the mean scores of those that are not silent."""
+    heard = [row["scores"] for row in rows if row["scores"]]
+    scores = {label: sum(row[label] for row in heard) / len(heard) for label in labels} if heard else {}
+    label = max(scores, key=scores.__getitem__) if heard else SILENCE
+    return {"start": rows[0]["start"], "end": rows[-1]["end"], "label": label, "scores": scores}
+
+
+def clock(seconds: float) -> str:
+    """`m:ss`, from an hour on `h:mm:ss`; tenths where there are any."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    second = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
+    return f"{minutes // 60}:{minutes % 60:02d}:{second}" if minutes >= 60 else f"{minutes}:{second}"

@@ -1,0 +1,1 @@
+"""Checkpoints as ONNX files and torch.export programs."""

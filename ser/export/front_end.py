@@ -1,0 +1,304 @@
+"""The feature extractor once more, as one module of plain operators: what an ONNX file holds before the model.
+
+No FFT, no complex number, no loop, and nothing whose shape hangs on what is heard: convolutions, matrix products,
+squares, logarithms and columns picked by computed indices. What it gives is what [`MaxMViTFeatureExtractor`] gives
+(`backend` aside, which is a way to compute and none of the pictures').
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from feature_extraction_maxmvit import DELTA_REACH, DELTA_WIDTH, MaxMViTFeatureExtractor
+from spectrograms_maxmvit import (
+    MIN_POWER,
+    RMS_LENGTH,
+    cosine_filters,
+    delta_filters,
+    mel_filters,
+    wavelet_responses,
+    wavelets,
+)
+
+
+class FrontEnd(nn.Module):
+    """
+    Waveforms of one length -> the normalised pictures that the model sees.
+
+    Args:
+        extractor (`MaxMViTFeatureExtractor`): whose pictures these are. All of its choices can be had.
+        branches (`Iterable[str]`): `"cqt"`, `"mel"` or both: the pictures wanted, as `model.branches()` names them.
+    """
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor, branches: Iterable[str] = ("cqt", "mel")):
+        super().__init__()
+        self.sampling_rate, self.min_length = extractor.sampling_rate, extractor.min_length
+        self.trim = None if extractor.trim_db is None else Trim(extractor, extractor.trim_db)
+        spectrograms = {"cqt": ConstantQ, "mel": Mel}
+        self.spectrograms = nn.ModuleDict({name: spectrograms[name](extractor) for name in branches})
+        self.pictures = nn.ModuleDict({name: Picture(extractor, name) for name in branches})
+
+    def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            waveform (`torch.Tensor` of shape `(B, samples)`): float32, mono, at the extractor's rate, finite, and no
+                further from 0 than 1e9. Where an export leaves the length open, `min_length` samples or more.
+
+        Returns:
+            `cqt_values` and `mel_values`, those of them that are wanted: float32 `(B, 3, height, width)`. And `shown`,
+            float32 `(B, 2)`: from when to when they show the clip, in seconds.
+        """
+        samples = waveform.shape[-1]
+        if samples < self.min_length:
+            waveform = F.pad(waveform, (0, self.min_length + 1 - samples))
+        spoken = None if self.trim is None else self.trim(waveform)
+        pictures = {
+            f"{name}_values": self.pictures[name](spectrogram(waveform), spoken)
+            for name, spectrogram in self.spectrograms.items()
+        }
+        length = torch.full(waveform.shape[:1], samples).double() / self.sampling_rate
+        start, end = (torch.zeros_like(length), length) if spoken is None else spoken
+        return pictures | {"shown": torch.stack([start, torch.minimum(end, length)], dim=1).float()}
+
+
+class ConstantQ(nn.Module):
+    """`(B, samples)` -> `(B, cqt_n_bins, frames)` in dB, as `spectrograms_maxmvit.cqt_magnitude` defines it: a
+    convolution for each octave, over the waveform seen as rows of `cqt_hop_length` samples."""
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor):
+        super().__init__()
+        self.hop_length = extractor.cqt_hop_length
+        _, lengths, self.decimation = wavelets(*extractor.cqt_parameters)
+        per_octave = extractor.cqt_bins_per_octave
+        octaves = [lengths[first : first + per_octave] for first in range(0, len(lengths), per_octave)]
+        # Rows on either side of a frame that the wavelets of each octave reach.
+        self.margins = [math.ceil((octave.max() / 2 + 1) / self.hop_length) for octave in octaves]
+        self.margin = max(self.margins)
+        for number, kernels in enumerate(_wavelet_kernels(extractor, self.margins), start=1):
+            self.register_buffer(f"octave{number}", kernels)
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        steps = (waveform.shape[-1] + self.decimation - 1) // self.hop_length  # frames - 1
+        rows = _as_rows(waveform, self.hop_length, self.margin, steps + 2 * self.margin)
+        power = []
+        for number, margin in enumerate(self.margins, start=1):
+            aside = self.margin - margin
+            seen = rows[:, :, aside : steps + 2 * self.margin - aside]
+            parts = F.conv1d(seen, self.get_buffer(f"octave{number}"))
+            power.append(_power(parts))
+        return _decibels(torch.cat(power, dim=1))
+
+
+class Mel(nn.Module):
+    """
+    `(B, samples)` -> `(B, n_mels, frames)` in dB, as `spectrograms_maxmvit.mel_power` has it.
+
+    The Fourier transform of N = width * height points takes two stages (Cooley and Tukey, 1965). With
+    n = width n1 + n2 and k = k1 + height k2,
+
+        X[k] = sum_n2 exp(-2 pi i n2 k2 / width) sum_n1 y[n] w[n] exp(-2 pi i (n1 k1 / height + n2 k1 / N)).
+
+    The inner sum, with the window w and the twiddle factors in its weights, is a convolution over the waveform seen as
+    rows of `width` samples, each column by itself; the outer sum is one matrix for all k1. As y is real, X[N - k] is
+    the conjugate of X[k]: the k1 up to height / 2 give all there is.
+    """
+
+    inner: torch.Tensor
+    outer: torch.Tensor
+    bank: torch.Tensor
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor):
+        super().__init__()
+        self.n_fft, self.hop_length = extractor.mel_n_fft, extractor.mel_hop_length
+        common = math.gcd(self.n_fft, self.hop_length)
+        self.width = max(n for n in range(1, math.isqrt(self.n_fft) + 1) if common % n == 0)
+        height = self.n_fft // self.width
+        n1, n2, k2 = np.arange(height), np.arange(self.width), np.arange(self.width)
+        k1 = np.arange(height // 2 + 1)
+        window = torch.hann_window(self.n_fft, dtype=torch.float64).numpy().reshape(height, self.width)
+        turns = n1 * k1[:, None] / height + (n2[:, None] * k1 / self.n_fft)[..., None]  # (n2, k1, n1)
+        inner = window.T[:, None] * np.exp(-2j * np.pi * turns)
+        inner = np.stack([inner.real, inner.imag], axis=1).reshape(-1, 1, height)
+        outer = np.exp(-2j * np.pi * k2[:, None] * n2 / self.width)
+        # Rows: real parts for all k2, then imaginary ones. Columns: of each n2 the inner sum's real, imaginary part.
+        outer = np.stack([np.stack([outer.real, -outer.imag], axis=-1), np.stack([outer.imag, outer.real], axis=-1)])
+        bank = mel_filters(extractor.sampling_rate, self.n_fft, extractor.n_mels)
+        k = (k1 + height * k2[:, None]).ravel()
+        k, at = np.unique(np.minimum(k, self.n_fft - k), return_index=True)  # of a pair of conjugates, one counts
+        weights = np.zeros((len(bank), len(k2) * len(k1)))
+        weights[:, at] = bank[:, k]
+        outer = outer.reshape(2 * self.width, -1, 1, 1)
+        for name, values in {"inner": inner, "outer": outer, "bank": weights}.items():
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        rows_to_a_hop, rows_of_a_frame = self.hop_length // self.width, self.n_fft // self.width
+        steps = waveform.shape[-1] // self.hop_length  # frames - 1
+        padded = F.pad(waveform, (self.n_fft // 2, 0))
+        rows = _as_rows(padded, self.width, 0, steps * rows_to_a_hop + rows_of_a_frame)
+        parts = F.conv1d(rows, self.inner, stride=rows_to_a_hop, groups=self.width)
+        parts = parts.unflatten(1, (2 * self.width, -1))  # (n2 and part, k1), frames
+        spectrum = F.conv2d(parts, self.outer)  # one matrix for all k1 and frames
+        return _decibels(self.bank @ _power(spectrum).flatten(1, 2))
+
+
+class Trim(nn.Module):
+    """`(B, samples)` -> two float64 `(B,)`: from when to when a clip is shown, in seconds, as
+    [`MaxMViTFeatureExtractor.trim`] has it. In float64 like there, so that halves are rounded to the same frame."""
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor, trim_db: float):
+        super().__init__()
+        self.trim_db, self.margin = float(trim_db), extractor.trim_margin
+        self.sampling_rate, self.hop_length = extractor.sampling_rate, extractor.mel_hop_length
+
+    def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        block = math.gcd(RMS_LENGTH, self.hop_length)
+        steps = waveform.shape[-1] // self.hop_length
+        padded = F.pad(waveform, (RMS_LENGTH // 2, 0))
+        rows = _as_rows(padded, block, 0, (steps * self.hop_length + RMS_LENGTH) // block)
+        sums = rows.square().sum(1, keepdim=True)
+        level = _decibels(F.avg_pool1d(sums, RMS_LENGTH // block, self.hop_length // block).squeeze(1) / block)
+        loud = level - level.amax(1, keepdim=True) > -self.trim_db
+        frame = torch.arange(steps + 1)
+        first = torch.where(loud, frame, steps).amin(1) * self.hop_length
+        end = (torch.where(loud, frame, 0).amax(1) + 1) * self.hop_length
+        start = (first.double() / self.sampling_rate - self.margin).clamp(min=0)
+        return start, end.double() / self.sampling_rate + self.margin
+
+
+class Picture(nn.Module):
+    """A spectrogram in dB, `(B, bins, frames)`, -> a normalised picture `(B, 3, height, width)`: what is spoken of it,
+    levelled, represented and resized, as `feature_extraction_maxmvit.py` has it."""
+
+    deltas: torch.Tensor
+    resize: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    cepstrum: torch.Tensor
+    middle: torch.Tensor
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor, name: str):
+        super().__init__()
+        self.sampling_rate = extractor.sampling_rate
+        self.hop_length = {"cqt": extractor.cqt_hop_length, "mel": extractor.mel_hop_length}[name]
+        self.full_scale_db = extractor.full_scale_db if extractor.level == "full_scale" else None
+        self.top_db = extractor.top_db
+        height, self.width = extractor.image_shape
+        bins = {"cqt": extractor.cqt_n_bins, "mel": extractor.n_mels}[name]
+        self.has_deltas = extractor.channels == "deltas"
+        is_cepstrum = name == "mel" and extractor.mel_representation == "mfcc"
+        rows = extractor.n_mfcc if is_cepstrum else bins
+        mean, std = extractor.normalization(name)
+        shape = (len(mean), 1, 1)
+        constants = {
+            "deltas": delta_filters(DELTA_WIDTH).T / (2 * np.array(DELTA_REACH)),
+            "resize": F.interpolate(torch.eye(rows)[None, None], size=(height, rows), mode="bilinear")[0, 0].numpy(),
+            "mean": np.reshape(mean, shape),
+            "std": np.reshape(std, shape),
+        }
+        if is_cepstrum:
+            constants["cepstrum"] = cosine_filters(bins, rows) / bins**0.5
+            constants["middle"] = np.where(np.arange(rows) > 0, 0.5, 0.0)[:, None]
+        self.is_cepstrum = is_cepstrum
+        for constant, values in constants.items():
+            self.register_buffer(constant, torch.from_numpy(values.astype(np.float32)))
+
+    def forward(self, db: torch.Tensor, spoken: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        begin, frames = self._shown(db.shape[-1], spoken)
+        picture = self._levelled(db, begin, frames)
+        if self.is_cepstrum:
+            picture = (self.cepstrum @ picture + self.middle).clamp(0, 1)
+        # Bilinear without antialiasing, as torch has it: where a pixel's centre lies among those of the frames.
+        ratio = frames.float() / self.width
+        place = ((torch.arange(self.width) + 0.5) * ratio[:, None] - 0.5).clamp(min=0)
+        left = torch.minimum(place.long(), frames[:, None] - 1)
+        right = torch.minimum(left + 1, frames[:, None] - 1)
+        share = (place - left).clamp(0, 1)[:, None, None]
+        columns = self._channels(picture, torch.cat([left, right], dim=1), begin, frames)
+        at_left, at_right = columns.split(self.width, dim=-1)
+        image = self.resize @ (at_left * (1 - share) + at_right * share)
+        return (image - self.mean) / self.std
+
+    def _shown(
+        self, count: int, spoken: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first frame shown and how many are, `(B,)` or `(1,)`; see [`MaxMViTFeatureExtractor.cut`]."""
+        if spoken is None:
+            return torch.zeros(1, dtype=torch.long), torch.full((1,), count)
+        start, end = spoken
+        begin = (start * self.sampling_rate / self.hop_length).round().long().clamp(max=count - 1)
+        samples = ((end - start) * self.sampling_rate).round().long()
+        return begin, torch.minimum(1 + samples // self.hop_length, count - begin)
+
+    def _levelled(self, db: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """`between` the levels that 0 and 1 stand for."""
+        if self.full_scale_db is not None:
+            quietest, loudest = self.full_scale_db
+            return ((db - quietest) / (loudest - quietest)).clamp(0, 1)
+        frame = torch.arange(db.shape[-1])
+        is_shown = ((frame >= begin[:, None]) & (frame < (begin + frames)[:, None]))[:, None]
+        high = torch.where(is_shown, db, -torch.inf).amax((1, 2), keepdim=True)
+        low = torch.where(is_shown, db, torch.inf).amin((1, 2), keepdim=True)
+        low = torch.where(low > high - self.top_db, low, high - self.top_db)
+        return ((db - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
+
+    def _channels(
+        self, picture: torch.Tensor, frame: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor
+    ) -> torch.Tensor:
+        """`(B, 1 or 3, rows, n)`: the columns `frame`, `(B, n)`, counted from `begin`, and their changes."""
+        static = _columns(picture, begin[:, None] + frame)
+        if not self.has_deltas:
+            return static[:, None]
+        window = torch.minimum((frame - DELTA_WIDTH // 2).clamp(min=0), (frames[:, None] - DELTA_WIDTH).clamp(min=0))
+        window = torch.minimum(window[..., None] + torch.arange(DELTA_WIDTH), frames[:, None, None] - 1)
+        heard = _columns(picture, begin[:, None] + window.flatten(1)).unflatten(-1, (-1, DELTA_WIDTH))
+        changes = (heard @ self.deltas + 0.5).clamp(0, 1)
+        return torch.cat([static[:, None], changes.permute(0, 3, 1, 2)], dim=1)
+
+
+def _columns(picture: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Of `(B, rows, frames)` the columns `frame`, `(B, n)`: `(B, rows, n)`."""
+    return picture.gather(2, frame[:, None].expand(*picture.shape[:2], -1))
+
+
+def _as_rows(waveform: torch.Tensor, width: int, before: int, rows: int) -> torch.Tensor:
+    """`(B, samples)` -> `(B, width, rows)`, with `before` rows of zeros in front, and as many as it takes behind."""
+    behind = (rows - before) * width - waveform.shape[-1]
+    return F.pad(waveform, (before * width, behind)).reshape(waveform.shape[0], -1, width).transpose(1, 2)
+
+
+def _power(parts: torch.Tensor) -> torch.Tensor:
+    """`(B, 2 n, ...)`, `n` real parts and then their imaginary ones, -> `(B, n, ...)`."""
+    real, imaginary = parts.chunk(2, dim=1)
+    return real * real + imaginary * imaginary
+
+
+def _decibels(power: torch.Tensor) -> torch.Tensor:
+    """10 log10 of a power, floored at -100 dB."""
+    return power.clamp(min=MIN_POWER).log10() * 10
+
+
+def _wavelet_kernels(extractor: MaxMViTFeatureExtractor, margins: list[int]) -> Iterator[torch.Tensor]:
+    """
+    For each octave `(2 * bins, hop_length, 2 * margin)`, real parts and then imaginary ones: the frequency responses
+    that the extractor multiplies spectra by, brought back to time. A wavelet's formula would do too, but the extractor
+    leaves out its faintest frequencies, and where a picture is quiet that is seen.
+    """
+    hop_length, size = extractor.cqt_hop_length, 4 * max(margins)
+    parameters = extractor.cqt_parameters
+    responses = wavelet_responses(size, *parameters, torch.device("cpu"))
+    for margin, (below, above, rows) in zip(margins, responses, strict=True):
+        response = np.zeros((len(rows), size * hop_length), np.complex128)
+        response[:, np.arange(-below * size, above * size)] = hop_length * rows.flatten(1).numpy()
+        reach = margin * hop_length
+        # A frame is the sum of y[n] h[t - n], so what n samples after it weigh is h[-n].
+        kernels = np.fft.ifft(response)[:, -np.arange(-reach, reach)]
+        kernels = np.concatenate([kernels.real, kernels.imag]).astype(np.float32)
+        yield torch.from_numpy(kernels.reshape(-1, 2 * margin, hop_length).transpose(0, 2, 1).copy())
+
+
+__all__ = ["FrontEnd"]

@@ -1,0 +1,369 @@
+"""A checkpoint as files that run without this project: an ONNX graph from waveform to emotion, a PyTorch program."""
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import soxr
+import torch
+import yaml
+from onnx import numpy_helper
+from onnx_ir.passes import common as passes
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
+from ser.export.front_end import FrontEnd
+from ser.files import whole
+from ser.utils import DataError
+
+SHORTEST_S = 0.1  # of waveforms of any length
+APPLY = {"regression": "none", "multi_label_classification": "sigmoid"}  # to logits, by problem type; else softmax
+# How far a probability may be from the pipeline's. What is quantized differs by more than rounding; see README.
+TOLERANCE = {None: 1e-3, "fp16": 1e-2, "int8": 0.1}
+LENGTHS_S = (0.5, 1.7, 5.0, 10.0)  # of the clips by which a file for waveforms of any length is checked
+RULES = [
+    rules.fuse_batchnorm_into_conv_rule,  # before weights are quantized
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.no_op_dynamic_scatter_nd_rule,  # an MViTv2 overwrites all of its attention with what it adds to it
+]
+LARGE = 1024  # numbers of a weight worth halving
+
+
+@dataclass
+class Form:
+    """
+    What is written of a checkpoint.
+
+    Args:
+        window_s (`float`, *optional*): Seconds of every waveform; None for any length.
+        front_end (`bool`): Whether waveforms go in, or pictures as the feature extractor returns them.
+        quantize (`str`, *optional*): `"fp16"`: the model's weights in half precision, computed with in float32.
+            `"int8"`: its matrix products and convolutions in 8 bits. The front end stays in float32.
+        opset (`int`): Version of ONNX's operators.
+    """
+
+    window_s: float | None
+    front_end: bool
+    quantize: str | None
+    opset: int
+
+
+class WholeModel(nn.Module):
+    """
+    Front end (*optional*), model, and what makes scores of logits, as one module.
+
+    Returns `probabilities` and `logits`, `(B, num_labels)`, `embedding`, `(B, features)`, the pooled features of the
+    branches, and with a front end what it gives, under the names that it gives them, for who wants to show it.
+    """
+
+    def __init__(self, classify: MaxMViTAudioClassificationPipeline, has_front_end: bool):
+        super().__init__()
+        self.model = classify.model
+        self.names = list(self.model.branches())
+        self.front_end = FrontEnd(classify.feature_extractor, self.names) if has_front_end else None
+        self.apply_name = APPLY.get(self.model.config.problem_type, "softmax")
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        pictures = [f"{name}_values" for name in self.names]
+        made = {} if self.front_end is None else self.front_end(*inputs)
+        images = {name: made[name] for name in pictures} if made else dict(zip(pictures, inputs, strict=True))
+        seen: list[torch.Tensor] = []
+        hook = self.model.base_model.register_forward_hook(lambda module, args, out: seen.append(out.pooler_output))
+        logits = self.model(**images).logits
+        hook.remove()
+        softmax = (logits / self.model.config.temperature).softmax(-1)
+        scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
+        return {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]} | made
+
+
+def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form) -> float:
+    """
+    Writes `path`, an ONNX file, and beside it the same in float32 as a program of `torch.export`, with the suffix
+    .pt2. Neither appears unless onnxruntime answers with the first as the pipeline does.
+
+    Returns:
+        The largest difference of a probability from the pipeline's.
+
+    Raises:
+        DataError: The model cannot be exported, or what was written answers otherwise.
+    """
+    program, graph = build(classify, form)
+    with whole(path.with_suffix(".pt2")) as program_path, whole(path) as graph_path:
+        save(graph, graph_path, form.quantize)
+        difference = largest_difference(graph_path, classify, form)
+        if not difference <= TOLERANCE[form.quantize]:
+            raise DataError(
+                f"{path} is not written: in onnxruntime its probabilities differ from the pipeline's by up to "
+                f"{difference:.2g}, and {TOLERANCE[form.quantize]:g} is the most that is tolerated. "
+                + ("Leave out --quantize." if form.quantize else "Please report this model's configuration.")
+            )
+        with open(program_path, "wb") as file:  # whose name it would want to end in .pt2
+            torch.export.save(program, file)
+    return difference
+
+
+def build(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[ExportedProgram, onnx.ModelProto]:
+    """
+    A checkpoint as a program and as a graph, both in float32.
+
+    Raises:
+        DataError: The model cannot be exported.
+    """
+    _check(classify, form)
+    with torch.no_grad():
+        module = WholeModel(classify, form.front_end).eval()
+        program = _traced(module, _examples(classify, form), form)
+        graph = _as_onnx(program, module, form)
+    onnx.helper.set_model_props(graph, _description(classify, form))
+    return program, graph
+
+
+def save(graph: onnx.ModelProto, path: Path, quantize: str | None) -> None:
+    """Writes a graph of [`build`], quantized as [`Form`] says; the graph stays as it is."""
+    if quantize == "int8":
+        copy = onnx.ModelProto.FromString(graph.SerializeToString())  # the quantizer writes into what it is given
+        quantize_dynamic(copy, path, weight_type=QuantType.QUInt8, nodes_to_exclude=front_end_nodes(graph))
+    else:
+        onnx.save(_halved(graph) if quantize == "fp16" else graph, path)
+
+
+def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline, form: Form) -> float:
+    """Between the probabilities of a file in onnxruntime and those of the pipeline, over synthesised clips, in batches
+    of one, two and three."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    config, extractor = classify.model.config, classify.feature_extractor
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    largest = 0.0
+    for clips in _clips(extractor.sampling_rate, form):
+        answers = classify(list(clips), sampling_rate=extractor.sampling_rate, window_s=None, top_k=None)
+        expected = [[row["score"] for row in sorted(answer, key=lambda row: labels.index(row["label"]))]
+                    for answer in answers]  # fmt: skip
+        inputs = {"waveform": clips}
+        if not form.front_end:
+            images = extractor(list(clips), sampling_rate=extractor.sampling_rate)
+            inputs = {f"{name}_values": images[f"{name}_values"] for name in classify.model.branches()}
+        (own,) = session.run(["probabilities"], inputs)
+        differences = np.abs(own - np.array(expected))
+        largest = max(largest, float(differences.max()) if np.isfinite(differences).all() else math.inf)
+    return largest
+
+
+def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
+    extractor, config = classify.feature_extractor, classify.model.config
+    if config.speech_encoder is not None:
+        raise DataError(
+            f"a model with speech_encoder={config.speech_encoder!r} cannot be exported: no file holds what prepares "
+            "its waveforms. Export one that sees pictures only."
+        )
+    if config.filter_bank == "learnable":
+        raise DataError(
+            "a model with filter_bank='learnable' cannot be exported: the front end of a file has fixed filters. "
+            "Export a model of filter_bank='fixed'."
+        )
+    if extractor.backend != "torch":
+        raise DataError(
+            f"the feature extractor has backend={extractor.backend!r}, whose approximate CQT no file can hold: set "
+            "it to 'torch' in preprocessor_config.json."
+        )
+    shortest = extractor.min_length / extractor.sampling_rate
+    if form.front_end and form.window_s is None and shortest > SHORTEST_S:
+        raise DataError(
+            f"the feature extractor fills clips up to {shortest:.2f} s with zeros (min_length), which a file for any "
+            "length cannot do: give --window."
+        )
+
+
+def _examples(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[torch.Tensor, ...]:
+    """Inputs of two clips: with one, a batch would be taken for always one."""
+    extractor = classify.feature_extractor
+    if form.front_end:
+        return (torch.zeros(2, samples_of(form.window_s or 3.0, extractor.sampling_rate)),)
+    height, width = np.broadcast_to(extractor.image_size, 2).tolist()
+    return tuple(torch.zeros(2, 3, height, width) for _ in classify.model.branches())
+
+
+def samples_of(seconds: float, sampling_rate: int) -> int:
+    """As the pipeline counts those of a window."""
+    return max(1, round(seconds * sampling_rate))
+
+
+def _traced(module: WholeModel, examples: tuple[torch.Tensor, ...], form: Form) -> ExportedProgram:
+    """The module's program, of any number of clips and, where asked for, any length."""
+    sizes: dict[int, Any] = {0: Dim("batch", min=1)}
+    config = module.model.config
+    if form.front_end and form.window_s is None:
+        assert module.front_end is not None
+        sizes[1] = Dim("samples", min=samples_of(SHORTEST_S, module.front_end.sampling_rate))
+    try:
+        return torch.export.export(
+            module,
+            examples,
+            dynamic_shapes=(tuple(dict(sizes) for _ in examples),),
+            # That 256 (n + 8) is divided by n + 8 is more than it can prove, and would bind the length.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    except RuntimeError as error:  # of which torch's exporters' errors are kinds
+        raise DataError(_unexportable(config, error)) from error
+
+
+def _unexportable(config: Any, error: Exception) -> str:
+    names = ", ".join(
+        f"{field}={value!r}"
+        for field in ("cqt_backbone", "mel_backbone", "fusion", "head")
+        if (value := getattr(config, field)) is not None
+    )
+    return f"a model of {names} cannot be exported: {str(error).strip().splitlines()[0]}"
+
+
+def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.ModelProto:
+    """The program as a graph whose inputs and outputs have the names that they are known by."""
+    pictures = [f"{name}_values" for name in module.names]
+    inputs = ["waveform"] if form.front_end else pictures
+    outputs = ["probabilities", "logits", "embedding", *([*pictures, "shown"] if form.front_end else [])]
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=form.opset, input_names=inputs, output_names=outputs, verbose=False,
+            optimize=False,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise DataError(_unexportable(module.model.config, error)) from error
+    assert exported is not None
+    _simplify(exported.model)
+    graph = exported.model_proto
+    axes = {}  # what the exporter calls the sizes that are open -> a name
+    for value in graph.graph.input:
+        for size, name in zip(value.type.tensor_type.shape.dim, ("batch", "samples"), strict=False):
+            if size.dim_param:
+                axes[size.dim_param] = name
+    for value in [*graph.graph.input, *graph.graph.output]:
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = axes.get(size.dim_param, "")
+        del value.metadata_props[:]
+    del graph.graph.value_info[:]
+    for part in [graph, graph.graph, *graph.graph.node, *graph.graph.initializer]:
+        del part.metadata_props[:]  # the lines of code, with their folders, that each node is of
+        part.doc_string = ""
+    return graph
+
+
+def _simplify(graph: onnx_ir.Model) -> None:
+    """
+    Computes in advance what hangs on no input, and leaves out what is there twice or does nothing.
+
+    torch's exporter offers more (`optimize=True`), of which nothing makes a file faster: onnxruntime does the same as
+    it loads one. But for every node, one of its rules looks at all of them, which is most of the time that a large
+    model takes to export.
+    """
+    for _ in range(2):  # what shapes the first round finds, the second makes use of
+        fold_constants_ir(graph, onnx_shape_inference=True)
+        RewritePass(RULES)(graph)
+        passes.RemoveUnusedNodesPass()(graph)
+    for step in (
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        step(graph)
+
+
+def front_end_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that the graph's pictures are made by, where it has a front end."""
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    waiting, found = ["cqt_values", "mel_values"], set()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found.add(node.name)
+            waiting += node.input
+    return sorted(found)
+
+
+def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with the model's large weights in half precision, each made float32 again where it is used.
+
+    To compute in half precision has no use: a CPU, and onnxruntime's for browsers, turns every number to and fro.
+    """
+    halved, casts = onnx.ModelProto.FromString(graph.SerializeToString()), []
+    for weight in halved.graph.initializer:
+        is_large = math.prod(weight.dims) >= LARGE and weight.data_type == onnx.TensorProto.FLOAT
+        if is_large and not weight.name.startswith("front_end."):
+            values = numpy_helper.to_array(weight).astype(np.float16)
+            if not np.isfinite(values).all():
+                raise DataError(f"{weight.name} holds weights that are too large for fp16: leave out --quantize fp16.")
+            full = weight.name
+            weight.CopyFrom(numpy_helper.from_array(values, f"{full}.half"))
+            casts.append(onnx.helper.make_node("Cast", [weight.name], [full], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *halved.graph.node]
+    del halved.graph.node[:]
+    halved.graph.node.extend(nodes)
+    return halved
+
+
+def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> dict[str, str]:
+    """What the file says of itself, each a text: JSON where it is more than one."""
+    config, extractor = classify.model.config, classify.feature_extractor
+    length = "" if form.window_s is None else str(samples_of(form.window_s, extractor.sampling_rate))
+    return {
+        "sampling_rate": str(extractor.sampling_rate),
+        "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)], ensure_ascii=False),
+        "samples": length if form.front_end else "",
+        "min_length": str(extractor.min_length),
+        "max_clip_s": str(config.max_clip_s),
+        "window_s": str(config.window_s),
+        "scores": APPLY.get(config.problem_type, "softmax"),
+        "quantized": form.quantize or "",
+        "extractor": json.dumps(extractor.to_dict(), default=str),
+        "model": json.dumps(config.to_dict(), default=str),
+        "licence": _licence(classify.model.name_or_path),
+        "version": _version(),
+    }
+
+
+def _licence(checkpoint: str) -> str:
+    """That of the weights, as the card in the checkpoint's folder names it, or `"unknown"`."""
+    card = Path(checkpoint, "README.md")
+    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
+    named = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    return str(named.get("license", "unknown")) if isinstance(named, dict) else "unknown"
+
+
+def _version() -> str:
+    """That of this project, installed or in its folder."""
+    try:
+        return version("maxmvit-mlp")
+    except PackageNotFoundError:
+        return tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+
+
+def _clips(sampling_rate: int, form: Form) -> Iterator[np.ndarray]:
+    """Batches of synthesised voices, `(clips, samples)`."""
+    voices = [synthesize_clip(EMOTIONS[number % len(EMOTIONS)], number, 0) for number in range(10)]
+    speech = soxr.resample(np.concatenate(voices), SAMPLING_RATE, sampling_rate)
+    lengths = LENGTHS_S if form.window_s is None else [form.window_s] * 3
+    for number, seconds in enumerate(lengths):
+        samples = samples_of(seconds, sampling_rate)
+        starts = np.arange(1 + number % 3) * (sampling_rate // 2)
+        yield np.stack([np.resize(speech[start:], samples) for start in starts])

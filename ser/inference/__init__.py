@@ -1,0 +1,1 @@
+"""Predictions for many recordings, and segments along them."""

@@ -1,0 +1,379 @@
+"""What is to be predicted, and the table in which the answers are kept."""
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from audio_maxmvit import AUDIO_SUFFIXES
+from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
+from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
+from ser.inference.segments import Segment, timeline_segments
+from ser.models import checkpoint_digest
+from ser.utils import DataError, UsageError
+
+OUTPUT_SUFFIXES = (".csv", ".jsonl")
+ORIGIN = ".origin.json"  # what follows a table's name in that of the file which says what made it
+ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # of files, text or not
+
+
+@dataclass
+class Item:
+    """A recording to be answered: its path or URL, and the true label where the input tells it."""
+
+    file: str
+    label: str | None = None
+
+
+def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
+    """Every recording the inputs name, once, in a fixed order. What of a folder is no recording by its suffix is
+    counted in a line on the standard error.
+
+    Raises:
+        UsageError: a folder holds no recording, or two inputs say that one has another label.
+        DataError: a list cannot be used; names the line.
+    """
+    items: dict[str, Item] = {}
+    for source in inputs:
+        path = Path(source)
+        if path.is_dir():
+            found = _folder_items(path, label_names)
+        elif is_list(path) and "://" not in source:
+            found = _listed_items(path, label_names)
+        else:
+            found = [Item(source)]
+        for item in found:
+            known = items.setdefault(item.file, item)
+            if item.label and known.label not in (None, item.label):
+                raise UsageError(
+                    f"{item.file} has two labels, {known.label} and {item.label} (in {source}): correct one of them."
+                )
+            known.label = known.label or item.label
+    return list(items.values())
+
+
+def _folder_items(folder: Path, label_names: list[str]) -> list[Item]:
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    files = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
+    if not files:
+        raise UsageError(f"{folder} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+    others = Counter(path.suffix.lower() or "without a suffix" for path in found if path not in {*files})
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        print(f"{folder}: left out by their suffix: {counts}.", file=sys.stderr)
+    names = {name.lower(): name for name in label_names}
+    return [Item(str(path), names.get(path.parent.name.lower())) for path in files]
+
+
+def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
+    table = read_list(path, [*FILE_COLUMNS, "label", "start", "end"])
+    file_column = table.file_column()
+    if not table.rows:
+        raise DataError(f"{path} lists no file.")
+    if nameless := [str(line) for line, row in table.rows if not row[file_column]]:
+        raise DataError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
+    has_labels = "label" in table.columns and not {"start", "end"} <= table.columns  # those of segments are others
+    items: dict[str, Item] = {}
+    line_of: dict[str, int] = {}
+    for line, row in table.rows:
+        file = row[file_column] if "://" in row[file_column] else str(path.parent / row[file_column])
+        label = (row["label"] if has_labels else "") or None
+        if label not in (None, *label_names):
+            raise DataError(
+                f"{path}, line {line}: the model does not know the label {label!r}. It knows "
+                f"{', '.join(label_names)}. Rename it, or leave the column label out."
+            )
+        if file in items and items[file].label != label:
+            raise DataError(f"{path}: {row[file_column]} has two labels, in lines {line_of[file]} and {line}.")
+        items.setdefault(file, Item(file, label))
+        line_of.setdefault(file, line)
+    return list(items.values())
+
+
+class Table:
+    """
+    Rows in a .csv or .jsonl file, added recording by recording. What an earlier run left in the file is kept,
+    but for a row or a recording of which only a part was written: that is done again.
+
+    Args:
+        path: The file, or None for CSV on the standard output.
+        columns: Names, in order. With `windows` among them, a recording has that many rows.
+        label_names: The columns that hold scores.
+        origin: What the scores depend on besides the recording, by name. It is kept in a file beside the table, so
+            that rows are only added to rows of the same origin.
+
+    Attributes:
+        done: The answered files, each with its label; None if all of it is silence, "uncertain" where its best score
+            is below the origin's `min_score`.
+        along: Those that are answered window by window, each with its segments, and its end in seconds.
+
+    Raises:
+        UsageError: The file holds something else or rows of another origin, or cannot be read or written.
+    """
+
+    def __init__(
+        self, path: str | None, columns: list[str], label_names: list[str], origin: dict[str, Any] | None = None
+    ):
+        self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin or {}
+        self.suffix = ".csv" if path is None else Path(path).suffix
+        self.done: dict[str, str | None] = {}
+        self.along: dict[str, tuple[list[Segment], float]] = {}
+        try:
+            self._start()
+        except OSError as error:
+            if path is None:
+                raise
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def _start(self) -> None:
+        if self.path is None:
+            if sys.stdout is None:
+                raise UsageError("the standard output is closed: open it, or give --output.")
+            self.file: TextIO = sys.stdout
+            if isinstance(self.file, io.TextIOWrapper):
+                self.file.reconfigure(errors="surrogateescape")  # file names need not be text
+            self._write(self._head())
+            return
+        recordings = self._recordings(self.path)
+        for file, rows in recordings.items():
+            self._note(file, rows)
+        if recordings:
+            self._check_origin(self.path)
+        self.write_rows(self.path, [row for rows in recordings.values() for row in rows])
+        self.file = open(self.path, "a", **ANY_NAME)  # noqa: SIM115
+
+    def recordings_at(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        """
+        The rows of the whole recordings, by file, in a table like this one; none if there is no such file.
+
+        Raises:
+            UsageError: The file holds something else, or rows of another origin.
+        """
+        recordings = self._recordings(path)
+        if recordings:
+            self._check_origin(path)
+        return recordings
+
+    def _recordings(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        if not os.path.exists(path):
+            return {}
+        with open(path, **ANY_NAME) as file:  # a name may hold any end of a line, which must stay as it is
+            rows = self._parse(path, file.read())
+        groups = ((file, list(group)) for file, group in groupby(rows, key=lambda row: row["file"]))
+        return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
+
+    def write_rows(self, path: str, rows: list[dict[str, Any]]) -> None:
+        """Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was."""
+        texts = {
+            f"{path}{ORIGIN}": json.dumps(self.origin) + "\n",
+            path: self._head() + self._text(rows),
+        }
+        for name, text in texts.items():  # the origin first: there are never rows without
+            with open(f"{name}.tmp", "w", **ANY_NAME) as file:
+                file.write(text)
+            os.replace(f"{name}.tmp", name)
+
+    def _head(self) -> str:
+        return self._csv_line(self.columns) if self.suffix == ".csv" else ""
+
+    def _check_origin(self, path: str) -> None:
+        """Raises unless the rows that a table holds are of this origin, by what is written beside it."""
+        beside = f"{path}{ORIGIN}"
+        remedy = f"give another --output, or remove {path} to begin anew."
+        try:
+            known = dict(json.loads(Path(beside).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{path} holds rows, but {beside}, which says what made them, is missing or broken; {remedy}"
+            ) from error
+        if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
+            raise UsageError(f"{path} holds rows made with another {' and '.join(differing)}; {remedy}")
+
+    def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
+        """Writes the rows of one recording: its answer or its timeline."""
+        if "windows" not in self.columns:
+            scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
+            rows = [scores_by_label | {"prediction": answer[0]["label"]}]
+        else:
+            rows = [
+                {"start": window["start"], "end": window["end"], "windows": len(answer), "prediction": window["label"]}
+                | {label: round(score, 6) for label, score in window["scores"].items()}
+                for window in answer
+            ]
+        given = {"file": item.file, "label": item.label}
+        rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
+        self._write(self._text(rows))
+        self._note(item.file, rows)
+
+    def close(self) -> None:
+        if self.path is not None:
+            self.file.close()
+
+    def _write(self, text: str) -> None:
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self.path is None:
+                raise UsageError(f"the standard output cannot be written: {error.strerror}.") from error
+            with suppress(OSError):  # it tries once more to write what is left
+                self.file.close()
+            raise UsageError(
+                f"{self.path} cannot be written any further: {error.strerror}. Its whole rows are kept: make room and "
+                "give the same command again."
+            ) from error
+
+    def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
+        self.done[file] = self._overall(rows)
+        if "windows" in self.columns:
+            no_name = {UNCERTAIN: SILENCE}  # where segments are told, both are the lack of one
+            windows = [
+                {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
+                for row, label in ((row, row["prediction"]) for row in rows)
+            ]
+            middles = [window["start"] + window["end"] for window in windows]
+            if middles != sorted(middles):
+                raise self._other_table(self.path)
+            self.along[file] = timeline_segments(windows), windows[-1]["end"]
+
+    def _other_table(self, path: str | None) -> UsageError:
+        return UsageError(
+            f"{path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
+            "--output, or remove it."
+        )
+
+    def _overall(self, rows: list[dict[str, Any]]) -> str | None:
+        """The label of a recording by the mean scores of its rows, None if they have none."""
+        first, min_score = self.label_names[0], self.origin.get("min_score")
+        heard = [row for row in rows if row[first] not in (None, "")]
+        if not heard:
+            return None
+        if len(rows) == 1:
+            return rows[0]["prediction"]  # from scores that were not rounded
+        mean = {label: sum(float(row[label]) for row in heard) / len(heard) for label in self.label_names}
+        best = max(mean, key=mean.__getitem__)
+        return best if min_score is None or mean[best] >= min_score else UNCERTAIN
+
+    def _can_be_ours(self, row: dict[str, Any]) -> bool:
+        scores = [row[label] for label in self.label_names]
+        is_silent = all(score in (None, "") for score in scores)
+        try:
+            int(row.get("windows", 1))
+            has_time = 0 <= float(row.get("start", 0)) <= float(row.get("end", 0)) < math.inf
+            for score in [] if is_silent else scores:
+                float(score)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        return has_time and list(row) == self.columns and isinstance(row["file"], str)
+
+    def _csv_line(self, values: Iterable[Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(values)  # so that it quotes names with either of the two
+        return line.getvalue().removesuffix("\r\n") + "\n"
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        if self.suffix == ".csv":
+            return "".join(self._csv_line(row[column] for column in self.columns) for row in rows)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _parse(self, path: str, text: str) -> list[dict[str, Any]]:
+        """The whole rows in the text of a table that may have been broken off anywhere."""
+        whole = text[: text.rfind("\n") + 1]
+        rows: list[dict[str, Any]] = []
+        if self.suffix == ".csv":
+            rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]
+            head = self._csv_line(self.columns)
+            is_ours = whole.startswith(head) if whole else head.startswith(text)
+        else:
+            lines = [line for line in text.split("\n") if line.strip()]
+            for index, line in enumerate(lines):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    if index < len(lines) - 1:
+                        rows.append({})
+            is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
+        if not (is_ours and all(map(self._can_be_ours, rows))):
+            raise self._other_table(path)
+        return rows
+
+
+class TerminalTable(Table):
+    """
+    The same answers as lines to be read in a terminal: file, label where there is one, times of a window, emotion,
+    score, and the two next emotions. Progress bars of tqdm stay below.
+    """
+
+    NAME_WIDTH = 40
+
+    def _write(self, text: str) -> None:
+        tqdm.write(text, file=self.file, end="")
+
+    def _head(self) -> str:
+        return self._line("file", "label", "seconds", "emotion", "score", "next")
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        return "".join(map(self._row, rows))
+
+    def _row(self, row: dict[str, Any]) -> str:
+        scores = {label: float(row[label]) for label in self.label_names if row[label] not in (None, "")}
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+        named = row["prediction"] if row["prediction"] in scores else None
+        others = [label for label in ranked if label != named][:2]
+        score = f"{scores[named or ranked[0]]:.2f}" if ranked else ""
+        seconds = f"{row['start']:.1f}-{row['end']:.1f}" if "start" in row else ""
+        label, following = row.get("label") or "", ", ".join(f"{other} {scores[other]:.2f}" for other in others)
+        return self._line(row["file"], label, seconds, row["prediction"], score, following)
+
+    def _line(self, file: str, label: str, seconds: str, emotion: str, score: str, following: str) -> str:
+        file = "".join(char if char.isprintable() else "\ufffd" for char in file)  # no escape sequences
+        name = file if len(file) <= self.NAME_WIDTH else f"...{file[3 - self.NAME_WIDTH :]}"
+        width = max(map(len, (*self.label_names, SILENCE, UNCERTAIN)))
+        cells = [f"{name:{self.NAME_WIDTH}}"]
+        cells += [f"{label:{width}}"] if "label" in self.columns else []
+        cells += [f"{seconds:>15}"] if "windows" in self.columns else []
+        return "  ".join([*cells, f"{emotion:{width}}", f"{score:>5}", following]).rstrip() + "\n"
+
+
+def open_table(
+    args: argparse.Namespace,
+    items: list[Item],
+    label_names: list[str],
+    classify: MaxMViTAudioClassificationPipeline,
+    path: str | None,
+) -> Table:
+    """The table of some recordings at a path, or on the standard output, formatted to be read in a terminal.
+
+    Raises:
+        UsageError: as [`Table`]; or a label of the model is the name of a column, or an answer that is not a label.
+    """
+    if taken := sorted(RESERVED & {name.casefold() for name in label_names}):
+        raise UsageError(
+            f"The model has a label {taken[0]!r}, a name that the table of answers uses itself: rename it in id2label "
+            "and label2id of the model's config.json."
+        )
+    columns = ["file"]
+    columns += ["label"] if any(item.label for item in items) else []
+    columns += [] if args.window is None else ["start", "end", "windows"]
+    columns += ["prediction", *label_names]
+    if path is None:
+        kind = TerminalTable if sys.stdout is not None and sys.stdout.isatty() else Table
+        return kind(None, columns, label_names, {"min_score": args.min_score})
+    origin = {"model": checkpoint_digest(classify), "min_score": args.min_score}
+    if args.window is not None:
+        origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
+    return Table(path, columns, label_names, origin)

@@ -1,0 +1,332 @@
+"""Segments along a recording: how answers are scored against reference segments, and how these are read."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline_maxmvit import SILENCE
+from ser.data.tables import FILE_COLUMNS, read_list
+from ser.utils import DataError
+
+# ---- Scores of segments ----
+# How well emotions along a recording agree with reference segments.
+#
+# A segment is an emotion and the time it fills; where there is none, or one labelled "silence", there is no emotion.
+# The emotion diarization error rate and its parts are those of Wang et al. (2023), "Speech Emotion Diarization: Which
+# Emotion Appears When?", https://arxiv.org/abs/2306.12991, for any number of segments and whole label names:
+#
+# EDER = (missed + false + confused) / total time
+#
+# missed: emotion in the reference, none in the answer; false: the other way round; confused: two different emotions.
+
+LEAST_IOU = 0.5  # a segment is found if one of its label shares this much of their union with it
+
+
+class Segment(NamedTuple):
+    """`label` from `start` to `end`, in seconds; and the line of the file that it was read from, if it was."""
+
+    start: float
+    end: float
+    label: str
+    line: int | None = None
+
+
+def timeline_segments(rows: Sequence[Mapping[str, Any]]) -> list[Segment]:
+    """
+    The segments of a pipeline's timeline: each window speaks for the time nearer to its middle than to that of any
+    other, and neighbours of one label are one segment. Silence is left out, and so is a segment that fills no time.
+
+    Args:
+        rows: `[{"start", "end", "label", ...}, ...]` in the order of their starts, as the pipeline answers.
+    """
+    if not rows:
+        return []
+    middles = [(row["start"] + row["end"]) / 2 for row in rows]
+    edges = [rows[0]["start"], *((a + b) / 2 for a, b in pairwise(middles)), rows[-1]["end"]]
+    segments: list[Segment] = []
+    for (start, end), row in zip(pairwise(edges), rows, strict=True):
+        if segments and segments[-1].label == row["label"]:
+            start = segments.pop().start
+        segments.append(Segment(start, end, row["label"]))
+    return [segment for segment in segments if segment.label != SILENCE and segment.start < segment.end]
+
+
+def diarization_scores(
+    reference: Iterable[Segment], answer: Iterable[Segment], duration: float | None = None
+) -> dict[str, float]:
+    """
+    Scores of one recording.
+
+    Args:
+        reference: Segments that do not overlap, in any order.
+        answer: The same of the model, see [`timeline_segments`].
+        duration: Of the recording, in seconds; by default up to where the last segment of either ends.
+
+    Returns:
+        Seconds `total`, `missed`, `false`, `confused` and `right` (of the reference's emotional time, named rightly);
+        `emotional`, the reference's emotional time; counts `reference_segments`, `answer_segments` and
+        `found_segments`; and what follows from them, see [`rates`].
+
+    Raises:
+        ValueError: segments overlap, end before they start or lie outside of the recording.
+    """
+    sides = [
+        [segment for segment in in_order(name, segments) if segment.label != SILENCE]
+        for name, segments in (("reference", reference), ("answer", answer))
+    ]
+    last = max((segment.end for side in sides for segment in side), default=0.0)
+    duration = last if duration is None else duration
+    if last > duration + 1e-6:
+        raise ValueError(f"A segment ends at {last:g} s, after the recording's end at {duration:g} s.")
+    edges = sorted({0.0, duration, *(edge for side in sides for segment in side for edge in segment[:2])})
+    seconds = dict.fromkeys(("missed", "false", "confused", "right"), 0.0)
+    for start, end in pairwise(edges):
+        true, named = (_label_at(side, (start + end) / 2) for side in sides)
+        if true is not None or named is not None:
+            kind = "false" if true is None else "missed" if named is None else "right"
+            seconds["confused" if kind == "right" and true != named else kind] += end - start
+    scores = {
+        "total": duration,
+        **seconds,
+        "emotional": sum(segment.end - segment.start for segment in sides[0]),
+        "reference_segments": len(sides[0]),
+        "answer_segments": len(sides[1]),
+        "found_segments": _found(*sides),
+    }
+    return scores | rates(scores)
+
+
+def pooled_scores(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The scores of several recordings taken as one long one: times and counts are added up, then divided."""
+    scores = list(scores)
+    summed = {name: sum(each[name] for each in scores) for name in scores[0] if name not in RATES}
+    return summed | rates(summed)
+
+
+RATES = ("EDER", "time_right", "segment_F1")
+
+
+def rates(scores: Mapping[str, float]) -> dict[str, float]:
+    """
+    `EDER`; `time_right`, the share of the reference's emotional time that is named rightly; `segment_F1`, twice the
+    segments found (one of the same label with an intersection over union of at least 0.5, each counted once) over the
+    segments of both sides. What would be a division by nothing is 0.
+    """
+    both = scores["reference_segments"] + scores["answer_segments"]
+    wrong = scores["missed"] + scores["false"] + scores["confused"]
+    return {
+        "EDER": wrong / scores["total"] if scores["total"] else 0.0,
+        "time_right": scores["right"] / scores["emotional"] if scores["emotional"] else 0.0,
+        "segment_F1": 2 * scores["found_segments"] / both if both else 0.0,
+    }
+
+
+def in_order(name: str, segments: Iterable[Segment]) -> list[Segment]:
+    """
+    In the order of time, once it is sure that no two overlap.
+
+    Raises:
+        ValueError: names the side and what is wrong with it.
+    """
+    ordered = sorted(segments)
+    for segment in ordered:
+        if not 0 <= segment.start < segment.end:
+            raise ValueError(f"{name}: a segment from {segment.start:g} to {segment.end:g} s fills no time.")
+    for before, after in pairwise(ordered):
+        if after.start < before.end - 1e-6:
+            lines = "" if after.line is None else f" of lines {before.line} and {after.line}"
+            raise ValueError(
+                f"{name}: the segments{lines} at {before.start:g} s ({before.label}) and {after.start:g} s "
+                f"({after.label}) overlap; one emotion at a time is scored."
+            )
+    return ordered
+
+
+def _label_at(segments: Sequence[Segment], time: float) -> str | None:
+    return next((segment.label for segment in segments if segment.start <= time < segment.end), None)
+
+
+def _found(reference: Sequence[Segment], answer: Sequence[Segment]) -> int:
+    left, found = list(answer), 0
+    for segment in reference:
+        match = next(
+            (other for other in left if other.label == segment.label and _iou(segment, other) >= LEAST_IOU), None
+        )
+        if match is not None:
+            left.remove(match)
+            found += 1
+    return found
+
+
+def _iou(one: Segment, other: Segment) -> float:
+    shared = min(one.end, other.end) - max(one.start, other.start)
+    return max(0.0, shared) / (max(one.end, other.end) - min(one.start, other.start))
+
+
+# ---- Reference segments ----
+# Reference segments of recordings: read, told which recording is theirs, and held against the answers.
+
+ROUNDING_S = 0.05  # that a segment may end after its recording: annotations are rounded, and codecs pad
+
+
+def read_segments(path: str | Path) -> dict[str, list[Segment]]:
+    """
+    Reference segments by file, in the order of time, from a list (.csv, .tsv or .jsonl) with the columns
+    `file,start,end,label` (seconds) or an RTTM file (`SPEAKER file channel start duration <NA> <NA> label ...`).
+    Overlapping segments are refused.
+
+    Raises:
+        DataError: names the line that cannot be used, and why.
+    """
+    path = Path(path)
+    rows = _rttm_rows(path) if path.suffix.lower() == ".rttm" else _listed_rows(path)
+    segments: dict[str, list[Segment]] = {}
+    for line, row in rows:
+        try:
+            file, start, end, label = row["file"], float(row["start"]), float(row["end"]), row["label"].strip()
+            if not (file and label and 0 <= start < end < float("inf")):
+                raise ValueError("a file, a label and 0 <= start < end are needed")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}, line {line}: no segment of file, start, end, label ({error}).") from error
+        segments.setdefault(file, []).append(Segment(start, end, label, line))
+    if not segments:
+        raise DataError(f"{path} holds no segments.")
+    return _ordered(segments, path)
+
+
+def _listed_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    table = read_list(path, [*FILE_COLUMNS, "start", "end", "label"])
+    file_column = table.file_column()
+    table.require("start", "end", "label")
+    return [(line, row | {"file": row[file_column]}) for line, row in table.rows]
+
+
+def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    rows = []
+    for line, content in enumerate(text.split("\n"), start=1):
+        fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # other spaces may be in a name
+        if fields and not content.startswith(";"):
+            row: dict[str, Any] = dict(
+                zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
+            )
+            if "duration" in row:
+                row["end"] = _sum(row["start"], row["duration"])
+            rows.append((line, row))
+    return rows
+
+
+def _sum(start: str, duration: str) -> float:
+    try:
+        return float(start) + float(duration)
+    except ValueError:
+        return float("nan")
+
+
+def _ordered(segments: Mapping[str, list[Segment]], path: Path) -> dict[str, list[Segment]]:
+    try:
+        return {file: in_order(file, found) for file, found in segments.items()}
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_references(path: str | Path, files: Sequence[str], label_names: Sequence[str]) -> dict[str, list[Segment]]:
+    """
+    The reference segments of recordings, by recording.
+
+    A name stands for the recording of that path or URL, from where the command runs or from the folder of `path`; or
+    else for the one whose path ends in it, with or without its suffix: `talks/a.wav`, `a.wav` and, as RTTM has it, `a`
+    for `/data/talks/a.wav`. A recording without emotion has one segment, labelled "silence".
+
+    Args:
+        path: A file for [`read_segments`].
+        files: The recordings: paths and URLs.
+        label_names: The labels of the model.
+
+    Raises:
+        DataError: names the line that cannot be used, or whose label the model does not have, or whose name stands for
+            none or for several of the recordings; or the recording that no line is of.
+    """
+    path = Path(path)
+    named = read_segments(path)
+    whole = {Path(file).parts: file for file in files}
+    ends: dict[tuple[str, ...], list[str]] = {}
+    for file in files:
+        for end in _ends(file):
+            ends.setdefault(end, []).append(file)
+    found: dict[str, list[Segment]] = {}
+    for name, segments in named.items():
+        for segment in segments:
+            if segment.label not in (*label_names, SILENCE):
+                raise DataError(
+                    f"{path}, line {segment.line}: the model has no label {segment.label!r}; it has "
+                    f"{', '.join(label_names)}. Rename it, or remove the line ({SILENCE!r} is no emotion)."
+                )
+        exact = whole.get(Path(name).parts) or whole.get((path.parent / name).parts)
+        candidates = [exact] if exact else ends.get(Path(name).parts, [])
+        line = min(segment.line or 0 for segment in segments)
+        if not candidates:
+            raise DataError(f"{path}, line {line}: {name!r} is none of the recordings to be answered; name it too, or "
+                            "remove its lines.")  # fmt: skip
+        if len(candidates) > 1:
+            raise DataError(f"{path}, line {line}: {name!r} may be {candidates[0]} or {candidates[1]}; write more of "
+                            "its path.")  # fmt: skip
+        found.setdefault(candidates[0], []).extend(segments)
+    if without := [file for file in files if file not in found]:
+        raise DataError(
+            f"{path} has no line of {without[0]}: add its segments (one of {SILENCE!r} over all of it if it holds no "
+            "emotion), or leave the recording out."
+        )
+    return _ordered(found, path)
+
+
+def _ends(file: str) -> set[tuple[str, ...]]:
+    """All ends of a path, part by part, with its suffix and without."""
+    parts = Path(file).parts
+    places = range(len(parts))
+    return {parts[i:] for i in places} | {(*parts[i:-1], Path(file).stem) for i in places}
+
+
+def reference_scores(
+    references: Mapping[str, list[Segment]], answers: Mapping[str, tuple[list[Segment], float]], path: str | Path
+) -> dict[str, dict[str, float]]:
+    """
+    The scores of every recording that is answered, see [`diarization_scores`], in the order of the references.
+
+    Args:
+        references: What [`read_references`] gave.
+        answers: The model's segments by recording, and where each ends, in seconds.
+        path: Of the file of the references, for messages.
+
+    Raises:
+        DataError: names the line of a segment that ends more than 0.05 s after its recording.
+    """
+    scores = {}
+    for file, segments in references.items():
+        if file not in answers:
+            continue
+        answer, end = answers[file]
+        for segment in segments:
+            if segment.end > end + ROUNDING_S:
+                raise DataError(
+                    f"{path}, line {segment.line}: the segment ends at {segment.end:g} s, and {file} at {end:g} s. "
+                    "Correct its times, or the name of its recording."
+                )
+        reference = [each._replace(end=min(each.end, end)) for each in segments if each.start < end]
+        scores[file] = diarization_scores(reference, answer, end)
+    return scores
+
+
+def in_words(scores: Mapping[str, float]) -> str:
+    """Scores in a line; missed, false and confused as the shares of time that add up to the EDER."""
+    total = scores["total"] or 1.0
+    parts = ", ".join(f"{name} {scores[name] / total:.3f}" for name in ("missed", "false", "confused"))
+    return (
+        f"EDER {scores['EDER']:.3f} ({parts}), time named right {scores['time_right']:.3f}, "
+        f"segment F1 {scores['segment_F1']:.3f}"
+    )

@@ -1,0 +1,1 @@
+"""A training run: the Trainer, its checkpoints, optimizer, losses and settings."""

@@ -1,0 +1,474 @@
+"""Checkpoints of a run, complete and ranked, and the Trainer that resumes from them exactly."""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import textwrap
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import CommitInfo, HfApi
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ser.files import sync, write_json
+from ser.training.arguments import SERTrainingArguments
+from ser.training.callbacks import metric_name
+from ser.training.distributed import all_agree, as_first_says, run_lock
+from ser.utils import DataError
+
+# ---- Checkpoints ----
+# Checkpoints in a run's folder: which are there, and how they come and go without leaving a half one.
+
+logger = logging.get_logger(__name__)
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKSUMS = "checksums.json"  # of every other file of a checkpoint: its bytes and their CRC-32
+BLOCK = 2**22  # bytes read at once
+UNFINISHED = "tmp-"
+CHECKPOINT_LIST = "checkpoints.json"
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest complete checkpoint in a run's folder."""
+    found = list_checkpoints(output_dir)
+    return str(found[max(found)]) if found else None
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
+    """The complete checkpoints in a run's folder, by their step."""
+    folders = filter(is_complete, Path(output_dir).glob("checkpoint-*"))
+    return {int(match[1]): folder for folder in folders if (match := CHECKPOINT.fullmatch(folder.name))}
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a folder is a checkpoint with the file in it that is written last."""
+    return (checkpoint / "trainer_state.json").is_file()
+
+
+def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The newest checkpoint in a run's folder that is as it was written. Newer ones that are damaged are renamed to
+    `damaged-checkpoint-*`, with one warning, so that they neither are mistaken for the newest nor get lost.
+
+    Raises:
+        DataError: All of them are damaged.
+    """
+    found = list_checkpoints(output_dir)
+    damaged: dict[Path, str] = {}
+    for step in sorted(found, reverse=True):
+        if (damage := damage_of(found[step])) is None:
+            break
+        damaged[found[step]] = damage
+    else:
+        if damaged:
+            raise DataError(
+                f"{output_dir} holds damaged checkpoints only: {'; '.join(damaged.values())}. Put back the files from "
+                "a copy, or start over by --overwrite_output_dir."
+            )
+        return None
+    for folder in damaged:
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    if damaged:
+        logger.warning(
+            f"{'; '.join(damaged.values())}: going on from {found[step]}, the newest that is whole. What is damaged "
+            f"is kept as damaged-checkpoint-* in {output_dir}, and can be deleted."
+        )
+    return str(found[step])
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """
+    What differs in a checkpoint from what was written, in a few words that name the file; None if nothing does. Of
+    one that was written before there were checksums, only the state is read.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return f"{checkpoint / 'trainer_state.json'} cannot be read"
+    if not (checkpoint / CHECKSUMS).exists():
+        return None
+    try:
+        written = json.loads((checkpoint / CHECKSUMS).read_bytes())
+        expected = {name: (size, checksum) for name, (size, checksum) in written.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{checkpoint / CHECKSUMS} cannot be read"
+    for name, of_file in expected.items():
+        if not (checkpoint / name).is_file():
+            return f"{checkpoint / name} is missing"
+        try:
+            is_same = of_file == (os.path.getsize(checkpoint / name), _checksum(checkpoint / name))
+        except OSError as error:
+            return f"{checkpoint / name} cannot be read ({error.strerror})"
+        if not is_same:
+            return f"{checkpoint / name} is damaged"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def complete(unfinished: Path, folder: Path) -> None:
+    """Gives a checkpoint its checksums, and its name once all of it is on the disk: not even a power failure leaves
+    half of one."""
+    files = {str(file.relative_to(unfinished)): file for file in sorted(unfinished.rglob("*")) if file.is_file()}
+    checksums = {name: (os.path.getsize(file), _checksum(file)) for name, file in files.items() if name != CHECKSUMS}
+    write_json(unfinished / CHECKSUMS, checksums)
+    for file in unfinished.rglob("*"):
+        sync(file)
+    sync(unfinished)
+    remove(folder)
+    unfinished.rename(folder)
+    sync(folder.parent)
+
+
+def keep_best_and_newest(
+    run_dir: Path, metric: str, scores: Mapping[int, float], limit: int | None, greater_is_better: bool
+) -> None:
+    """
+    Deletes all but the newest checkpoint and the `limit` best ones, and lists those in `checkpoints.json`.
+
+    Args:
+        run_dir: the run's folder.
+        metric: what the scores are called in the list.
+        scores: score by step; a checkpoint without a finite one is not among the best.
+        limit: how many of the best are kept; None for all checkpoints.
+        greater_is_better: which way the scores go. Of equal ones the earlier is the better.
+    """
+    scores = {step: score for step, score in scores.items() if math.isfinite(score)}
+    kept = list_checkpoints(run_dir)
+    newest = max(kept)
+    if limit is not None:
+        sign = -1 if greater_is_better else 1
+        best = sorted(kept.keys() & scores.keys(), key=lambda step: (sign * scores[step], step))[:limit]
+        for step in set(kept) - {*best, newest}:
+            remove(kept.pop(step))
+    listing = [{"checkpoint": kept[step].name, metric: scores.get(step)} for step in sorted(kept)]
+    write_json(run_dir / CHECKPOINT_LIST, {"newest": kept[newest].name, "kept": listing})
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; a kill meanwhile leaves nothing that looks like one."""
+    if folder.exists():
+        doomed = folder.with_name(UNFINISHED + "removed-" + folder.name)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Deletes what a killed run had not completed."""
+    for folder in run_dir.glob(UNFINISHED + "*checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str | None:
+    """
+    The checkpoint from which all processes go on: the one that the first has found.
+
+    Args:
+        args: of the run.
+        checkpoint: what this process has found, if anything.
+
+    Raises:
+        DataError: in every process if one of them does not find it on its disk.
+    """
+    if args.world_size == 1:
+        return checkpoint
+    match = CHECKPOINT.fullmatch(Path(checkpoint).name) if checkpoint else None
+    step = as_first_says(args, int(match[1]) if match else -1)
+    if step < 0:
+        return None
+    folder = Path(checkpoint).parent if checkpoint else Path(args.output_dir)
+    mine = folder / f"checkpoint-{step}"
+    found = is_complete(mine)
+    if not all_agree(args, found):
+        who = "Another process does not find it" if found else f"Process {args.process_index} does not find it"
+        raise DataError(
+            f"The first process goes on from {mine}. {who} on its disk: let --output_dir lie on a disk that all "
+            "machines share, or start over by --overwrite_output_dir."
+        )
+    return str(mine)
+
+
+# ---- The resumable Trainer ----
+# A Trainer whose process can be killed at any moment: its checkpoints are whole and ranked, and a run goes on from
+# them as if nothing had happened. Below it stands what the engine relies on of transformers' Trainer.
+
+# What is pushed to the Hub, of the files that lie in a run's folder itself.
+PUBLISHED = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "*_maxmvit.py",
+    "README.md", "metrics.json", "splits.json", "predictions.csv", "*.png",
+)  # fmt: skip
+
+
+class ResumableTrainer(Trainer):
+    """`transformers.Trainer` with checkpoints that are whole, synced and ranked, and that a moved run finds again."""
+
+    args: SERTrainingArguments
+    model: PreTrainedModel
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        As [`~transformers.Trainer.train`], with the output directory locked meanwhile, and from where the first
+        process goes on.
+
+        Raises:
+            DataError: if another run is training in the output directory, if there is no checkpoint where one is
+                asked for, or if one of several processes does not find it.
+        """
+        with run_lock(self.args):
+            checkpoint = resume_from_checkpoint or None
+            if checkpoint is True:
+                find = sound_checkpoint if self.args.process_index == 0 else last_checkpoint  # the first one decides
+                checkpoint = find(self.args.output_dir)
+                if checkpoint is None:
+                    raise DataError(f"{self.args.output_dir} holds no checkpoint to go on from.")
+            checkpoint = checkpoint_of_first(self.args, checkpoint)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Trainer's own writes file by file into the final folder, where a killed run leaves half a checkpoint.
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        folder = run_dir / (UNFINISHED + name)
+        if self.args.should_save:
+            remove_leftovers(run_dir)
+        self.accelerator.wait_for_everyone()
+
+        self.store_flos()
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if not self.args.should_save:  # on a disk that other machines share, each can but sync what it wrote itself
+            sync(folder / f"rng_state_{self.args.process_index}.pth")
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if best.name == name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        self.accelerator.wait_for_everyone()
+
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            complete(folder, run_dir / name)
+            metric = metric_name(self.args) if self.args.metric_for_best_model else "score"
+            scores = {entry["step"]: entry[metric] for entry in self.state.log_history if metric in entry}
+            limit, greater = self.args.save_total_limit, bool(self.args.greater_is_better)
+            keep_best_and_newest(run_dir, metric, scores, limit, greater)
+        self.accelerator.wait_for_everyone()
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None and self.state.best_global_step:
+            # The state names the path that the best checkpoint had before the run's folder was moved or copied.
+            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+            if best.is_dir() and str(best) != self.state.best_model_checkpoint:
+                logger.warning(f"The best checkpoint so far is taken from {best}.")
+                self.state.best_model_checkpoint = str(best)
+            self._require_best_checkpoint()
+        return progress
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._require_best_checkpoint()
+        # Given a limit of 1, Trainer's own deletes the newest checkpoint, which a run would go on from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _require_best_checkpoint(self) -> None:
+        # Without it, Trainer's own goes on with a warning, and the last weights pass for the best.
+        best = self.state.best_model_checkpoint
+        if not (self.args.load_best_model_at_end and self.state.best_global_step):
+            return
+        is_there = best and os.path.isdir(best)
+        if problem := damage_of(Path(best)) if is_there else f"it is missing in {self.args.output_dir}":
+            raise FileNotFoundError(
+                f"checkpoint-{self.state.best_global_step}, the best so far, is needed at the end, and {problem}: put "
+                "it back beside the others, start over by --overwrite_output_dir, or take the last weights by "
+                "--no_load_best_model_at_end."
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Trainer's own would add the training arguments, as a pickle that names this machine's folders.
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_fsdp_enabled:
+            # FSDP2 trains a subclass that it makes in a module of torch's; a checkpoint names and holds this code.
+            sharded = type(self.model)
+            sharded.__name__, sharded.__module__ = sharded.__bases__[-1].__name__, sharded.__bases__[-1].__module__
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | Future | None:
+        """
+        Pushes the model and its report: `PUBLISHED`, and nothing else that lies in the output directory (Trainer's own
+        takes all of it but checkpoints, logs that name this machine included).
+
+        Args:
+            commit_message: What the commit is called.
+            blocking: Whether to wait until all is pushed.
+            token, revision, private: As `hub_token`, `hub_revision` and `hub_private_repo`, over which they go.
+
+        Returns:
+            The commit, or a future of it if not `blocking`; None in every process but the main one.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return HfApi(token=token).upload_folder(  # type: ignore[call-overload]  # `blocking` decides which
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            allow_patterns=list(PUBLISHED),
+            ignore_patterns=["*/*"],
+            commit_message=commit_message,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+        )
+
+
+# ---- Trainer's methods that the engine overrides or calls; most are private, and each release may change them
+TESTED = ("5.23.0", "5.24.0")  # the lowest version that pyproject.toml admits, and the one that requirements.txt pins
+# method -> (digests of its source, one or more, in these versions; what the engine relies on)
+RELIED_ON: dict[str, tuple[str, str]] = {
+    "train": ("0bc847a1e101", "it locks and settles the checkpoint first, and `True` stands for the newest one"),
+    "_inner_training_loop": (
+        "3b8b7359ad08",
+        "the order: loaders, _init_training_state, _prepare_for_training, epochs, _finalize_training",
+    ),
+    "_init_training_state": (
+        "4104b60f5233",
+        "called once a training; it drops a best checkpoint that is not where the state says",
+    ),
+    "_prepare_for_training": (
+        "7196fc64ea53 5d0572e9918e",
+        "weights of a checkpoint are loaded before it, optimizer and scheduler in it; it wraps the optimizer",
+    ),
+    "_run_epoch": (
+        "20e0f3da0199",
+        "clipping, _get_grad_norm, step, global_step + 1, _maybe_log_save_evaluate, once more at its end; on resuming "
+        "it skips the first batches of the batch sampler",
+    ),
+    "_maybe_log_save_evaluate": ("7d857f309968", "everything that is logged, evaluated and saved goes through it"),
+    "_finalize_training": (
+        "ad949f4af42f",
+        "it loads the best weights, and deletes checkpoints only if save_total_limit is 1",
+    ),
+    "training_step": ("caa7e68f3335", "it returns the loss of one small batch, detached"),
+    "_prepare_inputs": ("b28ea48b3290", "training and evaluation move each batch to the device by it"),
+    "compute_loss": ("30eb16e597ad", "without label_smoother and compute_loss_func it is the model's own loss"),
+    "_clip_grad_norm": ("df0a0246dbcb", "its norm goes to _get_grad_norm"),
+    "_get_grad_norm": (
+        "27e2667f3741",
+        "called at every update between backward and step, and its norm is that of all processes",
+    ),
+    "create_optimizer": ("72027ca5f62c", "called without a model but under FSDP1, and only for a side effect"),
+    "get_train_dataloader": ("db950023cc90", "what it prepares by accelerate, for the override does the same"),
+    "get_eval_dataloader": ("7eb9fa5663b4", "evaluate takes its loader from it"),
+    "get_test_dataloader": ("600e812d9657", "predict takes its loader from it"),
+    "_get_train_sampler": (
+        "f3d15b81f2b0",
+        "without grouping by length it is a RandomSampler that accelerate makes seedable",
+    ),
+    "_get_eval_sampler": ("e3c9847a0000", "one process reads in order, and several by no sampler of their own"),
+    "_remove_unused_columns": ("0e09f6fa84f9", "it returns the data set without them"),
+    "_get_collator_with_removed_columns": ("df0633f183e6", "it returns the collator, wrapped or not"),
+    "evaluation_loop": (
+        "0e78695b50b6",
+        "evaluate and predict go through it; its loss is a mean over padded batches, and its predictions are gathered",
+    ),
+    "_save_checkpoint": (
+        "4638fc7aeef9",
+        "the parts that it calls, for the override calls the same and neither pushes nor rotates",
+    ),
+    "_save_optimizer_and_scheduler": ("bc4e124e0996", "the folder is its first argument, and it writes into it"),
+    "_save_scaler": ("a7e078f7afec", "the folder is its argument"),
+    "_save_rng_state": ("87f4e3c83b0f", "each process writes a file rng_state_N.pth of its own"),
+    "_save": ("d7432eef4d5f", "what else it writes beside model, processor and the pickled arguments"),
+    "save_model": ("482f6c2c688c", "everything is saved through _save"),
+    "_load_from_checkpoint": ("1fa7425d1ea7", "weights come from model.safetensors, and nothing is unpickled"),
+    "_load_best_model": ("27a2385b6ad1", "weights come from model.safetensors, and nothing is unpickled"),
+    "_load_optimizer_and_scheduler": ("d8b86ea0410f", "nothing is unpickled: weights_only=True"),
+    "_load_rng_state": ("5d66257d34a3", "nothing is unpickled: weights_only=True"),
+    "_load_scaler": ("66f98be0205e", "nothing is unpickled: weights_only=True"),
+    "_load_callback_state": ("5f5e2dede16b", "callbacks are replaced by new ones, made of what state() returned"),
+    "_get_output_dir": ("a0570e0382da", "the folder of checkpoints"),
+    "_determine_best_metric": ("a895fcc6f2d1", "it sets best_global_step before the checkpoint of that step is saved"),
+    "push_to_hub": ("35ab3316b4f2", "save_model(_internal_call=False) calls it; the override pushes fewer files"),
+    "init_hf_repo": ("f82787ce9b9c", "it sets hub_model_id"),
+    "log": ("24a8b511d38d", "it appends to log_history, and is given the learning rate once an update"),
+    "floating_point_ops": ("40091c767aed", "called at every step"),
+    "store_flos": ("69b97771644e", "called before a checkpoint's state is written"),
+}
+
+
+def digest(name: str) -> str | None:
+    """Digest of the source of a method of the installed Trainer, or `None` where it has no such method."""
+    method = getattr(Trainer, name, None)
+    if method is None:
+        return None
+    source = textwrap.dedent(inspect.getsource(method))
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def changed_methods() -> list[str]:
+    """Names of the methods whose source in the installed transformers is that of no tested version."""
+    return [name for name, (digests, _) in RELIED_ON.items() if digest(name) not in digests.split()]
+
+
+def warn_of_changed_methods() -> None:
+    """Warns, once in a process, where training relies on methods of Trainer that were not tested as they are."""
+    if changed := changed_methods():
+        logger.warning_once(
+            f"Training was not tested with transformers {transformers.__version__}, whose Trainer differs from that "
+            f"of {' and '.join(TESTED)} in {', '.join(changed)}. Where a run behaves unexpectedly, install a tested "
+            f"version: pip install transformers=={TESTED[-1]}"
+        )

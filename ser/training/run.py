@@ -1,0 +1,415 @@
+"""The steps of the training command, from flags to a report."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import set_seed
+from transformers.utils import logging
+
+from configuration_maxmvit import MaxMViTConfig
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.arguments import (
+    AugmentationArguments,
+    ClipArguments,
+    ClipAugmentationArguments,
+    CorpusArguments,
+    DataArguments,
+    ModelArguments,
+    SeveralCorporaArguments,
+    values_of,
+)
+from ser.cli import parse_arguments
+from ser.data.altered_copies import WaveformCopies
+from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
+from ser.data.batches import PairCollator
+from ser.data.corpora.combine import balanced_rows, load_corpora
+from ser.data.corpora.label_map import in_words as map_in_words
+from ser.data.corpora.table import VOTES, Corpus, with_one_label
+from ser.data.embedding_cache import layer_statistics_of, suffices
+from ser.data.features import extract_features, rearranged
+from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
+from ser.evaluation.calibration import fit_temperature
+from ser.evaluation.class_mapping import SharedClasses, shared_classes
+from ser.evaluation.metrics import compute_metrics, scores
+from ser.evaluation.report import in_words, splits_table, summarize_folds, write_report
+from ser.evaluation.soft_labels import compute_distribution_metrics
+from ser.evaluation.windows import mean_over_windows, training_lengths, windows_of
+from ser.models import make_model, name_classes, starting_weights
+from ser.training.arguments import SERTrainingArguments
+from ser.training.distributed import first_process_first
+from ser.training.run_settings import (
+    RunClock,
+    check_folds,
+    check_named_checkpoint,
+    check_output_folder,
+    earlier_run,
+    fold_folder,
+    mark_finished,
+    quoted_scores,
+    run_settings,
+)
+from ser.training.streaming import StreamingTrainer, refuse_unreadable
+from ser.training.trainer import SERTrainer
+from ser.utils import DataError
+
+__all__ = ["parse_arguments"]  # the first step
+logger = logging.get_logger(__name__)
+NOT_TESTED = "The test part was not scored: the run was told to train only (--do_train without --do_predict)."
+
+
+def set_up_logging(args: SERTrainingArguments) -> None:
+    """One process speaks, at the level of `--log_level`."""
+    level = args.get_process_log_level()
+    logging.set_verbosity(level)
+    datasets.utils.logging.set_verbosity(max(level, logging.WARNING))
+    logging.enable_explicit_format()
+    if not args.should_log:
+        datasets.disable_progress_bars()
+
+
+def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_classes: Sequence[str] = ()) -> Corpus:
+    """The clips, their classes and speakers, as the flags choose them.
+
+    Args:
+        model_classes: of a model that is tested on them, which a label map may name.
+    """
+    others: dict[str, Any] = {"model_classes": model_classes}
+    if isinstance(data_args, DataArguments):
+        others |= values_of(SeveralCorporaArguments, data_args)
+        others.pop("corpus_sampling")
+        others["streaming"] = data_args.streaming
+    with first_process_first(args, "reading the corpus"):
+        return load_corpora(**values_of(CorpusArguments, data_args), **others)
+
+
+def with_features(
+    corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: ClipArguments, args: SERTrainingArguments
+) -> Corpus:
+    """The corpus with spectrograms for audio, less the clips that cannot be read where `--on_bad_audio skip`."""
+    if corpus.shards is not None:
+        refuse_unreadable(corpus.clips, corpus.shards, feature_extractor)
+    if not data_args.cache_features:
+        if data_args.on_bad_audio == "skip":
+            raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
+        for name in ("test_window", "waveform_copies"):
+            if getattr(args, name):
+                raise DataError(f"--{name} needs --cache_features: it works on spectrograms that are kept.")
+        return corpus
+    clips = _extracted(corpus.clips, feature_extractor, data_args, args)
+    readable = set(clips["file"])
+    unreadable = len(corpus) - len(clips)
+    dropped = {**corpus.dropped, **({"cannot be decoded": unreadable} if unreadable else {})}
+    rows = [row for row, file in enumerate(corpus.files) if file in readable]
+    return dataclasses.replace(corpus, clips=clips, recordings=corpus.clips.select(rows), dropped=dropped)
+
+
+def with_copies(
+    corpus: Corpus,
+    indices: list[int],
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+) -> datasets.Dataset:
+    """The training part, of whose clips the collator draws the original or one of `--waveform_copies`."""
+    copies = WaveformCopies(args.waveform_copies, args.waveform_chain, args.seed)
+    assert corpus.recordings is not None  # with_features has kept them
+    return _extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
+
+
+def _extracted(
+    clips: datasets.Dataset,
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: ClipArguments,
+    args: SERTrainingArguments,
+    **kwargs: Any,
+) -> datasets.Dataset:
+    return extract_features(
+        clips,
+        feature_extractor,
+        num_workers=data_args.preprocessing_num_workers,
+        cache_dir=data_args.cache_dir,
+        cache_gib=data_args.feature_cache_gib,
+        on_bad_audio=data_args.on_bad_audio,
+        args=args,
+        **kwargs,
+    )
+
+
+def plan_folds(
+    corpus: Corpus, data_args: DataArguments, args: SERTrainingArguments
+) -> dict[int, SERTrainingArguments]:
+    """The folds to run, each with its own output directory if there are several."""
+    if len(corpus.label_names) < 2:
+        raise DataError(f"All clips of {corpus.source} are {corpus.label_names[0]!r}: training takes two classes.")
+    protocol = "test speakers" if data_args.test_speakers else resolve_protocol(corpus, data_args.protocol)
+    count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
+    say(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "
+        f"fold {data_args.fold} of {count}")  # fmt: skip
+    if "label_map" in corpus.options:
+        say(args, map_in_words(corpus.options["label_map"]["classes"], corpus.label_names))
+    for reason, clips in corpus.dropped.items():
+        say(args, f"Left out: {clips:,} clips: {reason}")
+    if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
+        return {int(data_args.fold): args}
+    if data_args.fold != "all":
+        raise DataError(f"--fold takes a number from 1 to {count}, or all; not {data_args.fold!r}.")
+    if args.resume_from_checkpoint and count > 1:
+        raise DataError("--resume_from_checkpoint names a checkpoint of one fold: leave it out, or name the --fold.")
+    folder = Path(args.output_dir)
+    return {
+        fold: dataclasses.replace(
+            args,
+            output_dir=str(fold_folder(folder, fold)),
+            hub_model_id=f"{args.hub_model_id or folder.name}-fold{fold}" if args.push_to_hub else None,
+        )
+        for fold in range(1, count + 1)
+    }
+
+
+def check_runs(
+    corpus: Corpus,
+    runs: Mapping[int, SERTrainingArguments],
+    config: MaxMViTConfig,
+    feature_extractor: MaxMViTFeatureExtractor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """
+    Does, before the first clip is decoded, all that can fail of a run besides: builds the model with its weights and
+    the augmentation, cuts the parts of each fold, and compares the output directories.
+
+    Raises:
+        ValueError: Something of this does not work; says what.
+    """
+    args = next(iter(runs.values()))
+    make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
+    make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args))
+    config = name_classes(config, corpus.label_names)
+    start = starting_weights(make_model(config, model_args), model_args)
+    unread = dataclasses.replace(corpus)
+    unread.contents = corpus.files  # equal sound is looked for once clips are decoded
+    for fold, fold_args in runs.items():
+        split = split_of(unread, fold, data_args, fold_args)
+        batch = args.per_device_train_batch_size * args.world_size
+        if corpus.shards is None and len(split.train) < batch and data_args.corpus_sampling == "natural":
+            raise DataError(
+                f"{len(split.train)} training clips do not fill one batch of {args.per_device_train_batch_size} on "
+                f"each of {args.world_size} process(es): lower --per_device_train_batch_size."
+            )
+        settings = run_settings(config, feature_extractor, corpus, data_args, fold_args, start)
+        check_output_folder(fold_args, settings)
+        if fold_args.resume_from_checkpoint:
+            check_named_checkpoint(fold_args, settings)
+        quoted_scores(data_args.scores_from or (), settings)
+
+
+def split_of(corpus: Corpus, fold: int, data_args: DataArguments, args: SERTrainingArguments) -> Split:
+    """The parts of one fold, no larger than `--max_train_samples` and `--max_eval_samples`."""
+    split = make_split(
+        corpus,
+        data_args.protocol,
+        fold,
+        validation_share=data_args.validation_share,
+        seed=args.seed,
+        test_speakers=data_args.test_speakers,
+    )
+    split.train = _some(split.train, data_args.max_train_samples, args.seed)
+    split.validation = _some(split.validation, data_args.max_eval_samples, args.seed)
+    return split
+
+
+def _some(indices: list[int], most: int | None, seed: int) -> list[int]:
+    """So many of the indices at most, drawn at random."""
+    if most is None or most >= len(indices):
+        return indices
+    order = np.random.default_rng(seed).permutation(len(indices))[:most]
+    return sorted(indices[place] for place in order)
+
+
+def make_trainer(
+    model: MaxMViTForAudioClassification,
+    parts: dict[str, datasets.Dataset],
+    feature_extractor: MaxMViTFeatureExtractor,
+    args: SERTrainingArguments,
+    layer_statistics: Mapping[str, torch.Tensor] | None = None,
+    kind: Callable[..., SERTrainer] = SERTrainer,
+    **kwargs: Any,
+) -> SERTrainer:
+    """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
+    collator = partial(
+        PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.picture_names
+    )
+    train_collator = collator(
+        make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
+        make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
+        draw_versions=args.waveform_copies > 0,
+    )
+    return kind(
+        model=model,
+        args=args,
+        data_collator=collator(),
+        train_collator=train_collator,
+        train_dataset=parts["train"],
+        eval_dataset=parts["validation"] if len(parts["validation"]) else None,
+        processing_class=feature_extractor,
+        compute_metrics=compute_distribution_metrics if VOTES in parts["train"].column_names else compute_metrics,
+        **kwargs,
+    )
+
+
+def train_and_test(
+    corpus: Corpus,
+    fold: int,
+    config: MaxMViTConfig,
+    feature_extractor: MaxMViTFeatureExtractor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+) -> None:
+    """One fold from split to report; goes on where an earlier run of the same output directory was stopped."""
+    started = time.monotonic()
+    split = split_of(corpus, fold, data_args, args)
+    splits = splits_table(corpus, split, args.seed)
+    config = name_classes(config, corpus.label_names)
+    set_seed(args.seed)
+    model = make_model(config, model_args)
+    start = starting_weights(model, model_args)
+    settings = run_settings(config, feature_extractor, corpus, data_args, args, start)
+    quoted = quoted_scores(data_args.scores_from or (), settings)
+    checkpoint = earlier_run(args, settings, splits)
+    if checkpoint == "finished":
+        say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
+        return
+    say(args, split.summary())
+    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    for part in ("validation", "test"):
+        if len(parts[part]) and not with_one_label(parts[part]).any():
+            raise DataError(f"Of no {part} clip do the annotators agree, so none has a label to score it by.")
+    if args.waveform_copies:
+        parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
+    if data_args.shuffle_training_labels:
+        order = np.random.default_rng(args.seed).permutation(len(parts["train"]))
+        truth = {name: parts["train"][name][:] for name in ("label", VOTES) if name in parts["train"].column_names}
+        shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
+        parts["train"] = rearranged(parts["train"], range(len(order)), **shuffled)
+        corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
+    lengths = training_lengths(parts["train"], args.training_window)
+    model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
+    taught = parts["train"]
+    if data_args.corpus_sampling == "balanced":
+        taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))
+    layer_statistics = None
+    if data_args.cache_features and suffices(config, args):
+        with first_process_first(args, "running the speech encoder"):
+            tables = [corpus.clips, parts["train"]]
+            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
+    kind: Callable[..., SERTrainer] = SERTrainer
+    if corpus.shards is not None:
+        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
+    clock = RunClock(args.output_dir, started)
+    parts_taught = parts | {"train": taught}
+    trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
+    trainer.train(resume_from_checkpoint=checkpoint)
+    is_tested = args.do_predict or not args.do_train
+    logits = {
+        part: trainer.predict(parts[part], metric_key_prefix=part).predictions
+        for part in ("validation", "test")
+        if len(parts[part]) and (part != "test" or is_tested)
+    }
+    if args.calibrate:
+        sure = with_one_label(parts["validation"])
+        labels = np.asarray(parts["validation"]["label"][:])[sure]
+        trainer.model.config.temperature = fit_temperature(labels, logits["validation"][sure])
+    shared = None
+    if corpus.shared_labels is not None:
+        shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
+        place = [shared.names.index(corpus.label_names[label]) for label in parts["test"]["label"][:]]
+        if "test" in logits:
+            logits["test"] = shared.of_logits(logits["test"])
+        parts["test"] = rearranged(parts["test"], range(len(place)), label=place)
+    over_windows = None
+    if is_tested:
+        over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
+    trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
+    if args.should_save:
+        report = write_report(
+            args.output_dir,
+            corpus,
+            split,
+            parts,
+            logits.get("test"),
+            validation_logits=logits.get("validation"),
+            temperature=trainer.model.config.temperature,
+            quoted=quoted,
+            remarks=() if is_tested else (NOT_TESTED,),
+            seed=args.seed,
+            duration=clock.seconds(),
+            log_history=trainer.state.log_history,
+            model_id=trainer.hub_model_id if args.push_to_hub else None,
+            extra={
+                **({"test_windows": over_windows} if over_windows else {}),
+                "data_arguments": dataclasses.asdict(data_args),
+                "model_arguments": dataclasses.asdict(model_args),
+                "training_arguments": args.to_sanitized_dict(),
+                "starting_weights": start,
+            },
+        )
+        if over_windows:
+            say(args, f"By windows of {args.test_window:g} s:\n{in_words(over_windows)}")
+        say(args, f"{in_words(report)}\nReport, predictions and model: {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if args.should_save:
+        mark_finished(args.output_dir)
+
+
+def score_windows(
+    trainer: SERTrainer,
+    clips: datasets.Dataset,
+    corpus: Corpus,
+    shared: SharedClasses | None,
+    feature_extractor: MaxMViTFeatureExtractor,
+    args: SERTrainingArguments,
+) -> dict | None:
+    """The scores of the mean over each test clip's windows, as the pipeline answers recordings; None if not asked."""
+    if args.test_window is None:
+        return None
+    hop_s = args.test_hop or args.test_window
+    windows, owners = windows_of(clips, feature_extractor, args.test_window, hop_s)
+    logits = trainer.predict(windows, metric_key_prefix="test_windows").predictions
+    sure = with_one_label(clips)
+    means = mean_over_windows(logits, owners, trainer.model.config.temperature)
+    predictions = (means if shared is None else shared.of_probabilities(means)).argmax(-1)[sure]
+    labels, speakers = (np.asarray(clips[name][:])[sure].tolist() for name in ("label", "speaker"))
+    names = corpus.label_names if shared is None else shared.names
+    return {
+        "protocol": f"windows of {args.test_window:g} s every {hop_s:g} s",
+        "n_windows": len(owners),
+        **scores(labels, predictions, names, speakers, seed=args.seed),
+    }
+
+
+def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:
+    """Mean, standard deviation and pooled scores over the folds."""
+    if args.should_save:
+        folders = [fold_args.output_dir for fold_args in runs.values()]
+        check_folds(folders)
+        summary = summarize_folds(args.output_dir, folders)
+        for remark in summary["remarks"]:
+            say(args, f"In every fold: {remark}")
+        for name, mean in summary["mean"].items():
+            pooled = summary["pooled"][name]
+            say(args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}")
+
+
+def say(args: SERTrainingArguments, text: str) -> None:
+    if args.should_log:
+        print(text, flush=True)

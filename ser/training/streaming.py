@@ -1,0 +1,208 @@
+"""Training and testing on clips that are streamed: in an order settled beforehand, read as their batch is due.
+
+The process that trains reads the shards, and hands what is not decoded yet to the loader's workers, which decode it
+and draw the pictures. So each shard is read once, however many workers there are.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from ser.data.batches import SeededCollator
+from ser.data.corpora.shards import Shards
+from ser.data.corpora.table import UNREADABLE, VOTES
+from ser.data.features import read_clip
+from ser.training.trainer import SERTrainer
+
+Item = tuple[int, dict[str, Any]]
+
+
+def buffered_order(count: int, buffer_size: int, rng: np.random.Generator) -> np.ndarray:
+    """The order `(count,)` in which a buffer gives away items that come one after the other: each time a random one of
+    those it holds, in whose place the next is put."""
+    held = list(range(min(buffer_size, count)))
+    order = np.empty(count, np.int64)
+    for i, draw in enumerate(rng.random(count).tolist()):
+        slot = int(draw * len(held))
+        order[i] = held[slot]
+        coming = buffer_size + i if buffer_size + i < count else held.pop()
+        if slot < len(held):
+            held[slot] = coming
+    return order
+
+
+def refuse_unreadable(clips: datasets.Dataset, shards: Shards, feature_extractor: Any) -> None:
+    """
+    Raises:
+        AudioError: a clip could not be decoded when the table was made; says which, and why.
+    """
+    for row, content in enumerate(clips["content"][:]):
+        if content.startswith(UNREADABLE):
+            clip = clips[row]
+            read_clip(clip | {"audio": next(shards.read([clip["place"]]))}, feature_extractor)
+
+
+class StreamedBatches(Sampler[list[Item]]):
+    """
+    Batches of a part, each clip once, in the order of its table: of each clip its row in the table and a dict of what
+    the table has for a collator and its `audio`, not decoded. Several processes take turns, batch by batch, and the
+    last turn is filled up with first clips, as accelerate does it, which cuts them off what is gathered.
+
+    Args:
+        clips: the part, of a corpus that is streamed.
+        shards: of the corpus.
+        batch_size: of each process.
+        num_processes: which share the part.
+        process_index: which of them this is.
+    """
+
+    def __init__(
+        self, clips: datasets.Dataset, shards: Shards, batch_size: int, num_processes: int = 1, process_index: int = 0
+    ):
+        self.facts = clips.select_columns([name for name in ("file", "label", VOTES) if name in clips.column_names])
+        self.places = np.asarray(clips["place"][:])
+        self.shards = shards
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+
+    def __len__(self) -> int:
+        return -(-len(self.facts) // (self.batch_size * self.num_processes))
+
+    def plan(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the table as they are read, and in which order those are given away."""
+        batches = BatchSampler(range(len(self.facts)), self.batch_size, drop_last=False)
+        if self.num_processes > 1:
+            batches = BatchSamplerShard(batches, self.num_processes, self.process_index)
+        own = [row for batch in batches for row in batch]
+        return np.asarray(own, dtype=np.int64), np.arange(len(own))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        yield from self._read(*self.plan())
+
+    def _read(self, rows: np.ndarray, order: np.ndarray) -> Iterator[list[Item]]:
+        coming = np.sort(order)
+        source = zip(coming.tolist(), self.shards.read(self.places[rows[coming]]), strict=True)
+        waiting: dict[int, dict[str, Any]] = {}
+        for first in range(0, len(order), self.batch_size):
+            due = order[first : first + self.batch_size]
+            audio = []
+            for each in due.tolist():
+                while each not in waiting:
+                    number, found = next(source)
+                    waiting[number] = found
+                audio.append(waiting.pop(each))
+            facts = self.facts[rows[due]]
+            table = [dict(zip(facts, values, strict=True)) for values in zip(*facts.values(), strict=True)]
+            yield [(int(row), known | {"audio": a}) for row, known, a in zip(rows[due], table, audio, strict=True)]
+
+
+class ShuffledBatches(StreamedBatches):
+    """
+    Whole batches of the training part for one epoch: its groups (see [`Shards`]) in random order, and within a buffer
+    its clips. Of several processes each reads a stretch of its own, all of equal length.
+
+    Args:
+        buffer_size: clips that wait to be drawn.
+        seed: of the order, together with the epoch.
+    """
+
+    def __init__(self, *args: Any, buffer_size: int, seed: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.begin(0)
+
+    def begin(self, epoch: int, passed_over: int = 0) -> None:
+        """Sets the epoch, and how many of its first batches are next empty and not read, since nobody wants them."""
+        self._epoch = epoch
+        self._passed_over = passed_over
+
+    def __len__(self) -> int:
+        return len(self.facts) // self.num_processes // self.batch_size
+
+    def plan(self) -> tuple[np.ndarray, np.ndarray]:
+        groups = self.shards.group_of(self.places)
+        known, ranks = np.unique(groups, return_inverse=True)
+        shuffled = np.random.default_rng((self.seed, self._epoch)).permutation(len(known))
+        share = len(self.facts) // self.num_processes
+        rows = np.lexsort((self.places, shuffled[ranks]))[share * self.process_index :][:share]
+        rng = np.random.default_rng((self.seed, self._epoch, 1 + self.process_index))
+        return rows, buffered_order(share, self.buffer_size, rng)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        rows, order = self.plan()
+        passed_over, self._passed_over = self._passed_over, 0
+        yield from ([] for _ in range(passed_over))
+        yield from self._read(rows, order[: len(self) * self.batch_size][passed_over * self.batch_size :])
+
+
+class _Given(Dataset):
+    """As many clips as there are; an item is what a sampler gives."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, item: Item) -> Item:
+        return item
+
+
+class StreamingTrainer(SERTrainer):
+    """
+    [`SERTrainer`] on parts of a corpus that is streamed.
+
+    Args:
+        shards: of the corpus.
+        shuffle_buffer_size: see [`ShuffledBatches`].
+    """
+
+    def __init__(self, *args: Any, shards: Shards, shuffle_buffer_size: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.shards = shards
+        self.shuffle_buffer_size = shuffle_buffer_size
+
+    def get_train_dataloader(self) -> DataLoader:
+        self._check_one_batch()
+        batches = ShuffledBatches(
+            self.train_dataset,
+            self.shards,
+            self._train_batch_size,
+            self.args.world_size,
+            self.args.process_index,
+            buffer_size=self.shuffle_buffer_size,
+            seed=self._order_seed,
+        )
+        return self._loader(batches, self.train_collator)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        sharing = (self.args.world_size, self.args.process_index)
+        return self._loader(
+            StreamedBatches(clips, self.shards, self.args.eval_batch_size, *sharing), self.data_collator
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, batches: StreamedBatches, collator: Callable[[list], dict[str, Any]]) -> DataLoader:
+        loader = DataLoader(
+            _Given(len(batches.facts)),
+            batch_sampler=batches,
+            collate_fn=SeededCollator(collator, self.args.seed),
+            **self._loader_settings(),
+        )
+        # To accelerate, this process is the only one: the batches are its own already.
+        return prepare_data_loader(loader, num_processes=1, process_index=0)
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        resumed = kwargs["resume_from_checkpoint"] is not None and epoch == kwargs["epochs_trained"]
+        skipped = kwargs["steps_trained_in_current_epoch"] if resumed and not self.args.ignore_data_skip else 0
+        kwargs["train_dataloader"].batch_sampler.begin(epoch, skipped)
+        super()._run_epoch(epoch=epoch, **kwargs)

@@ -1,0 +1,153 @@
+"""Any checkpoint on any table: classes by name, and nothing that it was trained on."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import ser.evaluation.evaluate
+from ser.commands import evaluate as evaluate_ser
+from ser.data.corpora.demo import write_demo_corpus
+from ser.evaluation.evaluate import heard_before
+from ser.utils import DataError, UsageError
+from tests.helpers.clips import corpus_of
+from tests.helpers.tiny import tiny_model
+from tests.model.test_models import save
+
+NAMES = ["sad", "happy", "calm", "angry", "neutral"]  # in another order than the corpus's, and one more
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    write_demo_corpus(folder, n_voices=5, clips_per_emotion=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def checkpoint(folder, trained_on=(), protocol="demo/speaker-fold1", names=NAMES):
+    model = tiny_model(len(names))
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    with torch.no_grad():
+        model.classifier.out_proj.bias[names.index("angry")] = 100.0  # that is its answer
+    save(folder, model)
+    clips = [{"file": "x.wav", "part": "train", "speaker": speaker, "label": "sad"} for speaker in trained_on]
+    (folder / "splits.json").write_text(json.dumps({"protocol": protocol, "clips": clips}))
+    return folder
+
+
+@pytest.fixture
+def evaluate(corpus, cache, tmp_path):
+    def evaluate(folder, *flags):
+        output = tmp_path / "out"
+        where = ["--data_dir", corpus, "--cache_dir", cache, "--output_dir", output, "--use_cpu", "true"]
+        evaluate_ser.main([str(flag) for flag in (folder, *where, *flags)])
+        with open(output / "predictions.csv", newline="") as file:
+            return json.loads((output / "metrics.json").read_text()), list(csv.DictReader(file))
+
+    return evaluate
+
+
+@pytest.mark.slow
+def test_all_clips_are_scored_with_the_models_classes_by_name(evaluate, tmp_path):
+    metrics, rows = evaluate(checkpoint(tmp_path / "model", ["somebody"]))
+    assert (metrics["protocol"], metrics["n_clips"], len(rows)) == ("demo/all", 20, 20)
+    assert metrics["label_names"] == ["neutral", "happy", "angry", "sad", "calm"] and metrics["speaker_disjoint"]
+    assert metrics["per_class"]["calm"]["recall"] is None and metrics["per_class"]["angry"]["recall"] == 1
+    assert metrics["UA"] == metrics["WA"] == 0.25
+    assert {row["label"] for row in rows} == {"sad", "happy", "angry", "neutral"}
+    assert all(row["label"] in row["file"] and row["prediction"] == "angry" for row in rows)
+    assert np.diag(metrics["confusion_matrix"]).tolist() == [0, 0, 5, 0, 0]
+    assert (tmp_path / "out" / "confusion_matrix.png").exists() and not (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_fold_and_named_speakers(evaluate, tmp_path):
+    folder = checkpoint(tmp_path / "model", ["voice_01", "voice_02"])
+    metrics, rows = evaluate(folder, "--test_speakers", "voice_03", "voice_04")
+    assert {row["speaker"] for row in rows} == {"voice_03", "voice_04"} and metrics["n_clips"] == 8
+    shutil.rmtree(tmp_path / "out")
+    assert evaluate(folder, "--protocol", "loso", "--fold", "4")[0]["protocol"] == "demo/loso-fold4"
+
+
+def test_features_may_be_computed_in_passing(evaluate, tmp_path):
+    metrics, _ = evaluate(checkpoint(tmp_path / "model"), "--test_speakers", "voice_03", "--cache_features", "false")
+    assert metrics["n_clips"] == 4 and metrics["per_class"]["angry"]["recall"] == 1
+
+
+def test_speakers_that_were_heard_are_refused_unless_asked_for(evaluate, tmp_path):
+    folder = checkpoint(tmp_path / "model", ["voice_02"])
+    with pytest.raises(DataError, match="trained or chosen on 1 of the speakers to be tested, such as voice_02"):
+        evaluate(folder)
+    metrics, _ = evaluate(folder, "--allow_training_clips")
+    assert metrics["heard_in_training"]["speakers"] == ["voice_02"] and not metrics["speaker_disjoint"]
+
+
+def test_a_checkpoint_of_a_run_is_told_by_the_runs_splits(evaluate, tmp_path):
+    run = tmp_path / "run"
+    checkpoint(run / "checkpoint-7", ["voice_02"])
+    (run / "checkpoint-7" / "splits.json").rename(run / "splits.json")
+    with pytest.raises(DataError, match="such as voice_02"):
+        evaluate(run / "checkpoint-7")
+
+
+@pytest.mark.slow
+def test_without_splits_nobody_knows(evaluate, tmp_path):
+    folder = checkpoint(tmp_path / "model")
+    (folder / "splits.json").unlink()
+    with pytest.raises(DataError, match="has no splits.json.* --allow_training_clips"):
+        evaluate(folder)
+    metrics, _ = evaluate(folder, "--allow_training_clips")
+    assert metrics["heard_in_training"] is None and not metrics["speaker_disjoint"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--fold", "2"], "--fold needs --protocol"),
+        (["--protocol", "loso", "--fold", "all"], "one checkpoint is scored on one fold"),
+        (["--protocol", "everything"], "tests nobody: leave it out to score all clips"),
+        (["--protocol", "loso", "--fold", "9"], "a number from 1 to 5, not 9"),
+        (["--merge_labels", "sad=upset"], "does not know 'upset'; it knows sad, .*--labels.*--merge_labels upset=sad"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_a_sentence(evaluate, tmp_path, flags, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(checkpoint(tmp_path / "model"), *flags)
+
+
+def test_no_report_or_model_is_written_over(evaluate, corpus, cache, tmp_path):
+    folder = checkpoint(tmp_path / "model")
+    with pytest.raises(DataError, match="config.json already"):
+        evaluate_ser.main([str(folder), "--data_dir", str(corpus), "--output_dir", str(folder)])
+    evaluate(folder)
+    with pytest.raises(DataError, match="metrics.json already"):
+        evaluate(folder)
+
+
+def test_a_clip_of_another_table_is_the_same_where_file_speaker_and_class_are():
+    corpus = corpus_of([0, 1, 0], speakers=["a", "b", None], name="other")
+    known = [
+        {"file": "0000.wav", "part": "validation", "speaker": "a", "label": "class0"},
+        {"file": "0001.wav", "part": "train", "speaker": "a", "label": "class1"},
+        {"file": "0002.wav", "part": "test", "speaker": None, "label": "class0"},
+    ]
+    elsewhere = heard_before(corpus, [0, 1, 2], {"protocol": "mine/random", "clips": known})
+    assert elsewhere == {"speakers": [], "clips": ["0000.wav"]}
+    here = heard_before(corpus, [0, 1, 2], {"protocol": "other/random", "clips": known})
+    assert here == {"speakers": ["a"], "clips": ["0000.wav", "0001.wav"]}
+
+
+@pytest.mark.parametrize("place", ["note/report", "note/deep/report", "note", "x" * 300])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.evaluation.evaluate, "load_model", None)
+    (tmp_path / "note").touch()
+    with pytest.raises(UsageError, match=f"{place}.* cannot be written: "):
+        evaluate_ser.main(["out/model", "--dataset_name", "demo", "--output_dir", str(tmp_path / place)])

@@ -1,0 +1,218 @@
+"""What strangers may ask of the page, and what it keeps of them. Needs requirements-app.txt, but no browser."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+
+pytest.importorskip("gradio", reason="gradio is not installed (pip install -r requirements-app.txt)")
+import httpx  # noqa: E402
+from gradio_client import Client, handle_file  # noqa: E402
+
+import ser.models  # noqa: E402
+from ser.commands import app  # noqa: E402
+from ser.utils import UsageError  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """The page with limits of 1 MB, 0.1 minutes and one who waits; and the folder of its files."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(app, "KEEP_S", 3)
+    monkeypatch.setattr(app, "CHECK_S", 0.1)
+    model = tiny_model(max_clip_s=2.0, window_s=1.0)
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"
+    )
+    page = app.build_page(classify, max_minutes=0.1, max_queue=1)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size="1mb")
+    yield page, address.rstrip("/"), tmp_path / "uploads"
+    page.close()
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.models, "ROOTS", (tmp_path,))
+    monkeypatch.setenv("SER_MODEL", "")
+    with pytest.raises(UsageError, match="came without weights/ravdess_small: .*app.py MODEL"):
+        app.main([])
+    folder = tmp_path / "weights" / "ravdess_small"
+    tiny_model().save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    built = []
+    monkeypatch.setattr(app, "build_page", lambda classify, *limits: built.append(classify) or mock.Mock())
+    app.main([])
+    monkeypatch.setenv("SER_MODEL", str(tmp_path / "another"))
+    with pytest.raises(UsageError, match="another"):
+        app.main([])
+    assert [classify.model.name_or_path for classify in built] == [str(folder)]
+
+
+def test_recordings_and_tables_are_deleted(launched, tmp_path):
+    _, address, uploads = launched
+    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 4), 16_000)
+    client = Client(address, verbose=False, download_files=False)
+    client.predict(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
+    assert files_in(uploads) == ["mine.flac", "mine_emotions.csv"]
+    deadline = time.monotonic() + 20
+    while files_in(uploads) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert files_in(uploads) == []
+
+
+def test_all_is_deleted_as_the_page_closes(launched):
+    page, address, uploads = launched
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("mine.wav", b"voice")})
+    assert files_in(uploads) == ["mine.wav"]
+    assert answer.json()[0].endswith("mine.wav")
+    page.close()
+    assert files_in(uploads) == []
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def running(checkpoint: Path, uploads: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The page as a process of its own, and its address."""
+    command = [sys.executable, "-u", str(ROOT / "app.py"), str(checkpoint), "--device", "cpu"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "GRADIO_TEMP_DIR": str(uploads)},
+    ) as process:  # fmt: skip
+        try:
+            for line in process.stdout:
+                if found := re.search(r"http://\S+", line):
+                    yield process, found[0].rstrip("/")
+                    return
+            raise AssertionError("the page did not start")
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(max_clip_s=2.0, window_s=1.0).save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("number, is_busy", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_all_is_deleted_when_the_process_is_told_to_end(checkpoint, tmp_path, number, is_busy):
+    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 600 if is_busy else 4), 16_000)
+    uploads = tmp_path / "uploads"
+    with running(checkpoint, uploads) as (process, address):
+        client = Client(address, verbose=False, download_files=False)
+        job = client.submit(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
+        if is_busy:
+            while not files_in(uploads):
+                time.sleep(0.05)
+            time.sleep(1)
+            assert not job.done()
+        else:
+            job.result()
+            assert files_in(uploads) == ["mine.flac", "mine_emotions.csv"]
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=30)
+    assert "Traceback" not in printed, printed
+    assert files_in(uploads) == []
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_a_port_that_is_taken_is_named(checkpoint, by):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        flags = ["--port", port] if by == "flag" else []
+        variables = {} if by == "flag" else {"GRADIO_SERVER_PORT": port, "GRADIO_NUM_PORTS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "app.py"), str(checkpoint), *flags],
+            env={**os.environ, **variables}, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    which = f"port {port} is taken or may not be used" if by == "flag" else f"no port from {port} on is free"
+    assert f"error: {which}: name another by --port." in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "70000", "http"])
+def test_what_is_no_port_is_refused_before_the_model_is_loaded(port, capsys):
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--port", port])
+    assert ended.value.code == 2
+    assert f"{port!r} is not a port: give a number from 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds, windows", [(2.0, 1), (2.5, 3), (5.0, 5)])
+def test_the_answer_is_that_of_the_pipeline(launched, tmp_path, seconds, windows):
+    _, address, _ = launched
+    path = tmp_path / "mine.flac"
+    soundfile.write(path, voice(seconds, sampling_rate=16_000), 16_000)
+    classify = MaxMViTAudioClassificationPipeline(
+        model=tiny_model(max_clip_s=2.0, window_s=1.0),
+        feature_extractor=tiny_feature_extractor(),
+        task="audio-classification",
+        device="cpu",
+    )
+    shown = app.analyse(classify, str(path), 1.0, 1.0, 60)
+    assert shown["scores"] == pytest.approx({row["label"]: row["score"] for row in classify(path)}, abs=1e-5)
+    assert (shown["rows"] is None) == (windows == 1)
+    said = "answered as one clip" if windows == 1 else f"the mean over {windows} windows of 1 s"
+    assert said in shown["message"]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_silence_and_channels_that_cancel_get_one_sentence(tmp_path, seconds):
+    """Clips, and recordings that are answered in windows."""
+    model, extractor = tiny_model(max_clip_s=2.0, window_s=1.0), tiny_feature_extractor()
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
+    )
+    sound, path = voice(seconds, sampling_rate=16_000), str(tmp_path / "mine.wav")
+    for channels, message in {
+        (1.0, -1.0): "cancel each other", (1.0, -0.98): "cancel each other", (1e-5, 1e-5): "is silent from beginning",
+    }.items():  # fmt: skip
+        soundfile.write(path, np.outer(sound, channels), 16_000, subtype="FLOAT")
+        with pytest.raises(app.AudioError, match=message):
+            app.analyse(classify, path, 1.0, 1.0, 60)
+
+
+def test_uploads_have_a_largest_size(launched):
+    _, address, uploads = launched
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("long.wav", bytes(1_100_000))})
+    assert answer.status_code == 413
+    assert files_in(uploads) == []
+
+
+def test_recordings_have_a_greatest_length_and_the_queue_too(launched, tmp_path):
+    page, address, _ = launched
+    soundfile.write(tmp_path / "long.flac", np.tile(voice(1.0, sampling_rate=16_000), 7), 16_000)
+    client = Client(address, verbose=False, download_files=False)
+    message = client.predict(handle_file(tmp_path / "long.flac"), 3.0, 1.0, api_name="/show")[0]["value"]
+    assert "long.flac lasts longer than 6 s, the most that is taken" in message
+    assert page._queue.max_size == 1
+
+
+def test_a_recording_that_was_deleted_is_asked_for_again(launched, tmp_path):
+    with pytest.raises(app.AudioError, match="was deleted, as all are after .* minutes. Upload it again"):
+        app.analyse(None, str(tmp_path / "gone.wav"), 3.0, 1.0, 60)

@@ -1,0 +1,278 @@
+"""A checkpoint as an ONNX file: it answers as the pipeline does, holds plain operators only, and says what it is."""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import soundfile
+import torch
+
+import onnx_ser
+import ser.export.onnx
+import ser.models
+from benchmarks.export_accuracy import answer, answers_of, stretches_of_speech
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.commands import export as export_ser
+from ser.commands import predict as predict_ser
+from ser.export.onnx import Form, WholeModel, build, export, save
+from ser.models import load_pipeline
+from ser.utils import DataError, UsageError
+from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
+
+pytestmark = pytest.mark.slow
+SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
+NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
+    f"{branch}_backbone_kwargs": SMALL_NET for branch in ("cqt", "mel")
+}
+# Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
+PLAIN = {
+    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape",
+    "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather",
+    "GatherElements", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity",
+    "LayerNormalization", "Less", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg",
+    "Not", "Pad", "Pow", "Range", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
+    "Resize", "Round", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
+    "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
+    """With weights as large as trained ones: those of a new head tell hardly anything apart."""
+    model = tiny_model(**config)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(8)
+    return MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(**extractor), task="audio-classification", device="cpu"
+    )
+
+
+def session_of(path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A file for any length, of two branches with trimmed pictures of three channels; and its pipeline."""
+    classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, temperature=0.6, **NETS)
+    path = tmp_path_factory.mktemp("exported") / "whole.onnx"
+    export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
+    return classify, path
+
+
+def test_waveforms_of_any_length_get_the_pipelines_probabilities(whole):
+    classify, path = whole
+    session = session_of(path)
+    lengths = (4_410, 22_051, 61_737, 132_300, 300_000)
+    seen = []
+    for samples in lengths:
+        clip = np.concatenate([noise(9_000) * 1e-3, voice(samples / 44_100, f0=90 + samples / 2_000)])[:samples]
+        (own,) = session.run(["probabilities"], {"waveform": clip[None]})
+        np.testing.assert_allclose(own[0], answer(classify, clip), atol=1e-3)
+        seen.append(own[0])
+    assert np.ptp(seen, axis=0).max() > 0.05  # else all clips would have one answer
+
+
+def test_a_batch_and_what_else_comes_out(whole):
+    classify, path = whole
+    clips = np.stack([voice(1.0, f0=f0) for f0 in (90, 150, 240)])
+    names = ["probabilities", "logits", "embedding", "cqt_values", "mel_values", "shown"]
+    session = session_of(path)
+    outputs = session.get_outputs()
+    assert [output.name for output in outputs] == names
+    assert {output.shape[0] for output in outputs} == {"batch"}
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("waveform", ["batch", "samples"])]
+    probabilities, logits, embedding, *images, shown = session.run(names, {"waveform": clips})
+    inputs = classify.feature_extractor(list(clips), sampling_rate=44_100, return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, classify.model(**inputs).logits, atol=2e-3)
+        np.testing.assert_allclose(embedding, classify.model.base_model(**inputs).pooler_output, atol=2e-3)
+    tempered = torch.tensor(logits) / classify.model.config.temperature
+    np.testing.assert_allclose(probabilities, tempered.softmax(-1), atol=1e-6)
+    for image, name in zip(images, names[3:5], strict=True):
+        assert np.abs(image - inputs[name].numpy()).mean() < 1e-3
+    assert shown.shape == (3, 2) and (shown[:, 0] < shown[:, 1]).all()
+
+
+def test_the_program_beside_it_gives_the_same(whole):
+    classify, path = whole
+    program = torch.export.load(path.with_suffix(".pt2")).module()
+    clip = voice(0.7)
+    own = program(torch.from_numpy(clip)[None])["probabilities"]
+    np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
+
+
+def test_the_file_says_what_it_is(whole):
+    classify, path = whole
+    about = session_of(path).get_modelmeta().custom_metadata_map
+    assert about["sampling_rate"] == "44100" and about["samples"] == "" and about["min_length"] == "4096"
+    assert json.loads(about["labels"]) == list(classify.model.config.id2label.values())
+    assert json.loads(about["extractor"])["trim_db"] == 35.0
+    assert json.loads(about["model"])["cqt_backbone"] == "resnet10t"
+    assert (about["scores"], about["licence"], about["quantized"]) == ("softmax", "unknown", "")
+    assert ".py" not in str(onnx.load(path).graph.node)  # no line of code, nor the folder in which it lay
+
+
+def test_onnx_ser_prints_the_table_of_predict_ser(whole, tmp_path, capsys):
+    classify, path = whole
+    classify.model.save_pretrained(tmp_path / "model")
+    classify.feature_extractor.save_pretrained(tmp_path / "model")
+    for number, rate in enumerate((16_000, 44_100, 48_000)):
+        clip = tmp_path / "clips" / classify.model.config.id2label[number] / f"{number}.wav"
+        clip.parent.mkdir(parents=True)
+        soundfile.write(clip, voice(0.06 + number, f0=90 + 60 * number, sampling_rate=rate), rate)
+    for window in ([], ["--window", "0.9", "--smooth", "3"]):
+        capsys.readouterr()
+        assert predict_ser.main([str(tmp_path / "clips"), "--model", str(tmp_path / "model"), *window]) == 0
+        theirs = capsys.readouterr()
+        assert onnx_ser.main([str(path), str(tmp_path / "clips"), *window]) == 0
+        ours = capsys.readouterr()
+        assert ours.err.splitlines() == theirs.err.splitlines()[-2:]
+        for own, expected in zip(
+            *(list(csv.DictReader(io.StringIO(text.out))) for text in (ours, theirs)), strict=True
+        ):
+            assert list(own) == list(expected)
+            for name, value in own.items():
+                if name in classify.model.config.label2id:
+                    assert float(value) == pytest.approx(float(expected[name]), abs=1e-3)
+                else:
+                    assert value == expected[name]
+
+
+def operators(path) -> set[str]:
+    graph = onnx.load(path)
+    assert {entry.domain for entry in graph.opset_import} == {""}
+    return {node.op_type for node in graph.graph.node}
+
+
+def test_operators_are_plain(whole):
+    assert operators(whole[1]) <= PLAIN
+
+
+def test_a_maxvit_and_an_mvitv2_are_exported_for_any_length(tmp_path):
+    classify = classifier({"channels": "deltas"})
+    path = tmp_path / "paper.onnx"
+    assert export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20)) < 1e-3
+    assert operators(path) <= PLAIN
+    inputs = onnx.load(path).graph.input
+    assert [size.dim_param for size in inputs[0].type.tensor_type.shape.dim] == ["batch", "samples"]
+
+
+def test_int8_of_one_branch_and_a_window(tmp_path):
+    classify = classifier({}, **NETS | {"cqt_backbone": None, "cqt_backbone_kwargs": None})
+    path = tmp_path / "small.onnx"
+    export(classify, path, Form(window_s=0.4, front_end=True, quantize="int8", opset=20))
+    assert {"ConvInteger", "MatMulInteger"} <= operators(path) <= PLAIN
+    weights = {weight.name: weight.data_type for weight in onnx.load(path).graph.initializer}
+    own = {name: kind for name, kind in weights.items() if name.startswith("front_end.")}
+    assert own and set(own.values()) == {onnx.TensorProto.FLOAT}
+    session = session_of(path)
+    assert session.get_inputs()[0].shape == ["batch", 17_640]
+    assert session.get_modelmeta().custom_metadata_map["samples"] == "17640"
+    clip = voice(0.4)
+    (own,) = session.run(["probabilities"], {"waveform": clip[None]})
+    np.testing.assert_allclose(own[0], answer(classify, clip), atol=0.1)
+
+
+def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
+    choices = {
+        "fusion": "attention",
+        "fusion_size": 16,
+        "head": "decoder",
+        "problem_type": "multi_label_classification",
+    }
+    classify = classifier({}, **NETS, **choices)
+    path = tmp_path / "pictures.onnx"
+    assert export(classify, path, Form(window_s=3.0, front_end=False, quantize="fp16", opset=20)) < 1e-2
+    kinds = {weight.data_type for weight in onnx.load(path).graph.initializer if math.prod(weight.dims) >= 1024}
+    assert kinds == {onnx.TensorProto.FLOAT16} and operators(path) <= PLAIN
+    session = session_of(path)
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [
+        ("cqt_values", ["batch", 3, 64, 64]),
+        ("mel_values", ["batch", 3, 64, 64]),
+    ]
+    assert session.get_modelmeta().custom_metadata_map["scores"] == "sigmoid"
+
+
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
+@pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
+def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
+    """Trimmed, with changes as channels, over 50 dB: all that their pictures are made of lies in the graph."""
+    classify = load_pipeline(None, "cpu")
+    clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
+    if window_s is not None:
+        clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
+    expected = np.stack([answer(classify, clip) for clip in clips])
+    second, first = np.sort(expected)[:, -2:].T
+    _, graph = build(classify, Form(window_s, front_end, None, 20))
+    for quantize, tolerance in {None: 1e-3, "fp16": 1e-3, "int8": 0.05}.items():
+        path = tmp_path / f"{quantize}.onnx"
+        save(graph, path, quantize)
+        assert operators(path) <= PLAIN and path.stat().st_size < 12e6
+        if front_end:
+            own, shares = answers_of(path, clips, tmp_path / "profile")
+            assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
+        else:
+            session = session_of(path)
+            pictures = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
+            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in pictures])
+        np.testing.assert_allclose(own, expected, atol=tolerance)
+        is_other = own.argmax(1) != expected.argmax(1)
+        assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
+    assert len(set(expected.argmax(1))) > 4  # else they would be of one answer
+
+
+class Louder(WholeModel):
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().forward(*(2 * image for image in inputs))
+
+
+def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.export.onnx, "WholeModel", Louder)
+    with pytest.raises(DataError, match=r"differ from the pipeline's by up to 0\.\d+, and 0\.001 is the most"):
+        export(classifier({}, **NETS), tmp_path / "a.onnx", Form(3.0, front_end=False, quantize=None, opset=20))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "extractor, message",
+    [({"backend": "librosa"}, "backend='librosa'"), ({"min_length": 9_000}, "0.20 s with zeros")],
+)
+def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
+    with pytest.raises(DataError, match=message):
+        export(classifier(extractor, **NETS), tmp_path / "a.onnx", Form(None, True, None, 20))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["a.txt"], "must end in .onnx"),
+        (["nowhere/a.onnx"], "no folder nowhere"),
+        (["a.onnx", "--window", "0.01"], "from 0.1 to 600"),
+        (["a.onnx", "--window", "2", "--dynamic"], "not allowed with"),
+    ],
+)
+def test_mistaken_flags_are_told(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        export_ser.parse_arguments(["model", *flags])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/proc/out.onnx", "/dev/null/out.onnx", "x" * 250 + ".onnx", "folder.onnx"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ser.models, "load_pipeline", None)
+    (tmp_path / "folder.onnx").mkdir()
+    try:
+        with pytest.raises(UsageError, match=f"{place} cannot be written: "):
+            export_ser.main(["out/model", str(tmp_path / place)])
+    except SystemExit as refused:  # by the parser: there is no such folder
+        assert refused.code == 2

@@ -1,0 +1,91 @@
+"""The front end of plain operators gives the extractor's pictures, whatever these show."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio_maxmvit import read_audio
+from ser.export.front_end import FrontEnd
+from tests.helpers.tiny import noise, tiny_feature_extractor, voice
+
+SILENT_ENDS = np.concatenate([noise(17_640, 1) * 1e-3, voice(1.0), noise(13_230, 2) * 1e-3])
+CLIPS = {
+    "silent ends": SILENT_ENDS,
+    "shorter than an STFT window": voice(0.05),
+    "half a hop beyond a frame": voice(1.0)[: 512 * 60 + 256],
+    "nothing": np.zeros(6_000, np.float32),
+    "as loud as a file of integers": 3e8 * voice(0.4, f0=220),
+}
+CHOICES = [
+    dict(zip(("trim_db", "level", "mel_representation", "channels"), values, strict=True))
+    for values in product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas"))
+]
+# Cut to a few frames, in which neither a filter for changes nor a half of a hop fits; other sizes; other transforms.
+OTHERS = [
+    {"trim_db": 3.0, "trim_margin": 0.0, "channels": "deltas", "image_size": (64, 96)},
+    {"top_db": 30.0, "image_mean": (0.5,) * 3, "image_std": (0.2, 0.3, 0.4), "image_size": 244},
+    {
+        "sampling_rate": 16_000, "cqt_n_bins": 61, "cqt_hop_length": 256, "mel_n_fft": 1_200, "mel_hop_length": 160,
+        "n_mels": 40, "trim_db": 30.0, "trim_margin": 0.0105, "min_length": 1_000,
+    },
+    {"cqt_bins_per_octave": 24, "cqt_n_bins": 100, "cqt_fmin": 55.0, "mel_n_fft": 2_048, "mel_hop_length": 441},
+]  # fmt: skip
+
+
+def assert_same_pictures(extractor, waveform: np.ndarray) -> None:
+    expected = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    front_end = FrontEnd(extractor).eval()
+    with torch.no_grad():
+        own = front_end(torch.from_numpy(waveform)[None])
+    assert list(own) == ["cqt_values", "mel_values", "shown"]
+    start, end = extractor.spoken(extractor.spectrograms(waveform)[0])
+    length = len(waveform) / extractor.sampling_rate
+    whole = extractor.trim_db is None
+    assert own.pop("shown")[0].tolist() == pytest.approx((0, length) if whole else (start, min(end, length)))
+    std = torch.tensor(extractor.image_std)[:, None, None]
+    for name, image in own.items():
+        difference = ((image - expected[name]) * std).abs()
+        assert image.shape == expected[name].shape
+        # The ends of wavelets are cut off, of which the CQT shows something where it is quiet.
+        most, mean = (2e-3, 5e-5) if name == "cqt_values" else (1e-4, 1e-6)
+        assert difference.max() < most and difference.mean() < mean, name
+
+
+@pytest.mark.parametrize("choices", [*CHOICES, *OTHERS], ids=str)
+def test_every_choice_of_the_extractor_gives_its_pictures(choices):
+    assert_same_pictures(tiny_feature_extractor(**choices), SILENT_ENDS)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_every_kind_of_clip_gives_the_extractors_pictures(clip):
+    assert_same_pictures(tiny_feature_extractor(trim_db=35.0, channels="deltas"), CLIPS[clip])
+
+
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
+def test_speech_gives_the_extractors_pictures():
+    for path in sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::479]:
+        assert_same_pictures(tiny_feature_extractor(trim_db=35.0), read_audio(path, 44_100))
+
+
+def test_each_clip_of_a_batch_is_trimmed_by_itself():
+    extractor = tiny_feature_extractor(trim_db=35.0)
+    front_end = FrontEnd(extractor).eval()
+    clips = np.stack([SILENT_ENDS, SILENT_ENDS[::-1], np.roll(SILENT_ENDS, 9_000)])
+    with torch.no_grad():
+        together = front_end(torch.from_numpy(clips))
+        alone = [front_end(torch.from_numpy(clip.copy())[None]) for clip in clips]
+    for name, images in together.items():
+        torch.testing.assert_close(images, torch.cat([one[name] for one in alone]), atol=2e-5, rtol=0)
+        least = 0.2 if images.ndim == 4 else 0.02
+        assert (images[0] - images[2]).abs().max() > least  # or nothing would have been told apart
+
+
+@pytest.mark.parametrize("branch", ["cqt", "mel"])
+def test_a_model_of_one_branch_gets_its_picture_only(branch):
+    extractor = tiny_feature_extractor()
+    own = FrontEnd(extractor, [branch])(torch.from_numpy(SILENT_ENDS)[None])
+    assert list(own) == [f"{branch}_values", "shown"]

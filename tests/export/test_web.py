@@ -1,0 +1,272 @@
+"""The page that needs no server, in a real browser. Needs what `python -m web.build` fetches and makes, Playwright's
+Python client and the system's Chromium."""
+
+import functools
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_maxmvit import read_audio
+from ser.data.corpora.demo import SAMPLING_RATE, synthesize_clip
+from tests.helpers.servers import Folder, serving
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install -r requirements-export.txt)")
+WEB = Path(__file__).parents[2] / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no chromium is installed (apt-get install chromium)", allow_module_level=True)
+if not (WEB / "vendor" / "model.json").exists():
+    pytest.skip("web/vendor is empty (python -m web.build)", allow_module_level=True)
+
+import onnx_ser  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
+)
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+WAIT_MS = 60_000
+
+
+class IsolatedFolder(Folder):
+    """Of a page that may have threads."""
+
+    def end_headers(self) -> None:
+        for name, value in ISOLATED.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+
+@pytest.fixture(scope="module")
+def recognizer():
+    return onnx_ser.Recognizer(str(WEB / "vendor" / "model.onnx"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Speech at 44.1 kHz, which the browser has not to resample: real where there is some."""
+    folder = tmp_path_factory.mktemp("files")
+    if "SER_RAVDESS_DIR" in os.environ:
+        clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
+        speech = np.concatenate([read_audio(clip, 44_100) for clip in clips[4:1440:103]])
+    else:
+        voices = [synthesize_clip(("angry", "sad")[seed % 2], seed, 0) for seed in range(30)]
+        speech = read_audio({"array": np.concatenate(voices), "sampling_rate": SAMPLING_RATE}, 44_100)
+    assert len(speech) > 43 * 44_100
+    for name, samples in {
+        "clip": speech[: 5 * 44_100],
+        "long": speech[: 43 * 44_100],
+        "stereo": np.stack([speech[:66_150], 0.2 * speech[66_150:132_300]], axis=1),
+        "silence": np.zeros(88_200),
+        "cancelling": np.stack([speech[:88_200], -speech[:88_200]], axis=1),
+        "almost": np.stack([speech[88_200:176_400], -0.98 * speech[88_200:176_400]], axis=1),
+        "pause": np.concatenate([speech[: 6 * 44_100], np.zeros(5 * 44_100), speech[6 * 44_100 : 7 * 44_100]]),
+        "note": speech[: 16 * 44_100],
+        "blink": speech[:2_000],
+    }.items():
+        soundfile.write(folder / f"{name}.wav", samples, 44_100, subtype="PCM_16")
+    (folder / "nonsense.mp3").write_text("this is no sound")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["plain", "isolated"])
+def server(request):
+    """Its address, and how many threads the page may have there."""
+    handler = Folder if request.param == "plain" else IsolatedFolder
+    with serving(functools.partial(handler, directory=WEB)) as url:
+        yield url, 1 if request.param == "plain" else min(4, os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="module")
+def browse(files):
+    """Opens the page in a browser whose microphone hears a file, and sees to it that nothing leaves the machine."""
+    with playwright.sync_playwright() as driver:
+        browsers = {}
+
+        def open_page(url: str, hears: str = "long.wav", size=DESKTOP, **kwargs):
+            if hears not in browsers:
+                microphone = f"--use-file-for-fake-audio-capture={files / hears}"
+                browsers[hears] = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS.split(), microphone])
+            context = browsers[hears].new_context(viewport=size, permissions=["microphone"], **kwargs)
+            page = context.new_page()
+            page.set_default_timeout(WAIT_MS)
+            page.asked, page.errors = [], []
+            page.on("request", lambda request: page.asked.append((request.method, request.url)))
+            page.on("pageerror", lambda error: page.errors.append(str(error)))
+            page.goto(url)
+            playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=WAIT_MS)
+            return page
+
+        yield open_page
+        for browser in browsers.values():
+            browser.close()
+
+
+@pytest.fixture
+def page(browse, server):
+    page = browse(server[0])
+    yield page
+    assert_all_stays_here(page, server[0])
+
+
+def assert_all_stays_here(page, url: str) -> None:
+    """It fetched its own files, gave nothing away, fits the screen, and no error went unsaid."""
+    assert {method for method, _ in page.asked} == {"GET"}
+    assert not [address for _, address in page.asked if not address.startswith((url, "data:", "blob:"))]
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert page.errors == []
+    page.context.close()
+
+
+def choose(page, path: Path, status: str) -> None:
+    page.set_input_files("#file", path)
+    playwright.expect(page.locator("#status")).to_contain_text(status, timeout=WAIT_MS)
+
+
+def scores(page) -> list[float]:
+    """As they stand on the page at one moment, unrounded; of a page that shows none, none."""
+    shown = page.locator("#scores li").evaluate_all("rows => rows.map(row => row.dataset.score)")
+    return [float(text) for text in shown if text]
+
+
+def wait_for_timeline(page, rows: int) -> None:
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while int(page.locator("#timeline").get_attribute("data-rows") or 0) < rows:
+        assert time.monotonic() < deadline, page.inner_text("#status")
+        page.wait_for_timeout(50)
+
+
+def is_drawn(page, selector: str) -> bool:
+    """Whether a canvas shows a picture, not one colour and some letters."""
+    script = """canvas => {
+        const {width, height} = canvas;
+        const {data} = canvas.getContext("2d").getImageData(width / 4, height / 4, width / 2, height / 2);
+        return new Set(new Uint32Array(data.buffer)).size;
+    }"""
+    return page.locator(selector).evaluate(script) > 30
+
+
+def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, recognizer):
+    assert page.title() == "Speech emotion recognition"
+    assert page.locator("body").get_attribute("data-threads") == str(server[1])
+    for name, seconds in (("clip", "0:05"), ("stereo", "0:02")):
+        choose(page, files / f"{name}.wav", f"{name}.wav: {seconds} of speech, answered as one clip.")
+        (window,) = recognizer.answer(str(files / f"{name}.wav"), None, None)
+        np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
+        assert page.inner_text("#best") == recognizer.labels[int(window["scores"].argmax())]
+        playwright.expect(page.locator("#along")).to_be_hidden()  # one clip has one answer
+    assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
+    assert is_drawn(page, "#pictures canvas >> nth=0") and is_drawn(page, "#pictures canvas >> nth=1")
+
+
+@pytest.mark.parametrize(
+    "name, windows, said",
+    [
+        ("note", 8, "0:16 of speech. The answer is the mean over 8 windows of 2 s."),
+        ("pause", 6, "0:12 of speech. The answer is the mean over 4 windows of 2 s (2 more are silent)."),
+        ("long", 22, "0:43 of speech. The answer is the mean over"),
+    ],
+)
+def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows(
+    page, files, recognizer, name, windows, said
+):
+    choose(page, files / f"{name}.wav", said)
+    assert page.locator("#timeline").get_attribute("data-rows") == str(windows)
+    expected = recognizer.answer(str(files / f"{name}.wav"), None, None)
+    classified = [window["scores"] for window in expected if "scores" in window]
+    assert len(expected) == windows
+    mean = np.mean(classified, axis=0)
+    np.testing.assert_allclose(scores(page), mean, atol=1e-3)
+    assert page.inner_text("#best") == recognizer.labels[int(mean.argmax())]
+
+
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+@pytest.mark.parametrize("size, scheme", [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(browse, server, files, size, scheme):
+    page = browse(server[0], size=size, color_scheme=scheme)
+    for _ in range(3):  # by keyboard: the theme, the file, the microphone
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#speak")).to_have_text("Stop")
+    playwright.expect(page.locator("#status")).to_contain_text("Listening to you", timeout=WAIT_MS)
+    wait_for_timeline(page, 7)
+    assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
+    assert is_drawn(page, "#pictures canvas >> nth=0")
+    page.keyboard.press("Enter")
+    said = re.compile(r"What you said: 0:\d\d of speech")
+    playwright.expect(page.locator("#status")).to_have_text(said, timeout=WAIT_MS)
+    assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
+    assert_all_stays_here(page, server[0])
+
+
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+def test_silence_is_said_while_one_does_not_speak(browse, server):
+    page = browse(server[0], hears="silence.wav")
+    page.click("#speak")
+    playwright.expect(page.locator("#status")).to_contain_text("Silence.", timeout=WAIT_MS)
+    wait_for_timeline(page, 3)
+    assert page.inner_text("#best") == "silence" and scores(page) == []
+    page.click("#speak")
+    playwright.expect(page.locator("#status")).to_have_text("What you said is silent from beginning to end.")
+    assert_all_stays_here(page, server[0])
+
+
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nonsense.mp3", "nonsense.mp3 cannot be decoded by this browser"),
+        ("silence.wav", "silence.wav is silent from beginning to end."),
+        ("blink.wav", "blink.wav is shorter than 0.1 seconds."),
+        ("almost.wav", "The channels of almost.wav cancel each other out"),
+        ("cancelling.wav", "The channels of cancelling.wav cancel each other out: invert one of them"),
+    ],
+)
+def test_what_has_no_answer_is_told_and_the_last_one_taken_back(page, files, name, message):
+    choose(page, files / "clip.wav", "answered as one clip")
+    assert len(scores(page)) == 8
+    choose(page, files / name, message)
+    assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
+    playwright.expect(page.locator("#pictures figure").first).to_be_hidden()
+    playwright.expect(page.locator("#along")).to_be_hidden()
+
+
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+def test_a_file_can_be_dropped_and_the_theme_changed(page, files):
+    dropped = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([Uint8Array.from(bytes)], "dropped.wav"));
+            return transfer;
+        }""",
+        list((files / "stereo.wav").read_bytes()),
+    )
+    page.dispatch_event("#answer", "drop", {"dataTransfer": dropped})
+    playwright.expect(page.locator("#status")).to_contain_text("dropped.wav: 0:02 of speech", timeout=WAIT_MS)
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+def test_a_page_without_its_model_says_how_it_is_made(browse, server, tmp_path):
+    for path in WEB.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    page = browse(server[0]).context.new_page()
+    with serving(functools.partial(Folder, directory=tmp_path)) as url:
+        page.goto(url)
+        playwright.expect(page.locator("#status")).to_have_text(
+            "The folder vendor lacks the model: run python -m web.build.", timeout=WAIT_MS
+        )
+        playwright.expect(page.locator("#speak")).to_be_disabled()

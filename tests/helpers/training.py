@@ -1,0 +1,104 @@
+"""A tiny training run on random images: what the engine's tests train, kill, resume and spread over processes."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from ser.data.augmentation import make_augmentation
+from ser.training.arguments import SERTrainingArguments
+from ser.training.trainer import SERTrainer
+from tests.helpers.tiny import IMAGE_SIZE, tiny_model
+
+NUM_LABELS = 4
+IMAGES = ("cqt_values", "mel_values")
+
+
+def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
+    """Random images in which the label is a brighter quarter, beside a column that no model reads."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(NUM_LABELS, size=num_clips)
+    columns = {"file": [f"clip{i}" for i in range(num_clips)], "label": labels}
+    for name in IMAGES:
+        images = generator.random((num_clips, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32) / 2
+        for image, label in zip(images, labels, strict=True):
+            image[0, 16 * label : 16 * (label + 1)] += 0.2
+        columns[name] = list(images)
+    return datasets.Dataset.from_dict(columns).with_format("torch")
+
+
+class Collator:
+    """Stacks clips, augmenting them if asked to."""
+
+    def __init__(self, augmentation=None):
+        self.augmentation = augmentation
+
+    def __call__(self, features):
+        images = {name: torch.stack([torch.as_tensor(f[name]) for f in features]) for name in IMAGES}
+        labels = torch.stack([torch.as_tensor(f["label"]) for f in features])
+        if self.augmentation is not None:
+            images, labels = self.augmentation(images, labels)
+        return {**images, "labels": labels}
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    hits = prediction.predictions.argmax(-1) == prediction.label_ids
+    return {"UA": float(np.mean([hits[prediction.label_ids == c].mean() for c in set(prediction.label_ids.tolist())]))}
+
+
+def make_arguments(output_dir, kind=SERTrainingArguments, **changes) -> SERTrainingArguments:
+    defaults = {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return kind(**{**defaults, **changes})
+
+
+def make_trainer(
+    output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, processing_class=None, **changes
+) -> SERTrainer:
+    args = make_arguments(output_dir, **changes)
+    augmentation = make_augmentation(
+        NUM_LABELS, specaugment_masks=args.specaugment_masks, mixup_alpha=args.mixup_alpha
+    )
+    return SERTrainer(
+        model=tiny_model(NUM_LABELS) if model is None else model,
+        args=args,
+        train_dataset=clips(num_train),
+        eval_dataset=clips(num_eval, seed=1),
+        data_collator=Collator(),
+        train_collator=Collator(augmentation),
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+        processing_class=processing_class,
+    )
+
+
+class KillAt(TrainerCallback):
+    """Kills the process, without a chance to clean up, after a given step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output_dir, kill_step, changes = sys.argv[1:]
+    make_trainer(Path(output_dir), callbacks=[KillAt(int(kill_step))], **json.loads(changes)).train()

@@ -1,0 +1,264 @@
+"""Predictions by several processes. Run as a program by `accelerate launch`, this file is one of three."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from accelerate import PartialState
+
+from ser.commands import predict as predict_ser
+from ser.inference import shards as shares
+from ser.inference.predictions import Item, Table
+from ser.inference.shards import Share, connect_processes, join_parts, parts_folder
+from ser.utils import UsageError
+from tests.commands.test_predict import LABELS, read_rows, save_checkpoint
+from tests.helpers.tiny import voice
+
+REPOSITORY = Path(__file__).parents[2]
+COLUMNS = ["file", "prediction", *LABELS]
+ITEMS = [Item(f"{number}.wav") for number in range(7)]
+
+
+class State:
+    """One of several processes that are played one after the other, so that none waits for the next."""
+
+    def __init__(self, process_index: int, num_processes: int):
+        self.process_index, self.num_processes = process_index, num_processes
+        self.is_main_process = process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+    @contextmanager
+    def split_between_processes(self, inputs: Sequence[Any]):
+        real: Any = PartialState.__new__(PartialState)
+        real.__dict__ = {"num_processes": self.num_processes, "process_index": self.process_index}
+        with PartialState.split_between_processes(real, inputs) as own:
+            yield own
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """What the processes could not answer, gathered in the order in which they end."""
+    gathered: list[str] = []
+
+    def gather(failed: list[str]) -> list[str]:
+        gathered.extend(failed)
+        return list(gathered)
+
+    monkeypatch.setattr(shares, "gather_object", gather)
+
+
+def answer_of(item: Item) -> list[dict]:
+    best = int(item.file[0]) % len(LABELS)
+    return [{"label": LABELS[(best + k) % 4], "score": score} for k, score in enumerate((0.4, 0.3, 0.2, 0.1))]
+
+
+def open_at(path: str, model: str = "m") -> Table:
+    return Table(path, COLUMNS, LABELS, {"model": model})
+
+
+def started(output: Path, count: int, items=ITEMS, table=open_at) -> list[tuple[Share, Table, list[Item]]]:
+    processes = [Share(State(index, count), str(output), items, table) for index in range(count)]
+    return [(share, *share.begin()) for share in processes]
+
+
+def end(share: Share, table: Table, todo: list[Item], failed: Sequence[str] = ()):
+    for item in todo:
+        if item.file not in failed:
+            table.add(item, answer_of(item))
+    table.close()
+    return share.end([item.file for item in todo if item.file in failed])
+
+
+def files_of(processes) -> list[list[str]]:
+    return [[item.file[0] for item in todo] for _, _, todo in processes]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
+    alone, output = tmp_path / f"alone{suffix}", tmp_path / f"out{suffix}"
+    table = open_at(str(alone))
+    for item in ITEMS:
+        table.add(item, answer_of(item))
+    table.close()
+    first, *others = started(output, 3)
+    assert files_of([first, *others]) == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+    assert [end(*process) for process in reversed(others)] == [None, None]
+    joined, failed = end(*first)
+    assert output.read_bytes() == alone.read_bytes()
+    assert Path(f"{output}.origin.json").read_text() == Path(f"{alone}.origin.json").read_text()
+    assert joined.done == {item.file: answer_of(item)[0]["label"] for item in ITEMS} and failed == []
+    assert not parts_folder(str(output)).exists()
+
+
+def killed(output: Path) -> None:
+    """A process alone that was stopped after two files, then three that were killed: one amid its second row."""
+    first = open_at(str(output))
+    for item in ITEMS[:2]:
+        first.add(item, answer_of(item))
+    first.file.close()
+    processes = started(output, 3)
+    assert files_of(processes) == [["2", "3"], ["4", "5"], ["6"]]
+    _, table, todo = processes[1]
+    table.add(todo[0], answer_of(todo[0]))
+    table.file.write("5.wav,sad,0.4")
+    for share, table, _ in processes:
+        table.file.close()
+        share.lock.release()
+
+
+def test_what_earlier_starts_left_is_answered_already_however_many_they_were(one_by_one, tmp_path):
+    output = tmp_path / "out.csv"
+    killed(output)
+    first, second = started(output, 2)
+    assert files_of([first, second]) == [["2", "3"], ["5", "6"]]
+    assert end(*second) is None
+    joined, _ = end(*first)
+    assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS] == [*joined.done]
+
+
+def test_a_process_alone_goes_on_from_what_several_left(one_by_one, tmp_path):
+    output = tmp_path / "out.csv"
+    killed(output)
+    table, todo = predict_ser.begin(str(output), ITEMS, open_at)
+    assert [item.file[0] for item in todo] == ["2", "3", "5", "6"]
+    assert [*table.done] == ["0.wav", "1.wav", "4.wav"] and not parts_folder(str(output)).exists()
+    join_parts(str(output), ITEMS, open_at)  # nothing is left to join
+    assert [row["file"] for row in read_rows(output)] == ["0.wav", "1.wav", "4.wav"]
+
+
+def test_what_one_process_could_not_answer_is_counted_by_the_first_and_tried_again(one_by_one, tmp_path):
+    output = tmp_path / "out.csv"
+    first, second = started(output, 2)
+    end(*second, failed=["5.wav"])
+    joined, failed = end(*first, failed=["2.wav"])
+    assert sorted(failed) == ["2.wav", "5.wav"] and len(joined.done) == 5
+    first, second = started(output, 2)
+    assert files_of([first, second]) == [["2"], ["5"]]
+    end(*second)
+    end(*first)
+    assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS]
+
+
+def test_rows_of_another_model_or_a_table_that_others_write_are_refused(one_by_one, tmp_path):
+    output = tmp_path / "out.csv"
+    first, second = started(output, 2)
+    with pytest.raises(UsageError, match="Other processes are writing .*out.csv: wait until they have ended"):
+        Share(State(0, 2), str(output), ITEMS, open_at).begin()
+    end(*second)
+    end(*first)
+    with pytest.raises(UsageError, match="out.csv holds rows made with another model"):
+        Share(State(0, 2), str(output), ITEMS, partial(open_at, model="another")).begin()
+
+
+def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not on this machine: let --output lie on a disk that all machines share"):
+        Share(State(1, 2), str(tmp_path / "out.csv"), ITEMS, open_at).begin()
+
+
+def test_several_processes_need_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(predict_ser, "connect_processes", lambda: State(0, 3))
+    assert predict_ser.main(["a.wav"]) == 2
+    assert "error: 3 processes cannot all write to the standard output: give --output." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "x"}, {"WORLD_SIZE": "0"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "4"},
+        {"WORLD_SIZE": "1.5"}, {"LOCAL_RANK": ""}, {"RANK": "1"},
+    ],
+)  # fmt: skip
+def test_variables_that_number_no_processes_are_refused_by_name(variables, monkeypatch, capsys):
+    for name in shares.RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert connect_processes() is None
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert predict_ser.main(["a.wav"]) == 2
+    said = capsys.readouterr().err
+    assert all(f"{name}={text!r}" in said for name, text in variables.items()) and "unset these variables" in said
+
+
+# --- three real ones ---
+
+
+def launch(*arguments: str | Path) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+    command += ["--num_processes", "3", "--main_process_port", str(port), "-m", "tests.inference.test_shards"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_three_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
+    clips, output, log = tmp_path / "clips", tmp_path / "out.csv", tmp_path / "asked"
+    checkpoint = save_checkpoint(tmp_path / "model")
+    for number in range(12):
+        (clips / LABELS[number % 2]).mkdir(parents=True, exist_ok=True)
+        path = clips / LABELS[number % 2] / f"{number:02d}.wav"
+        soundfile.write(path, voice(0.3, f0=80 + 10 * number, sampling_rate=16_000), 16_000)
+    (clips / "angry" / "99.wav").write_bytes(b"no clip")
+    flags = ["--model", checkpoint, clips, "--device", "cpu", "--batch_size", "1"]
+    log.mkdir()
+    killed = launch("kill", log, *flags, "--output", output)
+    assert killed.returncode != 0 and not output.exists()
+    kept = {row["file"] for part in parts_folder(str(output)).glob("*-of-3.csv") for row in read_rows(part)}
+    assert 2 <= len(kept) < 12
+    for each in log.iterdir():
+        each.unlink()
+
+    finished = launch("go on", log, *flags, "--output", output)
+    said = finished.stderr
+    asked = [file for each in sorted(log.iterdir()) for file in json.loads(each.read_text())]
+    broken = str(clips / "angry" / "99.wav")
+    assert len(asked) == len({*asked}) and {*asked} | kept == {*map(str, clips.rglob("*.wav"))}
+    assert not {*asked} & kept
+    assert "13 files: 12 answered, 1 failed." in said and "on 12 labelled files" in said, said
+    assert finished.returncode == 1 and broken in said
+    assert not parts_folder(str(output)).exists()
+
+    alone = tmp_path / "alone.csv"
+    assert predict_ser.main([*map(str, flags), "--output", str(alone)]) == 1
+    assert output.read_text() == alone.read_text()
+
+
+def worker(task: str, log: str, arguments: list[str]) -> int:
+    """Predicts, noting what is asked for; in the second process, to be killed after two rows."""
+    asked: list[str] = []
+    predict, add = predict_ser.predict, Table.add
+
+    def noting(classify, todo, table, **kwargs):
+        asked.extend(item.file for item in todo)
+        return predict(classify, todo, table, **kwargs)
+
+    def killing(table, item, answer):
+        add(table, item, answer)
+        if task == "kill" and os.environ["RANK"] == "1" and len(table.done) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    predict_ser.predict, Table.add = noting, killing
+    code = predict_ser.main(arguments)
+    Path(log, os.environ["RANK"]).write_text(json.dumps(asked))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(worker(sys.argv[1], sys.argv[2], sys.argv[3:]))

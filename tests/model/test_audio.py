@@ -1,0 +1,375 @@
+"""Reading files: what is exact, and where it ends."""
+
+import base64
+import io
+import os
+import struct
+import sys
+import time
+
+import av
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import audio_maxmvit
+import onnx_ser
+from audio_maxmvit import AUDIO_SUFFIXES, AudioError, read_audio, stream_audio
+from tests.helpers.clips import media_file
+
+
+def wav(samples: np.ndarray, rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def noise(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.1, size=length).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rates=st.tuples(*[st.sampled_from([1_000, 7_919, 8_000, 11_025, 16_001, 44_099, 44_100, 48_000, 192_000])] * 2),
+    length=st.integers(1, 20_000),
+    block=st.sampled_from([1, 2, 7, 100, 4_096, 10**6]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_are_resampled_to_what_the_whole_file_gives_sample_for_sample(rates, length, block, seed):
+    rate, target = rates
+    clip = noise(min(length, 300 * block), seed)
+    whole = soxr.resample(clip, rate, target) if rate != target else clip
+    pieces = (clip[start : start + block] for start in range(0, len(clip), block))
+    answer = np.concatenate(list(audio_maxmvit._resampled(pieces, rate, target)))
+    assert len(answer) == -(-len(clip) * target // rate)  # as librosa counts; soxr rounds
+    np.testing.assert_array_equal(answer[: len(whole)], whole)
+    assert not answer[len(whole) :].any()
+
+
+@pytest.mark.slow
+def test_a_file_read_in_blocks_equals_librosa_on_the_whole_of_it(monkeypatch):
+    clip = noise(round(7.3 * 11_025))
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 12_345)
+    assert len(list(stream_audio(wav(clip, 11_025), 11_025))) == 7
+    whole = librosa.resample(clip, orig_sr=11_025, target_sr=16_000, res_type="soxr_hq")
+    np.testing.assert_array_equal(read_audio(wav(clip, 11_025), 16_000), whole)
+
+
+def test_a_clip_of_one_sample_is_never_resampled_to_none():
+    assert len(read_audio(wav(noise(1), 192_000), 16_000)) == 1
+
+
+@pytest.mark.parametrize("rate", [1, 999, 4_000_001, 2**31 - 1])
+def test_a_rate_that_nobody_records_at_is_refused(rate):
+    content = bytearray(wav(noise(500), 8_000))
+    content[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(AudioError, match=f"sampling rate {rate}; only whole numbers .* from 1,000 to 4,000,000"):
+        read_audio(bytes(content), 44_100)
+    with pytest.raises(AudioError, match=f"sampling rate {rate}; only"):
+        read_audio({"array": noise(500), "sampling_rate": rate}, 44_100)
+
+
+@pytest.mark.parametrize("filler", [bytes(8), b"JUNK\0\0\0\0"])
+@pytest.mark.parametrize("kind", [b"RIFF", b"FORM"])
+def test_a_header_without_an_end_costs_no_time(kind, filler):
+    form = b"WAVE" if kind == b"RIFF" else b"AIFF"
+    content = kind + b"\x00\x00\x40\x01" + form + filler * (20 * 2**20 // 8)
+    start = time.monotonic()
+    with pytest.raises(AudioError, match=r"cannot be decoded \(over 1,000 chunks and no samples\)"):
+        read_audio(content, 44_100)
+    assert time.monotonic() - start < 0.5
+
+
+def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
+    """A flac of silence unpacks ten-thousand-fold."""
+    path = tmp_path / "bomb.flac"
+    with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(11):
+            file.write(np.zeros(60 * 16_000, np.int16))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(AudioError, match="bomb.flac lasts longer than 600 s, the most that is taken"):
+        read_audio(path, 16_000)
+    assert len(read_audio(path, 16_000, max_s=660)) == len(read_audio(path, 16_000, max_s=None)) == 660 * 16_000
+    assert sum(map(len, stream_audio(path, 16_000))) == 660 * 16_000
+
+
+def test_a_broken_file_is_refused_without_a_word_of_its_own(capfd, recwarn):
+    file = io.BytesIO()
+    soundfile.write(file, noise(800), 8_000, format="AIFF", subtype="PCM_16")
+    with pytest.raises(AudioError, match="cannot be decoded"):  # libsndfile looks for the samples at -1
+        read_audio(file.getvalue().replace(b"SSND", b"SND\0"), 8_000)
+    loud = np.array([[np.inf, -np.inf]] * 10, np.float32)
+    with pytest.raises(AudioError, match="holds NaN or infinite"):
+        read_audio(wav(loud, 8_000), 8_000)
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list
+
+
+def test_a_name_decides_nothing(tmp_path):
+    (tmp_path / "voice.raw").write_bytes(wav(noise(800), 8_000))
+    assert len(read_audio(tmp_path / "voice.raw", 8_000)) == 800
+
+
+def test_many_channels_take_no_more_memory_than_one(monkeypatch):
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 8_000)
+    clip = np.repeat(noise(1_000)[:, None], 200, axis=1)
+    pieces = list(stream_audio(wav(clip, 8_000), 8_000))
+    assert max(map(len, pieces)) == 40
+    np.testing.assert_allclose(np.concatenate(pieces), clip[:, 0], atol=1e-6)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "voice.wav")
+    with pytest.raises(AudioError, match="voice.wav is no file but a device or a pipe"):
+        read_audio(tmp_path / "voice.wav", 16_000)
+    with pytest.raises(AudioError, match="/dev/zero is no file but a device"):
+        read_audio("/dev/zero", 16_000)
+
+
+# Nothing of a file is left out without a word
+
+NO_LENGTH = {"IRCAM", "PAF", "PVF", "XI"}  # containers whose headers say no length, and which are read to their end
+SUBTYPES = ("PCM_16", "FLOAT", "ULAW", "MS_ADPCM", "GSM610", "ALAC_16", "G721_32", "VORBIS", "OPUS", "MPEG_LAYER_III")
+
+
+def containers() -> list[tuple[str, str]]:
+    pairs = [(container, subtype) for container in soundfile.available_formats() for subtype in SUBTYPES]
+    pairs = [pair for pair in pairs if soundfile.check_format(*pair) and pair[0] not in ("RAW", "SD2")]
+    return [pair for pair in pairs if pair != ("WAV", "MPEG_LAYER_III")]  # which libsndfile cannot write
+
+
+def encoded(container: str, subtype: str = "PCM_16", length: int = 16_000, channels: int = 1) -> bytes:
+    file = io.BytesIO()
+    samples = np.stack([noise(length, seed) for seed in range(channels)], axis=1)
+    soundfile.write(file, samples, 16_000, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("container", "subtype"), containers())
+def test_of_no_container_a_part_is_answered(container, subtype):
+    content = encoded(container, subtype)
+    whole = read_audio(content, 16_000)
+    for number, damaged in enumerate(
+        [
+            content[: len(content) * 6 // 10],
+            content + content,
+            content + encoded(container, subtype, 12_000),
+            content + np.random.default_rng(1).bytes(3_001),
+        ]
+    ):
+        if container in NO_LENGTH and number == 0:
+            continue  # nothing tells that the rest is missing
+        try:
+            answer = read_audio(damaged, 16_000)
+        except AudioError as error:
+            assert len(str(error)) > 40 and str(error).endswith(".")
+        else:
+            assert container in NO_LENGTH and len(answer) > len(whole)
+            np.testing.assert_array_equal(answer[: len(whole)], whole)
+
+
+@pytest.mark.parametrize("short", [1, 2, 43, 44])
+@pytest.mark.parametrize("container", ["WAV", "AIFF", "W64", "RF64", "AU", "NIST", "CAF"])
+def test_a_file_may_be_some_bytes_short(container, short):
+    content = encoded(container)
+    whole, answer = read_audio(content, 16_000), read_audio(content[:-short], 16_000)
+    assert len(whole) - 30 <= len(answer) < len(whole)
+    np.testing.assert_array_equal(answer, whole[: len(answer)])
+
+
+def with_length(container: str, length: int) -> bytes:
+    """A file whose header says so of its samples: a fraction of their bytes, or a number that stands for none."""
+    content = encoded(container)
+    place, form = {
+        "WAV": (content.find(b"data") + 4, "<I"), "AIFF": (content.find(b"SSND") + 4, ">I"), "RF64": (28, "<Q"),
+        "W64": (content.find(b"data") + 16, "<Q"), "AU": (8, ">I"), "CAF": (content.find(b"data") + 4, ">Q"),
+        "FLAC": (18, ">Q"),
+    }[container]  # fmt: skip
+    length %= 2 ** (8 * struct.calcsize(form))
+    if container == "FLAC":
+        length |= int.from_bytes(content[18:26], "big") >> 36 << 36
+    return content[:place] + struct.pack(form, length) + content[place + struct.calcsize(form) :]
+
+
+@pytest.mark.parametrize(
+    ("container", "length"),
+    [
+        ("WAV", 0), ("WAV", -1), ("WAV", 0x7FFFF000), ("AIFF", 0), ("AIFF", 8), ("AIFF", -1), ("RF64", 0),
+        ("RF64", -1), ("W64", 0), ("W64", 24), ("W64", -1), ("AU", 0), ("AU", -1), ("CAF", -1), ("FLAC", 0),
+    ],
+)  # fmt: skip
+def test_a_length_that_was_not_known_is_that_of_the_file(container, length):
+    np.testing.assert_array_equal(
+        read_audio(with_length(container, length), 16_000), read_audio(encoded(container), 16_000)
+    )
+
+
+@pytest.mark.parametrize("container", ["WAV", "AIFF", "RF64", "W64", "AU", "CAF"])
+@pytest.mark.parametrize("length", [9_000, 16_000, 31_990 - 2**32, 2**20])
+def test_a_length_that_is_not_the_files_is_refused(container, length):
+    with pytest.raises(AudioError, match="holds more than would be read|is cut off"):
+        read_audio(with_length(container, length), 16_000)
+
+
+@pytest.mark.parametrize("length", [8_000, 15_999, 32_000])
+def test_a_flac_whose_header_counts_other_samples_is_refused(length):
+    with pytest.raises(AudioError, match="holds more than would be read|is cut off"):
+        read_audio(with_length("FLAC", length), 16_000)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        bytes(500), b"TAG" + b"a" * 125, b"ab", b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf58.29.100\0",
+        b"LIST" + struct.pack("<I", 50) + b"INFO", b"id3 " + struct.pack("<I", 3) + b"abc\0" + b"JUNK" + bytes(4),
+    ],
+)  # fmt: skip
+def test_what_follows_the_samples_by_right_is_passed_over(tail):
+    content = encoded("WAV", length=999)  # an odd number of samples of one byte needs a byte that fills up
+    assert len(read_audio(content + tail, 16_000)) == 999
+    odd = io.BytesIO()
+    soundfile.write(odd, noise(999), 16_000, format="WAV", subtype="PCM_U8")
+    assert len(read_audio(odd.getvalue() + tail, 16_000)) == 999
+    if tail[:4] == b"LIST":
+        assert len(read_audio(odd.getvalue()[:-1] + tail, 16_000)) == 999  # some writers leave it out
+
+
+def test_a_second_run_of_samples_in_one_wav_is_refused():
+    content = encoded("WAV")
+    with pytest.raises(AudioError, match="a second run of samples follows the first"):
+        read_audio(content + content[36:], 16_000)
+
+
+def test_joined_files_of_several_rates_and_tags_are_refused():
+    first, second = encoded("MP3", "MPEG_LAYER_III"), io.BytesIO()
+    soundfile.write(second, noise(8_000), 8_000, format="MP3", subtype="MPEG_LAYER_III")
+    tagged = b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + second.getvalue()
+    for joined in (first + second.getvalue(), first + tagged, tagged + first):
+        with pytest.raises(AudioError, match="a second stream begins at byte"):
+            read_audio(joined, 16_000)
+    assert len(read_audio(tagged, 8_000)) == 8_000
+    assert len(read_audio(tagged + b"TAG" + bytes(125), 8_000)) == 8_000
+
+
+# Files of phones and cameras
+
+MEDIA = [
+    ("ipod", "aac", 16_000, 1), ("mp4", "aac", 44_100, 2), ("3gp", "amr_nb", 8_000, 1), ("amr", "amr_nb", 8_000, 1),
+    ("webm", "libopus", 48_000, 2), ("matroska", "libopus", 24_000, 1), ("asf", "wmav2", 44_100, 2),
+    ("mov", "pcm_s16le", 16_000, 2), ("mov", "alac", 44_100, 1), ("adts", "aac", 16_000, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("container", "codec", "rate", "channels"), MEDIA)
+def test_media_files_are_read_whole_or_refused(container, codec, rate, channels, monkeypatch, capfd):
+    content, sweep = media_file(container, codec, rate, channels)
+    monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 0.5)
+    pieces = list(stream_audio(content, rate))
+    assert len(pieces) >= 3 and max(map(len, pieces)) < 0.7 * rate
+    answer = np.concatenate(pieces)
+    assert 0 <= len(answer) - len(sweep) + 0.1 * rate <= 0.22 * rate
+    delay = {"adts": 1024, "amr": 40}.get(container, 0)  # which is not written in those files
+    at = slice(rate // 2, rate)
+    found = max(np.corrcoef(sweep[at], np.roll(answer, -delay - n)[at])[0, 1] for n in range(-60, 61))
+    assert found > (0.95 if codec == "amr_nb" else 0.999) or container == "asf"
+    with pytest.raises(AudioError, match="is cut off|cannot be decoded"):
+        read_audio(content[: len(content) // 2], rate)
+    if container != "adts":  # whose frames follow one another, of however many files
+        with pytest.raises(AudioError, match="a second file begins at byte"):
+            read_audio(content + content, rate)
+        with pytest.raises(AudioError):
+            read_audio(content + np.random.default_rng(0).bytes(3_000), rate)
+    with pytest.raises(AudioError, match="lasts longer than 1 s"):
+        read_audio(content, rate, max_s=1.0)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_mp4_with_its_index_first_is_cut_off_at_any_byte():
+    content, _ = media_file("mp4", "aac", 16_000, options={"movflags": "faststart"})
+    assert len(read_audio(content, 16_000)) >= 32_000
+    for share in (0.3, 0.5, 0.9, 0.99):
+        with pytest.raises(AudioError, match="is cut off"):
+            read_audio(content[: round(share * len(content))], 16_000)
+
+
+def test_without_pyav_the_remedy_is_named_and_other_files_are_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for container, codec in (("ipod", "aac"), ("webm", "libopus")):
+        with pytest.raises(AudioError, match="PyAV decodes: pip install av"):
+            read_audio(MEDIA_FILES[container, codec], 48_000)
+    assert len(read_audio(encoded("WAV"), 16_000)) == 16_000
+
+
+MEDIA_FILES = {pair: media_file(*pair, 48_000, seconds=0.2)[0] for pair in (("ipod", "aac"), ("webm", "libopus"))}
+
+
+def test_a_media_file_without_sound_is_named():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 16
+        output.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+        output.mux(stream.encode(None))
+    with pytest.raises(AudioError, match="holds no audio track"):
+        read_audio(file.getvalue(), 16_000)
+    with pytest.raises(AudioError, match="cannot be decoded"):  # a list of other files, which FFmpeg would open
+        read_audio(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 16_000)
+
+
+def test_the_suffixes_are_those_of_what_is_read():
+    assert {".sph", ".w64", ".wave", ".aifc", ".mp2", ".voc", ".m4b", ".webm", ".wav", ".mp3"} <= AUDIO_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in AUDIO_SUFFIXES)
+    assert onnx_ser.AUDIO_SUFFIXES == AUDIO_SUFFIXES  # a file that stands alone
+
+
+# Samples
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32, np.uint16])
+def test_integers_of_unknown_full_scale_are_refused(dtype):
+    samples = (noise(900) * 2**14 + 2**14).astype(dtype)
+    for given_samples in (samples, samples.astype(np.int64).tolist(), np.stack([samples, samples])):
+        with pytest.raises(AudioError, match=r"samples, whose full scale is unknown. Give floats in \[-1, 1\]"):
+            read_audio({"array": given_samples, "sampling_rate": 16_000}, 16_000)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24])
+def test_int32_that_holds_samples_of_fewer_bits_is_refused(bits):
+    clip = noise(2_000) / np.abs(noise(2_000)).max()
+    with pytest.raises(AudioError, match="holds int32 samples of at most .* would count as silence"):
+        read_audio({"array": (clip * 2 ** (bits - 1)).astype(np.int32), "sampling_rate": 16_000}, 16_000)
+    right = read_audio({"array": (clip * (2**31 - 1)).astype(np.int32), "sampling_rate": 16_000}, 16_000)
+    np.testing.assert_allclose(right, clip, atol=1e-6)
+    assert not read_audio({"array": np.zeros(9, np.int32), "sampling_rate": 16_000}, 16_000).any()
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.98])
+def test_channels_that_cancel_are_refused_and_others_are_not(gain):
+    clip = noise(16_000)
+    for channels in (np.stack([clip, -gain * clip]), np.stack([clip, -gain * clip] * 2)):
+        for source in ({"array": channels, "sampling_rate": 16_000}, wav(channels.T, 16_000)):
+            with pytest.raises(AudioError, match="has channels that cancel each other when they are averaged"):
+                read_audio(source, 16_000)
+    for other in (clip, noise(16_000, 1), -0.5 * clip, 0 * clip):
+        np.testing.assert_allclose(read_audio(wav(np.stack([clip, other], 1), 16_000), 16_000), (clip + other) / 2)
+    assert len(read_audio(wav(1e-4 * np.stack([clip, -clip], 1), 16_000), 16_000)) == 16_000  # silent in any case
+
+
+# Messages
+
+
+def test_text_that_is_no_path_is_not_repeated():
+    text = base64.b64encode(wav(noise(9_000), 16_000)).decode()
+    for given_text in (text, "data:audio/wav;base64," + text, "data:audio/mp3;base64,//uQx"):
+        with pytest.raises(AudioError, match=r"give the bytes: base64.b64decode\(text\)") as caught:
+            read_audio(given_text, 16_000)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(AudioError, match="a/b.wav cannot be read: No such file"):
+        read_audio("a/b.wav", 16_000)
+    for pair in ((48_000, noise(9)), [noise(9), 48_000]):
+        with pytest.raises(AudioError, match='give one as {"array"'):
+            read_audio(pair, 16_000)

@@ -1,0 +1,149 @@
+"""
+transformers' own tests of a model, run on a tiny MaxMViT. Its wheel lacks them; `.ci/battery` unpacks those of the
+installed version from its source distribution.
+
+Skipped by the battery's own flags are tests of what this model is not: text generation, tied or resized embeddings
+(pictures go in, no tokens), attention maps and kernels to choose from (timm's attention has neither), tensor
+parallelism, and what needs accelerators or libraries that are not there. Also skipped is
+`test_can_init_all_missing_weights`, as for every model without a recent copyright line: it seeds between building a
+model and drawing its weights, where timm has drawn its own already. In its place stands
+`test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm`.
+"""
+
+import importlib
+import sys
+import unittest
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+import torch
+import transformers
+from timm.models.maxxvit import MaxxVitStage
+from timm.models.mvitv2 import MultiScaleVitStage
+from transformers.models.auto import modeling_auto
+
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
+from tests.helpers.tiny import tiny_config, tiny_images, tiny_learnable, voice
+
+BATTERY = Path(__file__).parents[2] / f".cache/transformers-{transformers.__version__}/tests"
+
+
+def load_battery() -> ModuleType:
+    """
+    `test_modeling_common.py` as a module. It imports two mixins, for exporting and for generating text, from folders
+    that the source distribution leaves out. Empty classes take their place.
+    """
+    package = ModuleType("transformers_battery")
+    package.__path__ = [str(BATTERY)]
+    modules = {package.__name__: package}
+    for folder, file, mixin in (
+        ("exporters", "test_export", "ExportTesterMixin"),
+        ("generation", "test_utils", "GenerationTesterMixin"),
+    ):
+        left_out = ModuleType(f"{package.__name__}.{folder}.{file}")
+        setattr(left_out, mixin, type(mixin, (), {}))
+        modules |= {f"{package.__name__}.{folder}": ModuleType(folder), left_out.__name__: left_out}
+    sys.modules.update(modules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)  # marks of transformers' own CI
+        return importlib.import_module(f"{package.__name__}.test_modeling_common")
+
+
+if not BATTERY.is_dir():
+    pytest.skip(f"{BATTERY} is not there: .ci/battery fetches it.", allow_module_level=True)
+common = load_battery()
+
+
+class MaxMViTTester:
+    """What the battery asks a model's tester for."""
+
+    batch_size = 3
+    is_training = True
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[MaxMViTConfig, dict[str, torch.Tensor]]:
+        images = tiny_images(self.batch_size)
+        return tiny_config(), {name: values.to(common.torch_device) for name, values in images.items()}
+
+
+class LearnableFiltersTester(MaxMViTTester):
+    def prepare_config_and_inputs_for_common(self) -> tuple[MaxMViTConfig, dict[str, torch.Tensor]]:
+        config, extractor = tiny_learnable()
+        inputs = extractor([voice(0.2 + 0.1 * i, seed=i) for i in range(self.batch_size)], 44_100, "pt")
+        return config, {
+            name: values.to(common.torch_device) for name, values in inputs.items() if name != "mel_values"
+        }
+
+
+class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (MaxMViTModel, MaxMViTForAudioClassification)
+    tester = MaxMViTTester
+    has_attentions = False
+    test_resize_embeddings = False
+
+    def setUp(self):
+        self.model_tester = self.tester()
+        # The battery tells the kind of a model by the name that transformers' own tables give it.
+        for table, model_class in (
+            (modeling_auto.MODEL_MAPPING_NAMES, MaxMViTModel),
+            (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, MaxMViTForAudioClassification),
+        ):
+            named = patch.dict(table, {MaxMViTConfig.model_type: model_class.__name__})
+            named.start()
+            self.addCleanup(named.stop)
+
+    def subTest(self, *args, **kwargs) -> AbstractContextManager:
+        """Reported with the test: the battery has one for each weight, thousands of lines in a report."""
+        return nullcontext()
+
+    def test_hidden_states_output(self):
+        """Maps of both branches, `(batch_size, channels, height, width)`, where the original expects tokens."""
+        config, images = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            for config.output_hidden_states, asked in ((False, {"output_hidden_states": True}), (True, {})):
+                model = model_class(config).to(common.torch_device).eval()
+                with torch.no_grad():
+                    maps = model(**images, **asked).hidden_states
+                self.assertEqual(len(maps), sum(len(b.feature_info) for b in model.branches().values()))
+                self.assertTrue(all(values.ndim == 4 and len(values) == 3 for values in maps))
+            config.output_hidden_states = False
+
+    def test_model_get_set_embeddings(self):
+        """There are none, where the original expects some."""
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config)
+            self.assertIsNone(model.get_input_embeddings())
+            with self.assertRaisesRegex(NotImplementedError, "no token embeddings"):
+                model.set_input_embeddings(torch.nn.Embedding(10, 10))
+
+    def test_gradient_checkpointing_enable_disable(self):
+        """The original, told that timm's stages are the layers that checkpoint, where it looks for transformers'."""
+        with patch.object(common, "GradientCheckpointingLayer", (MaxxVitStage, MultiScaleVitStage)):
+            super().test_gradient_checkpointing_enable_disable()
+
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs: dict | None = None):
+        """Every block runs through torch's checkpoint, where the original watches transformers' layers."""
+        config, images = self.model_tester.prepare_config_and_inputs_for_common()
+        model = MaxMViTForAudioClassification(config).to(common.torch_device).train()
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        blocks = [b for backbone in model.branches().values() for stage in backbone.stages for b in stage.blocks]
+        labels = torch.zeros(len(images["mel_values"]), dtype=torch.long, device=common.torch_device)
+        with patch.object(torch.utils.checkpoint, "checkpoint", wraps=torch.utils.checkpoint.checkpoint) as checkpoint:
+            model(**images, labels=labels).loss.backward()
+        self.assertEqual(checkpoint.call_count, len(blocks))
+        self.assertTrue(all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()))
+
+
+class LearnableFiltersTest(MaxMViTModelTest):
+    """The same of a model that filters its Mel pictures itself, less what only watches blocks of timm's backbones."""
+
+    tester = LearnableFiltersTester
+    test_gradient_checkpointing_enable_disable = None
+    test_training_gradient_checkpointing = None
+    test_training_gradient_checkpointing_use_reentrant_false = None
+    test_training_gradient_checkpointing_use_reentrant_true = None

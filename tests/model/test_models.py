@@ -1,0 +1,366 @@
+"""Checkpoints that are not what they seem are refused, wherever one is loaded."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+import ser.models
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor
+from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.arguments import ModelArguments
+from ser.commands import predict as predict_ser
+from ser.models import (
+    LAST_LAYER,
+    load_feature_extractor,
+    load_model,
+    load_pipeline,
+    make_config,
+    make_feature_extractor,
+    make_model,
+    name_classes,
+    shipped_weights,
+)
+from ser.utils import DataError, UsageError
+from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
+
+
+def save(folder: Path, model=None) -> Path:
+    (model or tiny_model()).save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder
+
+
+def change_weights(folder: Path, change) -> Path:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    change(weights)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def headless(folder):
+    return save(folder, tiny_model().maxmvit)
+
+
+def other_model(folder):
+    save(folder)
+    Wav2Vec2Config(num_labels=4).save_pretrained(folder)
+    return folder
+
+
+def other_extractor(folder):
+    save(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def without_a_backbone_weight(folder):
+    return change_weights(save(folder), lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight"))
+
+
+def without_half_its_head(folder):
+    return change_weights(save(folder), lambda weights: weights.pop("classifier.out_proj.weight"))
+
+
+def with_a_weight_too_many(folder):
+    return change_weights(save(folder), lambda weights: weights.update({"maxmvit.third.weight": torch.zeros(3)}))
+
+
+def of_another_shape(folder):
+    save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    return folder
+
+
+def of_more_classes_than_it_says(folder):
+    return change_weights(save(folder), lambda weights: weights.update({LAST_LAYER[0]: torch.zeros(5, 32)}))
+
+
+def not_finite(folder):
+    return change_weights(save(folder), lambda weights: weights["classifier.dense.weight"].fill_(float("nan")))
+
+
+def cut_off(folder):
+    weights = save(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    return folder
+
+
+CLASSES = [f"class{index}" for index in range(6)]
+WRONG = {
+    headless: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
+    other_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
+    other_extractor: "holds a 'Wav2Vec2FeatureExtractor' as feature_extractor_type, not a MaxMViTFeatureE",
+    without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy it again",
+    without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy it again",
+    with_a_weight_too_many: "weights of another model than its config.json describes, such as maxmvit.third.weight",
+    of_another_shape: "weights of another model than its config.json describes, such as classifier.dense.bias",
+    of_more_classes_than_it_says: "another model than its config.json describes, such as classifier.out_proj.weight",
+    not_finite: "weights that are not finite, such as classifier.dense.weight",
+    cut_off: "cannot use",
+}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recording") / "voice.wav"
+    soundfile.write(path, voice(0.5), 44_100)
+    return path
+
+
+@pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
+def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
+    folder = spoil(tmp_path / "checkpoint")
+    output = tmp_path / "out.csv"
+    capsys.readouterr()  # of saving it
+    assert predict_ser.main(["--model", str(folder), str(recording), "--output", str(output)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(WRONG[spoil], said) and str(folder) in said
+    assert len(said.splitlines()) == 1
+    assert not output.exists()
+    with pytest.raises(UsageError):
+        load_pipeline(str(folder))  # as the page does
+
+
+@pytest.mark.parametrize(
+    "spoil", sorted(WRONG.keys() - {of_more_classes_than_it_says}, key=str), ids=lambda spoil: spoil.__name__
+)
+def test_no_training_starts_from_a_wrong_checkpoint(spoil, tmp_path):
+    start = ModelArguments(model_name_or_path=str(spoil(tmp_path / "checkpoint")))
+    with pytest.raises(ValueError, match=WRONG[spoil]):
+        make_feature_extractor(start)
+        make_model(name_classes(make_config(start), CLASSES[:4]), start)
+
+
+def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
+    model = tiny_model()
+    loaded = load_model(save(tmp_path, model)).state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_classes", [4, 6])
+def test_only_the_last_layer_is_new_where_the_classes_are(n_classes, tmp_path):
+    before = tiny_model()
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    model = make_model(name_classes(make_config(start), CLASSES[:n_classes]), start)
+    assert model.config.id2label == {index: f"class{index}" for index in range(n_classes)}
+    assert model(torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)).logits.shape == (1, n_classes)
+    new = {
+        name
+        for name, tensor in before.state_dict().items()
+        if name != LAST_LAYER[1] and not torch.equal(tensor, model.state_dict()[name])
+    }  # fmt: skip
+    assert new == {LAST_LAYER[0]}
+
+
+def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
+    config = tiny_config(2, id2label={0: "class0", 1: "class1"}, label2id={"class0": 0, "class1": 1})
+    before = MaxMViTForAudioClassification(config)
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    after = make_model(name_classes(make_config(start), CLASSES[:2]), start)
+    assert torch.equal(after.classifier.out_proj.weight, before.classifier.out_proj.weight)
+
+
+def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
+    with pytest.raises(UsageError, match="came without weights/ravdess_small: name a checkpoint"):
+        load_pipeline(None)
+    (tmp_path / "clone" / "weights" / "ravdess_small").mkdir(parents=True)  # of which nothing was copied
+    assert predict_ser.main([str(recording)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no model is named") and "--model" in said and "run_ser.py" in said
+    for place in ("installed", "clone"):
+        save(tmp_path / place / "weights" / "ravdess_small", tiny_model(seed=len(place)))
+        folder = shipped_weights()
+        assert folder == str(tmp_path / place / "weights" / "ravdess_small")
+        answers = []
+        for model in ([], ["--model", folder]):
+            assert predict_ser.main([*model, str(recording)]) == 0
+            answers.append(capsys.readouterr().out)
+        assert answers[0] == answers[1]
+
+
+def test_pipeline_refuses_a_checkpoint_without_a_head(tmp_path):
+    folder = headless(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="without the head of MaxMViTForAudioClassification"):
+        pipeline("audio-classification", model=str(folder), trust_remote_code=True)
+
+
+def test_scores_that_are_not_finite_are_an_error_and_never_a_row():
+    model = tiny_model()
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = float("inf")
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification"
+    )
+    with pytest.raises(FloatingPointError, match="Input 0: the model's scores are not finite.* try float32"):
+        classify(voice(0.5))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        classify(voice(0.5), window_s=0.25)
+    answers = classify([voice(0.5), voice(0.6)], on_error="skip")
+    assert [answer["error"].partition(".")[0] for answer in answers] == [
+        f"Input {index}: the model's scores are not finite" for index in range(2)
+    ]
+
+
+def test_a_model_that_was_never_saved_has_a_pipeline_too():
+    classify = MaxMViTAudioClassificationPipeline(
+        model=tiny_model(), feature_extractor=tiny_feature_extractor(), task="audio-classification"
+    )
+    assert len(classify(voice(0.5))) == 4
+
+
+@pytest.mark.parametrize(
+    "cqt, mel, expected",
+    [
+        ("maxvit_base_tf_224", "mvitv2_base", None),
+        ("tf_efficientnet_lite0", "mvitv2_tiny", {"cqt": [0.5] * 3, "mel": [0.485, 0.456, 0.406]}),
+        ("convnext_atto", "vit_tiny_patch16_224", {"cqt": [0.485, 0.456, 0.406], "mel": [0.5] * 3}),
+        ("convnet", "none", None),
+    ],
+)
+def test_images_are_normalised_as_the_backbones_were_pretrained(cqt, mel, expected):
+    extractor = make_feature_extractor(ModelArguments(cqt_backbone=cqt, mel_backbone=mel))
+    plain = MaxMViTFeatureExtractor()
+    assert extractor.image_mean == (expected or plain.image_mean)
+    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    image = torch.rand(1, 1, 8, 8)
+    for branch in ("cqt", "mel"):
+        mean, std = (torch.tensor(values)[:, None, None] for values in extractor.normalization(branch))
+        torch.testing.assert_close(again.normalize(image, branch), (image - mean) / std)
+    scratch = ModelArguments(cqt_backbone=cqt, mel_backbone=mel, imagenet_weights=False)
+    assert make_feature_extractor(scratch).image_mean == plain.image_mean
+
+
+def test_a_mean_by_branch_must_name_both():
+    with pytest.raises(ValueError, match="must name cqt and mel, got cqt"):
+        MaxMViTFeatureExtractor(image_mean={"cqt": [0.5] * 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("out/dmo", "there is no folder out/dmo: did you mean out/demo?"),
+        ("out/demo/checkpoint-3", "there is no folder out/demo/checkpoint-3: did you mean out/demo/checkpoint-2?"),
+        ("demo", "there is no folder demo: name a folder that is there, or OWNER/NAME on the Hub."),
+        ("a/b/c", "there is no folder a/b/c: name a folder that is there"),
+        ("/nowhere/model", "there is no folder /nowhere/model: name a folder that is there"),
+        ("out", "out holds no config.json, so it is not a checkpoint: did you mean out/demo?"),
+        ("out/empty", "out/empty holds no config.json, so it is not a checkpoint: name a folder that training"),
+        ("out/note", "out/note is a file: name the folder of a checkpoint."),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_at_once(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ser.models, "_named", None)  # of all that would ask a network
+    save(Path("out/demo"))
+    save(Path("out/demo/checkpoint-2"))
+    Path("out/empty").mkdir()
+    Path("out/note").touch()
+    for load in (load_model, load_feature_extractor, load_pipeline):
+        with pytest.raises((DataError, UsageError), match=re.escape(said)):
+            load(name)
+
+
+def test_a_name_on_the_hub_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot use 'owner/model': .*couldn't connect|cannot use 'owner/model'"):
+        load_model("owner/model")
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "gpu", "cpu:x", ""])
+def test_a_device_that_cannot_compute_is_refused(device):
+    with pytest.raises(UsageError, match=f"on the device '{device}', name another such as cpu"):
+        load_pipeline(None, device)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '"text"'])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_json_that_is_no_object_is_refused(name, content, tmp_path):
+    folder = save(tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match="cannot use .*(JSON object|preprocessor_config.json file)"):
+        load_pipeline(str(folder))
+
+
+# --- a fitted temperature ---
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**tiny_images()).logits
+
+
+@pytest.mark.parametrize("head", ["mlp", "decoder"])
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, temperature, tmp_path):
+    model = tiny_model(head=head)
+    torch.nn.init.normal_(model.classifier.out_proj.bias)
+    model.config.temperature = temperature
+    before = logits_of(model)
+    loaded = load_model(save(tmp_path, model))
+    assert loaded.config.temperature == 1
+    assert torch.allclose(logits_of(loaded), before / temperature, atol=1e-6)
+    assert model.config.temperature == temperature and torch.equal(logits_of(model), before)  # itself unchanged
+    extractor = tiny_feature_extractor()
+    answers = [
+        MaxMViTAudioClassificationPipeline(model=each, feature_extractor=extractor, task="audio-classification")
+        for each in (model, loaded)
+    ]
+    expected, found = (classify(voice(0.4)) for classify in answers)
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    plain = pipeline("audio-classification", model=loaded, feature_extractor=extractor)  # transformers' own
+    assert {row["label"]: row["score"] for row in plain(voice(0.4), top_k=4)} == pytest.approx(
+        {row["label"]: row["score"] for row in expected}, abs=1e-5
+    )
+
+
+def test_scores_that_are_no_softmax_are_saved_as_they_are(tmp_path):
+    for kind in ("regression", "multi_label_classification"):
+        model = tiny_model(problem_type=kind, temperature=2.0)
+        loaded = load_model(save(tmp_path / kind, model))
+        assert loaded.config.temperature == 2 and torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
+    model = tiny_model()
+    folder = save(tmp_path, model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"temperature": 2.5}))
+    classify = load_pipeline(str(folder), "cpu")
+    raw = {row["label"]: row["score"] for row in classify(voice(0.4), function_to_apply="none")}
+    expected = torch.softmax(torch.tensor([*raw.values()], dtype=torch.float64) / 2.5, 0)
+    assert {row["label"]: row["score"] for row in classify(voice(0.4))} == pytest.approx(
+        dict(zip(raw, expected.tolist(), strict=True)), abs=1e-6
+    )
+
+
+def test_the_documented_way_from_objects_to_the_projects_pipeline(tmp_path):
+    """By `pipeline_class`, as README says: transformers ignores `custom_pipelines` where it is given objects."""
+    folder = str(save(tmp_path))
+    model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+    extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+    kind = get_class_from_dynamic_module("pipeline_maxmvit.MaxMViTAudioClassificationPipeline", folder)
+    classify = pipeline("audio-classification", model=model, feature_extractor=extractor, pipeline_class=kind)
+    stereo = np.stack([voice(0.6), voice(0.6, f0=200)])
+    expected = load_pipeline(folder, "cpu")
+    assert classify(stereo)[0]["score"] == pytest.approx(expected(stereo)[0]["score"], abs=1e-6)
+    assert len(classify(stereo, window_s=0.3)) == 2

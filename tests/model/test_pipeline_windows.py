@@ -1,0 +1,84 @@
+"""Overlapping windows cut out of spectrograms that are computed once along the recording."""
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline_maxmvit
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
+from spectrograms_maxmvit import SpectrogramStream
+from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+
+RATE = 44_100
+
+
+@pytest.fixture(scope="module")
+def recording() -> np.ndarray:
+    """50 s of voices that come and go, at several levels."""
+    parts = []
+    for i in range(25):
+        parts += [
+            voice(1.7, f0=90 + 13 * i, seed=i) * np.float32(0.3 + 0.7 * (i % 3) / 2),
+            np.zeros(13_237, np.float32),
+        ]
+    return np.concatenate(parts)
+
+
+def in_pieces(waveform: np.ndarray, length: int):
+    return (waveform[first : first + length] for first in range(0, len(waveform), length))
+
+
+@pytest.mark.parametrize("length", [7_001, 30 * RATE, 10**9])
+def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
+    extractor = tiny_feature_extractor()
+    whole = extractor.spectrograms(recording)[0]
+    stream = SpectrogramStream(in_pieces(recording, length), extractor, torch.device("cpu"))
+    for start in range(0, len(recording) - 3 * RATE, 40_000):
+        part = stream.cut(start, 3 * RATE)
+        for name, db in part.items():
+            hop = 512 if name == "cqt" else 256
+            first = round(start / hop)
+            expected = whole[name][..., first : first + 1 + 3 * RATE // hop]
+            assert db.shape == expected.shape
+            loud = expected > expected.max() - 80
+            assert (db - expected)[loud].abs().max() < 0.5 and (db - expected)[loud].abs().mean() < 2e-3
+        assert stream.frames["mel"].shape[-1] < 70 * RATE // 256
+    end = stream.cut(len(recording) - 3 * RATE, 3 * RATE)
+    assert (
+        torch.equal(end["rms"][-100:], whole["rms"][-100:])
+        or (end["rms"] - whole["rms"][-len(end["rms"]) :]).abs().max() < 1e-3
+    )
+
+
+def test_pictures_of_cut_windows_are_near_those_of_waveforms(recording):
+    extractor = tiny_feature_extractor(image_size=128)
+    stream = SpectrogramStream(in_pieces(recording, RATE), extractor, torch.device("cpu"))
+    apart = []
+    for start, waveform in _windows(in_pieces(recording, RATE), 3 * RATE, RATE):
+        cut, own = extractor.images([stream.cut(start, len(waveform))]), extractor.extract(waveform)
+        apart.append([(cut[name] - own[name]).abs().mean().item() for name in cut])
+    assert (np.mean(apart, axis=0) < (0.025, 0.006)).all() and np.max(apart) < 0.04
+
+
+def test_answers_agree_and_the_front_end_sees_each_second_once(recording, monkeypatch):
+    model, extractor = tiny_model(), tiny_feature_extractor()
+    seen = []
+    honest = type(extractor).spectrograms
+
+    def counting(self, waveforms, device="cpu"):
+        seen.append(sum(map(len, waveforms)) if isinstance(waveforms, list) else len(waveforms))
+        return honest(self, waveforms, device=device)
+
+    monkeypatch.setattr(type(extractor), "spectrograms", counting)
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
+    )
+    cut = classify(recording, window_s=3.0, hop_s=1.0)
+    once = sum(seen)
+    seen.clear()
+    monkeypatch.setattr(pipeline_maxmvit, "SHORTEST_CUT_S", 100.0)
+    own = classify(recording, window_s=3.0, hop_s=1.0)
+    assert once < 1.1 * len(recording) and sum(seen) > 2.8 * len(recording)
+    assert [(row["start"], row["end"]) for row in cut] == [(row["start"], row["end"]) for row in own]
+    apart = [abs(a["scores"][name] - b["scores"][name]) for a, b in zip(cut, own, strict=True) for name in a["scores"]]
+    assert np.mean(apart) < 0.01

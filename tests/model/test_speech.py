@@ -1,0 +1,740 @@
+"""A speech encoder as a branch: its mathematics, what it is given, and every family trained, saved and loaded."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoModel, ViTConfig, ViTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from configuration_maxmvit import FAMILIES, MaxMViTConfig, read_encoder_config
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor, make_processor, read_processor
+from modeling_maxmvit import STRETCHES, MaxMViTForAudioClassification, SpeechEncoder
+from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.arguments import DataArguments
+from ser.cli import check_model
+from ser.commands.train import main
+from ser.data.augmentation import RandomGain
+from ser.data.batches import PairCollator
+from ser.data.features import extract_features
+from ser.data.spectrogram_cache import extractor_key, pack, unpack
+from ser.export import onnx
+from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
+from ser.training.arguments import SERTrainingArguments
+from ser.training.run import make_trainer, parse_arguments
+from ser.training.trainer import SERTrainer
+from ser.utils import DataError
+from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
+from tests.helpers.training import make_arguments
+from tests.training.test_end_to_end import write_ravdess
+
+RATE = 44_100
+CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
+
+
+def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
+    torch.manual_seed(1)
+    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
+    model.maxmvit.load_speech_weights()
+    return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
+
+
+def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[str, torch.Tensor]:
+    return dict(extractor(list(clips), sampling_rate=RATE, return_tensors="pt"))
+
+
+@torch.no_grad()
+def logits_of(model, extractor, *clips) -> torch.Tensor:
+    return model(**inputs_of(extractor, *clips)).logits
+
+
+class Sounds(list):
+    """Clips with their classes, as the collator takes them."""
+
+    def __init__(self, count: int):
+        sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]
+        super().__init__(
+            {"file": f"{i}", "audio": {"array": sound, "sampling_rate": RATE}, "label": i % 4}
+            for i, sound in enumerate(sounds)
+        )
+
+
+def trainer_of(model, extractor, folder, **changes) -> SERTrainer:
+    settings = {
+        "num_train_epochs": 2, "eval_strategy": "no", "lr_scheduler_type": "cosine",
+        "load_best_model_at_end": False, "save_total_limit": None, **changes,
+    }  # fmt: skip
+    return SERTrainer(
+        model=model,
+        args=make_arguments(folder, **settings),
+        data_collator=PairCollator(extractor),
+        train_dataset=Sounds(8),
+        processing_class=extractor,
+    )
+
+
+# ---- mathematics
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pooling):
+    model, extractor = built(encoders[family], speech_pooling=pooling)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
+    if pooling == "attention":
+        torch.nn.init.normal_(branch.attention.weight)
+    given = {name: value for name, value in inputs_of(extractor, CLIPS[0]).items() if "_values" not in name[:4]}
+    own = AutoModel.from_pretrained(encoders[family]).eval()
+    own = own.encoder if family == "whisper" else own
+    with torch.no_grad():
+        states = own(given["input_values"], output_hidden_states=True).hidden_states
+        features = branch.forward_features(given["input_values"], given["attention_mask"])
+    tokens = features.tokens
+    shares = torch.exp(branch.layer_weights) / torch.exp(branch.layer_weights).sum()
+    frames = sum(share * state[0] for share, state in zip(shares, states, strict=True))
+    if pooling == "mean":
+        torch.testing.assert_close(tokens[0], frames.mean(0, keepdim=True))
+        torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
+        return
+    attention = torch.exp(frames @ branch.attention.weight[0])
+    torch.testing.assert_close(tokens[0, 0], (frames * attention[:, None]).sum(0) / attention.sum())
+    bounds = [(k * len(frames) // STRETCHES, -(-(k + 1) * len(frames) // STRETCHES)) for k in range(STRETCHES)]
+    torch.testing.assert_close(tokens[0, 1:], torch.stack([frames[a:b].mean(0) for a, b in bounds]))
+    torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
+
+
+@pytest.mark.parametrize("layers", ["weighted_sum", "concat"])
+@pytest.mark.parametrize("pooling", ["statistics", "attentive_statistics"])
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])
+def test_statistics_are_mean_and_standard_deviation_of_each_layer(encoders, family, pooling, layers):
+    model, extractor = built(encoders[family], speech_pooling=pooling, speech_layers=layers)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
+    given = inputs_of(extractor, CLIPS[1])
+    scores: list[torch.Tensor] = []
+    if pooling == "attentive_statistics":
+        torch.nn.init.normal_(branch.attention[2].weight)
+        branch.attention.register_forward_hook(lambda _, __, given: scores.append(given[:, 0]))
+    with torch.no_grad():
+        features, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
+    states = torch.stack([state[0, :, 0].T for state in maps]).double()
+    shares = scores[0].softmax(0).double() if scores else torch.full((states.shape[1],), 1 / states.shape[1]).double()
+    assert len(shares) == states.shape[1] and (pooling == "statistics" or shares.std() > 1e-4)
+    means = (shares[:, None] * states).sum(1)
+    deviations = (shares[:, None] * (states - means[:, None]) ** 2).sum(1).clamp(min=1e-10).sqrt()
+    expected = torch.cat([means, deviations], dim=1)
+    expected = expected.flatten() if layers == "concat" else branch.layer_weights.softmax(0).double() @ expected
+    torch.testing.assert_close(features.pooled[0].double(), expected / (1 + 1e-5) ** 0.5, rtol=1e-3, atol=1e-4)
+    assert branch.head_hidden_size == len(expected) == features.pooled.shape[1]
+
+
+def test_statistics_are_standardised_by_those_of_training(encoders):
+    model, extractor = built(encoders["hubert"], speech_pooling="statistics", speech_layers="concat")
+    inputs, branch = inputs_of(extractor, *CLIPS), model.branches()["speech"]
+    branch.norm.train()
+    given = inputs["input_values"], inputs["attention_mask"]
+    pooled = branch(*given)
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(pooled.shape[1]), rtol=0, atol=1e-4)
+    for _ in range(200):
+        branch(*given)
+    branch.norm.eval()
+    plain = branch.layer_statistics(*given).flatten(2).flatten(1)
+    expected = (plain - plain.mean(0)) / (plain.var(0) + branch.norm.eps).sqrt()
+    torch.testing.assert_close(branch(*given), expected, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="A batch of one clip cannot be trained on: statistics pooling"):
+        branch.norm.train()
+        branch(given[0][:1], given[1][:1])
+
+
+def test_whisper_of_thirty_seconds_is_that_of_transformers(encoders):
+    """Its checkpoint takes 1 s at most, where a real one takes 30."""
+    model, extractor = built(encoders["whisper"])
+    own = AutoModel.from_pretrained(encoders["whisper"]).encoder.eval()
+    given = inputs_of(extractor, voice(1.0, seed=3))
+    assert given["input_values"].shape[-1] == own.config.max_source_positions * 2
+    states, frames = model.branches()["speech"]._layers(given["input_values"], given["attention_mask"])
+    with torch.no_grad():
+        expected = own(given["input_values"], output_hidden_states=True)
+    assert frames == [50] and len(states) == len(expected.hidden_states)
+    for state, hidden in zip(states, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
+        torch.testing.assert_close(state, hidden, rtol=0, atol=1e-5)
+
+
+def test_padding_in_training_changes_no_whisper_feature(encoders):
+    model, extractor = built(encoders["whisper"], speech_pooling="mean")
+    branch, batch = model.branches()["speech"], inputs_of(extractor, *CLIPS)
+    expected = branch(batch["input_values"], batch["attention_mask"])
+    branch.encoder.train()  # its configuration has no dropout
+    runs: list[tuple[int, ...]] = []
+    run = branch._run_whisper
+    branch._run_whisper = lambda values, lengths: runs.append(tuple(values.shape)) or run(values, lengths)
+    torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"]), expected, rtol=0, atol=1e-6)
+    assert runs == [(5, 8, 100)]  # one padded batch: the clip of 2.3 s is three pieces
+
+
+def test_it_begins_as_the_mean_over_time_of_the_mean_of_the_layers(encoders):
+    model, extractor = built(encoders["hubert"])
+    branch, given = model.branches()["speech"], inputs_of(extractor, CLIPS[0])
+    _, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
+    features = branch(given["input_values"], given["attention_mask"])
+    torch.testing.assert_close(features, torch.stack(maps).mean((0, 3, 4)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_heard_of_a_clip_does_not_depend_on_those_beside_it(encoders, family):
+    model, extractor = built(encoders[family], fusion="attention", head="decoder")
+    alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
+    torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
+    assert (alone[0] - alone[1]).abs().max() > 1e-4
+
+
+def test_padding_is_not_heard_in_training_either(encoders):
+    """Of an encoder whose norms see one frame at a time; what is drawn at random is switched off."""
+    still = {"apply_spec_augment": False, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    still |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+    folder = Path(encoders["hubert"]).parent / "still"
+    model, extractor = built(tiny_speech_encoder(folder, "hubert", **still))
+    branch = model.branches()["speech"].train()
+    batch, alone = inputs_of(extractor, *CLIPS[:2]), inputs_of(extractor, CLIPS[0])
+    one = branch(alone["input_values"], alone["attention_mask"])
+    torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"])[:1], one)
+
+
+# ---- what it is given
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_waveform_is_normalised_as_the_checkpoint_says(tmp_path, normalize):
+    own = Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    own.save_pretrained(tmp_path)
+    extractor = tiny_feature_extractor(speech_processor=read_processor(tmp_path))
+    given = inputs_of(extractor, *CLIPS)
+    heard = extractor.spectrograms(CLIPS)
+    lengths = given["attention_mask"].sum(-1).tolist()
+    assert lengths == [16_000, 36_800, 4_000] and given["input_values"].shape == (3, 36_800)
+    for row, length, clip in zip(given["input_values"], lengths, heard, strict=True):
+        samples = F.pad(clip["speech"], (0, max(0, 4000 - len(clip["speech"])))).numpy()
+        expected = own(samples, sampling_rate=16_000)["input_values"][0]
+        np.testing.assert_array_equal(row[:length], expected)
+        assert not row[length:].any()
+    assert (abs(given["input_values"][0].std() - 1) < 0.6) == normalize
+    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    assert again.speech_processor["do_normalize"] == normalize
+
+
+def test_whisper_is_given_its_own_pictures_piece_by_piece(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["whisper"]))
+    own = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
+    given, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
+    assert given["input_values"].shape == (3, 8, 230) and given["attention_mask"].sum(-1).tolist() == [100, 230, 25]
+    pieces = [
+        own(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000, padding=False) for i in (0, 16_000, 32_000)
+    ]
+    expected = np.concatenate([piece["input_features"][0] for piece in pieces], axis=-1)
+    np.testing.assert_array_equal(given["input_values"][1], expected)
+
+
+def test_its_waveform_is_that_of_the_clip_and_trimmed_as_the_pictures(encoders):
+    time = np.arange(2 * RATE) / RATE
+    clip = np.where((time > 0.5) & (time < 1.5), np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), trim_db=30)
+    (spectrograms,) = extractor.spectrograms(clip)
+    heard = spectrograms["speech"].numpy()
+    expected = np.where(
+        np.abs(np.arange(32_000) / 16_000 - 1) < 0.5, np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000), 0
+    )
+    inside = slice(9_000, 23_000)
+    np.testing.assert_allclose(heard[inside], expected[inside], atol=1e-3)
+    seconds = inputs_of(extractor, clip)["attention_mask"].sum() / 16_000
+    assert 1.05 < seconds < 1.25
+
+
+def test_blocks_of_a_stream_join_to_the_whole(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]))
+    recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(6)])
+    (whole,) = extractor.spectrograms(recording)
+    blocks = list(extractor.stream([recording[:50_000], recording[50_000:]], block_s=6.0))
+    assert len(blocks) > 1
+    for name, values in whole.items():
+        joined = torch.cat([block[name] for block in blocks], dim=-1)
+        assert joined.shape == values.shape
+    np.testing.assert_allclose(torch.cat([block["speech"] for block in blocks]), whole["speech"], atol=1e-5)
+
+
+def test_windows_of_the_pipeline_hear_their_stretch(encoders):
+    model, extractor = built(encoders["wavlm"])
+    classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
+    recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(9)])
+    heard = []
+    own = model.maxmvit.speech_encoder.forward
+    model.maxmvit.speech_encoder.forward = lambda *given: heard.append(given[0]) or own(*given)
+    rows = classify(recording, window_s=2.0, hop_s=1.0, batch_size=4)
+    assert len(rows) == 26 and [row["start"] for row in rows[:3]] == [0.0, 1.0, 2.0]
+    (whole,) = extractor.spectrograms(recording)
+    windows = [row for batch in heard for row in batch]
+    for start in (0, 3, 25):
+        expected = whole["speech"][16_000 * start : 16_000 * (start + 2)]
+        np.testing.assert_allclose(windows[start][:32_000], expected[:32_000], atol=1e-4)
+
+
+def test_it_is_kept_with_the_spectrograms(encoders):
+    plain = tiny_feature_extractor()
+    extractors = [tiny_feature_extractor(speech_processor=read_processor(encoders[f])) for f in ("wavlm", "hubert")]
+    (clip,) = extractors[0].spectrograms(CLIPS[0])
+    kept = unpack(pack(clip))
+    np.testing.assert_allclose(kept["speech"], clip["speech"], atol=clip["speech"].abs().max() / 60_000)
+    silent = unpack(pack({"speech": torch.zeros(10)}))
+    assert not silent["speech"].any()
+    keys = [extractor_key(each) for each in (plain, *extractors)]
+    assert keys[0] != keys[1] == keys[2]  # only the rate shapes what is kept
+    assert "speech" not in plain.spectrograms(CLIPS[0])[0] and not plain.heard([clip])
+
+
+def test_gain_is_heard(encoders):
+    extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), level="full_scale")
+    (clip,) = extractor.spectrograms(CLIPS[0])
+    louder = RandomGain(12.0)(clip)
+    db = (louder["mel"] - clip["mel"]).mean()
+    torch.testing.assert_close(louder["speech"], clip["speech"] * 10 ** (db / 20), rtol=1e-3, atol=1e-6)
+    assert abs(db) > 0.1
+
+
+# ---- every family, whole
+
+
+@pytest.mark.slow
+def test_every_family_reloads_in_a_process_without_the_checkpoint_it_came_from(tmp_path, encoders):
+    expected = {}
+    for family, encoder in encoders.items():
+        own = shutil.copytree(encoder, tmp_path / "gone" / family)
+        model, extractor = built(str(own))
+        for part in (model, extractor):
+            part.save_pretrained(tmp_path / family)
+        expected[family] = logits_of(model, extractor, *CLIPS)
+    shutil.rmtree(tmp_path / "gone")
+    np.savez(tmp_path / "clips.npz", *CLIPS)
+    code = """
+import sys, numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+clips, answers, trust = list(np.load("clips.npz").values()), {}, {"trust_remote_code": True}
+for family in sys.argv[1:]:
+    model, info = AutoModelForAudioClassification.from_pretrained(family, output_loading_info=True, **trust)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    extractor = AutoFeatureExtractor.from_pretrained(family, **trust)
+    with torch.no_grad():
+        answers[family] = model(**extractor(clips, sampling_rate=44100, return_tensors="pt")).logits
+    rows = pipeline("audio-classification", model=family, **trust)({"array": clips[1], "sampling_rate": 44100})
+    scores = answers[family][1].softmax(-1)
+    assert abs(max(row["score"] for row in rows) - float(scores.max())) < 1e-5, (rows, scores)
+torch.save(answers, "answers.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, *encoders], cwd=tmp_path, check=True, timeout=300)
+    answers = torch.load(tmp_path / "answers.pt")
+    for family in encoders:
+        torch.testing.assert_close(answers[family], expected[family], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_resumes_and_saves_memory(encoders, family, tmp_path):
+    model, extractor = built(encoders[family], fusion="gated")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"activation_checkpointing": True, "bf16": family == "wavlm"}
+    whole = trainer_of(model, extractor, tmp_path, **settings)
+    whole.train()
+    ends = model.state_dict()
+    moved = {name for name, value in ends.items() if not value.equal(before[name])}
+    assert {f"maxmvit.speech_encoder.{name}" for name in ("layer_weights", "attention.weight")} < moved
+    assert any(name.startswith("maxmvit.speech_encoder.encoder.") and ".layers.0." in name for name in moved)
+    again, _ = built(encoders[family], fusion="gated")
+    resumed = trainer_of(again, extractor, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, value in again.state_dict().items():
+        assert value.equal(ends[name]), name
+
+
+@pytest.mark.slow
+def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
+    sounds = [voice(0.1 + 0.1 * (i % 5), f0=100 + 40 * (i % 4), seed=i) for i in range(24)]
+    for i, sound in enumerate(sounds):
+        soundfile.write(tmp_path / f"{i}.wav", sound, RATE, subtype="FLOAT")
+    paths = [str(tmp_path / f"{i}.wav") for i in range(24)]
+    table = Dataset.from_dict({"file": paths, "audio": paths, "label": [i % 4 for i in range(24)]})
+    settings = {
+        "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "num_train_epochs": 2,
+        "eval_strategy": "no", "load_best_model_at_end": False, "lr_scheduler_type": "cosine",
+        "save_strategy": "steps", "save_steps": 7, "save_total_limit": None,
+    }  # fmt: skip
+    seen: list[list[int]] = []
+
+    def trainer(name: str) -> SERTrainer:
+        model, extractor = built(encoders["wavlm"])
+        features = extract_features(table, extractor, cache_dir=tmp_path / "cache")
+        made = make_trainer(
+            model, {"train": features, "validation": []}, extractor, make_arguments(tmp_path / name, **settings)
+        )
+        collate = made.train_collator
+        made.train_collator = lambda rows: seen.append([paths.index(row["file"]) for row in rows]) or collate(rows)
+        return made
+
+    whole = trainer("whole")
+    whole.train()
+    batches, seen[:] = seen[:], []
+    first, second = sum(batches[:12], []), sum(batches[12:], [])
+    assert sorted(first) == sorted(second) == list(range(24)) and first != second
+    lengths = [[len(sounds[row]) for row in batch] for batch in batches]
+    assert sum(max(batch) - min(batch) for batch in lengths) <= 24 * 0.1 * RATE  # 0.16 each, in random order
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
+    assert seen[-10:] == batches[14:]  # in the second epoch
+    for name, value in resumed.model.state_dict().items():
+        assert value.equal(whole.model.state_dict()[name]), name
+    assert resumed.predict(resumed.train_dataset).label_ids.tolist() == table["label"][:]
+
+
+def test_batches_by_length_where_they_save_nothing_or_cannot_be_made(encoders, tmp_path, caplog):
+    args = make_arguments(tmp_path, train_sampling_strategy="group_by_length")
+    hearing = tiny_config(speech_encoder=encoders["wavlm"])
+    check_model(hearing, DataArguments(), args)
+    assert not caplog.text
+    check_model(tiny_config(), DataArguments(), args)
+    assert "group_by_length saves no time: all images have one size" in caplog.text
+    with pytest.raises(DataError, match="group_by_length needs --cache_features"):
+        check_model(hearing, DataArguments(cache_features=False), args)
+    with pytest.raises(ValueError, match="batch_rebalance counts tokens: take group_by_length"):
+        command(None, "--train_sampling_strategy", "batch_rebalance")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_changes_no_gradient_and_bfloat16_little(encoders, family):
+    model, extractor = built(encoders[family])
+    inputs, labels = inputs_of(extractor, *CLIPS), torch.tensor([0, 1, 2])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            model.branches()["speech"].encoder.train()
+        else:
+            model.branches()["speech"].encoder.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        torch.manual_seed(0)
+        np.random.seed(0)
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    model.eval().activation_checkpointing_disable()
+    expected = logits_of(model, extractor, *CLIPS)
+    torch.testing.assert_close(logits_of(model.bfloat16(), extractor, *CLIPS).float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_weights_that_a_checkpoint_lacks_are_drawn(encoders, tmp_path):
+    model, _ = built(encoders["hubert"])
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    gone = [name for name in saved if "speech_encoder.encoder.encoder.layers.1." in name or "layer_weights" in name]
+    kept = {name: value for name, value in saved.items() if name not in gone}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(gone)
+    for name, value in again.state_dict().items():
+        assert value.isfinite().all() and (value.abs() < 10).all(), name
+
+
+# ---- what may be chosen
+
+
+def test_a_model_may_hear_only(encoders):
+    model, extractor = built(encoders["wavlm"], cqt_backbone=None, mel_backbone=None)
+    assert [*model.branches()] == ["speech"] and model.config.branch_names == ["speech"]
+    inputs = inputs_of(extractor, *CLIPS)
+    logits = model(**inputs).logits
+    assert logits.equal(model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_layers_are_not_divided_between_devices(encoders, family):
+    model, _ = built(encoders[family])
+    assert {name for name in model.maxmvit._no_split_modules if "EncoderLayer" in name}
+    assert {"MaxxVitBlock", "MultiScaleBlock"} < {*model.maxmvit._no_split_modules}
+
+
+def test_its_weights_are_those_of_its_checkpoint(encoders, tmp_path):
+    model, _ = built(encoders["wavlm"])
+    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    loaded = model.pretrained_parts()["speech"].state_dict()
+    assert own.keys() == loaded.keys() and all(value.equal(own[name]) for name, value in loaded.items())
+    with pytest.raises(OSError, match="could not be loaded.*local folder"):
+        model.maxmvit.load_speech_weights(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="lacks .* of its weights"):
+        model.maxmvit.load_speech_weights(encoders["whisper"])
+
+
+def test_the_kept_configuration_has_nothing_of_the_machine(encoders):
+    config = read_encoder_config(encoders["wavlm"])
+    assert config["layerdrop"] == 0 and "dtype" not in config and encoders["wavlm"] not in str(config)
+    assert MaxMViTConfig(speech_encoder="gone", speech_encoder_config=config).speech_encoder_config == config
+
+
+def test_what_cannot_be_joined_is_named(tmp_path, encoders):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="type 'vit', which cannot be joined: it is one of wav2vec2, hubert"):
+        tiny_config(speech_encoder=str(tmp_path))
+    with pytest.raises(OSError, match="speech_encoder='.*nowhere' could not be loaded.*local folder"):
+        tiny_config(speech_encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match="does not say how it wants waveforms"):
+        read_processor(tmp_path)
+    with pytest.raises(ValueError, match="speech_pooling='max' does not work: it is one of attention, mean"):
+        tiny_config(speech_encoder=encoders["wavlm"], speech_pooling="max")
+    with pytest.raises(ValueError, match="speech_encoder names none"):
+        tiny_config(speech_encoder_config={"model_type": "wavlm"})
+    with pytest.raises(ValueError, match="speech_processor is a 'ViTImageProcessor'"):
+        tiny_feature_extractor(speech_processor={"feature_extractor_type": "ViTImageProcessor"})
+    with pytest.raises(ValueError, match="cqt_backbone, mel_backbone and speech_encoder are all None"):
+        tiny_config(cqt_backbone=None, mel_backbone=None)
+
+
+def test_inputs_that_are_not_the_encoders_are_refused(encoders):
+    model, extractor = built(encoders["wavlm"])
+    whisper, _ = built(encoders["whisper"])
+    inputs = inputs_of(extractor, *CLIPS)
+    with pytest.raises(ValueError, match="input_values is missing.*speech_processor"):
+        model(cqt_values=inputs["cqt_values"], mel_values=inputs["mel_values"])
+    with pytest.raises(ValueError, match="not what the feature extractor of this speech encoder returns"):
+        whisper(**inputs)
+    with pytest.raises(ValueError, match="cqt_values holds 3 clips, input_values 2"):
+        model(**inputs | {"input_values": inputs["input_values"][:2], "attention_mask": inputs["attention_mask"][:2]})
+    assert make_processor(extractor.speech_processor) is make_processor(dict(extractor.speech_processor))
+
+
+# ---- what trains it
+
+
+def command(encoder: str | None, *flags: str):
+    chosen = [] if encoder is None else ["--speech_encoder", encoder]
+    return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *chosen, *flags])
+
+
+def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, float]]:
+    trainer = trainer_of(model, extractor, folder, **changes)
+    return {g["branch"]: (g["algorithm"], g["lr"], g["weight_decay"]) for g in trainer.create_optimizer().param_groups
+            if g["weight_decay"] or g["branch"] != "speech"}  # fmt: skip
+
+
+def test_it_has_an_optimizer_of_its_own(encoders, tmp_path):
+    model, extractor = built(encoders["wavlm"])
+    trainer = trainer_of(model, extractor, tmp_path, speech_weight_decay=0.01)
+    trainer.create_optimizer()
+    found = {}
+    for group in trainer.optimizer.param_groups:
+        found.setdefault(group["branch"], (group["algorithm"], group["lr"]))
+    adam = ("adam", 1e-3)
+    assert found == {"cqt": adam, "mel": ("radam", 1e-3), "speech": ("adamw", 1e-4), "head": adam}
+    speech = [g for g in trainer.optimizer.param_groups if g["branch"] == "speech"]
+    assert {g["weight_decay"] for g in speech} == {0.0, 0.01}
+    own = {id(p) for group in speech for p in group["params"]}
+    assert own == {
+        id(p) for p in model.pretrained_parts()["speech"].parameters()
+    }  # what sums its layers is the head's
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path):
+    model, extractor = built(encoders[family])
+    trainer = trainer_of(model, extractor, tmp_path, layer_decay=0.5, speech_learning_rate=1.0)
+    names = {id(p): name for name, p in model.maxmvit.speech_encoder.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in trainer.create_optimizer().param_groups
+             if group["branch"] == "speech" for p in group["params"]}  # fmt: skip
+    layers = [{rate for name, rate in rates.items() if f"layers.{i}." in name and "q_proj" in name} for i in (0, 1)]
+    assert layers == [{0.5}, {1.0}]
+    assert {rate for name, rate in rates.items() if "conv" in name} == {0.25}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
+    def trained(**changes) -> set[str]:
+        model, extractor = built(encoders[family])
+        trainer_of(model, extractor, tmp_path, **changes)
+        part = model.pretrained_parts()["speech"]
+        assert model.maxmvit.speech_encoder.layer_weights.requires_grad
+        return {name for name, p in part.named_parameters() if p.requires_grad}
+
+    everything = trained()
+    assert trained(freeze_speech_encoder=True) == trained(freeze_backbones=True) == set()
+    half = trained(speech_frozen_layers=1)
+    assert half == {name for name in everything if "layers.1." in name and "conv" not in name}
+    assert trained(speech_frozen_layers=0) == {
+        name for name in everything if ".layers." in f".{name}" and "conv" not in name
+    }
+    thawed = trained(freeze_backbones=True, unfreeze_epoch=1, speech_frozen_layers=1)
+    assert thawed == half
+
+
+def test_frozen_it_stays_as_it_is(encoders, tmp_path):
+    model, extractor = built(encoders["wavlm"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer_of(model, extractor, tmp_path, freeze_speech_encoder=True, num_train_epochs=1).train()
+    moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert not [name for name in moved if name.startswith("maxmvit.speech_encoder.encoder.")]
+    assert "maxmvit.speech_encoder.layer_weights" in moved and "maxmvit.cqt_backbone.stem.conv1.weight" in moved
+    assert not model.maxmvit.speech_encoder.encoder.training
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--speech_optimizer", "sgd"], ["--speech_learning_rate", "1e-5"], ["--speech_weight_decay", "0.1"],
+        ["--speech_pooling", "mean"], ["--freeze_speech_encoder"], ["--speech_frozen_layers", "2"],
+    ],
+)  # fmt: skip
+def test_its_options_are_left_out_with_a_warning_where_there_is_none(flags, caplog):
+    model_args, _, args = command(None, *flags)
+    assert f"{flags[0]} has no effect without --speech_encoder" in caplog.text
+    assert (model_args, args.speech_optimizer) == (command(None)[0], "adamw")
+    assert args.speech_learning_rate is None and args.speech_frozen_layers is None and not args.freeze_speech_encoder
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--freeze_speech_encoder", "--speech_learning_rate", "1"], "--speech_learning_rate has no effect with"),
+        (["--freeze_speech_encoder", "--speech_frozen_layers", "1"], "--speech_frozen_layers has no effect with"),
+    ],
+)
+def test_options_of_a_frozen_encoder_are_left_out_with_a_warning(flags, said, caplog):
+    args = command("somewhere", *flags)[2]
+    assert said in caplog.text and args.speech_learning_rate is None and args.speech_frozen_layers is None
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--speech_frozen_layers", "-1"], "--speech_frozen_layers -1 does not work: it must be a number at least 0"),
+        (["--speech_optimizer", "lion"], "--speech_optimizer lion is unknown"),
+    ],
+)
+def test_values_that_cannot_work(flags, said):
+    with pytest.raises(ValueError, match=said):
+        command("somewhere", *flags)
+    every_other = [f"--{branch}_optimizer=sgd" for branch in ("cqt", "mel", "head")]
+    assert command("somewhere", "--adam_beta1", "0.8", *every_other)[2].adam_beta1 == 0.8
+
+
+def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path):
+    model_args, _, args = command(encoders["wavlm"], "--mel_backbone", "none", "--cqt_backbone", "convnet")
+    config, extractor = make_config(model_args), make_feature_extractor(model_args)
+    model = make_model(config, model_args)
+    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    assert all(value.equal(own[name]) for name, value in model.pretrained_parts()["speech"].state_dict().items())
+    assert extractor.speech_processor["do_normalize"] is False
+    start = starting_weights(model, model_args)
+    torch.manual_seed(5)
+    assert start == starting_weights(make_model(config, model_args), model_args) and start.startswith("sha256-")
+    model_args.feature_extractor_kwargs = {"speech_processor": {}}
+    with pytest.raises(ValueError, match="speech_processor comes with --speech_encoder"):
+        make_feature_extractor(model_args)
+    args.mixup_alpha = 0.2
+    with pytest.raises(DataError, match="--mixup_alpha blends images and not waveforms"):
+        check_model(config, DataArguments(), args)
+    assert isinstance(args, SERTrainingArguments) and isinstance(model.maxmvit.speech_encoder, SpeechEncoder)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
+    write_ravdess(tmp_path / "corpus")
+    recipe = Path(__file__).parents[2] / "configs" / "wavlm.yaml"
+    places = {"data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+    flags = [f"--{name}={value}" for name, value in {"speech_encoder": encoders["wavlm"], **places}.items()]
+    main([str(recipe), *flags, "--max_steps=10", "--report_to=none"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["n_clips"] == 32 and metrics["model_arguments"]["speech_encoder"] == Path(encoders["wavlm"]).name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Mel\nspectrogram, and its waveform (" in card
+        and f"speech_encoder: {Path(encoders['wavlm']).name}, " in card
+        and "fusion: gated" in card
+    )
+    classify = load_pipeline(str(tmp_path / "out"))
+    assert [*classify.model.branches()] == ["cqt", "mel", "speech"]
+    assert encoders["wavlm"] not in (tmp_path / "out" / "config.json").read_text()
+    rows = classify([{"array": clip, "sampling_rate": RATE} for clip in CLIPS[:2]])
+    assert len(rows) == 2 and all(len(row) == 8 for row in rows)
+    with pytest.raises(DataError, match="speech_encoder=.* cannot be exported"):
+        onnx.build(classify, onnx.Form(window_s=None, front_end=True, quantize=None, opset=20))
+
+
+# ---- frozen: heard once
+
+
+@pytest.mark.parametrize("family, pooling, layers", [(f, "mean", "weighted_sum") for f in FAMILIES]
+                         + [("wavlm", "statistics", "concat"), ("whisper", "statistics", "weighted_sum")])  # fmt: skip
+def test_layer_statistics_stand_for_the_waveform(encoders, family, pooling, layers):
+    chosen = {"speech_pooling": pooling, "speech_layers": layers, "fusion": "attention", "head": "decoder"}
+    model, extractor = built(encoders[family], **chosen)
+    branch = model.branches()["speech"]
+    torch.nn.init.normal_(branch.layer_weights)
+    inputs = inputs_of(extractor, *CLIPS)
+    expected = model(**inputs).logits
+    statistics = branch.layer_statistics(inputs["input_values"], inputs.pop("attention_mask"))
+    assert statistics.shape == (3, 3, 2, 16)
+    torch.testing.assert_close(model(**inputs | {"input_values": statistics}).logits, expected, rtol=0, atol=1e-6)
+    halved = model(**inputs | {"input_values": statistics.half()}, output_hidden_states=True)
+    torch.testing.assert_close(halved.logits, expected, rtol=0, atol=1e-3)
+    assert halved.hidden_states[-1].shape == (3, 16, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_local_folder_of_an_encoder_alone_loads_without_a_warning(tmp_path, encoders):
+    weights = load_file(Path(encoders["whisper"]) / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".encoder." in name}
+    assert 0 < len(kept) < len(weights)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(Path(encoders["whisper"]) / name, tmp_path)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    code = """
+import sys
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import MaxMViTModel
+model = MaxMViTModel(MaxMViTConfig(cqt_backbone=None, mel_backbone=None, speech_encoder=sys.argv[1]))
+model.load_speech_weights()
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "decoder" not in done.stderr and "MISSING" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_hears_each_clip_once(encoders, tmp_path, monkeypatch):
+    write_ravdess(tmp_path / "corpus")
+    heard, own = [], SpeechEncoder._run
+    monkeypatch.setattr(SpeechEncoder, "_run", lambda *given: heard.append(len(given[1])) or own(*given))
+    recipe = Path(__file__).parents[2] / "configs" / "wavlm_frozen.yaml"
+    places = {"speech_encoder": encoders["wavlm"], "data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache"}
+    flags = [f"--{name}={value}" for name, value in places.items()]
+
+    def run(name: str, *more: str) -> int:
+        heard.clear()
+        main([str(recipe), *flags, f"--output_dir={tmp_path / name}", "--max_steps=2", "--report_to=none", *more])
+        return sum(heard)
+
+    assert run("first") == 192
+    (kept,) = (tmp_path / "cache" / "maxmvit_speech").glob("*.safetensors")
+    assert {value.shape for value in load_file(kept).values()} == {(3, 2, 16)} and len(load_file(kept)) == 192
+    assert run("copies", "--waveform_copies=1", "--waveform_chain=recording") > 0
+    assert run("copies again", "--waveform_copies=1", "--waveform_chain=recording", "--speech_pooling=statistics") == 0
+    assert run("another fusion", "--fusion=concat") == 0
+    assert run("windows", "--training_window=0.3") >= 2 * 32 + 32
+    classify = load_pipeline(str(tmp_path / "first"))
+    assert len(classify({"array": CLIPS[0], "sampling_rate": RATE})) == 8

@@ -1,0 +1,103 @@
+"""The weights that come with the code: whole, small, and what their card says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from pytest import approx
+
+from ser.models import load_pipeline, shipped_weights
+from tests.helpers.tiny import voice
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "weights" / "ravdess_small"
+EMOTIONS = ["neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"]
+
+
+@pytest.fixture(scope="module")
+def classify():
+    return load_pipeline(None)
+
+
+def test_they_are_small_and_carry_nothing_of_training():
+    names = {path.name for path in WEIGHTS.iterdir()}
+    assert {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "metrics.json"} <= names
+    assert not names & {"runs", "checkpoints.json"} and not [name for name in names if name.startswith("checkpoint-")]
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 12e6
+    assert Path(shipped_weights()).resolve() == WEIGHTS.resolve()
+
+
+def test_their_code_is_the_one_at_the_root():
+    """By links, so that there is no second copy to maintain; an installation has files in their place."""
+    links = {path.name: path.readlink().as_posix() for path in WEIGHTS.glob("*.py")}
+    assert links == {path.name: f"../../{path.name}" for path in ROOT.glob("*_maxmvit.py")}
+
+
+def test_they_answer_without_what_takes_long_to_import():
+    """Neither timm, of whose models they have none, nor what librosa and scipy compute filters with."""
+    code = """
+import sys
+import numpy as np
+from transformers import pipeline
+before = set(sys.modules)
+classify = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True)
+classify(np.sin(np.arange(44_100) / 50).astype(np.float32), sampling_rate=44_100)
+print(*sorted({name for name in set(sys.modules) - before if name in ("timm", "numba", "scipy.signal", "sklearn")}))
+"""
+    done = subprocess.run([sys.executable, "-c", code, WEIGHTS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+def test_their_settings_are_the_recipes(classify):
+    recipe = yaml.safe_load((ROOT / "configs" / "ravdess_small.yaml").read_text())
+    run = json.loads((WEIGHTS / "metrics.json").read_text())
+    assert run["corpus"]["name"] == "ravdess" and run["corpus"]["rows_used"]["train"] == 1440
+    trained = run["training_arguments"]
+    for name in ("num_train_epochs", "learning_rate", "ema_decay", "waveform_copies", "training_window"):
+        assert trained[name] == recipe[name], name
+    extractor = classify.feature_extractor
+    chosen = recipe["feature_extractor_kwargs"]
+    assert {name: getattr(extractor, name) for name in chosen} == chosen
+    assert [*classify.model.config.id2label.values()] == EMOTIONS
+
+
+def test_the_card_quotes_the_folds_and_the_licence():
+    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    quoted = json.loads((WEIGHTS / "metrics.json").read_text())["quoted_scores"]
+    assert {quote["protocol"] for quote in quoted} == {"ravdess/emobox-all", "ravdess/luna-jimenez-all"}
+    for quote in quoted:
+        assert f"{quote['mean']['UA']:.3f}" in card and f"{quote['pooled']['UA']:.3f}" in card
+    assert "license: cc-by-nc-sa-4.0" in card
+    assert "python run_ser.py configs/ravdess_small.yaml" in card
+
+
+def test_any_clip_is_answered(classify):
+    rows = classify(voice(2.0), top_k=8)
+    assert sorted(row["label"] for row in rows) == sorted(EMOTIONS) and sum(row["score"] for row in rows) == approx(1)
+    rows = classify(np.concatenate([voice(4.0), np.zeros(3 * 44_100, np.float32)]), window_s=3.0, hop_s=1.0)
+    assert rows[-1]["label"] == "silence" and {row["label"] for row in rows} <= {*EMOTIONS, "silence"}
+
+
+@pytest.mark.slow
+def test_one_line_answers_from_the_folder_by_its_own_code():
+    code = (
+        "import numpy as np; from transformers import pipeline;"
+        "classify = pipeline('audio-classification', model='weights/ravdess_small', trust_remote_code=True);"
+        "y = np.sin(np.arange(88_200) * 0.03).astype('float32');"
+        "rows = classify({'array': y, 'sampling_rate': 44_100}, top_k=8);"
+        "assert len(rows) == 8 and abs(sum(row['score'] for row in rows) - 1) < 1e-5, rows"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
+
+
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
+def test_they_know_the_voices_that_they_were_trained_on(classify):
+    clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::29]
+    answers = classify([str(clip) for clip in clips])
+    right = [EMOTIONS[int(clip.stem[6:8]) - 1] == rows[0]["label"] for clip, rows in zip(clips, answers, strict=True)]
+    assert np.mean(right) > 0.75

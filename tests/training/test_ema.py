@@ -1,0 +1,118 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.training.ema import UNAVERAGED, AveragedWeights
+from ser.utils import DataError
+from tests.helpers.tiny import tiny_model
+from tests.helpers.training import make_trainer
+from tests.training.test_trainer import QUIET, Poisoned, assert_same_weights, evaluations, weights
+
+DECAY = 0.8
+
+
+class ByHand(TrainerCallback):
+    """The average as its formula has it, in float64, after every step."""
+
+    def __init__(self):
+        self.averages, self.last = [], None
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.last = {
+            name: value.double() if value.is_floating_point() else value for name, value in weights(model).items()
+        }
+        average = self.last
+        if self.averages:
+            average = {
+                name: DECAY * self.averages[-1][name] + (1 - DECAY) * value if value.is_floating_point() else value
+                for name, value in self.last.items()
+            }
+        self.averages.append(average)
+
+
+def assert_near(model, average):
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value.to(average[name].dtype), average[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_after_twenty_steps_the_model_is_the_average_by_hand(tmp_path):
+    by_hand = ByHand()
+    trainer = make_trainer(tmp_path, ema_decay=DECAY, max_steps=20, callbacks=[by_hand], **QUIET)
+    trainer.train()
+    assert len(by_hand.averages) == 20
+    assert_near(trainer.model, by_hand.averages[-1])
+    name = "classifier.dense.weight"
+    assert (by_hand.last[name] - by_hand.averages[-1][name]).abs().max() > 1e-4
+    assert int(trainer.model.classifier.norm.num_batches_tracked) == 20
+
+
+@pytest.mark.slow
+def test_the_average_is_evaluated_and_saved_and_the_last_weights_are_trained(tmp_path):
+    by_hand = ByHand()
+    trainer = make_trainer(tmp_path, ema_decay=DECAY, num_train=8, callbacks=[by_hand], metric_for_best_model="loss")
+    trainer.train()
+    losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    for step in (2, 4, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        saved = MaxMViTForAudioClassification.from_pretrained(folder)
+        assert_near(saved, by_hand.averages[step - 1])
+        assert make_trainer(tmp_path, model=saved).evaluate()["eval_loss"] == pytest.approx(losses[step], rel=1e-5)
+        assert not torch.equal(
+            load_file(folder / UNAVERAGED)["classifier.dense.weight"], saved.classifier.dense.weight
+        )
+    assert_same_weights(
+        weights(trainer.model),
+        load_file(tmp_path / f"checkpoint-{trainer.state.best_global_step}" / "model.safetensors"),
+    )
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_averaging_to_the_bit(tmp_path):
+    settings = {"ema_decay": DECAY, "num_train": 8, "channels_last": True}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **settings, model=tiny_model(seed=5))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert evaluations(whole) == evaluations(resumed)
+    for name in ("model.safetensors", UNAVERAGED):
+        ends = [load_file(tmp_path / run / "checkpoint-6" / name) for run in ("whole", "resumed")]
+        assert_same_weights(*ends)
+    with pytest.raises(DataError, match="checkpoint-2 holds averaged weights: go on with --ema_decay"):
+        make_trainer(tmp_path / "plain", num_train=8).train(str(tmp_path / "whole" / "checkpoint-2"))
+
+
+@pytest.mark.slow
+def test_a_step_that_is_left_out_is_not_averaged(tmp_path):
+    ends = []
+    for poisoned in ((), (3,)):
+        model = tiny_model(hidden_dropout=0.0)
+        settings = {"num_train": 4, "max_steps": 2 + len(poisoned), "skip_nonfinite_steps": 1}
+        trainer = make_trainer(tmp_path, model=model, ema_decay=DECAY, **settings, **QUIET)
+        trainer.train_collator = Poisoned(*poisoned)
+        trainer.train()
+        ends.append(weights(model))
+    assert_same_weights(*ends)
+
+
+def test_only_what_can_be_averaged_is(tmp_path):
+    model = torch.nn.BatchNorm1d(2)
+    before = copy.deepcopy(model.state_dict())
+    average = AveragedWeights(model, 0.5)
+    average.update()
+    model(torch.randn(8, 2))
+    average.update()
+    last = copy.deepcopy(model.state_dict())
+    with average.applied(), average.applied():
+        assert model.num_batches_tracked == 1
+        torch.testing.assert_close(model.running_var, 0.5 * before["running_var"] + 0.5 * last["running_var"])
+    assert_same_weights(last, model.state_dict())
+    assert not torch.equal(model.running_mean, before["running_mean"])
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        AveragedWeights(model, 1.0)
+    with pytest.raises(ValueError, match="ema_decay 1.5 must be"):
+        make_trainer(tmp_path, ema_decay=1.5)

@@ -1,0 +1,525 @@
+"""The command from recipe to report, and what it leaves behind used by a stranger."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import balanced_accuracy_score
+
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.cli import find_recipe
+from ser.commands import evaluate as evaluate_ser
+from ser.commands.train import main
+from ser.data.corpora import RECORDS
+from ser.data.corpora.demo import write_demo_corpus
+from ser.data.corpora.emodb import EMODB_SPEAKERS
+from ser.data.corpora.iemocap import IEMOCAP_VOTES
+from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
+from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
+from ser.models import load_pipeline
+from ser.training.ema import UNAVERAGED
+from ser.training.run import parse_arguments
+from ser.training.trainer import SERTrainer
+from ser.utils import DataError
+from tests.evaluation.test_soft_labels import recomputed
+from tests.helpers.clips import write_parquet
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = [
+    "--learning_rate=1e-3", "--num_train_epochs=1", "--report_to=none", "--preprocessing_num_workers=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Six voices, two takes of each emotion."""
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    write_demo_corpus(folder, n_voices=6, clips_per_emotion=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(*flags, recipe="demo"):
+    main([str(ROOT / "configs" / f"{recipe}.yaml"), *TINY, *map(str, flags)])
+
+
+def read_predictions(folder, name="predictions.csv"):
+    with open(folder / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", folder, "--calibrate", "--num_train_epochs", "4")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_promised_file_is_there_and_agrees(trained, corpus):
+    for name in ("model.safetensors", "preprocessor_config.json", "confusion_matrix.png", "training_curves.png",
+                 "README.md", "modeling_maxmvit.py", "pipeline_maxmvit.py", "checkpoints.json"):  # fmt: skip
+        assert (trained / name).stat().st_size > 0, name
+    rows, metrics = read_predictions(trained), json.loads((trained / "metrics.json").read_text())
+    splits = json.loads((trained / "splits.json").read_text())["clips"]
+    test_files = {clip["file"] for clip in splits if clip["part"] == "test"}
+    assert {row["file"] for row in rows} == test_files
+    assert metrics["UA"] == pytest.approx(
+        balanced_accuracy_score([row["label"] for row in rows], [row["prediction"] for row in rows]), abs=1e-9
+    )
+    for row in rows:
+        probabilities = {name[2:]: float(value) for name, value in row.items() if name.startswith("p_")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert max(probabilities, key=probabilities.get) == row["prediction"]
+    chosen_by = {clip["file"] for clip in splits if clip["part"] == "validation"}
+    assert {row["file"] for row in read_predictions(trained, "validation_predictions.csv")} == chosen_by
+    heard = {clip["speaker"] for clip in splits if clip["part"] != "test"}
+    assert heard.isdisjoint({row["speaker"] for row in rows})
+
+
+@pytest.mark.slow
+def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
+    flags = ["--data_dir", str(corpus), "--cache_dir", str(cache), "--protocol", "speaker"]
+    evaluate_ser.main([str(trained), *flags, "--output_dir", str(tmp_path / "out")])
+    assert read_predictions(tmp_path / "out") == read_predictions(trained)
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "out"))
+    for name in ("protocol", "speaker_disjoint", "UA", "WA", "confusion_matrix", "intervals", "test_speakers"):
+        assert after[name] == before[name], name
+    assert after["heard_in_training"] == {"speakers": [], "clips": []}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested, such as voice_"):
+        evaluate_ser.main([str(trained), *flags, "--fold", "2", "--output_dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+STRANGER = """
+import json
+import sys
+from transformers import pipeline
+classify = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True, top_k=None)
+for path in sys.argv[2:]:
+    print(json.dumps({row["label"]: row["score"] for row in classify(path)}))
+"""
+
+
+@pytest.mark.slow
+def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, tmp_path):
+    rows = read_predictions(trained)[:3]
+    paths = [str(corpus / row["file"]) for row in rows]
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, trained, *paths], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    for row, line in zip(rows, done.stdout.splitlines(), strict=True):
+        for label, score in json.loads(line).items():
+            # The features that were trained and tested on are kept in float16.
+            assert score == pytest.approx(float(row[f"p_{label}"]), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys):
+    before = (trained / "metrics.json").stat().st_mtime_ns
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained, "--num_train_epochs", "4")
+    run(*flags, "--calibrate")
+    assert "holds a finished run" in capsys.readouterr().out
+    assert (trained / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="calibrate: true -> false"):
+        run(*flags)
+
+
+@pytest.mark.slow
+def test_a_temperature_is_fitted_on_validation_folded_into_the_model_and_its_effect_on_the_test_part_told(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    temperature = metrics["temperature"]
+    assert temperature != 1
+    assert MaxMViTForAudioClassification.from_pretrained(trained).config.temperature == 1  # the last layer has it
+
+    def nll(name: str, power: float) -> float:
+        total = 0.0
+        rows = read_predictions(trained, name)
+        for row in rows:
+            weights = {key[2:]: float(value) ** power for key, value in row.items() if key.startswith("p_")}
+            total -= math.log(weights[row["label"]] / sum(weights.values()))
+        return total / len(rows)
+
+    # What the probabilities are of is a softmax over the temperature, so that a power of them is one over another.
+    assert nll("validation_predictions.csv", 1) <= nll("validation_predictions.csv", temperature)
+    assert metrics["calibration"]["NLL"] == pytest.approx(nll("predictions.csv", 1), abs=1e-9)
+    assert metrics["calibration"]["before"]["NLL"] == pytest.approx(nll("predictions.csv", temperature), abs=1e-9)
+    assert set(metrics["calibration"]["before"]["intervals"]["by_clip"]) == {"ECE", "Brier", "NLL"}
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
+    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
+        "--labels", "sad", "happy", "angry", "neutral", "--learning_rate", "0")  # fmt: skip
+    models = [MaxMViTForAudioClassification.from_pretrained(folder) for folder in (trained, tmp_path)]
+    assert models[1].config.id2label == {0: "sad", 1: "happy", 2: "angry", 3: "neutral"}
+    first, second = (model.maxmvit.mel_backbone.patch_embed.proj.weight for model in models)
+    assert torch.equal(first, second)
+    assert not torch.equal(*(model.classifier.out_proj.weight for model in models))
+    assert models[1].config.temperature == 1
+
+
+def write_voted_corpus(folder: Path, ties: Collection[int] = range(3, 40, 4)) -> None:
+    """Five sessions of two speakers as on the Hub, four clips each; on the `ties` the annotators do not agree."""
+    emotions = ("neutral", "happy", "angry", "sad")
+    names, rows = [], []
+    for number in range(40):
+        session, sex, own = number // 8 + 1, "FM"[number % 2], emotions[number // 2 % 4]
+        names.append(f"Ses0{session}F_impro01_{sex}{number:03d}.wav")
+        other = emotions[(number // 2 + 1) % 4]
+        rows.append({own: 2.0, other: 2.0 if number in ties else 1.0, "frustrated": 1.0})
+    columns = {"file": names, "major_emotion": [max(row, key=row.get) for row in rows]}
+    columns |= {name: [row.get(name, 0.0) for row in rows] for name in IEMOCAP_VOTES}
+    write_parquet(folder, "train", columns, names)
+
+
+@pytest.mark.slow
+def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(cache, tmp_path):
+    write_voted_corpus(tmp_path / "data")
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache,
+            "--soft_labels", "votes")  # fmt: skip
+    out = tmp_path / "out"
+    run(*data, "--output_dir", out, "--metric_for_best_model", "JS", "--mixup_alpha", "0.2")
+    rows, metrics = read_predictions(out), json.loads((out / "metrics.json").read_text())
+    names = metrics["label_names"]
+    votes, probabilities = (np.array([[float(row[f"{k}_{name}"]) for name in names] for row in rows]) for k in "vp")
+    assert len(rows) == 8 and metrics["distributions"]["n_clips"] == 8
+    expected = recomputed(votes, probabilities)
+    assert {name: metrics["distributions"][name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    sure = [row for row, own in zip(rows, votes, strict=True) if sorted(own)[-1] > sorted(own)[-2]]
+    assert metrics["n_clips"] == len(sure) == 6 and metrics["distributions"]["n_without_agreement"] == 2
+    assert "Of 2 test clips the votes tie: only KL, JS, soft_macro_f1 count them." in metrics["remarks"]
+    right = balanced_accuracy_score([row["label"] for row in sure], [row["prediction"] for row in sure])
+    assert metrics["UA"] == pytest.approx(right, abs=1e-9)
+    (checkpoint,) = out.glob("checkpoint-*")
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert {"eval_KL", "eval_JS", "eval_soft_macro_f1", "eval_UA"} <= {name for entry in history for name in entry}
+    flags = map(str, (*data, "--protocol", "sessions", "--output_dir", tmp_path / "again"))
+    evaluate_ser.main([str(out), *flags])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    for name in DISTRIBUTION_SCORES:
+        assert again["distributions"][name] == pytest.approx(metrics["distributions"][name], abs=1e-5)
+    assert again["confusion_matrix"] == metrics["confusion_matrix"]
+
+
+@pytest.mark.slow
+def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(cache, tmp_path):
+    write_voted_corpus(tmp_path / "data", ties=range(8))  # all of the first session, which is tested
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache)
+    with pytest.raises(DataError, match="Of no test clip do the annotators agree"):
+        run(*data, "--soft_labels", "votes", "--output_dir", tmp_path / "out")
+
+
+class PulledPlug(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--num_train_epochs", "2")
+
+    def pull_plug(*args, **kwargs):
+        raise PulledPlug
+
+    with monkeypatch.context() as patch, pytest.raises(PulledPlug):
+        patch.setattr("ser.training.run.write_report", pull_plug)
+        run(*flags)
+    assert not (tmp_path / "metrics.json").exists()
+    kept = json.loads((tmp_path / "run.json").read_text())
+    for other, message in (
+        (["--fold", "2"], 'protocol: "demo/speaker-fold1" -> "demo/speaker-fold2"; .*clips: 48 -> 48, '),
+        (["--hidden_size", "32"], "hidden_size: 64 -> 32"),
+        (["--labels", "sad", "happy", "angry", "neutral"], "label_names: "),
+        (["--feature_extractor_kwargs", '{"image_size": 48}'], "image_size: 64 -> 48"),
+        (["--shuffle_training_labels", "--learning_rate", "1"],
+         "shuffle_training_labels: false -> true; learning_rate: 0.001 -> 1.0. Give it the settings it had"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"holds a run of other settings: .*{message}"):
+            run(*flags, *other)
+    assert json.loads((tmp_path / "run.json").read_text()) == kept
+    (tmp_path / "duration.json").write_text('{"seconds": 1000.0}')
+    run(*flags)
+    log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["epoch"] for entry in log if "eval_UA" in entry] == [1, 2]
+    assert 1000 < json.loads((tmp_path / "metrics.json").read_text())["duration_seconds"] < 1600
+    with pytest.raises(ValueError, match="seed: 42 -> 7"):
+        run(*flags, "--seed", "7")
+    run(*flags, "--fold", "2", "--overwrite_output_dir")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["protocol"] == "demo/speaker-fold2" and metrics["duration_seconds"] < 900
+
+
+def test_clips_of_one_class_are_refused_before_anything_is_extracted(corpus, cache, tmp_path):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+    with pytest.raises(DataError, match="All clips of .* are 'happy': training takes two classes"):
+        run(*flags, "--labels", "happy")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--fold", "all")
+    run(*flags)
+    weights = (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(summary["folds"]) == 5
+    assert summary["pooled"]["n_clips"] == 48 == len(read_predictions(tmp_path))
+    shutil.rmtree(tmp_path / "fold_5")
+    run(*flags)
+    assert (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "fold_5" / "metrics.json").exists()
+    assert "pooled" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, tmp_path, monkeypatch):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--protocol", "everything", "--num_train_epochs", "2",
+             "--ema_decay", "0.5", "--output_dir")  # fmt: skip
+    run(*flags, tmp_path / "whole")
+    save = SERTrainer._save_checkpoint
+
+    def pull_plug(*args, **kwargs):
+        raise PulledPlug
+
+    def save_and_pull_plug(*args):
+        save(*args)
+        pull_plug()
+
+    first = load_file(tmp_path / "whole" / "model.safetensors")
+    for place, instead in (("ser.training.trainer.SERTrainer._save_checkpoint", save_and_pull_plug),
+                           ("ser.training.run.write_report", pull_plug)):  # fmt: skip
+        stopped = tmp_path / instead.__name__
+        with monkeypatch.context() as patch, pytest.raises(PulledPlug):
+            patch.setattr(place, instead)
+            run(*flags, stopped)
+        run(*flags, stopped)
+        second = load_file(stopped / "model.safetensors")
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    last = load_file(tmp_path / "whole" / "checkpoint-6" / UNAVERAGED)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not names & {"predictions.csv", "validation_predictions.csv", "confusion_matrix.png"}
+    assert len([name for name in names if name.startswith("checkpoint-")]) == 1
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["corpus"]["rows_used"] == {"train": 48, "validation": 0, "test": 0} and "UA" not in metrics
+    clip = sorted(corpus.glob("*/*.wav"))[0]
+    assert {row["label"] for row in load_pipeline(str(tmp_path / "whole"))(str(clip))} == {*metrics["label_names"]}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+        evaluate_ser.main([str(tmp_path / "whole"), "--data_dir", str(corpus), "--output_dir", str(tmp_path / "x")])
+
+
+@pytest.mark.slow
+def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(corpus, cache, tmp_path, capsys):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--max_steps", "1", "--output_dir")
+    run(*flags, tmp_path / "folds", "--fold", "all", "--validation_share", "0")
+    assert "In every fold: Nobody validated" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "folds" / "metrics.json").read_text())
+    everything = (*flags, tmp_path / "all", "--protocol", "everything", "--scores_from", tmp_path / "folds")
+    with pytest.raises(DataError, match="of another recipe, .*: validation_share: 0.0 -> 0.2; .*eval_strategy: "):
+        run(*everything, "--validation_share", "0.2")
+    assert not (tmp_path / "all" / "run.json").exists()
+    run(*everything)
+    (quoted,) = json.loads((tmp_path / "all" / "metrics.json").read_text())["quoted_scores"]
+    assert quoted["protocol"] == "demo/speaker-all" and quoted["models"] == 5
+    assert quoted["mean"] == summary["mean"] and quoted["pooled"]["intervals"] == summary["pooled"]["intervals"]
+    assert str(tmp_path) not in (tmp_path / "all" / "metrics.json").read_text()
+    assert "5 models trained by the same recipe" in (tmp_path / "all" / "README.md").read_text()
+    assert "of 5 models trained by the same recipe" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
+    empty = tmp_path / "cache"
+    run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
+        "--shuffle_training_labels")  # fmt: skip
+    assert len(read_predictions(tmp_path / "out")) == 16
+    assert not list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
+
+
+@pytest.mark.slow
+def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cache, tmp_path):
+    broken = tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    clip = sorted(broken.glob("*/*.wav"))[0]
+    clip.write_bytes(b"no audio")
+    flags = ("--data_dir", broken, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+    with pytest.raises(ValueError, match=clip.name):
+        run(*flags)
+    run(*flags, "--on_bad_audio", "skip")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert sum(metrics["corpus"]["rows_used"].values()) == 47
+    assert metrics["corpus"]["rows_left_out"] == {"cannot be decoded": 1}
+
+
+@pytest.mark.slow
+def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(corpus, cache, tmp_path):
+    flags = ("--data_dir", corpus, "--cache_dir", cache, "--num_train_epochs", "2", "--max_train_samples", "17",
+             "--max_eval_samples", "5", "--per_device_train_batch_size", "8", "--save_total_limit", "2")  # fmt: skip
+    run(*flags, "--output_dir", tmp_path / "trained", "--do_train", "--do_eval")
+    metrics = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    used = metrics["corpus"]["rows_used"]
+    assert (used["train"], used["validation"]) == (17, 5) and used["test"] > 0
+    assert "UA" not in metrics and "not scored" in metrics["remarks"][0]
+    assert not (tmp_path / "trained" / "predictions.csv").exists()
+    assert "not scored" in (tmp_path / "trained" / "README.md").read_text()
+    start = ("--data_dir", corpus, "--cache_dir", cache, "--model_name_or_path", tmp_path / "trained")
+    run(*start, "--output_dir", tmp_path / "tested", "--do_predict")
+    tested = json.loads((tmp_path / "tested" / "metrics.json").read_text())
+    splits = json.loads((tmp_path / "trained" / "splits.json").read_text())["clips"]
+    rows = read_predictions(tmp_path / "tested")
+    assert {row["file"] for row in rows} == {clip["file"] for clip in splits if clip["part"] == "test"}
+    assert tested["heard_in_training"] == {"speakers": [], "clips": []}
+    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+        run(*start, "--output_dir", tmp_path / "other", "--do_predict", "--fold", "2")
+    first = sorted(tmp_path.glob("trained/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))[0]
+    run(*flags, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", first)
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("trained", "again")]
+    assert all(value.equal(ends[1][name]) for name, value in ends[0].items())
+    assert read_predictions(tmp_path / "again") == rows
+    with pytest.raises(DataError, match="is of a run of other settings: .*max_train_samples: 17 -> 16"):
+        run(*flags, "--max_train_samples", "16", "--output_dir", tmp_path / "b", "--resume_from_checkpoint", first)
+
+
+def command(*flags, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_ser.py"), *flags],
+        env={**os.environ, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
+    done = command("--dataset_name", "AbstractTTS/IEMOCAP", "--output_dir", str(tmp_path / "out"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "AbstractTTS/IEMOCAP" in last
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--fold", "9"], "from 1 to 5"),
+        (["--protocol", "nobody"], "has no protocol 'nobody'"),
+        (["--protocol", "everything", "--fold", "2"], "from 1 to 1"),
+        (["--feature_extractor_kwargs", '{"imagesize": 64}'], "no parameter imagesize"),
+        (["--cqt_backbone_kwargs", "[1]"], "is not a JSON object"),
+        (["--cqt_backbone_kwargs", "{1"], "is not JSON"),
+        (["--cqt_backbone_kwargs", '{"depht": [1]}'], "depht"),
+        (["--cqt_backbone", "resnet18"], "cqt_backbone='resnet18' cannot be built"),
+        (["--feature_extractor_kwargs", '{"top_db": "loud"}'], "--feature_extractor_kwargs .*loud.* does not work"),
+        (["--mel_backbone_kwargs", '{"num_heads": "two", "depths": [1, 1, 1, 1]}'], "mel_backbone='mvitv2_base' cann"),
+        (["--labels", "happy", "--merge_labels", "sad=happy", "angry=happy", "neutral=happy"], "takes two classes"),
+        (["--image_size", "100"], "96 or 128"),
+        (["--cache_features", "false", "--on_bad_audio", "skip"], "needs --cache_features"),
+        (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(corpus, cache, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, *flags)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read(recipe):
+    _, data_args, args = parse_arguments([str(recipe)])
+    assert {*data_args.dataset_name} <= {"demo", "iemocap", "ravdess", "emodb"} and args.output_dir
+
+
+def test_recipes_are_found_from_any_folder_and_files_of_ones_own_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("configs/demo.yaml") == ROOT / "configs" / "demo.yaml"
+    for name in ("configs/nothing.yaml", "demo.yaml", "other/demo.yaml"):
+        assert find_recipe(name) == Path(name)
+    own = tmp_path / "configs" / "demo.yaml"
+    own.parent.mkdir()
+    own.write_text("dataset_name: demo")
+    assert find_recipe("configs/demo.yaml") == Path("configs/demo.yaml")
+
+
+def write_iemocap(folder):
+    names = [f"Ses0{k}{a}_impro01_{b}{i:03d}.wav" for k in range(1, 6) for a in "FM" for b in "FM" for i in range(4)]
+    emotions = ["neutral", "happy", "angry", "sad"] * 20
+    write_parquet(folder, "train", {"file": names, "major_emotion": emotions}, names)
+    return "iemocap/sessions-fold1", 16
+
+
+def write_ravdess(folder):
+    columns = {"labels": list(range(8)) * 24, "speaker_id": [str(actor) for actor in range(1, 25) for _ in range(8)]}
+    write_parquet(folder, "train", columns, [None] * 192, {"labels": list(RAVDESS_EMOTIONS)})
+    return "ravdess/emobox-fold1", 32
+
+
+def write_emodb(folder):
+    people = [person for person in EMODB_SPEAKERS for _ in range(7)]
+    columns = {
+        "age": [float(age) for age, _ in people],
+        "gender": [["female", "male"].index(gender) for _, gender in people],
+        "emotion": list(range(7)) * 10,
+    }
+    emotions = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    write_parquet(folder, "train", columns, [None] * 70, {"gender": ["female", "male"], "emotion": emotions})
+    return "emodb/loso-fold1", 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_iemocap, write_ravdess, write_emodb], ids=["iemocap", "ravdess", "emodb"])
+def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
+    """With the demo's small backbones: nothing else of the recipe is changed."""
+    protocol, tested = write(tmp_path / "corpus")
+    demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    small = {name: demo[name] for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs")}
+    flags = [f"--{name}={json.dumps(value)}" for name, value in small.items()]
+    flags += ["--image_size=64", "--imagenet_weights=false", f"--cache_dir={tmp_path / 'cache'}"]
+    recipe = write.__name__.removeprefix("write_")
+    run(*flags, "--data_dir", tmp_path / "corpus", "--output_dir", tmp_path / "out", recipe=recipe)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["protocol"], metrics["n_clips"]) == (protocol, tested)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
+def test_real_speech_from_the_original_tree(tmp_path):
+    source = Path(os.environ["SER_RAVDESS_DIR"])
+    tested = {int(actor) for actor in RECORDS["ravdess"].folds["emobox"][0]}
+    for actor in (1, 11, 20, 21, 2, 3, 4):
+        folder = tmp_path / "ravdess" / f"Actor_{actor:02d}"
+        folder.mkdir(parents=True)
+        for clip in sorted((source / folder.name).iterdir())[::5]:
+            (folder / clip.name).symlink_to(clip)
+    run("--data_dir", tmp_path / "ravdess", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out",
+        recipe="ravdess_small")  # fmt: skip
+    rows = read_predictions(tmp_path / "out")
+    assert {int(row["speaker"]) for row in rows} == tested and len(rows) == 48
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"] == "ravdess/emobox-fold1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
+def test_the_demo_learns_prosody_and_no_leak(tmp_path):
+    """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""
+    recipe, folders = str(ROOT / "configs" / "demo.yaml"), (tmp_path / "demo", tmp_path / "shuffled")
+    flags = ["--cache_dir", str(tmp_path / "cache"), "--report_to", "none", "--output_dir"]
+    main([recipe, *flags, str(folders[0])])
+    main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true"])
+    learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    assert learnt["UA"] >= 0.8
+    assert shuffled["corpus"]["options"]["shuffled_training_labels"] is True
+    low, high = shuffled["intervals"]["by_clip"]["UA"]
+    assert low <= 0.25 <= high

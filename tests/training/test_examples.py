@@ -1,0 +1,54 @@
+"""The examples train, and what they save is a model like any other."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from examples import train_with_ser_trainer, train_with_trainer
+from ser.data.corpora.demo import write_demo_corpus
+from ser.models import load_pipeline
+
+TINY = {"image_size": 32, "num_train_epochs": 2, "use_cpu": True, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Class folders: four voices, one clip of each emotion."""
+    path = tmp_path_factory.mktemp("demo")
+    write_demo_corpus(path / "voices", n_voices=4, clips_per_emotion=1)
+    for clip in sorted(path.glob("voices/**/*.wav")):
+        emotion = next(name for name in ("neutral", "happy", "angry", "sad") if name in str(clip.relative_to(path)))
+        (path / "classes" / emotion).mkdir(parents=True, exist_ok=True)
+        clip.rename(path / "classes" / emotion / f"{clip.parent.name}_{clip.name}")
+    return path / "classes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [train_with_trainer, train_with_ser_trainer], ids=["Trainer", "SERTrainer"])
+def test_an_example_trains_saves_and_answers(example, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    trainer = example.main(str(folder), str(tmp_path / "out"), **TINY)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses and all(loss < 10 for loss in losses)
+    drops_last = example is train_with_ser_trainer
+    assert trainer.state.global_step == (2 if drops_last else 4)  # twelve clips, in batches of eight, twice
+    classify = load_pipeline(str(tmp_path / "out"), "cpu")
+    clip = next(folder.glob("sad/*.wav"))
+    answer = {row["label"]: row["score"] for row in classify(str(clip), top_k=None)}
+    assert {*answer} == {"angry", "happy", "neutral", "sad"} and sum(answer.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_branches_of_the_second_have_optimizers_of_their_own(folder, tmp_path):
+    trainer = train_with_ser_trainer.main(str(folder), str(tmp_path / "out"), **TINY)
+    groups = {group["branch"]: (group["algorithm"], group["lr"]) for group in trainer.optimizer.param_groups}
+    assert groups == {"cqt": ("adamw", 1e-3), "mel": ("radam", 5e-4), "head": ("adam", 1e-3)}
+    assert json.loads((tmp_path / "out" / "checkpoints.json").read_text())["newest"] == "checkpoint-2"
+
+
+def test_the_plain_example_is_short():
+    lines = Path(train_with_trainer.__file__).read_text().partition("\ndef ")[2].splitlines()
+    assert len([line for line in lines if line.strip()]) <= 45

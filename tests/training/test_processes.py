@@ -1,0 +1,119 @@
+"""What processes settle among themselves. Run as a program, this file is one of two such processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch import distributed
+
+from ser.training.distributed import LOCK, all_agree, as_first_says, first_process_first, run_lock
+from ser.utils import DataError
+
+REPOSITORY = Path(__file__).parents[2]
+TIMEOUT = 4.0  # seconds that the processes wait for each other elsewhere
+
+
+def arguments(folder: Path, rank: int = 0, world_size: int = 1) -> SimpleNamespace:
+    """What of TrainingArguments says who this process is."""
+    state = SimpleNamespace(is_main_process=rank == 0, is_local_main_process=rank == 0)
+    return SimpleNamespace(output_dir=str(folder), process_index=rank, world_size=world_size, distributed_state=state)
+
+
+def worker(rank: int, folder: Path) -> dict:
+    init = {"init_method": f"file://{folder / 'meeting'}", "timeout": timedelta(seconds=TIMEOUT)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2, **init)
+    args = arguments(folder / "run", rank, 2)
+    report = {"agreed": all_agree(args, rank == 0), "said": as_first_says(args, 5 + rank)}
+    with first_process_first(args, "a long sleep"):
+        if rank == 0:
+            time.sleep(2 * TIMEOUT)
+            (folder / "slept").touch()
+        report["slept"] = (folder / "slept").exists()
+    try:
+        with first_process_first(args, "the impossible"):
+            report["entered"] = True
+            raise ZeroDivisionError
+    except (ZeroDivisionError, DataError) as error:
+        report["failure"] = repr(error)
+    with run_lock(args):
+        report["locked"] = True
+    return report
+
+
+def hold(folder: str) -> None:
+    with run_lock(arguments(Path(folder))):
+        child = os.fork()  # as the data loader's workers are made
+        if child == 0:
+            time.sleep(600)
+        print(child, flush=True)
+        time.sleep(600)
+
+
+def start(*program: str | Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.training.test_processes", *map(str, program)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_those_who_come_second_wait_as_long_as_it_takes_and_hear_of_a_failure(tmp_path):
+    processes = [start("worker", rank, tmp_path) for rank in (0, 1)]
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    for report in (first, second):
+        assert (report["agreed"], report["said"], report["slept"], report["locked"]) == (False, 5, True, True)
+    assert first["failure"] == "ZeroDivisionError()" and "entered" not in second
+    assert "Another process could not finish the impossible" in second["failure"]
+
+
+def try_lock(folder: Path) -> str:
+    try:
+        with run_lock(arguments(folder)):
+            return "free"
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
+    holder = start("hold", tmp_path)
+    child = int(holder.stdout.readline())
+    try:
+        assert f"Another process is training in {tmp_path}: wait" in try_lock(tmp_path)
+        assert try_lock(tmp_path / "other") == "free"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(timeout=60)
+        assert try_lock(tmp_path) == "free"
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_takes_its_own_lock_as_often_as_it_likes(tmp_path):
+    with run_lock(arguments(tmp_path)):
+        with (
+            run_lock(arguments(tmp_path / ".." / tmp_path.name)),
+            pytest.raises(KeyError),
+            run_lock(arguments(tmp_path)),
+        ):
+            raise KeyError
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert "Another process is training" in pool.apply(try_lock, (tmp_path,))
+    assert try_lock(tmp_path) == "free" and {path.name for path in tmp_path.iterdir()} == {LOCK}
+
+
+if __name__ == "__main__":
+    task, *rest = sys.argv[1:]
+    if task == "hold":
+        hold(*rest)
+    else:
+        print(json.dumps(worker(int(rest[0]), Path(rest[1]))), flush=True)
+        os._exit(0)  # gloo's threads now and then abort a process that takes itself down in order

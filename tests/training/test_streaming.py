@@ -1,0 +1,345 @@
+"""Clips that are streamed: the order, memory, resuming, and the same answers as from a table."""
+
+import json
+import tracemalloc
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from datasets import Audio, Dataset
+
+from audio_maxmvit import AudioError
+from ser.data.augmentation import make_augmentation
+from ser.data.batches import PairCollator
+from ser.data.corpora.loading import load_corpus
+from ser.data.corpora.shards import FOLDER, Shards, open_streamed
+from ser.training.run import parse_arguments
+from ser.training.streaming import (
+    ShuffledBatches,
+    StreamedBatches,
+    StreamingTrainer,
+    buffered_order,
+    refuse_unreadable,
+)
+from ser.training.trainer import SERTrainer
+from ser.utils import DataError
+from tests.helpers.clips import sound, write_parquet
+from tests.helpers.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.training import compute_metrics, make_arguments
+from tests.training.test_end_to_end import read_predictions, run
+
+GROUP = 5  # clips of a parquet file that can be read by themselves
+KEEPING = {
+    "save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "load_best_model_at_end": False,
+    "eval_strategy": "no", "early_stopping_patience": 0, "lr_scheduler_type": "constant",
+}  # fmt: skip
+
+
+def write_shards(folder: Path, clips: int, files: int = 3, seconds: float = 0.01, split: str = "train") -> Path:
+    """Clips of two classes and four speakers, in parquet files of several groups."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for file, rows in enumerate(np.array_split(np.arange(clips), files)):
+        columns = {
+            "audio": [{"bytes": sound(int(row), seconds), "path": f"{split}{row}.wav"} for row in rows],
+            "label": ["ab"[row % 2] for row in rows],
+            "speaker": [f"{row % 4}" for row in rows],
+        }
+        table = Dataset.from_dict(columns).cast_column("audio", Audio(sampling_rate=16_000))
+        table.to_parquet(folder / "data" / f"{split}-{file:05d}-of-{files:05d}.parquet", batch_size=GROUP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"), 46)
+
+
+@pytest.fixture(scope="module")
+def corpus(folder, tmp_path_factory):
+    return load_corpus(str(folder), cache_dir=str(tmp_path_factory.mktemp("cache")), streaming=True)
+
+
+def files_of(batches) -> list[list[str]]:
+    return [[item["file"] for _, item in batch] for batch in batches]
+
+
+def shuffled(corpus, batch_size=4, buffer_size=8, seed=3, **sharing) -> ShuffledBatches:
+    return ShuffledBatches(corpus.clips, corpus.shards, batch_size, buffer_size=buffer_size, seed=seed, **sharing)
+
+
+# ---- the table
+
+
+def test_the_table_is_the_one_that_is_loaded_whole(corpus, folder, tmp_path):
+    whole = load_corpus(str(folder), cache_dir=str(tmp_path))
+    assert "audio" not in corpus.clips.column_names and whole.shards is None
+    assert corpus.revision == whole.revision and corpus.label_names == whole.label_names == ["a", "b"]
+    for name in ("file", "label", "speaker", "split"):
+        assert corpus.clips[name][:] == whole.clips[name][:]
+    assert corpus.contents == whole.contents
+    read = corpus.shards.read(corpus.clips["place"][:])
+    assert [audio["bytes"] for audio in read] == [audio["bytes"] for audio in whole.clips["audio"]]
+
+
+def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, monkeypatch):
+    folder, cache, heard = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
+    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", lambda name, audio: heard.append(name) or (name, 1.0))
+    load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
+    first = load()
+    assert [path.suffix for path in (cache / FOLDER).iterdir() if path.suffix != ".lock"] == [".parquet"]
+    assert not list(cache.glob("**/*.arrow"))
+    assert load().clips[:] == first.clips[:] and len(heard) == 12
+    write_shards(folder, 12)  # as they were, but written anew
+    assert load().clips[:] == first.clips[:] and len(heard) == 24
+
+
+def test_only_groups_that_are_asked_for_are_read(corpus, monkeypatch):
+    opened = []
+    group = type(corpus.shards)._group
+    monkeypatch.setattr(type(corpus.shards), "_group", lambda self, n: opened.append(n) or group(self, n))
+    names = [Path(audio["path"]).name for audio in corpus.shards.read([11, 11, 12, 40, 3])]
+    assert names == ["train11.wav", "train11.wav", "train12.wav", "train40.wav", "train3.wav"]
+    assert len(opened) == 3
+
+
+def test_a_split_that_is_not_used_is_not_read(tmp_path):
+    write_shards(tmp_path, 7, files=2, split="extra")
+    last = sorted(tmp_path.glob("data/extra*"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    write_shards(tmp_path, 6, files=2)
+    corpus = load_corpus(str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
+    assert not corpus.dropped and len(corpus) == len(corpus.shards) == 6
+
+
+def test_clips_of_two_splits_that_cannot_be_decoded_are_no_duplicates(tmp_path):
+    for split, label in (("train", "a"), ("test", "b")):
+        contents = [b"no sound", sound(0 if split == "train" else 1), sound(2 if split == "train" else 3)]
+        audio = [{"bytes": each, "path": f"{split}{i}.wav"} for i, each in enumerate(contents)]
+        table = Dataset.from_dict({"audio": audio, "label": [label, "a", "b"]}).cast_column("audio", Audio())
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    load = partial(load_corpus, str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
+    corpus = load(drop_duplicates=True)
+    assert not corpus.dropped and len(corpus) == 6
+    with pytest.raises(AudioError, match=r"^train0\.wav: "):
+        refuse_unreadable(corpus.clips, corpus.shards, tiny_feature_extractor())
+
+
+def test_a_copy_of_a_known_corpus_streams_too(tmp_path):
+    columns = {"age": [34.0, 31.0, 35.0], "gender": [0, 0, 1], "emotion": [0, 1, 2]}
+    classes = {"gender": ["female", "male"], "emotion": ["anger", "boredom", "disgust"]}
+    write_parquet(tmp_path, "train", columns, ["a.wav", "b.wav", None], classes)
+    load = partial(load_corpus, "emodb", str(tmp_path), cache_dir=str(tmp_path / "cache"), labels=["anger", "disgust"])
+    whole, streamed = load(), load(streaming=True)
+    assert streamed.clips.remove_columns(["place", "content", "seconds"])[:] == whole.clips.remove_columns("audio")[:]
+    assert streamed.dropped == whole.dropped and len(streamed.dropped) == 1
+    (audio,) = streamed.shards.read(streamed.clips["place"][1:])
+    assert audio == whole.clips[1]["audio"]
+
+
+def test_shards_that_lie_elsewhere_are_read_from_there(folder, tmp_path):
+    elsewhere = fsspec.filesystem("memory")
+    for path in folder.glob("data/*"):
+        elsewhere.pipe(f"/corpus/{path.name}", path.read_bytes())
+    splits, names = open_streamed("parquet", str(tmp_path), data_files="memory://corpus/train-*.parquet")
+    shards = Shards()
+    assert len(shards.add(splits["train"], "audio", splits["train"].facts("audio", ["label"]))) == 46
+    assert [audio["path"] for audio in shards.read([45, 20])] == ["train45.wav", "train20.wav"]
+    assert names.count("memory://") == 3
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_before_training(tmp_path):
+    audio = [{"bytes": contents, "path": f"{i}.wav"} for i, contents in enumerate([sound(0), b"no sound", sound(1)])]
+    table = Dataset.from_dict({"audio": audio, "label": ["a", "b", "a"]}).cast_column("audio", Audio())
+    table.to_parquet(tmp_path / "train.parquet")
+    corpus = load_corpus(str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
+    with pytest.raises(AudioError, match=r"^1\.wav: "):
+        refuse_unreadable(corpus.clips, corpus.shards, tiny_feature_extractor())
+
+
+def test_a_shard_that_is_cut_off_is_named(tmp_path):
+    write_shards(tmp_path, 12)
+    last = sorted(tmp_path.glob("data/*"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(DataError, match=f"{last.name} cannot be read: .* Mend or remove it"):
+        load_corpus(str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
+
+
+# ---- the order
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 3), (1, 3), (20, 1), (20, 6), (20, 50)])
+def test_a_buffer_gives_away_each_item_once_and_holds_no_more_than_its_size(count, size):
+    order = buffered_order(count, size, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(count))
+    assert all(place < given + size for given, place in enumerate(order.tolist()))
+    assert (order.tolist() == list(range(count))) == (count < 2 or size == 1)
+
+
+def test_an_epoch_has_every_clip_once_but_the_last_short_batch(corpus):
+    batches = shuffled(corpus)
+    epochs = []
+    for epoch in (0, 1, 0):
+        batches.begin(epoch)
+        epochs.append(files_of(batches))
+        assert [len(batch) for batch in epochs[-1]] == [4] * 11 == [4] * len(batches)
+        assert max(Counter(sum(epochs[-1], [])).values()) == 1
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert files_of(shuffled(corpus, seed=4)) != epochs[0]
+
+
+def test_batches_that_are_passed_over_are_not_read_and_the_others_are_as_ever(corpus, monkeypatch):
+    batches = shuffled(corpus)
+    batches.begin(2)
+    whole = files_of(batches)
+    read, places = [], type(corpus.shards).read
+    monkeypatch.setattr(type(corpus.shards), "read", lambda self, asked: read.append(asked) or places(self, asked))
+    batches.begin(2, passed_over=9)
+    assert files_of(batches) == [[]] * 9 + whole[9:]
+    assert [len(asked) for asked in read] == [8]
+    assert files_of(batches) == whole  # of an epoch begun anew
+
+
+def test_processes_share_an_epoch(corpus):
+    parts = [files_of(shuffled(corpus, num_processes=3, process_index=index)) for index in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3]
+    assert max(Counter(name for part in parts for batch in part for name in batch).values()) == 1
+    tested = [StreamedBatches(corpus.clips, corpus.shards, 4, 3, index) for index in range(3)]
+    turns = [name for turn in zip(*map(files_of, tested), strict=True) for batch in turn for name in batch]
+    assert turns[:46] == corpus.files and len(turns) == 48 and {len(each) for each in tested} == {4}
+
+
+def test_a_test_part_comes_in_its_order(corpus):
+    part = corpus.clips.select([40, 3, 4, 20, 41])
+    assert files_of(StreamedBatches(part, corpus.shards, 2)) == [
+        ["train40.wav", "train3.wav"], ["train4.wav", "train20.wav"], ["train41.wav"],
+    ]  # fmt: skip
+
+
+# ---- training
+
+
+def trainer_of(corpus, folder, workers=0, streaming=True, model=None, train=22, **changes) -> SERTrainer:
+    extractor = tiny_feature_extractor()
+    args = make_arguments(folder, dataloader_num_workers=workers, **{"num_train_epochs": 2, "seed": 5, **changes})
+    collator = PairCollator(extractor, make_augmentation(2, specaugment_masks=1, mixup_alpha=0.4))
+    kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=8) if streaming else SERTrainer
+    return kind(
+        model=model or tiny_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),
+        train_dataset=corpus.clips.select(range(train)), eval_dataset=corpus.clips.select(range(22, 31)),
+        processing_class=extractor, compute_metrics=compute_metrics,
+    )  # fmt: skip
+
+
+def test_batches_do_not_depend_on_workers(corpus, tmp_path):
+    epochs = [list(trainer_of(corpus, tmp_path, workers).get_train_dataloader()) for workers in (0, 2)]
+    assert len(epochs[0]) == len(epochs[1]) == 5
+    for one, other in zip(*epochs, strict=True):
+        assert torch.equal(one["labels"], other["labels"]) and one["labels"].shape == (4, 2)
+        assert all(torch.equal(one["images"][name], other["images"][name]) for name in one["images"])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(corpus, tmp_path):
+    settings = {**KEEPING, "save_steps": 4, "num_train_epochs": 3, "train": 14}  # of three steps an epoch
+    whole = trainer_of(corpus, tmp_path / "whole", **settings)
+    whole.train()
+    resumed = trainer_of(corpus, tmp_path / "resumed", workers=2, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert whole.state.global_step == resumed.state.global_step == 9
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_predictions_are_those_of_the_table(corpus, folder, tmp_path):
+    whole = load_corpus(str(folder), cache_dir=str(tmp_path))
+    streamed, read = trainer_of(corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
+    for rows in (range(22, 31), [40, 3, 4, 20, 41]):
+        answers = [one.predict(each.clips.select(rows)) for one, each in ((streamed, corpus), (read, whole))]
+        assert np.array_equal(answers[0].predictions, answers[1].predictions)
+        assert answers[0].label_ids.tolist() == answers[1].label_ids.tolist()
+    assert streamed.evaluate()["eval_loss"] == read.evaluate()["eval_loss"]
+
+
+# ---- memory
+
+
+def test_memory_does_not_grow_with_the_clips(tmp_path):
+    peaks, seconds, buffer_size = [], 0.5, 20
+    for clips in (100, 600):
+        folder = write_shards(tmp_path / f"{clips}", clips, seconds=seconds)
+        batches = shuffled(load_corpus(str(folder), cache_dir=str(tmp_path), streaming=True), buffer_size=buffer_size)
+        tracemalloc.start()
+        assert sum(len(batch) for batch in batches) == clips
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    clip = seconds * 16_000 * 2
+    assert buffer_size * clip < peaks[0] < 2 * buffer_size * clip
+    assert (peaks[1] - peaks[0]) / (600 - 100) < 0.02 * clip
+
+
+# ---- the command
+
+
+def test_what_does_not_go_with_streaming_is_refused(tmp_path, folder, caplog):
+    def refuse(reason, *flags):
+        with pytest.raises(ValueError, match=reason):
+            parse_arguments(["--output_dir", str(tmp_path), *flags])
+
+    refuse("--on_bad_audio skip needs", "--streaming", "--on_bad_audio", "skip")
+    refuse("--waveform_copies works on spectrograms", "--streaming", "--waveform_copies", "2")
+    refuse("--test_window works on spectrograms", "--streaming", "--test_window", "3")
+    refuse("reads one corpus", "--streaming", "--dataset_name", "demo", "ravdess")
+    refuse("reads one corpus", "--streaming", "--label_map", "default")
+    refuse("--train_sampling_strategy is not used", "--streaming", "--train_sampling_strategy", "sequential")
+    refuse("--accelerator_config is not used", "--streaming", "--accelerator_config", '{"split_batches": true}')
+    refuse("--shuffle_buffer_size 0 does not work: .* at least 1", "--streaming", "--shuffle_buffer_size", "0")
+    _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--shuffle_buffer_size", "10"])
+    assert data_args.shuffle_buffer_size == 1000 and "no effect without --streaming" in caplog.text
+    kept = ["--cache_features", "true", "--feature_cache_gib", "3"]
+    _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--streaming", *kept])
+    assert "--feature_cache_gib has no effect without --cache_features" in caplog.text
+    assert not data_args.cache_features and args.dataloader_num_workers == 1
+
+
+def test_what_has_no_shards_is_refused(tmp_path):
+    (tmp_path / "tree" / "happy").mkdir(parents=True)
+    (tmp_path / "tree" / "happy" / "a.wav").write_bytes(sound(1))
+    with pytest.raises(DataError, match="has none: leave it out, and take --no_cache_features"):
+        load_corpus(str(tmp_path / "tree"), streaming=True)
+    Dataset.from_dict({"label": ["a"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="no column 'audio'"):
+        load_corpus(str(tmp_path / "saved"), streaming=True)
+
+
+def test_lines_of_json_stream_as_well(tmp_path):
+    rows = [{"audio": str(tmp_path / f"{i}.wav"), "label": "ab"[i % 2]} for i in range(4)]
+    for i, row in enumerate(rows):
+        Path(row["audio"]).write_bytes(sound(i))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = load_corpus(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path), streaming=True)
+    assert [audio["path"] for audio in corpus.shards.read([2, 0])] == [rows[2]["audio"], rows[0]["audio"]]
+
+
+@pytest.mark.slow
+def test_the_command_streams_from_split_to_report(folder, tmp_path, capsys):
+    flags = ["--dataset_name", folder, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
+    flags += [
+        "--streaming",
+        "--shuffle_buffer_size",
+        "10",
+        "--per_device_train_batch_size",
+        "4",
+        "--shuffle_training_labels",
+    ]
+    run(*flags)
+    rows, metrics = read_predictions(tmp_path / "out"), json.loads((tmp_path / "out" / "metrics.json").read_text())
+    parts = json.loads((tmp_path / "out" / "splits.json").read_text())["clips"]
+    assert [row["file"] for row in rows] == [clip["file"] for clip in parts if clip["part"] == "test"]
+    assert metrics["n_clips"] == len(rows) > 10 and metrics["data_arguments"]["streaming"]
+    assert not list(tmp_path.glob("cache/**/*.arrow")) + list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
+    run(*flags)
+    assert "holds a finished run" in capsys.readouterr().out
