@@ -113,7 +113,7 @@ def test_without_splits_nobody_knows(evaluate, tmp_path):
     [
         (["--fold", "2"], "--fold needs --protocol"),
         (["--protocol", "loso", "--fold", "all"], "one checkpoint is scored on one fold"),
-        (["--protocol", "everything"], "tests nobody: leave it out to score all clips"),
+        (["--protocol", "everything"], "has no test set: leave it out to score all clips"),
         (["--protocol", "loso", "--fold", "9"], "a number from 1 to 5, not 9"),
         (["--merge_labels", "sad=upset"], "does not know 'upset'; it knows sad, .*--labels.*--merge_labels upset=sad"),
     ],

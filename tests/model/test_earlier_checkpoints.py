@@ -11,7 +11,7 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.models import load_pipeline
 
-FOLDERS = sorted(path for path in (Path(__file__).parents[1] / "checkpoints").iterdir() if path.is_dir())
+FOLDERS = sorted(path for path in (Path(__file__).parent / "checkpoints").iterdir() if path.is_dir())
 
 
 def test_there_is_a_checkpoint_of_each_version():
