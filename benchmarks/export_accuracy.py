@@ -79,7 +79,8 @@ def stretches_of_speech(ravdess: Path, count: int, sampling_rate: int) -> list[n
 def answer(classify: MaxMViTAudioClassificationPipeline, clip: np.ndarray) -> np.ndarray:
     """`(labels,)`: the pipeline's scores of a clip taken as one, in the order of the model's labels."""
     rate = classify.feature_extractor.sampling_rate
-    scores = {row["label"]: row["score"] for row in classify(clip, sampling_rate=rate, window_s=None, top_k=None)}
+    rows = classify(clip, sampling_rate=rate, window_s=None, silence_db=None, top_k=None)
+    scores = {row["label"]: row["score"] for row in rows}
     return np.array([scores[label] for label in classify.model.config.id2label.values()])
 
 

@@ -155,7 +155,9 @@ def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline,
     labels = [config.id2label[index] for index in range(config.num_labels)]
     largest = 0.0
     for clips in _clips(extractor.sampling_rate, form):
-        answers = classify(list(clips), sampling_rate=extractor.sampling_rate, window_s=None, top_k=None)
+        answers = classify(
+            list(clips), sampling_rate=extractor.sampling_rate, window_s=None, silence_db=None, top_k=None
+        )
         expected = [[row["score"] for row in sorted(answer, key=lambda row: labels.index(row["label"]))]
                     for answer in answers]  # fmt: skip
         inputs = {"waveform": clips}
