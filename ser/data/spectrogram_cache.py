@@ -16,7 +16,7 @@ import datasets
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from safetensors.torch import load, save
+from safetensors.torch import save
 from transformers.utils import logging
 
 import audio_maxmvit
@@ -34,6 +34,7 @@ PICTURE_PARAMETERS = {
     "top_db", "image_mean", "image_std",
 }  # fmt: skip
 PEAK = 32767
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I16": torch.int16}
 SOURCES = (audio_maxmvit, spectrograms_maxmvit)
 
 
@@ -85,18 +86,19 @@ class SpectrogramCache:
         """The spectrograms of an entry, float32; raises as [`read_facts`] does, also if they are damaged."""
         return unpack(self._read(key, with_spectrograms=True)[1])
 
-    def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytes]:
+    def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytearray]:
         path = self.path(key)
-        with open(path, "rb", buffering=-1 if with_spectrograms else 512) as file:
+        with open(path, "rb", buffering=512) as file:  # most lines are shorter; the rest is read at once
             line, size = file.readline(), os.fstat(file.fileno()).st_size
-            packed = file.read() if with_spectrograms else b""
-        checksum, _, text = line.rstrip(b"\n").partition(b" ")
-        if checksum != b"%08x" % zlib.crc32(text):
-            raise DamagedEntry("its first line is not as it was written")
-        facts = json.loads(text)
-        length = len(line) + facts["bytes"]
-        if size != length:
-            raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
+            checksum, _, text = line.rstrip(b"\n").partition(b" ")
+            if checksum != b"%08x" % zlib.crc32(text):
+                raise DamagedEntry("its first line is not as it was written")
+            facts = json.loads(text)
+            length = len(line) + facts["bytes"]
+            if size != length:
+                raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
+            packed = bytearray(facts["bytes"] if with_spectrograms else 0)
+            file.readinto(packed)  # type: ignore[attr-defined]  # a buffered reader has it
         if with_spectrograms and facts["crc32"] != zlib.crc32(packed):
             raise DamagedEntry("its spectrograms are not as they were written")
         with suppress(OSError):  # a cache that may only be read is evicted by others
@@ -143,12 +145,20 @@ def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
     return save(packed)
 
 
-def unpack(contents: Any) -> dict[str, torch.Tensor]:
+def unpack(contents: bytes | bytearray) -> dict[str, torch.Tensor]:
     """What was given to [`pack`], float32."""
-    packed = load(bytes(contents))
+    # As `safetensors.torch.load` less its copies, which take a third of the time of reading a clip.
+    buffer = contents if isinstance(contents, bytearray) else bytearray(contents)
+    start = 8 + int.from_bytes(buffer[:8], "little")
+    packed = {}
+    for name, tensor in json.loads(buffer[8:start]).items():
+        first, last = tensor["data_offsets"]
+        dtype = DTYPES[tensor["dtype"]]
+        values = torch.frombuffer(buffer, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
+        packed[name] = values.view(tensor["shape"])
     levels = {name: packed[f"{name}_level"] for name in packed if f"{name}_level" in packed}
     return {
-        name: packed[name].float() * (level / PEAK) if name == WAVEFORM else packed[name].float() + level
+        name: packed[name].float().mul_(level / PEAK) if name == WAVEFORM else packed[name].float().add_(level)
         for name, level in levels.items()
     }
 
