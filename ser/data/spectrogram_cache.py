@@ -49,7 +49,7 @@ class SpectrogramCache:
     An entry gets its name by renaming, once it is on the disk, so that any number of processes may read and write the
     same folder at the same time without waiting for each other. It consists of a line of JSON, preceded by the
     checksum of that line, and the packed spectrograms, whose checksum stands in the line. The line and the length of
-    the file are checked by [`read_facts`], the spectrograms each time that they are read.
+    the file are checked at every reading, the spectrograms where [`read`] is asked to.
 
     Args:
         cache_dir (`str`, *optional*): The entries lie in its sub-folder `maxmvit_spectrograms`; defaults to the cache
@@ -82,9 +82,13 @@ class SpectrogramCache:
         """
         return self._read(key, with_spectrograms=False)[0]
 
-    def read(self, key: str) -> dict[str, torch.Tensor]:
-        """The spectrograms of an entry, float32; raises as [`read_facts`] does, also if they are damaged."""
-        return unpack(self._read(key, with_spectrograms=True)[1])
+    def read(self, key: str, verify: bool = True) -> dict[str, torch.Tensor]:
+        """The spectrograms of an entry, float32; raises as [`read_facts`] does and, if `verify`, also if they are
+        damaged."""
+        facts, packed = self._read(key, with_spectrograms=True)
+        if verify and facts["crc32"] != zlib.crc32(packed):
+            raise DamagedEntry("its spectrograms are not as they were written")
+        return unpack(packed)
 
     def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytearray]:
         path = self.path(key)
@@ -99,8 +103,6 @@ class SpectrogramCache:
                 raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
             packed = bytearray(facts["bytes"] if with_spectrograms else 0)
             file.readinto(packed)  # type: ignore[attr-defined]  # a buffered reader has it
-        if with_spectrograms and facts["crc32"] != zlib.crc32(packed):
-            raise DamagedEntry("its spectrograms are not as they were written")
         with suppress(OSError):  # a cache that may only be read is evicted by others
             os.utime(path)
         return facts, packed

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
+from torch.utils.data import DataLoader
 from transformers import Wav2Vec2FeatureExtractor
 
 import ser.data.features
@@ -461,6 +462,16 @@ def test_a_damaged_entry_is_made_again_with_one_warning_that_names_it(clips, tmp
     assert torch.equal(before[0]["mel"], spectrograms(again)[0]["mel"])
     assert path.read_bytes() == whole and read == [f"clip_{row}.wav"]
     assert len(warnings) == 1 and str(path) in warnings[0] and f"clip_{row}.wav" in warnings[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_entry_is_verified_once_by_whichever_worker_reads_it(clips, tmp_path, workers):
+    features = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
+    stored = features["spectrograms"][0].stored
+    assert not stored._verified.any()
+    read = {"batch_size": None, "collate_fn": lambda row: row["spectrograms"][0]["mel"]}
+    loader = DataLoader(features, num_workers=workers, **read)
+    assert len(list(loader)) == 5 and stored._verified.all()
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 4]])
