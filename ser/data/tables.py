@@ -14,7 +14,7 @@ from pipeline_maxmvit import SILENCE, UNCERTAIN
 from ser.utils import DataError
 
 LIST_SUFFIXES = {".csv", ".tsv", ".jsonl"}
-FILE_COLUMNS = ("file", "file_name")  # the second is what `datasets` calls it
+FILE_COLUMNS = ("file", "file_name", "audio")  # the last two are what `datasets` calls it
 # Columns of the tables of predictions, and answers that are not a class; no class can have one of these names.
 RESERVED = {"file", "label", "speaker", "prediction", "start", "end", "windows", SILENCE, UNCERTAIN}
 MISSING = {"", "nan", "<na>"}  # as a spreadsheet, numpy and pandas write a cell without a value
@@ -44,7 +44,7 @@ class ListedRows:
             )
 
     def file_column(self) -> str:
-        """The column of the recordings' names: `file` or `file_name`."""
+        """The column of the recordings' names, one of `FILE_COLUMNS`."""
         found = next((name for name in FILE_COLUMNS if name in self.columns), None)
         self.require(found or FILE_COLUMNS[0])
         return found or FILE_COLUMNS[0]

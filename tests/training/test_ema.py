@@ -114,5 +114,5 @@ def test_only_what_can_be_averaged_is(tmp_path):
     assert not torch.equal(model.running_mean, before["running_mean"])
     with pytest.raises(ValueError, match="from 0 to below 1"):
         AveragedWeights(model, 1.0)
-    with pytest.raises(ValueError, match="ema_decay 1.5 must be"):
+    with pytest.raises(ValueError, match="ema_decay 1.5 does not work: it must be"):
         make_trainer(tmp_path, ema_decay=1.5)

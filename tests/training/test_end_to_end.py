@@ -249,7 +249,7 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
     for other, message in (
         (["--fold", "2"], 'protocol: "demo/speaker-fold1" -> "demo/speaker-fold2"; .*clips: 48 -> 48, '),
         (["--hidden_size", "32"], "hidden_size: 64 -> 32"),
-        (["--labels", "sad", "happy", "angry", "neutral"], "label_names: "),
+        (["--labels", "sad", "happy", "angry", "neutral"], "id2label: "),
         (["--feature_extractor_kwargs", '{"image_size": 48}'], "image_size: 64 -> 48"),
         (["--shuffle_training_labels", "--learning_rate", "1"],
          "shuffle_training_labels: false -> true; learning_rate: 0.001 -> 1.0. Give it the settings it had"),
