@@ -34,7 +34,7 @@ from ser.utils import DataError
 
 SHORTEST_S = 0.1  # of waveforms of any length
 APPLY = {"regression": "none", "multi_label_classification": "sigmoid"}  # to logits, by problem type; else softmax
-# How far a probability may be from the pipeline's. What is quantized differs by more than rounding; see docs/export.md.
+# The largest difference from the probabilities of the pipeline; quantized files differ by more than rounding.
 TOLERANCE = {None: 1e-3, "fp16": 1e-2, "int8": 0.1}
 LENGTHS_S = (0.5, 1.7, 5.0, 10.0)  # of the clips by which a file for waveforms of any length is checked
 RULES = [
