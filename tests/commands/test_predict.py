@@ -438,7 +438,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     timeless = tmp_path / "timeless.csv"
     timeless.write_text(disordered.read_text().replace("0,1,2", "nan,1,2"))
     short = tmp_path / "short.csv"
-    short.write_text("label,file\nsad,a.wav\nsad\n\nhappy,\n")
+    short.write_text("label,file\nsad,a.wav\nsad,\n\nhappy,\n")
     (tmp_path / "empty").mkdir()
     clip = str(clips / "angry" / "0.wav")
     wrong = {

@@ -315,13 +315,15 @@ def test_what_has_no_shards_is_refused(tmp_path):
         load_corpus(str(tmp_path / "saved"), streaming=True)
 
 
-def test_lines_of_json_stream_as_well(tmp_path):
-    rows = [{"audio": str(tmp_path / f"{i}.wav"), "label": "ab"[i % 2]} for i in range(4)]
+def test_lines_of_json_are_a_list_and_not_streamed(tmp_path):
+    rows = [{"audio": f"{i}.wav", "label": "ab"[i % 2]} for i in range(4)]
     for i, row in enumerate(rows):
-        Path(row["audio"]).write_bytes(sound(i))
+        (tmp_path / row["audio"]).write_bytes(sound(i))
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    corpus = load_corpus(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path), streaming=True)
-    assert [audio["path"] for audio in corpus.shards.read([2, 0])] == [rows[2]["audio"], rows[0]["audio"]]
+    corpus = load_corpus(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path))
+    assert [Path(file).name for file in corpus.files] == [row["audio"] for row in rows]
+    with pytest.raises(DataError, match="--streaming reads shards.*rows.jsonl has none"):
+        load_corpus(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path), streaming=True)
 
 
 @pytest.mark.slow
