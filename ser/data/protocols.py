@@ -20,8 +20,8 @@ from ser.utils import DataError
 EVERYTHING = "everything"
 SENTENCE = "sentence"
 PROTOCOLS = ("predefined", "random", "speaker", "loso", SENTENCE, EVERYTHING)
-ONE_FOLD = ("predefined", "random", EVERYTHING)
-RANDOM_TEST_SHARE = 0.2
+ONE_FOLD = ("predefined", EVERYTHING)
+RANDOM_FOLDS = 5
 VALIDATION_SHARE = 0.15
 SPEAKER_FOLDS = 5  # where nobody has published folds
 NOBODY = {"validation": "nobody validates", "test": "nobody is tested"}
@@ -93,8 +93,14 @@ def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
 
 
 def n_folds(corpus: Corpus, protocol: str | None = None, test_speakers: Sequence[str] | None = None) -> int:
-    """Number of folds that `--fold all` runs (1 for `predefined`, `random`, `everything` and given test speakers)."""
-    return 1 if test_speakers else len(_folds(corpus, resolve_protocol(corpus, protocol)) or [()])
+    """Number of folds that `--fold all` runs (1 for `predefined`, `everything` and given test speakers)."""
+    return 1 if test_speakers else _n_folds(corpus, resolve_protocol(corpus, protocol))
+
+
+def _n_folds(corpus: Corpus, name: str) -> int:
+    if name == "random" and corpus.shared_labels is None:
+        return RANDOM_FOLDS
+    return len(_folds(corpus, name) or [()])
 
 
 def make_split(
@@ -108,7 +114,7 @@ def make_split(
     """Divides a corpus by a protocol, cuts validation from the training part and checks the result.
 
     Args:
-        protocol: `predefined` (the data set's own splits), `random` (80/20, stratified by class; speakers shared),
+        protocol: `predefined` (the data set's own splits), `random` (five stratified folds; speakers shared),
             `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
             (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold), `sentence` (speakers and
             sentences that are not trained on) or `everything` (all clips are trained on, and nobody is tested).
@@ -169,9 +175,8 @@ def test_part(
         validation = validation and [i for i in validation if i not in {*test}]
     else:
         name = resolve_protocol(corpus, protocol)
-        folds = _folds(corpus, name)
-        if not 1 <= fold <= len(folds or [()]):
-            raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {len(folds or [()])}, not {fold}.")
+        if not 1 <= fold <= (count := _n_folds(corpus, name)):
+            raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {count}, not {fold}.")
         if name == "predefined":
             validation, test, apart = _predefined(corpus)
         elif corpus.shared_labels is not None:
@@ -181,10 +186,10 @@ def test_part(
         elif name == EVERYTHING:
             test, apart, validation = [], None not in _speakers(corpus), None
         elif name == "random":
-            _, test = _stratified(corpus, [i for i in range(len(corpus)) if i not in held], RANDOM_TEST_SHARE, seed)
-            apart = False
+            test, apart = _random_fold(corpus, [i for i in range(len(corpus)) if i not in held], fold, seed), False
+            name = f"{name}-fold{fold}"
         else:
-            test, apart = _of_groups(corpus, name, (folds or ())[fold - 1]), True
+            test, apart = _of_groups(corpus, name, (_folds(corpus, name) or ())[fold - 1]), True
             if name == SENTENCE:
                 spoken, sentences = corpus.sentences, _tested_sentences(corpus, fold)
                 test = [i for i in test if spoken[i] in sentences]
@@ -251,8 +256,8 @@ def _speakers(corpus: Corpus) -> list[str | None]:
 
 
 def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
-    """Groups tested fold by fold; None for a protocol of one fold."""
-    if name in ONE_FOLD or corpus.shared_labels is not None:
+    """Groups tested fold by fold; None for a protocol whose folds are none of groups."""
+    if name in (*ONE_FOLD, "random") or corpus.shared_labels is not None:
         return None
     if name in published_folds(corpus):
         return list(published_folds(corpus)[name])
@@ -267,6 +272,23 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
         )
         return 2 * next(whole, _dealt(speakers))
     return _dealt(speakers)
+
+
+def _random_fold(corpus: Corpus, indices: list[int], fold: int, seed: int) -> list[int]:
+    """
+    The test clips of a fold of `random`: of the first a stratified fifth, of each other a quarter of every class of
+    what remains. Clips of equal sound are in one fold.
+    """
+    rest, first = _stratified(corpus, indices, 1 / RANDOM_FOLDS, seed)
+    if fold == 1:
+        return first
+    contents, labels, equal = corpus.contents, corpus.labels, defaultdict(list)
+    for i in rest:
+        equal[contents[i]].append(i)
+    groups = list(equal.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    dealt = sorted(order, key=lambda k: labels[groups[k][0]])  # class by class, each at random
+    return sorted(i for k in dealt[fold - 2 :: RANDOM_FOLDS - 1] for i in groups[k])
 
 
 def _dealt(speakers: Sequence[str]) -> list[Sequence[str]]:

@@ -70,12 +70,23 @@ def test_random_gives_1152_and_288_and_keeps_the_one_repeated_recording_together
 
 
 @needs_ravdess
+def test_the_five_folds_of_random_test_each_clip_once_with_the_classes_in_proportion(ravdess):
+    folds = [make_split(ravdess, "random", fold, seed=7).test for fold in range(1, 6)]
+    assert sorted(i for fold in folds for i in fold) == [*range(1440)]
+    twins = {i for i, n in enumerate(ravdess.contents) if ravdess.contents.count(n) > 1}
+    assert sum(twins <= {*fold} for fold in folds) == 1
+    for fold in folds:
+        counts = Counter(ravdess.labels[i] for i in fold)
+        assert all(abs(counts[label] - (19.2 if label == 0 else 38.4)) < 2 for label in range(8))
+
+
+@needs_ravdess
 def test_every_fold_of_ravdess_can_be_made(ravdess):
     assert {p: n_folds(ravdess, p) for p in ("speaker", "luna-jimenez", "loso", "random")} == {
         "speaker": 6,
         "luna-jimenez": 5,
         "loso": 24,
-        "random": 1,
+        "random": 5,
     }
     for protocol in ("speaker", "luna-jimenez", "loso"):
         tested = [
