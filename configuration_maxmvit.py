@@ -139,7 +139,7 @@ require_version(
     "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
 )
 OWN_BACKBONES = ("convnet",)
-FUSION_NAMES = ("concat", "gated", "attention", "bilinear")
+FUSION_NAMES = ("concat", "gated", "attention", "bilinear", "late")
 HEAD_NAMES = ("mlp", "linear", "decoder")
 SHORTEST_S, LONGEST_S = 0.01, 600.0  # of max_clip_s and window_s, as the pipeline takes a window
 AUTO_MAP = {
@@ -245,8 +245,11 @@ class MaxMViTConfig(PretrainedConfig):
         fusion (`str`, defaults to `"concat"`):
             What joins the branches' features: `"concat"`, the paper's; `"gated"`, a learned gate for each feature of
             each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`, products
-            of features of different branches. The formulas and their sources are with the classes in
-            `modeling_maxmvit.py`.
+            of features of different branches; `"late"`, the weighted mean of the logits of two classifiers, one on
+            the images and a linear one on the speech encoder, each trained by its own loss. The formulas and their
+            sources are with the classes in `modeling_maxmvit.py`.
+        speech_share (`float`, defaults to 0.5):
+            Weight of the speech encoder's classifier in the logits of `fusion="late"`, from 0 to 1.
         fusion_size (`int`, defaults to 256):
             Width to which `"attention"` and `"bilinear"` project the branches.
         head (`str`, defaults to `"mlp"`):
@@ -301,6 +304,7 @@ class MaxMViTConfig(PretrainedConfig):
     speech_layers: str = "weighted_sum"
     image_size: int | list[int] | tuple[int, ...] = 224
     fusion: str = "concat"
+    speech_share: float = 0.5
     fusion_size: int = 256
     head: str = "mlp"
     head_layers: int = 1
@@ -351,6 +355,10 @@ class MaxMViTConfig(PretrainedConfig):
                 raise ValueError(f"{field}={shortened(given)} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
             raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
+        if self.fusion == "late" and not (self.picture_names and "speech" in self.branch_names):
+            raise ValueError("fusion='late' does not work: it takes an image backbone and a speech encoder.")
+        if not 0 <= self.speech_share <= 1:
+            raise ValueError(f"speech_share={self.speech_share} does not work: a weight from 0 to 1 does.")
         for field in ("fusion_size", "head_layers", "hidden_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")

@@ -800,6 +800,7 @@ FUSIONS: dict[str, Any] = {
     "gated": GatedFusion,
     "attention": AttentionFusion,
     "bilinear": BilinearFusion,
+    "late": ConcatFusion,  # and a LateFusionHead after it
 }
 
 
@@ -919,6 +920,42 @@ class DecoderHead(nn.Module):
 
 
 HEADS: dict[str, Any] = {"mlp": MLPHead, "linear": LinearHead, "decoder": DecoderHead}
+OUTPUT_LAYER = re.compile(r"^classifier\.(?:images\.|speech\.)?out_proj\.(?:weight|bias)$")
+
+
+class LateFusionHead(nn.Module):
+    """
+    Late fusion: `images`, the head that `config.head` names, on the features of the images, and `speech`, a
+    [`LinearHead`] on those of the speech encoder. The logits are the mean of theirs, the latter with a weight of
+    `config.speech_share`; the probabilities are then the normalised geometric mean (a product of experts, Hinton 2002,
+    doi 10.1162/089976602760128018).
+    """
+
+    def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
+        super().__init__()
+        self.share, self.speech_size = config.speech_share, widths["speech"]
+        of_images = {name: width for name, width in token_widths.items() if name != "speech"}
+        self.images = HEADS[config.head](config, sum(widths.values()) - self.speech_size, of_images)
+        self.speech = LinearHead(config, self.speech_size, token_widths)
+
+    def forward(
+        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        logits, attentions = self.branch_logits(features, tokens, look)
+        return self.joined(*logits), attentions
+
+    def joined(self, images: torch.Tensor, speech: torch.Tensor) -> torch.Tensor:
+        """The weighted mean of the logits of the two classifiers."""
+        return (1 - self.share) * images + self.share * speech
+
+    def branch_logits(
+        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        """The logits of the two classifiers, `(B, num_labels)` each, and the attention of the first."""
+        of_images, of_speech = features.split([features.shape[1] - self.speech_size, self.speech_size], dim=1)
+        of_branches = {name: values for name, values in tokens.items() if name != "speech"}
+        logits, attentions = self.images(of_images, of_branches, look)
+        return (logits, self.speech(of_speech, tokens)[0]), attentions
 
 
 # ---- Loss ----
@@ -999,6 +1036,16 @@ class MaxMViTModelOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
     tokens: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MaxMViTClassifierOutput(SequenceClassifierOutput):
+    """
+    [`~transformers.modeling_outputs.SequenceClassifierOutput`] and, of a model with `fusion="late"` in training,
+    `branch_logits` (`tuple(torch.FloatTensor)`): the logits of its two classifiers, by each of which it is trained.
+    """
+
+    branch_logits: tuple[torch.FloatTensor, ...] | None = None
 
 
 class MaxMViTPreTrainedModel(PreTrainedModel):
@@ -1240,7 +1287,10 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         widths = {name: backbone.head_hidden_size for name, backbone in branches.items()}
         self.fusion = FUSIONS[config.fusion](config, widths, token_widths)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
+        if config.fusion == "late":
+            self.classifier: nn.Module = LateFusionHead(config, widths, token_widths)
+        else:
+            self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
         self.post_init()
 
     @torch.no_grad()
@@ -1259,7 +1309,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         if temperature == 1 or self.config.problem_type not in (None, "single_label_classification"):
             return super().save_pretrained(save_directory, **kwargs)
         state = dict(kwargs.pop("state_dict", None) or self.state_dict())
-        for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+        for name in filter(OUTPUT_LAYER.match, list(state)):
             state[name] = state[name] / temperature
         self.config.temperature = 1.0
         try:
@@ -1278,7 +1328,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         power_values: torch.FloatTensor | None = None,
         power_lengths: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+    ) -> MaxMViTClassifierOutput | tuple[torch.Tensor, ...]:
         """
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
@@ -1302,7 +1352,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Returns:
             The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
             softmax in the order of `config.id2label`, `hidden_states` as in [`MaxMViTModelOutput`], and where asked
-            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder.
+            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder. In training, a
+            model with `fusion="late"` also returns `branch_logits`, and its loss is the sum over them.
 
         Raises:
             ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
@@ -1314,10 +1365,22 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
         tokens = outputs.tokens or {}
         fused = self.feature_dropout(self.fusion(features, tokens))
-        logits, attentions = self.classifier(fused, tokens, look=bool(look))
-        loss = None if labels is None else loss_of(logits.float(), labels, self.config.problem_type)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
+        branch_logits = None
+        if self.training and isinstance(self.classifier, LateFusionHead):
+            branch_logits, attentions = self.classifier.branch_logits(fused, tokens, look=bool(look))
+            logits = self.classifier.joined(*branch_logits)
+        else:
+            logits, attentions = self.classifier(fused, tokens, look=bool(look))
+        loss = None
+        if labels is not None:
+            losses = [loss_of(each.float(), labels, self.config.problem_type) for each in branch_logits or (logits,)]
+            loss = torch.stack(losses).sum()
+        return MaxMViTClassifierOutput(
+            loss=loss,
+            logits=logits,
+            branch_logits=branch_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=attentions,
         )
 
 

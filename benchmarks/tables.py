@@ -51,23 +51,33 @@ def main() -> None:
 
 
 def collect(output_dir: Path, recipe: str, results: Path) -> None:
-    """Copies the predictions of each finished fold, probabilities rounded to four digits, to its place."""
+    """
+    Copies the predictions of each finished fold, probabilities rounded to four digits, to its place; of late fusion
+    those of the classifiers alone, too, as the recipes `RECIPE_images` and `RECIPE_speech`.
+    """
     folders = sorted(output_dir.glob("fold*/metrics.json")) or [output_dir / "metrics.json"]
     for path in folders:
         report = json.loads(path.read_text(encoding="utf-8"))
         protocol, _, fold = report["protocol"].rpartition("-fold")
-        target = results / protocol / recipe / f"seed{report['seed']}" / f"fold{fold}.csv"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name("predictions.csv"), newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        classes = [name for name in rows[0] if name.startswith("p_")]
-        with whole(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["clip", "speaker", "label", "prediction", *classes])
-            for row in rows:
-                facts = [Path(row["file"]).name, row["speaker"], row["label"], row["prediction"]]
-                table.writerow([*facts, *(f"{float(row[name]):.4f}" for name in classes)])
-        print(target)
+        for own in sorted(path.parent.glob("predictions*.csv")):
+            name = recipe + own.stem.removeprefix("predictions")
+            target = results / protocol / name / f"seed{report['seed']}" / f"fold{fold}.csv"
+            copy_predictions(own, target)
+            print(target)
+
+
+def copy_predictions(source: Path, target: Path) -> None:
+    """Writes what tables are made of, without what only a report needs."""
+    with open(source, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    classes = [name for name in rows[0] if name.startswith("p_")]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["clip", "speaker", "label", "prediction", *classes])
+        for row in rows:
+            facts = [Path(row["file"]).name, row["speaker"], row["label"], row["prediction"]]
+            table.writerow([*facts, *(f"{float(row[name]):.4f}" for name in classes)])
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

@@ -39,7 +39,14 @@ class ModelArguments:
     speech_layers: str = field(
         default="weighted_sum", metadata={"help": "How its pooled layers are joined: weighted_sum or concat."}
     )
-    fusion: str = field(default="concat", metadata={"help": "concat, gated, attention or bilinear."})
+    fusion: str = field(default="concat", metadata={"help": "concat, gated, attention, bilinear or late."})
+    speech_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Weight of the speech classifier in late fusion, 0 to 1.",
+            "needs": ["fusion=late"],
+        },
+    )
     fusion_size: int = field(default=256, metadata={"help": "Width of attention and bilinear."})
     head: str = field(default="mlp", metadata={"help": "mlp, linear, or decoder (a query for each class)."})
     head_layers: int = field(default=1, metadata={"help": "Hidden layers of the MLP, or layers of the decoder."})
@@ -228,6 +235,13 @@ class BranchArguments:
         metadata={
             "help": "Whether the speech encoder stays as it is; what joins its layers is trained.",
             "needs": ["speech_encoder"],
+        },
+    )
+    closed_form_classifier: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit the linear classifier on a frozen speech encoder by shrunk linear discriminant analysis.",
+            "needs": ["freeze_speech_encoder"],
         },
     )
     speech_frozen_layers: int | None = field(

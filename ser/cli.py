@@ -648,7 +648,7 @@ def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERT
             logging.get_logger(__name__).warning_once(
                 f"--{each.name} has no effect: the model has no such part ({', '.join(config.branch_names)})."
             )
-    if args.mixup_alpha and has_speech:
+    if args.mixup_alpha and has_speech and not args.closed_form_classifier:
         raise DataError("--mixup_alpha blends images and not waveforms: leave it out, or --speech_encoder.")
     if args.mixup_alpha and learns_filters:
         raise DataError(

@@ -32,9 +32,10 @@ MAX_HALF = 65_504.0
 
 def suffices(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
     """Whether training needs only the layer statistics of whole clips: the encoder is never trained, its frames are
-    pooled without attention, and clips are neither cut nor amplified at random."""
+    pooled without attention, and clips are neither cut nor amplified at random, or only for images since the
+    classifier of the encoder is fitted on whole clips."""
     is_frozen = args.freeze_speech_encoder or args.freeze_backbones and args.unfreeze_epoch is None
-    is_varied = args.training_window is not None or args.gain_db
+    is_varied = (args.training_window is not None or args.gain_db) and not args.closed_form_classifier
     return "speech" in config.branch_names and is_frozen and config.speech_pooling in POOLED and not is_varied
 
 

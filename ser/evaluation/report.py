@@ -213,7 +213,7 @@ def without_folders(value: Any) -> Any:
 
 REPORT_FILES = (
     "metrics.json", "predictions.csv", "validation_predictions.csv", "confusion_matrix.png", "reliability.png",
-    "training_curves.png", "README.md",
+    "training_curves.png", "README.md", "predictions_images.csv", "predictions_speech.csv",
 )  # fmt: skip
 
 

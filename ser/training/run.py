@@ -39,11 +39,12 @@ from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.evaluation.calibration import fit_temperature
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.evaluation.metrics import compute_metrics, scores
-from ser.evaluation.report import in_words, splits_table, summarize_folds, write_report
+from ser.evaluation.report import in_words, splits_table, summarize_folds, write_predictions, write_report
 from ser.evaluation.soft_labels import compute_distribution_metrics
 from ser.evaluation.windows import mean_over_windows, training_lengths, windows_of
 from ser.models import make_model, name_classes, starting_weights
 from ser.training.arguments import SERTrainingArguments
+from ser.training.closed_form import check_closed_form, fit_speech_classifier
 from ser.training.distributed import first_process_first
 from ser.training.run_settings import (
     RunClock,
@@ -193,6 +194,8 @@ def check_runs(
     make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
     make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args))
     config = name_classes(config, corpus.label_names)
+    if args.closed_form_classifier:
+        check_closed_form(config, args, data_args.cache_features)
     start = starting_weights(make_model(config, model_args), model_args)
     unread = dataclasses.replace(corpus)
     unread.contents = corpus.files  # equal sound is looked for once clips are decoded
@@ -311,19 +314,24 @@ def train_and_test(
         with first_process_first(args, "running the speech encoder"):
             tables = [corpus.clips, parts["train"]]
             layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
+            if args.closed_form_classifier:
+                fit_speech_classifier(model, parts["train"], layer_statistics)
     kind: Callable[..., SERTrainer] = SERTrainer
     if corpus.shards is not None:
         kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
     clock = RunClock(args.output_dir, started)
     parts_taught = parts | {"train": taught}
     trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        trainer.train(resume_from_checkpoint=checkpoint)
     is_tested = args.do_predict or not args.do_train
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions
         for part in ("validation", "test")
         if len(parts[part]) and (part != "test" or is_tested)
     }
+    if is_tested and model.config.fusion == "late":
+        write_branch_predictions(trainer, parts["test"], corpus.label_names)
     if args.calibrate:
         sure = with_one_label(parts["validation"])
         labels = np.asarray(parts["validation"]["label"][:])[sure]
@@ -369,6 +377,19 @@ def train_and_test(
         trainer.push_to_hub()
     if args.should_save:
         mark_finished(args.output_dir)
+
+
+def write_branch_predictions(trainer: SERTrainer, clips: datasets.Dataset, label_names: Sequence[str]) -> None:
+    """Writes the predictions of the two classifiers of late fusion, `predictions_images.csv` and
+    `predictions_speech.csv`."""
+    head: Any = trainer.model.classifier
+    share = head.share
+    for name, alone in (("images", 0.0), ("speech", 1.0)):
+        head.share = alone
+        logits = trainer.predict(clips, metric_key_prefix=f"test_{name}").predictions
+        if trainer.args.should_save:
+            write_predictions(Path(trainer.args.output_dir) / f"predictions_{name}.csv", clips, logits, label_names)
+    head.share = share
 
 
 def score_windows(

@@ -195,10 +195,15 @@ class SERTrainer(ResumableTrainer):
         for name, part in self.model.pretrained_parts().items():
             if self._frozen or name == "speech" and self.args.freeze_speech_encoder:
                 part.eval()
+        if self.args.closed_form_classifier:
+            self.model.branches()["speech"].eval()
         if self.loss is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        loss = self.loss(outputs["logits"], inputs["labels"])
+        losses = [
+            self.loss(logits, inputs["labels"]) for logits in outputs.get("branch_logits") or [outputs["logits"]]
+        ]
+        loss = torch.stack(losses).sum()
         return (loss, outputs) if return_outputs else loss
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:

@@ -1,0 +1,173 @@
+"""A linear classifier on a frozen speech encoder in closed form: linear discriminant analysis, shrunk.
+
+The classifier of Gaussian classes with one covariance (Fisher 1936) needs the inverse of the covariance within
+classes, which a thousand clips do not determine for thousands of features. It is shrunk towards a multiple of the
+identity (regularised discriminant analysis, Friedman 1989, doi 10.1080/01621459.1989.10478752, with one covariance).
+How much, and the scale of the logits, are chosen by cross-validation over the training speakers, so that no validation
+part is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import LateFusionHead, LinearHead, MaxMViTForAudioClassification, SpeechEncoder
+from ser.data.embedding_cache import suffices
+from ser.evaluation.calibration import fit_temperature, probabilities_of
+from ser.training.arguments import SERTrainingArguments
+from ser.utils import DataError
+
+logger = logging.get_logger(__name__)
+SHRINKAGES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
+FOLDS = 5  # of training speakers
+ABSENT = -1e4  # the logit of a class that has no training clip
+
+
+class LinearClassifier(NamedTuple):
+    """
+    Args:
+        weight (`torch.Tensor` of shape `(num_labels, num_features)`), bias (`torch.Tensor` of shape `(num_labels,)`):
+            Of the logits.
+        shrinkage (`float`): The share of the identity in the covariance, from 0 to 1.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    shrinkage: float
+
+
+class _Scatter(NamedTuple):
+    """Sums over clips: `(num_labels,)` counts, `(num_labels, num_features)` sums, `(num_features, num_features)`
+    products."""
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    products: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor, labels: torch.Tensor, num_labels: int) -> "_Scatter":
+        members = nn.functional.one_hot(labels, num_labels).to(features.dtype)
+        return cls(members.sum(0), members.T @ features, features.T @ features)
+
+    def without(self, other: "_Scatter") -> "_Scatter":
+        return _Scatter(*(own - left_out for own, left_out in zip(self, other, strict=True)))
+
+    def discriminant(self, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the classes, all equally likely beforehand."""
+        means = self.sums / self.counts.clamp(min=1)[:, None]
+        within = (self.products - self.sums.T @ means) / self.counts.sum()
+        size = within.diagonal().mean().clamp(min=torch.finfo(within.dtype).tiny)
+        within.mul_(1 - shrinkage).diagonal().add_(shrinkage * size)
+        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(within)).T
+        bias = -(weight * means).sum(1) / 2
+        return weight, torch.where(self.counts > 0, bias, ABSENT)
+
+
+def fit_discriminant(
+    features: torch.Tensor, labels: torch.Tensor, groups: Sequence[int], num_labels: int
+) -> LinearClassifier:
+    """
+    Fits a linear discriminant analysis whose shrinkage and scale suit clips of other groups.
+
+    Args:
+        features (`torch.Tensor` of shape `(clips, num_features)`): Of one scale.
+        labels (`torch.Tensor` of shape `(clips,)`): Indices of classes.
+        groups (`Sequence[int]`): The group of each clip, such as its speaker; a clip and its altered copies are in
+            one. Two or more.
+        num_labels (`int`): Number of classes.
+    """
+    center = features.mean(0)
+    features = features - center
+    folds = torch.as_tensor(np.unique(groups, return_inverse=True)[1]) % FOLDS
+    parts = [_Scatter.of(features[folds == fold], labels[folds == fold], num_labels) for fold in folds.unique()]
+    whole = _Scatter(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
+    best = (np.inf, 0.0, 1.0)
+    for shrinkage in SHRINKAGES:
+        logits, truth = [], []
+        for fold, part in zip(folds.unique(), parts, strict=True):
+            weight, bias = whole.without(part).discriminant(shrinkage)
+            logits.append(features[folds == fold] @ weight.T + bias)
+            truth.append(labels[folds == fold])
+        scores, indices = torch.cat(logits).double().numpy(), torch.cat(truth).numpy()
+        scale = scores.std()  # with little shrinkage logits are far from any temperature
+        scores /= scale
+        temperature = fit_temperature(indices, scores)
+        right = probabilities_of(scores, temperature)[np.arange(len(indices)), indices]
+        best = min(best, (-np.log(right.clip(min=1e-12)).mean(), shrinkage, scale * temperature))
+    nll, shrinkage, temperature = best
+    logger.info(f"Linear discriminant analysis: shrinkage {shrinkage:g}, NLL {nll:.3f} on speakers left out")
+    weight, bias = whole.discriminant(shrinkage)
+    weight, bias = weight / temperature, bias / temperature
+    return LinearClassifier(weight, bias - weight @ center, shrinkage)
+
+
+def check_closed_form(config: MaxMViTConfig, args: SERTrainingArguments, keeps_features: bool) -> None:
+    """
+    Raises `DataError` if a classifier cannot be fitted in closed form: its features vary, or it is not linear.
+    """
+    lacking = [
+        name
+        for name, is_given in {
+            "--freeze_speech_encoder and --speech_pooling mean or statistics": suffices(config, args),
+            "--speech_layers concat": config.speech_layers == "concat",
+            "--fusion late, or --head linear of a model without images":
+                config.fusion == "late" or config.head == "linear" and config.branch_names == ["speech"],
+            "--cache_features": keeps_features,
+            "no --feature_dropout": not config.feature_dropout,
+        }.items()
+        if not is_given
+    ]  # fmt: skip
+    if lacking:
+        raise DataError(f"--closed_form_classifier needs {'; '.join(lacking)}.")
+
+
+@torch.no_grad()
+def fit_speech_classifier(
+    model: MaxMViTForAudioClassification, clips: datasets.Dataset, layer_statistics: Mapping[str, torch.Tensor]
+) -> None:
+    """
+    Fits the classifier of a frozen speech encoder on clips and their altered copies, and freezes it.
+
+    Args:
+        model: Its speech branch pools by `"mean"` or `"statistics"` and concatenates its layers; the linear classifier
+            follows it. Changed in place, with the running statistics that standardise the features.
+        clips: The training part, from `extract_features`.
+        layer_statistics: From `layer_statistics_of`.
+    """
+    branch: SpeechEncoder = model.branches()["speech"]
+    versions = clips["spectrograms"]
+    rows = [(content, row) for row, clip in enumerate(versions) for content in dict.fromkeys(clip.contents)]
+    owners = torch.tensor([row for _, row in rows])
+    statistics = torch.stack([layer_statistics[content] for content, _ in rows])
+    branch.requires_grad_(False).eval()
+    if branch.norm is not None:
+        branch.norm.reset_running_stats()
+        features = torch.cat([_features(branch, part) for part in statistics.split(256)])
+        branch.norm.running_mean.copy_(features.mean(0))
+        branch.norm.running_var.copy_(features.var(0))
+    features = torch.cat([_features(branch, part) for part in statistics.split(256)])
+    labels = torch.as_tensor(clips["label"][:])[owners]
+    speakers = clips["speaker"][:]
+    known = None not in speakers and len(set(speakers)) > 1
+    numbers = np.unique(speakers, return_inverse=True)[1] if known else np.arange(len(speakers))
+    fitted = fit_discriminant(features, labels, numbers[owners].tolist(), model.config.num_labels)
+    classifier = speech_classifier(model)
+    classifier.out_proj.weight.copy_(fitted.weight)
+    classifier.out_proj.bias.copy_(fitted.bias)
+    classifier.requires_grad_(False)
+
+
+def speech_classifier(model: MaxMViTForAudioClassification) -> LinearHead:
+    """The linear classifier that follows the speech encoder."""
+    return model.classifier.speech if isinstance(model.classifier, LateFusionHead) else model.classifier
+
+
+def _features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
+    device = next(branch.parameters()).device
+    return branch(statistics.float().to(device), None).cpu()
