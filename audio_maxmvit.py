@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -261,17 +262,24 @@ def _decoded_by_libsndfile(file: BinaryIO, name: str) -> Iterator[Any]:
     """First the rate, then the mono pieces; raises where not all of the file's sound is read."""
     extent = _extent(file, name)
     with soundfile.SoundFile(_Seekable(file, extent)) as audio:
-        rate = _checked_rate(audio.samplerate, name)
-        missing = _missing_seconds(audio, file, extent, name)
+        rate, position = _checked_rate(audio.samplerate, name), file.tell()
+        if audio.format == "MP3":  # the length that libsndfile gives it is an estimate
+            missing, left = _check_mp3(file, name)
+        else:
+            missing, left = _missing_seconds(audio, file, extent, name), audio.frames
         if missing > MAX_MISSING_S:
             raise _cut_off(name, missing)
+        file.seek(position)
         yield rate
-        left = audio.frames
         length = min(BLOCK_S * rate, BLOCK_VALUES // audio.channels)
         while len(piece := audio.read(length, dtype="float32", always_2d=True)):
             left -= len(piece)
             yield piece[:, 0] if audio.channels == 1 else _mean_of_channels(piece, name)
-        if left > MAX_MISSING_S * rate and audio.format != "MP3":  # without a tag, its length is an estimate
+        if left > MAX_MISSING_S * rate:
+            if audio.format == "MP3":
+                raise AudioError(
+                    f"{name} is damaged: of its frames {left / rate:.2f} s cannot be decoded. Copy it again."
+                )
             raise _cut_off(name, left / rate)
 
 
@@ -395,6 +403,8 @@ LAYOUTS = {
 MAX_ATOMS = 10**6  # of an mp4 file; a phone that records in fragments writes two or three a second
 MAX_HEAD = 2**16  # bytes of a header that are looked at
 MAX_SHORT_TAG = 64  # bytes that the last chunk, of text, may lack
+MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # of mp3 players, behind or before the sound
 FRAME_COUNTS = {"AVR": (26, ">I"), "MPC2K": (30, "<I"), "WVE": (18, ">I")}
 
@@ -521,19 +531,11 @@ def _is_padding(file: BinaryIO, position: int, size: int) -> bool:
 
 def _missing_seconds(audio: soundfile.SoundFile, file: BinaryIO, extent: _Extent, name: str) -> float:
     """Seconds that an open file lacks of what its header says; raises where it holds more than will be read."""
-    position = file.tell()
-    try:
-        if extent.start:
-            seconds = extent.missing / max(1, extent.end - extent.start) * audio.frames / audio.samplerate
-            is_in_packets = audio.subtype.startswith(
-                "ALAC"
-            )  # and libsndfile drops one of 4,096 samples if it is short
-            return max(seconds, 4096 / audio.samplerate) if extent.missing and is_in_packets else seconds
-        if audio.format == "MP3":
-            return _check_mp3(file, name)
-        return _missing_by_count(audio, file, name)
-    finally:
-        file.seek(position)
+    if extent.start:
+        seconds = extent.missing / max(1, extent.end - extent.start) * audio.frames / audio.samplerate
+        is_in_packets = audio.subtype.startswith("ALAC")  # and libsndfile drops one of 4,096 samples if it is short
+        return max(seconds, 4096 / audio.samplerate) if extent.missing and is_in_packets else seconds
+    return _missing_by_count(audio, file, name)
 
 
 def _missing_by_count(audio: soundfile.SoundFile, file: BinaryIO, name: str) -> float:
@@ -564,7 +566,7 @@ def _check_ogg(file: BinaryIO, name: str, size: int, position: int) -> None:
     """Raises unless the pages of an ogg file are all there and belong to one stream (or several side by side)."""
     is_last, has_begun = False, False
     while position < size:
-        page = _at(file, position, 27 + 255)
+        page = _at(file, position, MAX_OGG_PAGE)
         if page[:4] != b"OggS" or len(page) < 27:
             if is_last and _is_padding(file, position, size):
                 return
@@ -575,9 +577,19 @@ def _check_ogg(file: BinaryIO, name: str, size: int, position: int) -> None:
         if is_first and has_begun:
             raise _not_all_read(name, f"a second stream begins at byte {position:,}")
         has_begun = has_begun or not is_first
-        position += 27 + page[26] + sum(page[27 : 27 + page[26]])
+        length = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if len(page) >= length and _ogg_checksum(page[:length]) != page[22:26]:  # libsndfile leaves such a page out
+            raise AudioError(f"{name} is damaged in the page of its sound at byte {position:,}; copy it again.")
+        position += length
     if position > size or not is_last:
         raise AudioError(f"{name} is cut off: it ends before its last page. Copy or download it again.")
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """The checksum that belongs to a page: a CRC-32 from the highest bit on, where zlib's is from the lowest."""
+    without = page[:22] + bytes(4) + page[26:]
+    value = zlib.crc32(without.translate(REVERSED_BITS), 2**32 - 1) ^ 2**32 - 1
+    return int(f"{value:032b}"[::-1], 2).to_bytes(4, "little")
 
 
 def _extent_of_flac(file: BinaryIO, name: str, size: int, base: int) -> _Extent:
@@ -660,6 +672,9 @@ _MPEG_KBPS = {  # (MPEG-1, layer)
 }
 
 
+MAX_ADDED_FRAMES = 4  # of an mp3 file, at both ends together, that encoders add
+
+
 class _MpegFrame(NamedTuple):
     length: int  # in bytes
     samples: int
@@ -682,9 +697,10 @@ def _mpeg_frame(head: bytes) -> _MpegFrame | None:
     return _MpegFrame(length, samples, rate, tag)
 
 
-def _check_mp3(file: BinaryIO, name: str) -> float:
+def _check_mp3(file: BinaryIO, name: str) -> tuple[float, int]:
     """
-    Seconds that an mp3 file lacks of what the tag in its first frame says.
+    Seconds that an mp3 file lacks of what the tag in its first frame says, and the samples that its frames must give
+    at least: decoders leave out what encoders add at both ends.
 
     Raises:
         AudioError: The file holds more frames than the tag counts, frames of another stream, or bytes between them
@@ -723,11 +739,11 @@ def _check_mp3(file: BinaryIO, name: str) -> float:
         position += frame.length
         count += not is_tag and position <= size
     if first is None:
-        return 0.0
+        return 0.0, 0
     seconds = first.samples / first.rate
     if announced and (count - announced) * seconds > MAX_MISSING_S:
         raise _not_all_read(name, f"its header counts {announced:,} frames, and {count:,} are there")
-    return max(0, announced - count) * seconds
+    return max(0, announced - count) * seconds, max(0, count - MAX_ADDED_FRAMES) * first.samples
 
 
 def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
@@ -745,6 +761,13 @@ def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
 EBML = b"\x1a\x45\xdf\xa3"
+ELEMENTS_OF_ELEMENTS = {bytes.fromhex(name) for name in ("18538067", "1f43b675")}  # the segment, its clusters
+ELEMENTS = ELEMENTS_OF_ELEMENTS | {  # of the file, of its segment and of a cluster
+    bytes.fromhex(name) for name in (
+        "1a45dfa3", "114d9b74", "1549a966", "1654ae6b", "1c53bb6b", "1043a770", "1254c367", "1941a469",
+        "e7", "5854", "a7", "ab", "a3", "a0", "af", "ec", "bf",
+    )
+}  # fmt: skip
 SECOND_MEDIA = {
     "matroska": re.compile(rb"(?s)\x1a\x45\xdf\xa3.{1,40}?(?:webm|matroska)"),
     "asf": re.compile(re.escape(ASF)),
@@ -847,6 +870,25 @@ def _check_media(file: BinaryIO, name: str, media: str) -> None:
         raise _not_all_read(name, f"a second file begins at byte {second:,}")
     if announced and not _is_padding(file, announced, size):
         raise _not_all_read(name, f"{size - announced:,} bytes follow its end")
+    if media == "matroska":
+        _check_elements(file, name, announced or size)
+
+
+def _check_elements(file: BinaryIO, name: str, end: int) -> None:
+    """Raises where what follows an element of a webm or mkv file is none: FFmpeg goes on with the next cluster."""
+    position = 0
+    while position < end:
+        head = _at(file, position, 12)
+        n_id = 9 - head[0].bit_length()
+        n_length = 9 - head[n_id].bit_length() if n_id < min(5, len(head)) else 9
+        if n_id + n_length > len(head) and len(head) < 12:
+            return  # the last element is cut off, and a recorder that was ended may do that
+        if head[:n_id] not in ELEMENTS or n_length > 8:
+            if _is_padding(file, position, end):
+                return
+            raise AudioError(f"{name} is damaged at byte {position:,}, where an element should begin. Copy it again.")
+        length = int.from_bytes(head[n_id : n_id + n_length], "big") & (1 << 7 * n_length) - 1
+        position += n_id + n_length + (0 if head[:n_id] in ELEMENTS_OF_ELEMENTS else length)
 
 
 def _end_of_atoms(file: BinaryIO, name: str, size: int) -> int:

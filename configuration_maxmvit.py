@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError  # comes with transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.versions import require_version
 
@@ -124,12 +125,18 @@ def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_encoder_config(config: Mapping[str, Any], name: str) -> None:
-    """Raises `ValueError`, which begins with `name`, if this is the configuration of another family."""
+    """Raises `ValueError`, which begins with `name`, if this is the configuration of another family, or holds a value
+    that the family's own configuration refuses."""
     if config.get("model_type") not in FAMILIES:
         raise ValueError(
             f"{name} is a model of type {config.get('model_type')!r}, which cannot be joined: it is one of "
             f"{', '.join(FAMILIES)}."
         )
+    try:
+        AutoConfig.for_model(**config)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = shortened(" ".join(str(error).split()), 300)
+        raise ValueError(f"{name} has a speech_encoder_config that does not work: {reason}") from error
 
 
 # ---- Configuration ----

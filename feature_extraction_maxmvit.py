@@ -370,11 +370,23 @@ def make_processor(settings: Mapping[str, Any]) -> Any:
     The feature extractor that settings of [`read_processor`] describe.
 
     Raises:
-        ValueError: transformers' own for these encoders are others.
+        ValueError: transformers' own for these encoders are others, or a setting is of another type or not positive.
     """
     kind = settings.get("feature_extractor_type")
-    if kind not in EXTRACTORS:
-        raise ValueError(f"speech_processor is a {kind!r}, and has to be one of {', '.join(EXTRACTORS)}.")
+    if not isinstance(kind, str) or kind not in EXTRACTORS:
+        raise ValueError(
+            f"speech_processor: feature_extractor_type={shortened(kind)} does not work: it has to be one of "
+            f"{', '.join(EXTRACTORS)}."
+        )
+    parameters = inspect.signature(EXTRACTORS[kind]).parameters.values()
+    types = {each.name: type(each.default) for each in parameters if each.default is not each.empty}
+    try:
+        check_types(settings, types)
+    except ValueError as error:
+        raise ValueError(f"speech_processor: {error}") from error
+    for name, value in settings.items():
+        if types.get(name) is int and not value > 0:
+            raise ValueError(f"speech_processor: {name}={value} does not work: it has to be positive.")
     return _made_processor(json.dumps(settings, sort_keys=True))
 
 

@@ -6,17 +6,21 @@ Names the emotion in recordings by a file that export_ser.py wrote, without PyTo
     python onnx_ser.py OUT.onnx FILE_OR_FOLDER... [--window 3 --hop 1 --smooth 1]
 
 This file stands alone: copy it and OUT.onnx wherever they are needed. It prints the table that predict_ser.py prints,
-answers silence and long recordings alike and ends with the same exit codes (0: every file was answered, 1: some could
-not be read, 2: nothing could be started, 130: interrupted). Three things differ. Nothing is fetched from URLs. Files
-that are cut off are answered as far as they go. And of windows that overlap each is heard by itself, where
+answers silence and long recordings alike, reads the same lists, and ends with the same exit codes (0: every file was
+answered, 1: some could not be read, or the answers not be written, 2: nothing could be started, 130: interrupted, 141:
+what it was piped into ended before). Three things differ. Nothing is fetched from URLs. Files that are cut off or
+damaged are answered as far as they go. And of windows that overlap each is classified by itself, where
 predict_ser.py cuts them out of spectrograms of the whole recording, which changes their first and last half second.
 """
 
 import argparse
 import csv
+import io
 import json
 import math
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -28,7 +32,7 @@ import soundfile
 import soxr
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
-FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
+FAILED, NOT_STARTED, INTERRUPTED, NO_READER = 1, 2, 130, 141
 BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
 LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
 GREATEST_SAMPLE = 1e9
@@ -38,6 +42,8 @@ MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # of files that do not say how long their train
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
 SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
+LIST_SUFFIXES, FILE_COLUMNS = {".csv", ".tsv", ".jsonl"}, ("file", "file_name", "audio")
+MISSING = {"", "nan", "<na>"}  # as a spreadsheet, numpy and pandas write a cell without a value
 AUDIO_SUFFIXES = {
     ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bwf", ".caf", ".flac", ".htk", ".iff", ".ircam", ".mp1",
     ".mp2", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sds", ".sf", ".snd", ".sph", ".svx",
@@ -135,7 +141,8 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
     """
     length = 0
     try:
-        with soundfile.SoundFile(path) as audio:
+        # A name that is not text has to be given as bytes, which Windows does not take.
+        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as audio:
             rate = audio.samplerate
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
                 raise InputError(f"{path} has the sampling rate {rate} Hz; export it again.")
@@ -202,40 +209,124 @@ def _windows(pieces: Iterator[np.ndarray], length: float, hop: float) -> Iterato
 
 
 def find(inputs: list[str], labels: list[str]) -> dict[str, str | None]:
-    """Every recording that files, folders and lists name, once, with its label where that is known."""
+    """
+    Every recording that files, folders and lists name, once, with its label where that is known. What of a folder is
+    no recording by its suffix is counted in a line on the standard error.
+
+    Raises:
+        InputError: A folder holds no recording, a list cannot be used, or a recording has two labels.
+    """
     found: dict[str, str | None] = {}
-    known = {label.lower(): label for label in labels}
     for source in inputs:
         path = Path(source)
         if path.is_dir():
-            files = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in AUDIO_SUFFIXES and not file.is_dir() and not file.name.startswith(".")
-            )
-            if not files:
-                raise InputError(f"{source} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
-            new = {str(clip): known.get(clip.parent.name.lower()) for clip in files}
-        elif path.suffix == ".csv":
+            new = _in_folder(path, labels)
+        elif path.suffix.lower() in LIST_SUFFIXES and "://" not in source:
             new = _listed(path, labels)
         else:
             new = {source: None}
         for file, label in new.items():
-            found.setdefault(file, label)
+            known = found.get(file)
+            if label and known not in (None, label):
+                raise InputError(f"{file} has two labels, {known} and {label} (in {source}): correct one of them.")
+            found[file] = known or label
     return found
 
 
+def _in_folder(folder: Path, labels: list[str]) -> dict[str, str | None]:
+    present = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    clips = [path for path in present if path.suffix.lower() in AUDIO_SUFFIXES]
+    if not clips:
+        raise InputError(f"{folder} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+    if others := Counter(path.suffix.lower() or "without a suffix" for path in present if path not in {*clips}):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        print(f"{folder}: left out by their suffix: {counts}.", file=sys.stderr)
+    known = {label.lower(): label for label in labels}
+    return {str(clip): known.get(clip.parent.name.lower()) for clip in clips}
+
+
 def _listed(path: Path, labels: list[str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for line, cells in _rows(path):
+        where = f"{path}, line {line}"
+        row: dict[str, str] = {}
+        for name, value in cells:
+            column = name.strip().casefold()
+            if column not in (*FILE_COLUMNS, "label", "start", "end"):
+                continue
+            if column in row:
+                raise InputError(f"{where}: there are two columns {column!r}: rename one.")
+            row[column] = _text_of(value, f"{where}: {name!r}")
+        file = next((row[column] for column in FILE_COLUMNS if column in row), "")
+        if not file:
+            raise InputError(
+                f"{where} names no file. A list has the columns file and, if known, label; this row has "
+                f"{', '.join(name.strip() for name, _ in cells)}."
+            )
+        label = (row.get("label") if not {"start", "end"} <= {*row} else None) or None  # those of segments are others
+        if label not in (None, *labels):
+            raise InputError(
+                f"{where}: the model does not know the label {label!r}. It knows {', '.join(labels)}. Rename it, or "
+                "leave the column label out."
+            )
+        file = file if "://" in file else str(path.parent / file)
+        if found.get(file, label) != label:
+            raise InputError(f"{where}: {file} has two labels, {found[file]} and {label}: correct one of them.")
+        found[file] = label
+    if not found:
+        raise InputError(f"{path} lists no file: it needs a line of column names, among them file, and rows.")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    """The line of each row of a .csv, .tsv or .jsonl file, and its cells with the names of their columns."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    if not rows or not all(row.get("file") for row in rows):
-        raise InputError(f"{path} needs a line of column names, among them file, and a file in each further line.")
-    if unknown := sorted({row["label"] for row in rows if row.get("label")} - set(labels)):
-        raise InputError(f"{path} holds labels that the model does not know: {', '.join(unknown)}.")
-    return {str(path.parent / row["file"]): row.get("label") or None for row in rows}
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    if path.suffix.lower() == ".jsonl":
+        for line, content in enumerate(text.split("\n"), start=1):
+            if not content.strip():
+                continue
+            try:
+                row = json.loads(content, object_pairs_hook=list)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {line}: {error}.") from error
+            if not content.lstrip().startswith("{"):
+                raise InputError(f'{path}, line {line} is not an object, such as {{"file": "a.wav"}}.')
+            yield line, row
+        return
+    line = 1
+    try:
+        mark = max(",;\t", key=lambda mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        names = next(reader, [])
+        for cells in reader:
+            line = reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
+                raise InputError(
+                    f"{path}, line {line}: {len(cells)} cells for the {len(names)} columns {', '.join(names)}. Put "
+                    "text that holds a separator in double quotes."
+                )
+            if torn := [cell for cell in cells if cell.endswith('"') and cell.count('"') % 2]:
+                raise InputError(f"{path}, line {line}: {torn[0]:.80} ends with a double quote that none opens.")
+            yield line, list(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}, from line {line} on: {error}.") from error
+
+
+def _text_of(value: Any, where: str) -> str:
+    """A cell's text without surrounding spaces, "" for a missing value."""
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InputError(f"{where} is neither text nor a number, but {value!r:.80}.")
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip(" \t")
+    return "" if text.casefold() in MISSING else text
 
 
 def table_rows(
@@ -266,6 +357,8 @@ def _row(scores: np.ndarray | None, labels: list[str], min_score: float) -> dict
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
+        if sys.stdout is None:
+            raise InputError("the standard output is closed: open it.")
         recognizer = Recognizer(args.model, args.threads)
         if args.window is not None and recognizer.samples is not None:
             own = recognizer.samples / recognizer.sampling_rate
@@ -277,6 +370,8 @@ def main(arguments: list[str] | None = None) -> int:
         return NOT_STARTED
     places = [] if args.window is None else ["start", "end", "windows"]
     truth = ["label"] if any(items.values()) else []
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be text
     writer = csv.DictWriter(
         sys.stdout, ["file", *truth, *places, "prediction", *recognizer.labels], lineterminator="\n"
     )
@@ -323,7 +418,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="FILE_OR_FOLDER",
         help="audio files, folders (searched to the bottom; where a file lies in a folder named after a label, that "
-        "is its true label), or .csv lists with a column file and, if known, one label",
+        "is its true label), or .csv, .tsv or .jsonl lists with a column file and, if known, one label",
     )
     parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
     parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
@@ -357,6 +452,13 @@ def command() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:  # of the standard output: what is read is caught where it is
+        # Python flushes it once more as it ends, and would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return NO_READER
+        print(f"error: the standard output cannot be written: {error.strerror}.", file=sys.stderr)
+        return FAILED
 
 
 if __name__ == "__main__":

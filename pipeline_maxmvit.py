@@ -100,6 +100,11 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"top_k": None, "batch_size": 8, **kwargs})
+        if "speech" in self.model.config.branch_names and self.feature_extractor.speech_processor is None:
+            raise ValueError(
+                "the model has a speech encoder, and speech_processor of its feature extractor, which says how that "
+                "takes waveforms, is None: restore preprocessor_config.json."
+            )
 
     def check_model_type(self, supported_models: Any) -> None:
         """

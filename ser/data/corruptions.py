@@ -21,6 +21,7 @@ TELEPHONE_HZ, TELEPHONE_RATE = (300, 3400), 8_000
 MP3_RATE, MP3_KBPS = 22_050, (160, 8)
 OPUS_RATE, OPUS_KBPS = 48_000, (256, 6)
 N_FFT = 2048
+MIN_ENCODED = 1152  # samples; libsndfile cannot read the files that it writes of a few
 
 
 def white_noise(waveform: torch.Tensor, snr_db: float, generator: torch.Generator) -> torch.Tensor:
@@ -146,8 +147,8 @@ def _level(kbps: float, highest: float, lowest: float) -> float:
 
 
 def _through_file(waveform: torch.Tensor, sampling_rate: int, rate: int, form: dict) -> torch.Tensor:
-    file = io.BytesIO()
-    soundfile.write(file, _resample(waveform, sampling_rate, rate).clamp(-1, 1).numpy(), rate, **form)
+    file, samples = io.BytesIO(), _resample(waveform, sampling_rate, rate).clamp(-1, 1)
+    soundfile.write(file, _fit(samples, max(MIN_ENCODED, len(samples))).numpy(), rate, **form)
     file.seek(0)
     decoded, rate = soundfile.read(file, dtype="float32")
     return _fit(_resample(torch.from_numpy(decoded), rate, sampling_rate), len(waveform))

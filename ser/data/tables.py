@@ -40,7 +40,7 @@ class ListedRows:
         """Raises `DataError` where the table lacks one of the columns."""
         if missing := [column for column in columns if column not in self.columns]:
             raise DataError(
-                f"{self.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(self.names)}."
+                f"{self.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(self.names) or 'none'}."
             )
 
     def file_column(self) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
 from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
+from ser.files import whole
 from ser.inference.segments import Segment, timeline_segments
 from ser.models import checkpoint_digest
 from ser.utils import DataError, UsageError
@@ -175,15 +176,25 @@ class Table:
         return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
 
     def write_rows(self, path: str, rows: list[dict[str, Any]]) -> None:
-        """Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was."""
+        """
+        Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
         texts = {
             f"{path}{ORIGIN}": json.dumps(self.origin) + "\n",
             path: self._head() + self._text(rows),
         }
-        for name, text in texts.items():  # the origin first: there are never rows without
-            with open(f"{name}.tmp", "w", **ANY_NAME) as file:
-                file.write(text)
-            os.replace(f"{name}.tmp", name)
+        try:
+            for name, text in texts.items():  # the origin first: there are never rows without
+                with whole(name) as unfinished:
+                    unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be written: {error.strerror}. Answers that were written before are kept: make room "
+                "and give the same command again."
+            ) from error
 
     def _head(self) -> str:
         return self._csv_line(self.columns) if self.suffix == ".csv" else ""

@@ -123,3 +123,15 @@ def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(cli
     assert all(25 < draws.count(version) < 55 for version in range(3))
     assert draws[:5] == [drawn(training, index) for index in range(5)]
     assert {drawn(SeededCollator(PairCollator(extractor), seed=0), index) for index in range(20)} == {0}
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 192_000])
+@pytest.mark.parametrize("samples", [1, 2, 5, 100, 511])
+def test_a_clip_of_a_few_samples_and_a_silent_one_have_copies(samples, rate):
+    copies = WaveformCopies(40)
+    sound = np.random.default_rng(samples).normal(scale=0.1, size=samples).astype(np.float32)
+    for number in range(1, copies.count + 1):
+        for clip in (sound, np.zeros_like(sound)):
+            copy = copies.make(clip, rate, number)
+            assert copy.dtype == np.float32 and len(copy) >= 1 and np.isfinite(copy).all()
+            assert clip.any() or np.abs(copy).max() < 1e-3  # silence stays silent

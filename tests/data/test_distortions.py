@@ -133,6 +133,7 @@ def test_a_few_samples_pass_every_band_limit(samples):
     for changed in (
         distortions.telephone(short, RATE, mu_law=True), distortions.through_rate(short, RATE, 1000),
         distortions.pitch(short, RATE, -2), distortions.vorbis(short, RATE),
+        distortions.mp3(short, RATE, 64.0), distortions.opus(short, RATE, 16.0),
     ):  # fmt: skip
         assert changed.shape == short.shape and changed.isfinite().all()
 
@@ -142,5 +143,7 @@ def test_one_sample_goes_through_everything():
     for changed in (
         distortions.white_noise(one, 10, g), distortions.reverberate(one, RATE, 0.3, g), distortions.gain(one, 3),
         distortions.telephone(one, RATE), distortions.clip_loudest(one, 0.2),
+        distortions.mp3(one, RATE, 64.0), distortions.opus(one, RATE, 16.0), distortions.vorbis(one, RATE),
+        distortions.telephone(one, RATE, mu_law=True), distortions.pitch(one, RATE, 1),
     ):  # fmt: skip
         assert changed.shape == (1,) and changed.isfinite().all()

@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import soundfile
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_ser
+from ser.inference.predictions import find_items
+from ser.utils import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
 RATE = 8_000
@@ -170,7 +173,91 @@ def test_a_list_of_files(model, tmp_path, capsys):
     assert [(row["label"], row["prediction"]) for row in table(capsys)] == [("soft", "loud")]
     (tmp_path / "list.csv").write_text("file,label\na.wav,furious\n")
     assert onnx_ser.main([model, str(tmp_path / "list.csv")]) == 2
-    assert "labels that the model does not know: furious" in capsys.readouterr().err
+    assert "line 2: the model does not know the label 'furious'" in capsys.readouterr().err
+
+
+LISTS = {
+    "semicolons.csv": "file;label\na.wav;soft\n",
+    "tabs.tsv": "file\tlabel\na.wav\tsoft\n",
+    "lines.JSONL": '{"file": "a.wav", "label": "soft"}\n\n{"FILE": "b.wav", "label": null}\n',
+    "numbers.jsonl": '{"file": 1.0}\n{"file": 2}\n',
+    "capitals.CSV": "File, Label \na.wav, soft\n",
+    "datasets.csv": "file_name,label\na.wav,soft\n",
+    "missing.csv": "file,label\na.wav,nan\nb.wav,\n",
+    "blank.csv": "file,label\na.wav,soft\n\n , \nb.wav,loud\n",
+    "quoted.csv": 'file,label\n"a, b.wav",loud\n',
+    "segments.csv": "file,start,end,label\na.wav,0,1,furious\na.wav,1,2,soft\n",
+    "address.csv": "file\nhttps://x.y/a.wav\n",
+    "separator.csv": "file\nname\u2028of.wav\n",
+    # refused
+    "wide.csv": "file,label\na.wav,soft,more\n",
+    "short.csv": "file,label\na.wav\n",
+    "twice.csv": "file,File\na.wav,b.wav\n",
+    "labels.csv": "file,label\na.wav,soft\na.wav,loud\n",
+    "unlabelled.csv": "file,label\na.wav,soft\na.wav,\n",
+    "unknown.tsv": "file\tlabel\na.wav\tSoft\n",
+    "nameless.csv": "file,label\n,soft\n",
+    "no_file.csv": "path,label\na.wav,soft\n",
+    "open.csv": 'file,label\n"a.wav,soft\n',
+    "quote.csv": 'file,label\nmy "a.wav",soft\n"b.wav,soft\nc.wav,soft"\n',
+    "empty.csv": "",
+    "only_names.tsv": "file\tlabel\n",
+    "broken.jsonl": '{"file":\n',
+    "array.jsonl": '["a.wav"]\n',
+    "nested.jsonl": '{"file": {"path": "a.wav"}}\n',
+    "truth.jsonl": '{"file": true}\n',
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_read_as_by_predict_ser(name, tmp_path):
+    path = tmp_path / name
+    path.write_text(LISTS[name], encoding="utf-8")
+    try:
+        expected = {item.file: item.label for item in find_items([str(path)], LABELS)}
+    except (DataError, UsageError):
+        with pytest.raises(onnx_ser.InputError, match=f"{name}.*[.]$"):
+            onnx_ser.find([str(path)], LABELS)
+    else:
+        assert [*LISTS].index(name) < [*LISTS].index("wide.csv")
+        assert onnx_ser.find([str(path)], LABELS) == expected
+
+
+def test_a_recording_with_two_labels_is_refused_and_others_of_a_folder_are_counted(tmp_path, capsys):
+    clip = level(tmp_path / "loud" / "a.wav", 0.75, 0.5)
+    (tmp_path / "loud" / "notes.TXT").write_text("no sound")
+    (tmp_path / "list.csv").write_text("file,label\nloud/a.wav,soft\n")
+    assert onnx_ser.find([str(tmp_path / "loud"), str(clip)], LABELS) == {str(clip): "loud"}
+    assert onnx_ser.find([str(clip), str(tmp_path / "loud")], LABELS) == {str(clip): "loud"}
+    assert "left out by their suffix: 1 .txt." in capsys.readouterr().err
+    with pytest.raises(onnx_ser.InputError, match="a.wav has two labels, loud and soft"):
+        onnx_ser.find([str(tmp_path / "loud"), str(tmp_path / "list.csv")], LABELS)
+
+
+def run(model: str, clip: Path, **streams: int) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "onnx_ser.py"), model, str(clip)]
+    return subprocess.run(command, stderr=subprocess.PIPE, **streams, text=True)
+
+
+def test_answers_that_cannot_be_written_are_said_in_a_sentence(model, tmp_path):
+    clip = level(tmp_path / "a.wav", 0.75, 0.5)
+    with open("/dev/full", "w") as full:
+        done = run(model, clip, stdout=full.fileno())
+    assert done.returncode == 1 and done.stderr.startswith("error: the standard output cannot be written: No space")
+    assert done.stderr.count("\n") == 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(model, clip, stdout=writing)
+    os.close(writing)
+    assert done.returncode == 141 and "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_no_text_is_written_as_it_is(model, tmp_path):
+    clip = level(tmp_path / "a.wav", 0.75, 0.5)
+    odd = os.fsencode(tmp_path) + b"/v\xe9rit\xe9.wav"
+    os.rename(clip, odd)
+    done = subprocess.run([sys.executable, ROOT / "onnx_ser.py", model, odd], capture_output=True)
+    assert done.returncode == 0 and odd + b",loud," in done.stdout
 
 
 @pytest.mark.parametrize("broken", ["nothing", "text", "no samples", "NaN"])

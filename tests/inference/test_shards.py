@@ -1,5 +1,6 @@
 """Predictions by several processes. Run as a program by `accelerate launch`, this file is one of three."""
 
+import errno
 import json
 import os
 import signal
@@ -100,6 +101,27 @@ def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_pa
     assert Path(f"{output}.origin.json").read_text() == Path(f"{alone}.origin.json").read_text()
     assert joined.done == {item.file: answer_of(item)[0]["label"] for item in ITEMS} and failed == []
     assert not parts_folder(str(output)).exists()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_tables_that_cannot_be_joined_on_a_full_disk_keep_every_answer(
+    one_by_one, tmp_path, suffix, reason, monkeypatch
+):
+    output = tmp_path / f"out{suffix}"
+    processes = started(output, 2)
+    end(*processes[1])
+
+    def no_room(path: Path) -> None:
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    with monkeypatch.context() as full:
+        full.setattr("ser.files.sync", no_room)
+        with pytest.raises(UsageError, match=f"out{suffix} cannot be written: .* Answers .* are kept"):
+            end(*processes[0])
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.suffix != ".lock"]
+    join_parts(str(output), ITEMS, open_at)
+    assert [*open_at(str(output)).done] == [item.file for item in ITEMS]
 
 
 def killed(output: Path) -> None:

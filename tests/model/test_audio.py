@@ -172,6 +172,73 @@ def test_of_no_container_a_part_is_answered(container, subtype):
             np.testing.assert_array_equal(answer[: len(whole)], whole)
 
 
+def damages(content: bytes) -> dict[str, bytes]:
+    """A file whose middle is not as it was written, by what happened to it."""
+    middle, rng = len(content) // 2, np.random.default_rng(3)
+    before = lambda length: content[: middle - length // 2]  # noqa: E731
+    after = lambda length: content[middle - length // 2 + length :]  # noqa: E731
+    return {
+        "a flipped bit": before(1) + bytes([content[middle] ^ 16]) + after(1),
+        "300 zeros": before(300) + bytes(300) + after(300),
+        "a sector of something else": before(4_096) + rng.bytes(4_096) + after(4_096),
+        "bytes too many": before(0) + rng.bytes(700) + after(0),
+        "bytes too few": before(2_500) + after(2_500),
+    }
+
+
+def voice(container: str, subtype: str) -> bytes:
+    """Six seconds that rise and fall, as a file."""
+    time = np.arange(6 * 48_000) / 48_000
+    file = io.BytesIO()
+    sound = np.sin(2 * np.pi * 300 * time) * np.sin(time) ** 2 * 0.3 + noise(len(time)) * 0.1
+    soundfile.write(file, sound.astype(np.float32), 48_000, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+COMPRESSED = {
+    "ogg": voice("OGG", "VORBIS"), "opus": voice("OGG", "OPUS"), "flac": voice("FLAC", "PCM_16"),
+    "mp3": voice("MP3", "MPEG_LAYER_III"), "webm": media_file("webm", "libopus", 48_000, seconds=6.0)[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_of_a_file_damaged_in_its_middle_no_part_is_answered(kind):
+    content = COMPRESSED[kind]
+    whole = read_audio(content, 48_000)
+    refused = []
+    for damage, damaged in damages(content).items():
+        try:
+            answer = read_audio(damaged, 48_000)
+        except AudioError as error:
+            assert len(str(error)) > 40 and str(error).endswith(".")
+            refused.append(damage)
+        else:  # without a checksum of its sound, nothing tells that a bit is another
+            assert kind in ("mp3", "webm") and abs(len(answer) - len(whole)) <= 0.1 * 48_000
+    assert {"a sector of something else", "bytes too few"} <= {*refused}
+    if kind not in ("mp3", "webm"):
+        assert len(refused) == 5
+
+
+def test_the_checksum_of_a_page_is_that_of_its_writers():
+    for kind in ("ogg", "opus"):
+        content = COMPRESSED[kind]
+        starts = [place for place in range(len(content)) if content[place : place + 5] == b"OggS\0"]
+        pages = [content[first:last] for first, last in zip(starts, [*starts[1:], len(content)], strict=True)]
+        assert len(pages) >= 5
+        assert [audio_maxmvit._ogg_checksum(page) for page in pages] == [page[22:26] for page in pages]
+
+
+def test_a_browsers_recording_that_was_ended_early_is_read():
+    content = COMPRESSED["webm"]
+    head = content.index(b"\x18\x53\x80\x67") + 4
+    unknown = content[:head] + b"\x01" + b"\xff" * 7 + content[head + 8 :]  # the length of the whole, as browsers do
+    for end in (len(unknown), unknown.rindex(b"\x1c\x53\xbb\x6b"), len(unknown) * 2 // 3):
+        assert len(read_audio(unknown[:end], 48_000)) > 3 * 48_000
+    damaged = damages(unknown)["a sector of something else"]
+    with pytest.raises(AudioError, match="is damaged at byte"):
+        read_audio(damaged, 48_000)
+
+
 @pytest.mark.parametrize("short", [1, 2, 43, 44])
 @pytest.mark.parametrize("container", ["WAV", "AIFF", "W64", "RF64", "AU", "NIST", "CAF"])
 def test_a_file_may_be_some_bytes_short(container, short):

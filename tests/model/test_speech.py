@@ -31,7 +31,7 @@ from ser.models import load_pipeline, make_config, make_feature_extractor, make_
 from ser.training.arguments import SERTrainingArguments
 from ser.training.run import make_trainer, parse_arguments
 from ser.training.trainer import SERTrainer
-from ser.utils import DataError
+from ser.utils import DataError, UsageError
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
 from tests.helpers.training import make_arguments
 from tests.training.test_end_to_end import write_ravdess
@@ -500,7 +500,7 @@ def test_what_cannot_be_joined_is_named(tmp_path, encoders):
         tiny_config(speech_encoder=encoders["wavlm"], speech_pooling="max")
     with pytest.raises(ValueError, match="speech_encoder names none"):
         tiny_config(speech_encoder_config={"model_type": "wavlm"})
-    with pytest.raises(ValueError, match="speech_processor is a 'ViTImageProcessor'"):
+    with pytest.raises(ValueError, match="speech_processor: feature_extractor_type='ViTImageProcessor'"):
         tiny_feature_extractor(speech_processor={"feature_extractor_type": "ViTImageProcessor"})
     with pytest.raises(ValueError, match="cqt_backbone, mel_backbone and speech_encoder are all None"):
         tiny_config(cqt_backbone=None, mel_backbone=None)
@@ -738,3 +738,56 @@ def test_a_frozen_encoder_hears_each_clip_once(encoders, tmp_path, monkeypatch):
     assert run("windows", "--training_window=0.3") >= 2 * 32 + 32
     classify = load_pipeline(str(tmp_path / "first"))
     assert len(classify({"array": CLIPS[0], "sampling_rate": RATE})) == 8
+
+
+SPOILT = [
+    ("config.json", "speech_encoder_config", "num_hidden_layers", [2]),
+    ("config.json", "speech_encoder_config", "hidden_dropout", "none"),
+    ("config.json", "speech_encoder_config", "conv_dim", 8),
+    ("config.json", "speech_encoder_config", "feat_extract_norm", None),
+    ("preprocessor_config.json", "speech_processor", "sampling_rate", "16 kHz"),
+    ("preprocessor_config.json", "speech_processor", "sampling_rate", 0),
+    ("preprocessor_config.json", "speech_processor", "do_normalize", "no"),
+    ("preprocessor_config.json", "speech_processor", "do_normalize", None),
+    ("preprocessor_config.json", "speech_processor", "feature_extractor_type", ["Wav2Vec2FeatureExtractor"]),
+    ("preprocessor_config.json", "speech_processor", "padding_value", float("inf")),
+    ("preprocessor_config.json", "speech_processor", None, None),
+    ("preprocessor_config.json", "speech_processor", None, 16_000),
+]
+
+
+@pytest.mark.parametrize(("file", "field", "key", "value"), SPOILT)
+def test_a_value_of_another_type_within_a_checkpoint_is_refused_by_its_name(file, field, key, value, saved):
+    path = saved / file
+    text = path.read_text()
+    content = json.loads(text)
+    if key is None:
+        content[field] = value
+    else:
+        assert key in content[field]
+        content[field][key] = value
+    path.write_text(json.dumps(content))
+    try:
+        with pytest.raises(UsageError, match=f"(?s){saved.name}.*{key or field}") as caught:
+            load_pipeline(str(saved), "cpu")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    finally:
+        path.write_text(text)
+
+
+def test_settings_of_a_whisper_that_cannot_work_are_refused(tmp_path):
+    settings = read_processor(tiny_speech_encoder(tmp_path / "whisper", "whisper"))
+    for name, value in (("hop_length", 0), ("chunk_length", 1.5), ("n_fft", None), ("dither", [0.0])):
+        with pytest.raises(ValueError, match=f"speech_processor: {name}="):
+            tiny_feature_extractor(speech_processor=settings | {name: value})
+    assert make_processor(settings | {"padding_value": 0, "dither": 0}).hop_length == settings["hop_length"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("spoilt")
+    model, extractor = built(tiny_speech_encoder(folder / "encoder", "wavlm"), cqt_backbone=None, mel_backbone=None)
+    model.save_pretrained(folder / "model")
+    extractor.save_pretrained(folder / "model")
+    assert load_pipeline(str(folder / "model"), "cpu")(CLIPS[0])
+    return folder / "model"
