@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 ALONE = {"cqt_backbone": None, "mel_backbone": None, "cqt_backbone_kwargs": None, "mel_backbone_kwargs": None}
 BESIDE = {f"{branch}_backbone": "convnet" for branch in ("cqt", "mel")}
 BESIDE |= {f"{branch}_backbone_kwargs": {"channels": [8, 16]} for branch in ("cqt", "mel")}
+LOW_RATE = {"sampling_rate": 16_000, "min_length": 1_000, "n_mels": 40, "cqt_n_bins": 60}
 STATISTICS = {"speech_pooling": "statistics", "speech_layers": "concat"}
 # The encoders of the tests divide clips into pieces of 1 s, as a real Whisper does into pieces of 30 s.
 LENGTHS = (4_410, 22_051, 44_100, 44_101, 61_737, 132_300)  # samples at 44.1 kHz
@@ -48,7 +49,7 @@ def classifier(encoder: str, extractor: dict, **config) -> MaxMViTAudioClassific
         if branch.norm is not None:
             branch.norm.train().momentum = None  # the plain mean over batches
             clips = [voice(0.6 + 0.2 * i, f0=100 + 40 * i, seed=i) for i in range(4)]
-            given = features(clips, sampling_rate=44_100, return_tensors="pt")
+            given = features(clips, sampling_rate=features.sampling_rate, return_tensors="pt")
             branch(given["input_values"], given["attention_mask"])
     return MaxMViTAudioClassificationPipeline(
         model=model.eval(), feature_extractor=features, task="audio-classification", device="cpu"
@@ -61,12 +62,14 @@ def clip_of(samples: int) -> np.ndarray:
 
 
 def assert_answers_as_the_pipeline(classify, path, clips) -> None:
-    session, seen = session_of(path), []
+    session, differences, answers = session_of(path), [], []
     for clip in clips:
         (own,) = session.run(["probabilities"], {"waveform": clip[None]})
-        np.testing.assert_allclose(own[0], answer(classify, clip), atol=1e-3)
-        seen.append(own[0])
-    assert np.ptp(seen, axis=0).max() > 0.05  # else all clips would have one answer
+        differences.append(own[0] - answer(classify, clip))
+        answers.append(own[0])
+    # Far less than from clip to clip, or a file that ignores its input would pass.
+    spread = np.ptp(answers, axis=0).max()
+    assert spread > 5e-3 and np.abs(differences).max() < min(1e-3, spread / 5)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,11 @@ def test_onnx_ser_prints_the_table_of_predict_ser_whole_and_along_windows(whispe
     "family, extractor, config",
     [
         ("wavlm", {"trim_db": 35.0}, BESIDE | {"fusion": "attention", "fusion_size": 16, "head": "decoder"}),
-        ("hubert", {"sampling_rate": 16_000, "n_mels": 40, "cqt_n_bins": 60}, ALONE | {"speech_pooling": "mean"}),
+        (
+            "hubert",
+            {"sampling_rate": 16_000, "min_length": 1_000, "n_mels": 40, "cqt_n_bins": 60},
+            ALONE | {"speech_pooling": "mean"},
+        ),
         ("wav2vec2", {}, BESIDE | {"speech_pooling": "attentive_statistics"}),
     ],
     ids=["wavlm", "hubert", "wav2vec2"],
