@@ -73,7 +73,7 @@ def stretches_of_speech(
     files = sorted(ravdess.glob("Actor_*/*"))
     strung = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a stretch may begin 0.6 s after the first
     found = []
-    for number, seconds in enumerate(np.linspace(*lengths_s, count)):
+    for number, seconds in enumerate(np.linspace(lengths_s[0], lengths_s[1], count)):
         some = [files[(14 * number + further) % len(files)] for further in range(strung)]
         speech = np.concatenate([read_audio(path, sampling_rate) for path in some])
         start = sampling_rate // 10 * (number % 7)
