@@ -5,13 +5,14 @@ How fast a model answers on a CPU, and in how much memory: PyTorch as it is and 
     python -m benchmarks.inference MODEL --calibration CLIPS --test CLIPS
 
 The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
-and adds how many times real time that is, and the seconds from a process that has imported nothing to its first
+and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
 answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
 `padded to 30 s` is the pipeline with every clip padded as transformers does it, in place of the encoder on the clip's
 own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
-others; a figure is the median over rounds. With --calibration (clips that training saw: files, a folder, or a .csv
-list of files), static int8 is among the sides; with --test (clips with labels, in folders named after them or in the
-list), UA stands beside every side. Needs requirements-dev.txt.
+others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
+machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static
+int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA stands beside
+every side. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def main() -> None:
                 figures[title] = measure(wanted, work, inputs, args)
                 if "waveform" in inputs:
                     add_speed(figures[title], args)
-                print(f"\n{title}, ms a clip")
+                print(f"\n{title}, ms a clip and of core time")
                 print_table(figures[title])
     write_results(args.json, {"load_before": os.getloadavg()[0], **figures})
 
@@ -128,10 +129,10 @@ def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[s
 
 
 def add_speed(found: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
-    """Adds how many seconds of audio are answered in a second, of the first batch size."""
+    """Adds how many seconds of audio are answered in a second of one core, of the first batch size."""
     for row in found.values():
         for threads in args.threads:
-            milliseconds = row[f"{threads} thr., batch {args.batches[0]}"]
+            milliseconds = row[f"core, {threads} thr., batch {args.batches[0]}"]
             row[f"x real time, {threads} thr."] = 1e3 * args.seconds / milliseconds
 
 
@@ -196,13 +197,15 @@ def measure(sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Nam
     found: dict[str, dict[str, float]] = {side: {} for side in sides}
     for threads in args.threads:
         for batch in args.batches:
-            times: dict[str, list[float]] = {side: [] for side in sides}
+            times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
             for _ in range(args.rounds + 1):  # the first warms up
                 for side, (_, connection) in workers.items():
                     connection.send((threads, batch))
                     times[side].append(connection.recv())
             for side, taken in times.items():
-                found[side][f"{threads} thr., batch {batch}"] = 1e3 * float(np.median(taken[1:])) / batch
+                wall, busy = np.median(taken[1:], axis=0) / batch
+                found[side][f"{threads} thr., batch {batch}"] = 1e3 * float(wall)
+                found[side][f"core, {threads} thr., batch {batch}"] = 1e3 * float(busy)
     for side, (process, connection) in workers.items():
         connection.send(None)
         found[side] |= connection.recv()
@@ -223,12 +226,12 @@ def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> No
         if run is None or asked[0] != made_for:
             run, made_for = make(asked[0]), asked[0]
         batch = {name: values.repeat(asked[1], axis=0) for name, values in inputs.items()}
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run(batch)
-        end = time.perf_counter()
+        end, busy = time.perf_counter(), time.process_time() - busy
         if not has_answered:
             first, has_answered = first + end - begin, True
-        connection.send(end - start)
+        connection.send((end - start, busy))
     figures = {"peak, MiB": peak_mib()}
     if "waveform" in inputs:
         figures["first answer, s"] = first
@@ -308,9 +311,9 @@ def padded_to_30_s(extractor: Any, spectrograms: Sequence[dict[str, Any]]) -> di
 
 def print_table(found: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(found.values())))
-    print(f"{'':24}", *(f"{column:>20}" for column in columns))
+    print(f"{'':24}", *(f"{column:>22}" for column in columns))
     for side, row in found.items():
-        print(f"{side:24}", *(f"{row[column]:20.4g}" for column in columns), flush=True)
+        print(f"{side:24}", *(f"{row[column]:22.4g}" for column in columns), flush=True)
 
 
 if __name__ == "__main__":
