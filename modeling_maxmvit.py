@@ -428,7 +428,7 @@ class SpeechEncoder(nn.Module):
         summed = [clip[:length] for clip, length in zip(self._summed(states), lengths, strict=True)]
         weights = [self.attention(clip).softmax(0)[:, 0] for clip in summed]
         means, deviations = _statistics_of_layers(states, lengths, weights)
-        stretches = [F.adaptive_avg_pool1d(clip.T, STRETCHES).T for clip in summed]
+        stretches = [_means_of_stretches(clip) for clip in summed]
         tokens = torch.cat([self._summed(means.unbind(1))[:, None], torch.stack(stretches)], dim=1)
         return SpeechFeatures(self._joined(means, deviations), tokens)
 
@@ -462,7 +462,11 @@ class SpeechEncoder(nn.Module):
             given = torch.stack(
                 [F.pad(values[row, ..., first : first + own], (0, max(lengths) - own)) for row, first, own in group]
             )
-            run = self._run(given, None) if self.piece is None else self._run_whisper(given, lengths)
+            if self.piece is None:
+                run = self._run(given, None)
+            else:
+                is_padded = min(lengths) < max(lengths)
+                run = self._run_whisper(given, torch.tensor(lengths, device=given.device) if is_padded else None)
             states = states or [own.new_zeros(len(values), frames, own.shape[-1]) for own in run]
             for state, own in zip(states, run, strict=True):
                 for (row, start, length), hidden in zip(group, own, strict=True):
@@ -475,22 +479,22 @@ class SpeechEncoder(nn.Module):
         # The last one as the encoder gives it, past the norm that some have at their end.
         return [*answer.hidden_states[:-1], answer.last_hidden_state]
 
-    def _run_whisper(self, values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    def _run_whisper(self, values: torch.Tensor, lengths: torch.Tensor | None) -> list[torch.Tensor]:
         """
         The forward pass of transformers' `WhisperEncoder`, which takes 30 s only, for log-Mel frames `(B, bands,
-        frames)` of any length up to that. Frames beyond `lengths` are zero between the convolutions, as what the
-        convolutions pad a clip with, and masked in the attention of all layers.
+        frames)` of any length up to that. Frames beyond `lengths`, `(B,)`, are zero between the convolutions, as what
+        the convolutions pad a clip with, and masked in the attention of all layers; None: no clip is padded.
         """
         encoder = self.encoder
-        own = torch.tensor(lengths, device=values.device)[:, None]
         hidden = F.gelu(encoder.conv1(values))
-        hidden = hidden * (torch.arange(hidden.shape[-1], device=values.device) < own)[:, None]
+        if lengths is not None:
+            hidden = hidden * (torch.arange(hidden.shape[-1], device=values.device) < lengths[:, None])[:, None]
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         hidden = F.dropout(hidden, p=encoder.dropout, training=encoder.training)
         mask = None
-        if min(lengths) < max(lengths):
-            is_own = torch.arange(hidden.shape[1], device=values.device) < (own + 1) // 2
+        if lengths is not None:
+            is_own = torch.arange(hidden.shape[1], device=values.device) < (lengths[:, None] + 1) // 2
             mask = torch.zeros_like(is_own, dtype=hidden.dtype).masked_fill(~is_own, torch.finfo(hidden.dtype).min)
             mask = mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
         states = [hidden]
@@ -562,6 +566,16 @@ class SpeechEncoder(nn.Module):
             above = frozen_layers is None or layer is not None and int(layer[1]) >= frozen_layers
             if name.startswith("encoder.") and name not in self.fixed and above:
                 yield parameter
+
+
+def _means_of_stretches(frames: torch.Tensor) -> torch.Tensor:
+    """`(frames, width)` -> `(16, width)`: the means of stretches of equal length, as adaptive pooling has them, which
+    ONNX has not for clips of any length."""
+    length = frames.shape[0]
+    number = torch.arange(STRETCHES, device=frames.device)[:, None]
+    begin, end = number * length // STRETCHES, -(-(number + 1) * length // STRETCHES)
+    place = torch.arange(length, device=frames.device)
+    return ((place >= begin) & (place < end)).to(frames.dtype) / (end - begin).to(frames.dtype) @ frames
 
 
 def _statistics(

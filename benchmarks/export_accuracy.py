@@ -1,10 +1,10 @@
 """A checkpoint's ONNX files beside its pipeline: how large, how far away, and where the time goes.
 
-    python -m benchmarks.export_accuracy MODEL RAVDESS [--clips 100] [--forms float32 fp16 int8]
+    python -m benchmarks.export_accuracy MODEL RAVDESS [--clips 100] [--lengths 0.5 10] [--forms float32 fp16 int8]
 
 Of each form, with front end, for waveforms of any length: its size, the largest difference of a probability over real
-clips of 0.5 to 10 s, and how many labels differ. Then the shares of the first form's time in onnxruntime by operator,
-one thread. Needs requirements-export.txt.
+clips of so many seconds, and how many labels differ. Then the shares of the first form's time in onnxruntime by
+operator, one thread. Needs requirements-export.txt.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.export.onnx import Form, build, save
 from ser.models import load_pipeline
 
-SHORTEST_S, LONGEST_S = 0.5, 10.0
-STRUNG = 5  # clips of a recording that stretches are cut from
+LENGTHS_S = (0.5, 10.0)  # of the shortest and the longest stretch
+SHORTEST_CLIP_S = 2.9  # of RAVDESS
 MOST_OPERATORS = 8
 
 
@@ -33,11 +34,12 @@ def main() -> None:
     parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
     parser.add_argument("ravdess", type=Path)
     parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--lengths", type=float, nargs=2, default=LENGTHS_S, help="seconds, shortest and longest")
     parser.add_argument("--forms", nargs="+", choices=("float32", "fp16", "int8"), default=["float32", "fp16", "int8"])
     add_json(parser)
     args = parser.parse_args()
     classify = load_pipeline(args.model, "cpu")
-    clips = stretches_of_speech(args.ravdess, args.clips, classify.feature_extractor.sampling_rate)
+    clips = stretches_of_speech(args.ravdess, args.clips, classify.feature_extractor.sampling_rate, args.lengths)
     expected = np.stack([answer(classify, clip) for clip in clips])
     start = time.perf_counter()
     _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
@@ -64,12 +66,15 @@ def main() -> None:
     write_results(args.json, {"build_s": seconds, "forms": figures, "shares_of_time": shares})
 
 
-def stretches_of_speech(ravdess: Path, count: int, sampling_rate: int) -> list[np.ndarray]:
-    """Real clips strung together and cut to 0.5 to 10 s, each from another place."""
+def stretches_of_speech(
+    ravdess: Path, count: int, sampling_rate: int, lengths_s: Sequence[float] = LENGTHS_S
+) -> list[np.ndarray]:
+    """Real clips strung together and cut to lengths from the first to the second, each from another place."""
     files = sorted(ravdess.glob("Actor_*/*"))
+    strung = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a stretch may begin 0.6 s after the first
     found = []
-    for number, seconds in enumerate(np.linspace(SHORTEST_S, LONGEST_S, count)):
-        some = [files[(14 * number + further) % len(files)] for further in range(STRUNG)]
+    for number, seconds in enumerate(np.linspace(lengths_s[0], lengths_s[1], count)):
+        some = [files[(14 * number + further) % len(files)] for further in range(strung)]
         speech = np.concatenate([read_audio(path, sampling_rate) for path in some])
         start = sampling_rate // 10 * (number % 7)
         found.append(speech[start : start + round(seconds * sampling_rate)])

@@ -4,11 +4,15 @@ How fast a model answers on a CPU, and in how much memory: PyTorch as it is and 
     python -m benchmarks.inference MODEL [--batches 1 8] [--threads 1 2] [--rounds 5] [--seconds 3]
     python -m benchmarks.inference MODEL --calibration CLIPS --test CLIPS
 
-The first table is of the model alone, on ready pictures; the second goes from waveforms of so many seconds to answers.
-Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the others; a
-figure is the median over rounds. With --calibration (clips that training saw: files, a folder, or a .csv list of
-files), static int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA
-stands beside every side. Needs requirements-dev.txt.
+The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
+and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
+answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
+`padded to 30 s` is the pipeline with every clip padded as transformers does it, in place of the encoder on the clip's
+own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
+others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
+machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static
+int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA stands beside
+every side. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,8 @@ import numpy as np
 # What is heavy is imported where it is used: every side is this file again, and its memory shall be its own.
 
 ALONE = ("eager", "channels_last", "bfloat16", "torch.compile")
-WHOLE = ("pipeline", "onnxruntime")
+PADDED = "padded to 30 s"
+WHOLE = ("pipeline", "onnxruntime", PADDED)
 Inputs = dict[str, np.ndarray]
 Run = Callable[[Inputs], np.ndarray]
 
@@ -51,10 +57,14 @@ def main() -> None:
     args = parse_arguments()
     classify = load_pipeline(args.model, "cpu")
     figures: dict[str, Any] = {}
+    encoder = classify.model.config.speech_encoder_config
+    if encoder is not None:
+        args.batches = [1]
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(classify, Path(folder), args)
-        alone = [*ALONE, *(name for name in files if name != WHOLE[1])]
-        if not torch.cpu._is_avx512_bf16_supported():
+        alone = [] if encoder is not None else [*ALONE, *(name for name in files if name != WHOLE[1])]
+        whole = [side for side in WHOLE if side != PADDED or encoder and encoder["model_type"] == "whisper"]
+        if alone and not torch.cpu._is_avx512_bf16_supported():
             print("bfloat16 is left out: this processor has no instructions for it.")
             alone.remove("bfloat16")
         work = Work(args.model, files, [] if args.test is None else labelled_pictures(classify, args.test))
@@ -65,12 +75,14 @@ def main() -> None:
         waveform = noise.normal(scale=0.1, size=(1, samples)).astype(np.float32)
         for title, sides, inputs in (
             ("the model alone, on pictures", alone, pictures),
-            (f"from waveforms of {args.seconds:g} s", WHOLE, {"waveform": waveform}),
+            (f"from waveforms of {args.seconds:g} s", whole, {"waveform": waveform}),
         ):
             wanted = [side for side in sides if is_wanted(side, args)]
             if wanted:
                 figures[title] = measure(wanted, work, inputs, args)
-                print(f"\n{title}, ms a clip")
+                if "waveform" in inputs:
+                    add_speed(figures[title], args)
+                print(f"\n{title}, ms a clip and of core time")
                 print_table(figures[title])
     write_results(args.json, {"load_before": os.getloadavg()[0], **figures})
 
@@ -98,7 +110,8 @@ def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[s
     kinds = {f"onnxruntime {name}": name for name in ("float32", "fp16", "int8")}
     if args.calibration is not None:
         kinds["onnxruntime static int8"] = "static"
-    kinds = {side: kind for side, kind in kinds.items() if is_wanted(side, args)}
+    has_speech = classify.model.config.speech_encoder is not None
+    kinds = {side: kind for side, kind in kinds.items() if is_wanted(side, args) and not has_speech}
     files = {side: folder / f"{kind}.onnx" for side, kind in kinds.items()}
     if kinds:
         _, graph = build(classify, Form(window_s=None, front_end=False, quantize=None, opset=20))
@@ -113,6 +126,14 @@ def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[s
         _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
         save(graph, files[WHOLE[1]], None)
     return files
+
+
+def add_speed(found: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
+    """Adds how many seconds of audio are answered in a second of one core, of the first batch size."""
+    for row in found.values():
+        for threads in args.threads:
+            milliseconds = row[f"core, {threads} thr., batch {args.batches[0]}"]
+            row[f"x real time, {threads} thr."] = 1e3 * args.seconds / milliseconds
 
 
 def is_wanted(side: str, args: argparse.Namespace) -> bool:
@@ -176,13 +197,15 @@ def measure(sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Nam
     found: dict[str, dict[str, float]] = {side: {} for side in sides}
     for threads in args.threads:
         for batch in args.batches:
-            times: dict[str, list[float]] = {side: [] for side in sides}
+            times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
             for _ in range(args.rounds + 1):  # the first warms up
                 for side, (_, connection) in workers.items():
                     connection.send((threads, batch))
                     times[side].append(connection.recv())
             for side, taken in times.items():
-                found[side][f"{threads} thr., batch {batch}"] = 1e3 * float(np.median(taken[1:])) / batch
+                wall, busy = np.median(taken[1:], axis=0) / batch
+                found[side][f"{threads} thr., batch {batch}"] = 1e3 * float(wall)
+                found[side][f"core, {threads} thr., batch {batch}"] = 1e3 * float(busy)
     for side, (process, connection) in workers.items():
         connection.send(None)
         found[side] |= connection.recv()
@@ -193,17 +216,25 @@ def measure(sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Nam
 def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> None:
     """The process of a side: says that it is ready, then how many seconds each batch that it is asked for took, and at
     the end how much memory it had and how right it was."""
+    begin = time.perf_counter()
     make = of_file(work.files[side]) if side in work.files else of_torch(side, work.model)
+    first = time.perf_counter() - begin
     connection.send("ready")
-    run, made_for = None, 0
+    run, made_for, has_answered = None, 0, False
     while (asked := connection.recv()) is not None:
+        begin = time.perf_counter()
         if run is None or asked[0] != made_for:
             run, made_for = make(asked[0]), asked[0]
         batch = {name: values.repeat(asked[1], axis=0) for name, values in inputs.items()}
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run(batch)
-        connection.send(time.perf_counter() - start)
+        end, busy = time.perf_counter(), time.process_time() - busy
+        if not has_answered:
+            first, has_answered = first + end - begin, True
+        connection.send((end - start, busy))
     figures = {"peak, MiB": peak_mib()}
+    if "waveform" in inputs:
+        figures["first answer, s"] = first
     if run is not None and work.test and side not in WHOLE:
         from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 
@@ -243,6 +274,8 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
 
     classify = load_pipeline(checkpoint, "cpu")
     rate, model = classify.feature_extractor.sampling_rate, classify.model
+    if side == PADDED:
+        classify.feature_extractor.heard = partial(padded_to_30_s, classify.feature_extractor)
     if side == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     elif side == "bfloat16":
@@ -252,7 +285,7 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
 
     @torch.no_grad()
     def run(inputs: Inputs) -> np.ndarray:
-        if side == "pipeline":
+        if side in WHOLE:
             answers = classify(list(inputs["waveform"]), sampling_rate=rate, window_s=None)
             return np.array([[row["score"] for row in answer] for answer in answers])
         return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.float().numpy()
@@ -264,11 +297,23 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
     return make
 
 
+def padded_to_30_s(extractor: Any, spectrograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a Whisper encoder is given by transformers: each clip padded to 30 s, and the padding not masked."""
+    import torch
+
+    from feature_extraction_maxmvit import WAVEFORM, make_processor
+
+    processor = make_processor(extractor.speech_processor)
+    waveforms = [extractor.trim(clip)[WAVEFORM].numpy() for clip in spectrograms]
+    values = processor(waveforms, sampling_rate=processor.sampling_rate, return_tensors="pt")["input_features"]
+    return {"input_values": values, "attention_mask": torch.ones(len(values), values.shape[-1], dtype=torch.long)}
+
+
 def print_table(found: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(found.values())))
-    print(f"{'':24}", *(f"{column:>17}" for column in columns))
+    print(f"{'':24}", *(f"{column:>22}" for column in columns))
     for side, row in found.items():
-        print(f"{side:24}", *(f"{row[column]:17.4g}" for column in columns), flush=True)
+        print(f"{side:24}", *(f"{row[column]:22.4g}" for column in columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """
 Puts into web/vendor what the page needs and the repository does not hold; then any server of files shows the page:
 
-    python -m web.build [MODEL]
+    python -m web.build [MODEL...]
     python -m http.server --directory web
 
-onnxruntime-web comes from the npm registry that npm is configured for, in the version below; the model, by default the
-one that comes with the code, is exported with its front end. Needs npm and requirements-export.txt.
+onnxruntime-web comes from the npm registry that npm is configured for, in the version below. The models, by default
+those that come with the code, are exported with their front ends. The page loads the first one and offers the others.
+Needs npm and requirements-export.txt.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ser.utils import UsageError, exit_code, wait_passively
 
@@ -26,17 +28,24 @@ VENDOR = ROOT / "web" / "vendor"
 PACKAGE = "onnxruntime-web@1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-LARGEST_MB = 12  # of a model that visitors have to wait for
+SHIPPED = ("ravdess_small", "ravdess")  # in weights/, the small one first
+LARGEST_MB = 40  # of a model that visitors have to wait for
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shipped = str(ROOT / "weights" / "ravdess_small")
-    parser.add_argument("model", nargs="?", default=shipped, help="default: the one that comes with the code")
+    shipped = [str(path) for name in SHIPPED if (path := ROOT / "weights" / name).is_dir()]
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", default=shipped, help="default: those that come with the code"
+    )
     args = parser.parse_args(arguments)
+    names = [Path(model).name for model in args.models]
+    if len({*names}) < len(names):
+        parser.error(f"the models need different names, got {', '.join(names)}")
     VENDOR.mkdir(exist_ok=True)
     fetch_runtime(VENDOR)
-    write_model(args.model, VENDOR)
+    models = [write_model(model, VENDOR) for model in args.models]
+    (VENDOR / "models.json").write_text(json.dumps(models, ensure_ascii=False, indent=1), encoding="utf-8")
     size = sum(path.stat().st_size for path in VENDOR.iterdir()) / 1e6
     print(f"{VENDOR}: {size:.1f} MB. Now: python -m http.server --directory {VENDOR.parent}")
 
@@ -67,15 +76,17 @@ def fetch_runtime(folder: Path) -> None:
                 (folder / name).write_bytes(member.read())
 
 
-def write_model(model: str, folder: Path) -> None:
+def write_model(model: str, folder: Path) -> dict[str, Any]:
     """
-    Writes `model.onnx`, for waveforms of any length, its weights in half precision, and `model.json`: what the page
-    has to know of it, as onnxruntime-web does not tell a file's metadata.
+    Writes a model as `NAME.onnx`, for waveforms of any length, its weights in half precision.
+
+    Returns:
+        What the page has to know of it, since onnxruntime-web does not give a file's metadata.
 
     Raises:
         UsageError: The model cannot be exported (what went wrong was said), or is larger than a page should be.
     """
-    path = folder / "model.onnx"
+    path = folder / f"{Path(model).name}.onnx"
     exporter = [sys.executable, str(ROOT / "export_ser.py"), model, str(path), "--dynamic", "--quantize", "fp16"]
     if subprocess.run(exporter).returncode:
         raise UsageError(f"{model} cannot be exported, and the page is not complete.")
@@ -95,7 +106,9 @@ def write_model(model: str, folder: Path) -> None:
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     pictures = {output.name for output in graph.graph.output}
     extractor = load_feature_extractor(model)
-    about = {
+    return {
+        "name": path.stem,
+        "megabytes": round(size),
         "labels": json.loads(metadata["labels"]),
         "licence": metadata["licence"],
         "samplingRate": int(metadata["sampling_rate"]),
@@ -113,7 +126,6 @@ def write_model(model: str, folder: Path) -> None:
             if f"{title.lower()}_values" in pictures
         ],
     }
-    (folder / "model.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def command() -> int:

@@ -32,7 +32,7 @@ export function keepDrawn(canvas, draw) {
   return redraw;
 }
 
-// `picture`: {values, height, width}, lowest frequency first; `about`: its entry in model.json; `from`, `to`: seconds.
+// `picture`: {values, height, width}, lowest frequency first; `about`: its entry in models.json; `from`, `to`: seconds.
 export function drawSpectrogram(context, width, height, { picture, about, from, to }) {
   const plot = { left: 52, top: 22, right: width - 16, bottom: height - 40 };
   const image = new OffscreenCanvas(picture.width, picture.height);

@@ -8,9 +8,11 @@ const HOP_S = 0.5; // from window to window while somebody speaks
 const LIVE_S = 10; // of the timeline at least, so that it does not shrink with every window
 
 const element = (id) => document.getElementById(id);
-const recognizer = new Recognizer();
 const timeline = { rows: [], seconds: 0 };
-let about; // model.json
+const controls = [element("file"), element("speak"), element("model")];
+let models; // models.json
+let about; // the entry of the model that is loaded
+let recognizer = null;
 let turn = 0; // what is answered for an earlier one comes too late
 let microphone = null;
 let canvases = []; // of the pictures: {shown, redraw}
@@ -28,6 +30,7 @@ function alarm(error) {
 }
 
 function build() {
+  for (const id of ["scores", "legend", "pictures"]) element(id).replaceChildren();
   about.labels.forEach((label, index) => {
     const row = document.createElement("li");
     row.dataset.label = label;
@@ -208,6 +211,25 @@ async function speakOrStop() {
   return answerRecording("What you said", await stopSpeaking());
 }
 
+async function load(index) {
+  ++turn;
+  for (const control of controls) control.disabled = true;
+  if (microphone) await stopSpeaking();
+  say("Loading the model …");
+  recognizer?.close();
+  about = models[index];
+  recognizer = new Recognizer(about);
+  try {
+    const { threads } = await recognizer.loaded;
+    document.body.dataset.threads = threads;
+  } finally {
+    element("model").disabled = false; // another may load
+  }
+  build();
+  for (const control of controls) control.disabled = false;
+  say("Ready.");
+}
+
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -237,20 +259,20 @@ function listen() {
     take([...event.dataTransfer.files]);
   });
   element("speak").addEventListener("click", () => speakOrStop().catch(alarm));
+  element("model").addEventListener("change", ({ target }) => load(Number(target.value)).catch(alarm));
 }
 
 element("theme").addEventListener("click", changeTheme);
 element("theme").textContent = isDark() ? "Light" : "Dark";
-for (const control of [element("file"), element("speak")]) control.disabled = true;
-say("Loading the model …");
+for (const control of controls) control.disabled = true;
 try {
-  const { about: known, threads } = await recognizer.loaded;
-  about = known;
-  build();
+  const response = await fetch(new URL("./vendor/models.json", import.meta.url));
+  if (!response.ok) throw new Error("The folder vendor lacks the models: run python -m web.build.");
+  models = await response.json();
+  models.forEach(({ name, megabytes }, index) => element("model").append(new Option(`${name} (${megabytes} MB)`, index)));
+  element("choice").hidden = models.length < 2;
+  await load(0);
   listen();
-  for (const control of [element("file"), element("speak")]) control.disabled = false;
-  document.body.dataset.threads = threads;
-  say("Ready.");
 } catch (error) {
   alarm(error);
 }

@@ -1,7 +1,8 @@
 // What the page asks the model's thread.
 
 export class Recognizer {
-  constructor() {
+  // `about`: the model's entry in models.json.
+  constructor(about) {
     this.waiting = new Map(); // id -> {resolve, reject}
     this.asked = 0;
     this.worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
@@ -14,6 +15,7 @@ export class Recognizer {
       };
       this.worker.onerror = (event) => reject(new Error(event.message || "The model's thread cannot be started."));
     });
+    this.worker.postMessage(about);
   }
 
   // Float32Array at the model's rate -> {scores, shown: [from, to] in seconds, pictures: [{values, height, width}]}.
@@ -23,5 +25,10 @@ export class Recognizer {
       this.waiting.set(id, { resolve, reject });
       this.worker.postMessage({ id, samples });
     });
+  }
+
+  // Frees the memory of the model; what is still asked stays without an answer.
+  close() {
+    this.worker.terminate();
   }
 }

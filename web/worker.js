@@ -1,18 +1,16 @@
-// The model, in a thread of its own so that the page stays awake. Says {about, threads} or {failed} once; then answers
-// each {id, samples} with {id, answer} or {id, failed}, in turn.
+// A model, in a thread of its own so that the page stays awake. The first message is the model's entry in models.json;
+// it is answered by {threads} or {failed}. Then each {id, samples} is answered by {id, answer} or {id, failed}, in turn.
 
 const vendor = new URL("./vendor/", import.meta.url);
 
-async function load() {
-  const response = await fetch(new URL("model.json", vendor));
-  if (!response.ok) throw new Error("The folder vendor lacks the model: run python -m web.build.");
-  const about = await response.json();
+async function load(about) {
   const ort = await import(new URL("ort.wasm.min.mjs", vendor).href);
   const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1; // else none are allowed
   ort.env.wasm.wasmPaths = vendor.href;
   ort.env.wasm.numThreads = threads;
-  const session = await ort.InferenceSession.create(new URL("model.onnx", vendor).href, { executionProviders: ["wasm"] });
-  self.postMessage({ about, threads });
+  const file = new URL(`${encodeURIComponent(about.name)}.onnx`, vendor).href;
+  const session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
+  self.postMessage({ threads });
   return { ort, session, about };
 }
 
@@ -27,12 +25,17 @@ async function answer({ ort, session, about }, samples) {
   return { scores: [...found.probabilities.data], shown: [...found.shown.data], pictures };
 }
 
-const loaded = load();
-loaded.catch((error) => self.postMessage({ failed: error.message }));
-let last = loaded;
+let loaded = null;
+let last = null;
 
-self.onmessage = ({ data: { id, samples } }) => {
+self.onmessage = ({ data }) => {
+  if (!loaded) {
+    last = loaded = load(data);
+    loaded.catch((error) => self.postMessage({ failed: error.message }));
+    return;
+  }
   last = Promise.allSettled([last]).then(async () => {
+    const { id, samples } = data;
     try {
       self.postMessage({ id, answer: await answer(await loaded, samples) });
     } catch (error) {

@@ -3,8 +3,9 @@ Writes a model as one ONNX file, from waveform to emotion, that needs neither Py
 
     python export_ser.py MODEL OUT.onnx [--window 3 | --dynamic] [--without_front_end] [--quantize int8|fp16]
 
-Input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; outputs are `probabilities`
-and `logits` (batch, labels), `embedding` (batch, features), and the pictures that the model saw. Beside it, OUT.pt2
+Input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; of a model with a speech
+encoder, one clip: (1, samples). Outputs are `probabilities` and `logits` (batch, labels), `embedding` (batch,
+features), and the model's inputs: images, and the samples or log-Mel frames of a speech encoder. Beside it, OUT.pt2
 holds the same in float32 as a program of torch.export. onnxruntime answers with the file on synthesised clips before
 it is given its name; if it answers otherwise than the pipeline, there is no file. Needs requirements-export.txt.
 """

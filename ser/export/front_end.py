@@ -1,19 +1,30 @@
 """The feature extractor once more, as one module of plain operators: what an ONNX file holds before the model.
 
-No FFT, no complex number, no loop, and nothing whose shape hangs on what is heard: convolutions, matrix products,
-squares, logarithms and columns picked by computed indices. What it gives is what [`MaxMViTFeatureExtractor`] gives
-(`backend` aside, which is a way to compute and none of the pictures').
+No FFT, no complex number and no loop: convolutions, matrix products, squares, logarithms and columns picked by
+computed indices. What it gives is what [`MaxMViTFeatureExtractor`] gives (`backend` aside, which is a way to compute
+and none of the pictures').
 """
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import WhisperFeatureExtractor
 
-from feature_extraction_maxmvit import DELTA_REACH, DELTA_WIDTH, MaxMViTFeatureExtractor
+from feature_extraction_maxmvit import (
+    DELTA_REACH,
+    DELTA_WIDTH,
+    SHORTEST,
+    WAVEFORM,
+    MaxMViTFeatureExtractor,
+    make_processor,
+    resampled,
+)
+from ser.utils import DataError
 from spectrograms_maxmvit import (
     MIN_POWER,
     RMS_LENGTH,
@@ -24,33 +35,44 @@ from spectrograms_maxmvit import (
     wavelets,
 )
 
+MAX_RESAMPLING_WEIGHTS = 2**22  # of rates with a small common divisor
+FAINT = 1e-8  # of a weight of the resampling filter, of which the largest is about 0.3
+
 
 class FrontEnd(nn.Module):
     """
-    Waveforms of one length -> the normalised pictures that the model sees.
+    Waveforms of one length -> the inputs of the model: normalised images, and the inputs of a speech encoder.
 
     Args:
-        extractor (`MaxMViTFeatureExtractor`): whose pictures these are. All of its choices can be had.
-        branches (`Iterable[str]`): `"cqt"`, `"mel"` or both: the pictures wanted, as `model.branches()` names them.
+        extractor (`MaxMViTFeatureExtractor`): whose inputs these are. All of its choices can be had.
+        branches (`Iterable[str]`): Those of `"cqt"`, `"mel"` and `"speech"` whose inputs are wanted, as
+            `model.branches()` names them.
+
+    Raises:
+        DataError: The ratio of the sampling rates of the extractor and of the speech encoder is too fine.
     """
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, branches: Iterable[str] = ("cqt", "mel")):
         super().__init__()
         self.sampling_rate, self.min_length = extractor.sampling_rate, extractor.min_length
         self.trim = None if extractor.trim_db is None else Trim(extractor, extractor.trim_db)
-        spectrograms = {"cqt": ConstantQ, "mel": Mel}
-        self.spectrograms = nn.ModuleDict({name: spectrograms[name](extractor) for name in branches})
-        self.pictures = nn.ModuleDict({name: Picture(extractor, name) for name in branches})
+        wanted = list(branches)
+        spectrograms = {name: kind for name, kind in (("cqt", ConstantQ), ("mel", Mel)) if name in wanted}
+        self.spectrograms = nn.ModuleDict({name: kind(extractor) for name, kind in spectrograms.items()})
+        self.pictures = nn.ModuleDict({name: Picture(extractor, name) for name in spectrograms})
+        self.speech = Speech(extractor) if "speech" in wanted else None
 
     def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
             waveform (`torch.Tensor` of shape `(B, samples)`): float32, mono, at the extractor's rate, finite, and no
-                further from 0 than 1e9. Where an export leaves the length open, `min_length` samples or more.
+                further from 0 than 1e9. Where an export leaves the length open, `min_length` samples or more. One clip
+                for a speech encoder.
 
         Returns:
-            `cqt_values` and `mel_values`, those of them that are wanted: float32 `(B, 3, height, width)`. And `shown`,
-            float32 `(B, 2)`: from when to when they show the clip, in seconds.
+            Those of them that are wanted: `cqt_values` and `mel_values`, float32 `(B, 3, height, width)`;
+            `input_values` and `attention_mask` from [`Speech`]. And `shown`, float32 `(B, 2)`: start and end of the
+            part of the clip that they are computed from, in seconds.
         """
         samples = waveform.shape[-1]
         if samples < self.min_length:
@@ -60,6 +82,8 @@ class FrontEnd(nn.Module):
             f"{name}_values": self.pictures[name](spectrogram(waveform), spoken)
             for name, spectrogram in self.spectrograms.items()
         }
+        if self.speech is not None:
+            pictures |= self.speech(waveform, spoken)
         length = torch.full(waveform.shape[:1], samples).double() / self.sampling_rate
         start, end = (torch.zeros_like(length), length) if spoken is None else spoken
         return pictures | {"shown": torch.stack([start, torch.minimum(end, length)], dim=1).float()}
@@ -258,6 +282,167 @@ class Picture(nn.Module):
         heard = _columns(picture, begin[:, None] + window.flatten(1)).unflatten(-1, (-1, DELTA_WIDTH))
         changes = (heard @ self.deltas + 0.5).clamp(0, 1)
         return torch.cat([static[:, None], changes.permute(0, 3, 1, 2)], dim=1)
+
+
+class Speech(nn.Module):
+    """
+    The inputs of a speech encoder, as `feature_extraction_maxmvit.speech_inputs` prepares them: the spoken part of the
+    clip at the encoder's rate, as samples or, for Whisper, as log-Mel frames.
+
+    Args:
+        extractor (`MaxMViTFeatureExtractor`): Has a `speech_processor`.
+    """
+
+    def __init__(self, extractor: MaxMViTFeatureExtractor):
+        super().__init__()
+        processor = make_processor(extractor.speech_processor or {})
+        self.sampling_rate, self.hop = extractor.sampling_rate, extractor.hops[WAVEFORM]
+        self.resample = Resample(extractor.sampling_rate, processor)
+        self.log_mel = LogMel(processor) if isinstance(processor, WhisperFeatureExtractor) else None
+        self.has_unit_variance = self.log_mel is None and processor.do_normalize
+
+    def forward(
+        self, waveform: torch.Tensor, spoken: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            waveform (`torch.Tensor` of shape `(1, samples)`): At the extractor's rate.
+            spoken (`tuple[torch.Tensor, torch.Tensor]`, *optional*): From [`Trim`].
+
+        Returns:
+            `input_values`, float32, and `attention_mask`, int64, 1 for the clip and 0 for padding: `(1, T)` samples
+            or, for Whisper, `(1, pieces, bands, frames)` and `(1, pieces, frames)`, the pieces of at most 30 s.
+        """
+        speech = self.resample(waveform)[0]
+        begin, count = self._shown(speech.shape[0], spoken)
+        if self.log_mel is not None:
+            return self.log_mel(speech, begin, count)
+        length = size_of(count.clamp(min=SHORTEST), SHORTEST)
+        place = torch.arange(length)
+        values = _taken(speech, begin + place, place < count)
+        if self.has_unit_variance:
+            values = (values - values.mean()) / (values.var(correction=0) + 1e-7).sqrt()
+        return {"input_values": values[None], "attention_mask": torch.ones_like(place)[None]}
+
+    def _shown(
+        self, samples: int, spoken: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """First sample and number of samples of the spoken part; see `spectrograms_maxmvit.stretch`."""
+        if spoken is None:
+            return torch.zeros((), dtype=torch.long), torch.full((), samples)
+        start, end = (seconds[0] for seconds in spoken)
+        begin = (start * self.sampling_rate / float(self.hop)).round().long().clamp(max=samples - 1)
+        length = ((end - start) * self.sampling_rate).round().long()
+        count = 1 + length * self.hop.denominator // self.hop.numerator
+        return begin, torch.minimum(count, samples - begin)
+
+
+class Resample(nn.Module):
+    """
+    `(1, samples)` -> `(1, samples at the rate of a processor)`, as `feature_extraction_maxmvit.resampled` has it to
+    1e-6 of the loudest sample, but for the first four samples of a recording.
+
+    soxr's filter is linear and repeats itself after as many samples as the rates' ratio says, 441 of 44,100 Hz for
+    160 of 16,000 Hz. So it is a convolution, whose weights are read from soxr's answers to single impulses.
+    """
+
+    kernels: torch.Tensor
+
+    def __init__(self, sampling_rate: int, processor: Any):
+        super().__init__()
+        common = math.gcd(sampling_rate, processor.sampling_rate)
+        self.up, self.down = processor.sampling_rate // common, sampling_rate // common
+        if self.up == self.down:
+            return
+        reach = math.ceil(1024 * max(1, self.down / self.up))  # more samples than the filter is long on either side
+        blocks = math.ceil(reach / self.down)
+        if self.up * (2 * blocks + 1) * self.down > MAX_RESAMPLING_WEIGHTS:
+            raise DataError(
+                f"sampling_rate={sampling_rate} cannot be exported beside a speech encoder of "
+                f"{processor.sampling_rate} Hz: the ratio of the rates is {self.down} to {self.up}, too fine for a "
+                "filter. Train with a sampling_rate such as 16000, 22050, 44100 or 48000."
+            )
+        weights = np.zeros((self.up, (2 * blocks + 1) * self.down), np.float64)
+        for phase in range(self.down):
+            impulse = torch.zeros((4 * blocks + 3) * self.down, dtype=torch.float64)
+            impulse[(2 * blocks + 1) * self.down + phase] = 1
+            answer = resampled(impulse, sampling_rate, processor).numpy().reshape(-1, self.up)
+            # The block of outputs that is `step` after the impulse's own has the impulse `step` blocks before itself.
+            for step in range(-blocks, blocks + 1):
+                weights[:, phase + (blocks - step) * self.down] = answer[2 * blocks + 1 + step]
+        heard = np.flatnonzero(np.abs(weights).max(axis=0) > FAINT)
+        first, end = int(heard[0]), int(heard[-1]) + 1
+        self.before, self.after = blocks * self.down - first, end - (blocks + 1) * self.down
+        self.register_buffer("kernels", torch.from_numpy(weights[:, None, first:end].astype(np.float32)))
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        if self.up == self.down:
+            return waveform
+        samples = waveform.shape[-1]
+        count = (2 * samples * self.up + self.down) // (2 * self.down)  # rounded, a half upwards
+        steps = (count + self.up - 1) // self.up
+        padded = F.pad(waveform, (self.before, steps * self.down + self.after - samples))
+        made = F.conv1d(padded[:, None], self.kernels, stride=self.down)
+        return made.transpose(1, 2).flatten(1)[:, :count]
+
+
+class LogMel(nn.Module):
+    """
+    Samples -> the log-Mel frames of transformers' [`WhisperFeatureExtractor`], in pieces of 30 s at most, each by
+    itself as there. The Fourier transform of 400 points is a convolution.
+    """
+
+    transform: torch.Tensor
+    bank: torch.Tensor
+
+    def __init__(self, processor: WhisperFeatureExtractor):
+        super().__init__()
+        self.n_fft, self.hop_length, self.n_samples = processor.n_fft, processor.hop_length, processor.n_samples
+        turns = np.arange(self.n_fft // 2 + 1)[:, None] * np.arange(self.n_fft) / self.n_fft
+        window = torch.hann_window(self.n_fft, dtype=torch.float64).numpy()
+        transform = window * np.exp(-2j * np.pi * turns)
+        transform = np.concatenate([transform.real, transform.imag])[:, None]
+        for name, values in {"transform": transform, "bank": processor.mel_filters.T}.items():
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
+
+    def forward(self, speech: torch.Tensor, begin: torch.Tensor, count: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            speech (`torch.Tensor` of shape `(samples,)`): At Whisper's rate.
+            begin, count (`torch.Tensor`): int64, the first sample of the spoken part and how many it has.
+
+        Returns:
+            `input_values` and `attention_mask`, see [`Speech`].
+        """
+        pieces = size_of((count + self.n_samples - 1) // self.n_samples, 1)
+        longest = count.clamp(SHORTEST, self.n_samples) // self.hop_length
+        most = size_of(longest, SHORTEST // self.hop_length, self.n_samples // self.hop_length)
+        first = torch.arange(pieces)[:, None] * self.n_samples
+        own = count - first
+        lengths = own.clamp(SHORTEST, self.n_samples)  # shorter ones are padded with zeros
+        place = (torch.arange((most - 1) * self.hop_length + self.n_fft) - self.n_fft // 2).abs()
+        place = torch.minimum(place, 2 * (lengths - 1) - place).clamp(min=0)  # reflected at both ends of the piece
+        samples = _taken(speech, begin + first + place, place < own)
+        power = _power(F.conv1d(samples[:, None], self.transform, stride=self.hop_length))
+        level = (self.bank @ power).clamp(min=1e-10).log10()
+        mask = torch.arange(most) < lengths // self.hop_length
+        loudest = torch.where(mask[:, None], level, -torch.inf).amax((1, 2), keepdim=True)
+        values = (torch.maximum(level, loudest - 8) + 4) / 4 * mask[:, None]
+        return {"input_values": values[None], "attention_mask": mask.long()[None]}
+
+
+def size_of(number: torch.Tensor, least: int, most: int | None = None) -> int:
+    """A size that the values of a clip decide, and that a graph is told to lie between `least` and `most`."""
+    size: Any = number.item()
+    torch._check(size >= least)
+    if most is not None:
+        torch._check(size <= most)
+    return size
+
+
+def _taken(samples: torch.Tensor, place: torch.Tensor, is_own: torch.Tensor) -> torch.Tensor:
+    """Of `(T,)` samples those at `place`, of any shape, and zeros where they are not the clip's own."""
+    return torch.where(is_own, samples[place.clamp(max=samples.shape[0] - 1)], 0.0)
 
 
 def _columns(picture: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:

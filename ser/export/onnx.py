@@ -1,5 +1,6 @@
 """A checkpoint as files that run without this project: an ONNX graph from waveform to emotion, a PyTorch program."""
 
+import copy
 import json
 import math
 import os
@@ -26,9 +27,11 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from configuration_maxmvit import MaxMViTConfig
+from modeling_maxmvit import SpeechEncoder
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
-from ser.export.front_end import FrontEnd
+from ser.export.front_end import FrontEnd, size_of
 from ser.files import whole
 from ser.utils import DataError
 
@@ -66,32 +69,65 @@ class Form:
     opset: int
 
 
+class OneClipSpeechEncoder(SpeechEncoder):
+    """
+    [`SpeechEncoder`] of one clip as [`Speech`] prepares it, without the loops over clips and pieces, which no graph
+    can hold: the pieces of a clip are a batch, and only the last one is padded.
+    """
+
+    @classmethod
+    def of(cls, branch: SpeechEncoder, config: MaxMViTConfig) -> "OneClipSpeechEncoder":
+        """The branch of a model of this configuration, with its weights."""
+        own = cls(config.speech_encoder_config or {}, config.speech_pooling, config.speech_layers).eval()
+        own.load_state_dict(branch.state_dict(), assign=True)
+        return own
+
+    def checked(
+        self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the inputs as they are."""
+        assert input_values is not None
+        return input_values, attention_mask
+
+    def _layers(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
+        if self.piece is None:
+            states = self._run(values, None)
+            return states, [states[0].shape[1]]
+        lengths = mask[0].sum(-1)
+        states = [state.flatten(0, 1) for state in self._run_whisper(values[0], lengths)]
+        frames = size_of(((lengths + 1) // 2).sum(), 1, states[0].shape[0])
+        return [state[None, :frames] for state in states], [frames]
+
+
 class WholeModel(nn.Module):
     """
-    Front end (*optional*), model, and what makes scores of logits, as one module.
+    Front end (*optional*), model, and what makes scores of logits, as one module in float32.
 
     Returns `probabilities` and `logits`, `(B, num_labels)`, `embedding`, `(B, features)`, the pooled features of the
-    branches, and with a front end what it gives, under the names that it gives them, for who wants to show it.
+    branches, and with a front end its values and `shown`, under their names there, to be displayed.
     """
 
     def __init__(self, classify: MaxMViTAudioClassificationPipeline, has_front_end: bool):
         super().__init__()
-        self.model = classify.model
-        self.names = list(self.model.branches())
-        self.front_end = FrontEnd(classify.feature_extractor, self.names) if has_front_end else None
+        self.model = copy.deepcopy(classify.model).float()
+        branches = self.model.branches()
+        if "speech" in branches:
+            self.model.base_model.speech_encoder = OneClipSpeechEncoder.of(branches["speech"], self.model.config)
+        self.names = [self.model.config.inputs_of(name)[0] for name in branches]
+        self.front_end = FrontEnd(classify.feature_extractor, branches) if has_front_end else None
         self.apply_name = APPLY.get(self.model.config.problem_type, "softmax")
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        pictures = [f"{name}_values" for name in self.names]
-        made = {} if self.front_end is None else self.front_end(*inputs)
-        images = {name: made[name] for name in pictures} if made else dict(zip(pictures, inputs, strict=True))
+        made = dict(zip(self.names, inputs, strict=True)) if self.front_end is None else self.front_end(*inputs)
+        shown = {name: made.pop(name) for name in ("shown",) if name in made}
         seen: list[torch.Tensor] = []
         hook = self.model.base_model.register_forward_hook(lambda module, args, out: seen.append(out.pooler_output))
-        logits = self.model(**images).logits
+        logits = self.model(**made).logits
         hook.remove()
         softmax = (logits / self.model.config.temperature).softmax(-1)
         scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
-        return {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]} | made
+        answer = {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]}
+        return answer | ({name: made[name] for name in self.names} | shown if shown else {})
 
 
 def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form) -> float:
@@ -147,7 +183,7 @@ def save(graph: onnx.ModelProto, path: Path, quantize: str | None) -> None:
 
 def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline, form: Form) -> float:
     """Between the probabilities of a file in onnxruntime and those of the pipeline, over synthesised clips, in batches
-    of one, two and three."""
+    of one, two and three, or one by one, of a speech encoder."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
@@ -164,7 +200,10 @@ def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline,
         if not form.front_end:
             images = extractor(list(clips), sampling_rate=extractor.sampling_rate)
             inputs = {f"{name}_values": images[f"{name}_values"] for name in classify.model.branches()}
-        (own,) = session.run(["probabilities"], inputs)
+        if config.speech_encoder is None:
+            (own,) = session.run(["probabilities"], inputs)
+        else:
+            own = np.concatenate([session.run(["probabilities"], {"waveform": clip[None]})[0] for clip in clips])
         differences = np.abs(own - np.array(expected))
         largest = max(largest, float(differences.max()) if np.isfinite(differences).all() else math.inf)
     return largest
@@ -172,10 +211,10 @@ def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline,
 
 def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
     extractor, config = classify.feature_extractor, classify.model.config
-    if config.speech_encoder is not None:
+    if config.speech_encoder is not None and not form.front_end:
         raise DataError(
-            f"a model with speech_encoder={config.speech_encoder!r} cannot be exported: no file holds what prepares "
-            "its waveforms. Export one that sees pictures only."
+            f"a model with speech_encoder={config.speech_encoder!r} is exported with its front end only, since the "
+            "inputs of the encoder depend on the part of the clip that is spoken: leave out --without_front_end."
         )
     if config.filter_bank == "learnable":
         raise DataError(
@@ -196,10 +235,11 @@ def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
 
 
 def _examples(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[torch.Tensor, ...]:
-    """Inputs of two clips: with one, a batch would be taken for always one."""
+    """Inputs of two clips: with one, a batch would be taken for always one, as it is of a speech encoder."""
     extractor = classify.feature_extractor
     if form.front_end:
-        return (torch.zeros(2, samples_of(form.window_s or 3.0, extractor.sampling_rate)),)
+        batch = 1 if classify.model.config.speech_encoder is not None else 2
+        return (torch.zeros(batch, samples_of(form.window_s or 3.0, extractor.sampling_rate)),)
     height, width = np.broadcast_to(extractor.image_size, 2).tolist()
     return tuple(torch.zeros(2, 3, height, width) for _ in classify.model.branches())
 
@@ -210,9 +250,9 @@ def samples_of(seconds: float, sampling_rate: int) -> int:
 
 
 def _traced(module: WholeModel, examples: tuple[torch.Tensor, ...], form: Form) -> ExportedProgram:
-    """The module's program, of any number of clips and, where asked for, any length."""
-    sizes: dict[int, Any] = {0: Dim("batch", min=1)}
+    """The module's program, of any number of clips (one, of a speech encoder) and, where asked for, any length."""
     config = module.model.config
+    sizes: dict[int, Any] = {} if config.speech_encoder is not None else {0: Dim("batch", min=1)}
     if form.front_end and form.window_s is None:
         assert module.front_end is not None
         sizes[1] = Dim("samples", min=samples_of(SHORTEST_S, module.front_end.sampling_rate))
@@ -231,7 +271,7 @@ def _traced(module: WholeModel, examples: tuple[torch.Tensor, ...], form: Form) 
 def _unexportable(config: Any, error: Exception) -> str:
     names = ", ".join(
         f"{field}={value!r}"
-        for field in ("cqt_backbone", "mel_backbone", "fusion", "head")
+        for field in ("cqt_backbone", "mel_backbone", "speech_encoder", "speech_pooling", "fusion", "head")
         if (value := getattr(config, field)) is not None
     )
     return f"a model of {names} cannot be exported: {str(error).strip().splitlines()[0]}"
@@ -239,9 +279,8 @@ def _unexportable(config: Any, error: Exception) -> str:
 
 def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.ModelProto:
     """The program as a graph whose inputs and outputs have the names that they are known by."""
-    pictures = [f"{name}_values" for name in module.names]
-    inputs = ["waveform"] if form.front_end else pictures
-    outputs = ["probabilities", "logits", "embedding", *([*pictures, "shown"] if form.front_end else [])]
+    inputs = ["waveform"] if form.front_end else module.names
+    outputs = ["probabilities", "logits", "embedding", *([*module.names, "shown"] if form.front_end else [])]
     try:
         exported = torch.onnx.export(
             program, dynamo=True, opset_version=form.opset, input_names=inputs, output_names=outputs, verbose=False,
@@ -292,9 +331,9 @@ def _simplify(graph: onnx_ir.Model) -> None:
 
 
 def front_end_nodes(graph: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that the graph's pictures are made by, where it has a front end."""
+    """Names of the nodes that compute the model's inputs, where the graph has a front end."""
     makers = {output: node for node in graph.graph.node for output in node.output}
-    waiting, found = ["cqt_values", "mel_values"], set()
+    waiting, found = ["cqt_values", "mel_values", "input_values"], set()
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node.name not in found:
@@ -310,7 +349,9 @@ def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     halved, casts = onnx.ModelProto.FromString(graph.SerializeToString()), []
     for weight in halved.graph.initializer:
-        is_large = math.prod(weight.dims) >= LARGE and weight.data_type == onnx.TensorProto.FLOAT
+        # Not vectors, such as the running statistics of a BatchNorm: they are small, and need their precision.
+        is_large = len(weight.dims) > 1 and math.prod(weight.dims) >= LARGE
+        is_large &= weight.data_type == onnx.TensorProto.FLOAT
         if is_large and not weight.name.startswith("front_end."):
             values = numpy_helper.to_array(weight).astype(np.float16)
             if not np.isfinite(values).all():

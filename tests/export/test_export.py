@@ -33,13 +33,14 @@ NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
 }
 # Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
 PLAIN = {
-    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather",
-    "GatherElements", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity",
-    "LayerNormalization", "Less", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg",
-    "Not", "Pad", "Pow", "Range", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
-    "Resize", "Round", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-    "Tile", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant",
+    "ConstantOfShape", "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand",
+    "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Greater",
+    "GreaterOrEqual", "Identity", "InstanceNormalization", "IsNaN", "LayerNormalization", "Less", "Log", "MatMul",
+    "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "Not", "Pad", "Pow", "Range", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Shape", "Sigmoid",
+    "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze",
+    "Where",
 }  # fmt: skip
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Wav2Vec2FeatureExtractor
 
 from audio_maxmvit import read_audio
-from ser.export.front_end import FrontEnd
+from feature_extraction_maxmvit import read_processor, resampled
+from ser.export.front_end import FrontEnd, Resample
+from ser.utils import DataError
 from tests.helpers.tiny import noise, tiny_feature_extractor, voice
 
 SILENT_ENDS = np.concatenate([noise(17_640, 1) * 1e-3, voice(1.0), noise(13_230, 2) * 1e-3])
@@ -89,3 +92,42 @@ def test_a_model_of_one_branch_gets_its_picture_only(branch):
     extractor = tiny_feature_extractor()
     own = FrontEnd(extractor, [branch])(torch.from_numpy(SILENT_ENDS)[None])
     assert list(own) == [f"{branch}_values", "shown"]
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
+def test_a_waveform_is_resampled_as_soxr_does_it(rate):
+    resample = Resample(rate, Wav2Vec2FeatureExtractor())
+    for samples in (4_097, 12_345, 30_000):
+        clip = torch.from_numpy(voice(samples / rate, sampling_rate=rate) + noise(samples))
+        expected, own = resampled(clip, rate, Wav2Vec2FeatureExtractor()), resample(clip[None])[0]
+        assert own.shape == expected.shape
+        assert (own - expected)[4:].abs().max() < 1e-6 and (own - expected).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("rate", [44_101, 15_999])
+def test_rates_of_no_simple_ratio_are_refused(rate):
+    with pytest.raises(DataError, match=f"sampling_rate={rate} cannot be exported beside a speech encoder"):
+        Resample(rate, Wav2Vec2FeatureExtractor())
+
+
+@pytest.mark.parametrize("trim_db", [None, 35.0])
+@pytest.mark.parametrize("family", ["whisper", "wavlm", "hubert"])  # frames, samples, samples of unit variance
+def test_a_speech_encoder_gets_the_extractors_inputs(encoders, family, trim_db):
+    """Of Whisper in pieces: of the tests' encoder 1 s long."""
+    extractor = tiny_feature_extractor(trim_db=trim_db, speech_processor=read_processor(encoders[family]))
+    front_end = FrontEnd(extractor, ["speech"]).eval()
+    long = np.concatenate([noise(9_000, 1) * 1e-3, voice(2.31, f0=170), noise(5_000, 2) * 1e-3])
+    for clip in (SILENT_ENDS, long, voice(0.05), voice(1.0), voice(2.05)):
+        expected = extractor(clip, sampling_rate=44_100, return_tensors="pt")["input_values"]
+        with torch.no_grad():
+            own = front_end(torch.from_numpy(clip)[None])
+        assert list(own) == ["input_values", "attention_mask", "shown"]
+        values = own["input_values"]
+        if family == "whisper":
+            own_frames = own["attention_mask"][0].sum(-1).tolist()
+            assert all(frames == 100 for frames in own_frames[:-1])
+            assert not values[0, -1, :, own_frames[-1] :].any()  # padding
+            values = torch.cat([piece[:, :n] for piece, n in zip(values[0], own_frames, strict=True)], dim=1)[None]
+        assert values.shape == expected.shape
+        difference = (values - expected).abs()
+        assert difference[..., 4:].max() < 1e-3 and difference.mean() < 1e-5

@@ -2,6 +2,7 @@
 Python client and the system's Chromium."""
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -22,10 +23,12 @@ WEB = Path(__file__).parents[2] / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("no chromium is installed (apt-get install chromium)", allow_module_level=True)
-if not (WEB / "vendor" / "model.json").exists():
+if not (WEB / "vendor" / "models.json").exists():
     pytest.skip("web/vendor is empty (python -m web.build)", allow_module_level=True)
 
 import onnx_ser  # noqa: E402
+
+MODELS = json.loads((WEB / "vendor" / "models.json").read_text(encoding="utf-8"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -49,7 +52,8 @@ class IsolatedFolder(Folder):
 
 @pytest.fixture(scope="module")
 def recognizer():
-    return onnx_ser.Recognizer(str(WEB / "vendor" / "model.onnx"), threads=1)
+    """Of the model that the page begins with."""
+    return onnx_ser.Recognizer(str(WEB / "vendor" / f"{MODELS[0]['name']}.onnx"), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +198,7 @@ def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows
 @pytest.mark.parametrize("size, scheme", [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(browse, server, files, size, scheme):
     page = browse(server[0], size=size, color_scheme=scheme)
-    for _ in range(3):  # by keyboard: the theme, the file, the microphone
+    for _ in range(3 + (len(MODELS) > 1)):  # by keyboard: the theme, the model, the file, the microphone
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#speak")).to_have_text("Stop")
@@ -258,6 +262,27 @@ def test_a_file_can_be_dropped_and_the_theme_changed(page, files):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
 
 
+@pytest.mark.skipif(len(MODELS) < 2, reason="web/vendor holds one model (python -m web.build MODEL MODEL)")
+@pytest.mark.parametrize("server", ["plain"], indirect=True)
+def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recognizer):
+    names = [f"{model['name']} ({model['megabytes']} MB)" for model in MODELS]
+    assert page.locator("#model option").all_inner_texts() == names
+    assert [url for _, url in page.asked if url.endswith(".onnx")][0].endswith(f"/{MODELS[0]['name']}.onnx")
+    other = onnx_ser.Recognizer(str(WEB / "vendor" / f"{MODELS[1]['name']}.onnx"), threads=1)
+    answers = []
+    for index, expected in ((1, other), (0, recognizer)):
+        page.select_option("#model", str(index))
+        playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=WAIT_MS)
+        assert scores(page) == []
+        choose(page, files / "clip.wav", "clip.wav: 0:05 of speech")
+        (window,) = expected.answer(str(files / "clip.wav"), None, None)
+        np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
+        assert page.inner_text("#best") == expected.labels[int(window["scores"].argmax())]
+        assert page.locator("#pictures figure").count() == len(MODELS[index]["pictures"])
+        answers.append(scores(page))
+    assert np.abs(np.subtract(*answers)).max() > 0.01
+
+
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
 def test_a_page_without_its_model_says_how_it_is_made(browse, server, tmp_path):
     for path in WEB.iterdir():
@@ -267,6 +292,6 @@ def test_a_page_without_its_model_says_how_it_is_made(browse, server, tmp_path):
     with serving(functools.partial(Folder, directory=tmp_path)) as url:
         page.goto(url)
         playwright.expect(page.locator("#status")).to_have_text(
-            "The folder vendor lacks the model: run python -m web.build.", timeout=WAIT_MS
+            "The folder vendor lacks the models: run python -m web.build.", timeout=WAIT_MS
         )
         playwright.expect(page.locator("#speak")).to_be_disabled()
