@@ -949,6 +949,30 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None
     )
 
 
+# ---- Statistics of the training clips ----
+
+
+class FeatureStatistics(nn.Module):
+    """
+    Mean and standard deviation of the pooled features (`pooler_output`) of the training clips. All speakers count
+    alike, however many clips each of them has.
+
+    Args:
+        num_features (`int`): Pooled features of all branches.
+
+    Attributes:
+        mean, deviation (`torch.Tensor` of shape `(num_features,)`): Buffers that are saved with the model.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+
+
 # ---- Checks ----
 
 
@@ -1092,6 +1116,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         for backbone in self.branches().values():
             for tensor in chain(backbone.parameters(), backbone.buffers()):
                 setattr(tensor, FILLED, not tensor.is_meta)
+        self.feature_statistics = FeatureStatistics(self.num_features) if config.feature_statistics else None
         self._no_split_modules = sorted({*block_names(self)})
         self.post_init()
 
@@ -1104,6 +1129,26 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             draw()
         if isinstance(module, MelFilterBank):
             initialization.zeros_(module.log_gains)
+        if isinstance(module, FeatureStatistics):
+            initialization.zeros_(module.mean)
+            initialization.ones_(module.deviation)
+
+    def set_feature_statistics(self, statistics: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """
+        Sets the statistics of the training clips' pooled features, and the field of the configuration that says that
+        the model has them.
+
+        Args:
+            statistics: Mean and standard deviation, `(num_features,)` each; or None, for a model whose weights are
+                going to change.
+        """
+        self.config.feature_statistics = statistics is not None
+        self.feature_statistics = None
+        if statistics is not None:
+            kept = FeatureStatistics(self.num_features).to(self.device)
+            kept.mean.copy_(statistics[0])
+            kept.deviation.copy_(statistics[1])
+            self.feature_statistics = kept
 
     @can_return_tuple
     def forward(
@@ -1277,6 +1322,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         power_values: torch.FloatTensor | None = None,
         power_lengths: torch.Tensor | None = None,
+        feature_shift: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """
@@ -1295,6 +1341,9 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 What a speech encoder hears, see [`MaxMViTModel.forward`].
             power_values, power_lengths (`torch.Tensor`):
                 What learnable Mel filters are fed with, see [`MaxMViTModel.forward`].
+            feature_shift (`torch.Tensor` of shape `(num_features,)` or `(batch_size, num_features)`, *optional*):
+                Subtracted from the pooled features of all branches, in the order of `pooler_output`, before the
+                fusion: what is known of a speaker, or of the recording conditions, apart from the emotion.
             kwargs:
                 `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
                 *optional*) for what the queries of `head="decoder"` attend to.
@@ -1305,13 +1354,15 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder.
 
         Raises:
-            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
-                for a batch of one clip in training.
+            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, for
+                a batch of one clip in training, and as [`~MaxMViTForAudioClassification.shifted`].
         """
         look = kwargs.pop("output_attentions", None)
         inputs = (cqt_values, mel_values, input_values, attention_mask, power_values, power_lengths)
         outputs = self.maxmvit(*inputs, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
+        if feature_shift is not None:
+            features = self._by_branch(self.shifted(outputs.pooler_output, feature_shift))
         tokens = outputs.tokens or {}
         fused = self.feature_dropout(self.fusion(features, tokens))
         logits, attentions = self.classifier(fused, tokens, look=bool(look))
@@ -1319,6 +1370,55 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=attentions
         )
+
+    def shifted(self, pooled: torch.Tensor, feature_shift: torch.Tensor) -> torch.Tensor:
+        """
+        Subtracts a shift from pooled features.
+
+        Args:
+            pooled (`torch.Tensor` of shape `(batch_size, num_features)`): As in `pooler_output`.
+            feature_shift (`torch.Tensor` of shape `(num_features,)` or `(batch_size, num_features)`): For all clips,
+                or one for each.
+
+        Raises:
+            ValueError: The shift has another shape, or the fusion or the head reads tokens, which it does not change.
+        """
+        if self.config.looks_at_tokens:
+            raise ValueError(
+                f"feature_shift changes pooled features only, and fusion={self.config.fusion!r} with "
+                f"head={self.config.head!r} reads feature maps too: train a model with another fusion and head for it."
+            )
+        if feature_shift.shape not in (pooled.shape, pooled.shape[1:]):
+            raise ValueError(
+                f"feature_shift has shape {tuple(feature_shift.shape)}; ({pooled.shape[1]},) is needed, or "
+                f"{tuple(pooled.shape)} for a shift of each clip."
+            )
+        return pooled - feature_shift.to(pooled.device, pooled.dtype)
+
+    def classify_features(self, pooled: torch.Tensor) -> torch.Tensor:
+        """
+        Applies the fusion and the head to pooled features that were computed before.
+
+        Args:
+            pooled (`torch.Tensor` of shape `(batch_size, num_features)`): As in `pooler_output`, shifted or not.
+
+        Returns:
+            The logits, `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: The fusion or the head reads tokens, which pooled features do not hold.
+        """
+        if self.config.looks_at_tokens:
+            raise ValueError(
+                f"fusion={self.config.fusion!r} with head={self.config.head!r} reads feature maps too, which pooled "
+                "features do not hold: call the model on its inputs."
+            )
+        return self.classifier(self.feature_dropout(self.fusion(self._by_branch(pooled), {})), {})[0]
+
+    def _by_branch(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
+        branches = self.maxmvit.branches()
+        widths = [backbone.head_hidden_size for backbone in branches.values()]
+        return dict(zip(branches, pooled.split(widths, dim=-1), strict=True))
 
 
 MaxMViTModel.register_for_auto_class("AutoModel")

@@ -45,6 +45,7 @@ from ser.evaluation.windows import mean_over_windows, training_lengths, windows_
 from ser.models import make_model, name_classes, starting_weights
 from ser.training.arguments import SERTrainingArguments
 from ser.training.distributed import first_process_first
+from ser.training.feature_statistics import fit_feature_statistics
 from ser.training.run_settings import (
     RunClock,
     check_folds,
@@ -318,6 +319,7 @@ def train_and_test(
     parts_taught = parts | {"train": taught}
     trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
+    fit_feature_statistics(trainer, parts["train"])
     is_tested = args.do_predict or not args.do_train
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions
