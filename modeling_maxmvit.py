@@ -952,25 +952,49 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None
 # ---- Statistics of the training clips ----
 
 
+TELLING_SHARE = 0.05  # of the features, by which speakers are told apart
+
+
 class FeatureStatistics(nn.Module):
     """
-    Mean and standard deviation of the pooled features (`pooler_output`) of the training clips. All speakers count
-    alike, however many clips each of them has.
+    Statistics of the pooled features (`pooler_output`) of the training clips. All speakers count alike, however many
+    clips each of them has.
 
     Args:
         num_features (`int`): Pooled features of all branches.
 
     Attributes:
-        mean, deviation (`torch.Tensor` of shape `(num_features,)`): Buffers that are saved with the model.
+        mean, deviation (`torch.Tensor` of shape `(num_features,)`): Mean and standard deviation of the clips.
+        speaker_deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the speakers' means.
+        largest_spread (`torch.Tensor` of shape `()`): The largest [`~FeatureStatistics.spread`] of the clips of one
+            speaker; 0 where too few speakers are known.
     """
 
     mean: torch.Tensor
     deviation: torch.Tensor
+    speaker_deviation: torch.Tensor
+    largest_spread: torch.Tensor
 
     def __init__(self, num_features: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
+        self.register_buffer("speaker_deviation", torch.zeros(num_features))
+        self.register_buffer("largest_spread", torch.zeros(()))
+
+    def spread(self, deviation: torch.Tensor) -> float:
+        """
+        How much clips differ in the features by which the speakers of the training clips differ most: the mean over
+        these features of the variance relative to that of the training clips. That of several speakers' clips is
+        larger than that of one speaker's.
+
+        Args:
+            deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the features of the clips.
+        """
+        own = self.deviation.float().clamp(min=1e-6)
+        count = math.ceil(TELLING_SHARE * len(own))
+        telling = (self.speaker_deviation.float() / own).topk(count).indices
+        return float((deviation.to(own.device, own.dtype)[telling] / own[telling]).square().mean())
 
 
 # ---- Checks ----
@@ -1130,25 +1154,17 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         if isinstance(module, MelFilterBank):
             initialization.zeros_(module.log_gains)
         if isinstance(module, FeatureStatistics):
-            initialization.zeros_(module.mean)
             initialization.ones_(module.deviation)
+            for buffer in (module.mean, module.speaker_deviation, module.largest_spread):
+                initialization.zeros_(buffer)
 
-    def set_feature_statistics(self, statistics: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    def set_feature_statistics(self, statistics: FeatureStatistics | None) -> None:
         """
         Sets the statistics of the training clips' pooled features, and the field of the configuration that says that
-        the model has them.
-
-        Args:
-            statistics: Mean and standard deviation, `(num_features,)` each; or None, for a model whose weights are
-                going to change.
+        the model has them. None is for a model whose weights are going to change.
         """
         self.config.feature_statistics = statistics is not None
-        self.feature_statistics = None
-        if statistics is not None:
-            kept = FeatureStatistics(self.num_features).to(self.device)
-            kept.mean.copy_(statistics[0])
-            kept.deviation.copy_(statistics[1])
-            self.feature_statistics = kept
+        self.feature_statistics = None if statistics is None else statistics.to(self.device)
 
     @can_return_tuple
     def forward(

@@ -1,6 +1,6 @@
 """The pooled features of clips, and the statistics of its training clips that a trained model keeps of them."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from modeling_maxmvit import FeatureStatistics
 from ser.training.trainer import SERTrainer
 
 logger = logging.get_logger(__name__)
+MIN_CLIPS = 8  # of a speaker, for the spread of his clips
 MAX_CLIPS = 10_000  # more would cost time and memory, and change a mean by less than a hundredth of a deviation
 
 
@@ -53,23 +55,29 @@ def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatu
     return PooledFeatures(torch.cat(batches)[: len(clips)], labels, speakers)
 
 
-def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> tuple[torch.Tensor, torch.Tensor]:
+def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> FeatureStatistics:
     """
-    Mean over speakers of their mean features, and the standard deviation of the clips around it. Each speaker has the
-    same weight, so that none with many clips dominates.
+    The statistics of clips for the model. Each speaker has the same weight, so that none with many clips dominates.
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Of N clips.
         speakers: Of each clip; clips whose speaker is None count as those of one speaker.
-
-    Returns:
-        Mean and deviation, `(num_features,)` each, float64.
     """
-    clips_of = Counter(speakers)
-    weights = torch.tensor([1 / clips_of[speaker] for speaker in speakers], dtype=torch.float64) / len(clips_of)
-    values = features.double()
-    mean = weights @ values
-    return mean, (weights @ (values - mean).square()).sqrt()
+    rows_of: dict[Hashable, list[int]] = defaultdict(list)
+    for row, speaker in enumerate(speakers):
+        rows_of[speaker].append(row)
+    clips_of = {speaker: features[rows].double() for speaker, rows in rows_of.items()}
+    means = torch.stack([clips.mean(0) for clips in clips_of.values()])
+    mean = means.mean(0)
+    variances = [(clips - mean).square().mean(0) for clips in clips_of.values()]
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.mean.copy_(mean)
+    statistics.deviation.copy_(torch.stack(variances).mean(0).sqrt())
+    statistics.speaker_deviation.copy_(means.std(0, correction=0))
+    known = [clips for speaker, clips in clips_of.items() if speaker is not None and len(clips) >= MIN_CLIPS]
+    if len(known) > 1:
+        statistics.largest_spread.fill_(max(statistics.spread(clips.std(0, correction=0)) for clips in known))
+    return statistics
 
 
 def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None:

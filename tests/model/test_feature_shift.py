@@ -54,4 +54,5 @@ def test_a_configuration_says_whether_a_model_has_statistics():
     keys = {*tiny_model().state_dict()}
     assert not tiny_config().feature_statistics
     added = {*tiny_model(feature_statistics=True).state_dict()} - keys
-    assert added == {"maxmvit.feature_statistics.mean", "maxmvit.feature_statistics.deviation"}
+    names = ("mean", "deviation", "speaker_deviation", "largest_spread")
+    assert added == {f"maxmvit.feature_statistics.{name}" for name in names}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
+from modeling_maxmvit import FeatureStatistics, MaxMViTForAudioClassification, MaxMViTModel
 from ser.arguments import ModelArguments
 from ser.models import load_model, make_config, make_model, starting_weights
 from ser.training import feature_statistics
@@ -15,7 +15,7 @@ from tests.helpers.tiny import tiny_images, tiny_model
 from tests.helpers.training import clips, make_trainer
 from tests.training.test_streaming import corpus, folder, trainer_of  # noqa: F401, fixtures
 
-KEYS = {"maxmvit.feature_statistics.mean", "maxmvit.feature_statistics.deviation"}
+KEYS = {f"maxmvit.feature_statistics.{name}" for name in ("mean", "deviation", "speaker_deviation", "largest_spread")}
 
 
 def clips_of(speakers: list, seed: int = 0) -> datasets.Dataset:
@@ -49,13 +49,29 @@ def test_every_speaker_has_the_same_weight(counts):
     rng = np.random.default_rng(0)
     of = {speaker: rng.normal(i, 1 + i, (count, 3)) for i, (speaker, count) in enumerate(counts.items())}
     speakers = [speaker for speaker, count in counts.items() for _ in range(count)]
-    mean, deviation = population_statistics(torch.tensor(np.concatenate([*of.values()])), speakers)
-    expected = np.mean([values.mean(0) for values in of.values()], axis=0)
-    np.testing.assert_allclose(mean, expected)
-    np.testing.assert_allclose(
-        deviation, np.sqrt(np.mean([((values - expected) ** 2).mean(0) for values in of.values()], axis=0))
-    )
+    found = population_statistics(torch.tensor(np.concatenate([*of.values()])), speakers)
+    means = np.stack([values.mean(0) for values in of.values()])
+    mean = means.mean(0)
+    variance = np.mean([((values - mean) ** 2).mean(0) for values in of.values()], axis=0)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(found.deviation, np.sqrt(variance), rtol=1e-5)
+    np.testing.assert_allclose(found.speaker_deviation, means.std(0), rtol=1e-5)
     assert not np.allclose(mean, np.concatenate([*of.values()]).mean(0), atol=1e-3)
+    assert found.largest_spread == 0  # of too few speakers
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clips_of_two_speakers_spread_more_than_those_of_any_speaker(seed):
+    rng = np.random.default_rng(seed)
+    voices = rng.normal(0, [3.0] * 4 + [0.1] * 60, (12, 64))  # the first four features tell speakers apart
+    voices[10:, :4] = [[4.0], [-4.0]]
+    clips_of = [voice + rng.normal(0, 1, (20, 64)) for voice in voices]
+    features = torch.tensor(np.concatenate(clips_of[:10]))
+    found = population_statistics(features, [row // 20 for row in range(200)])
+    for clips_of_one in clips_of[10:]:
+        assert found.spread(torch.tensor(clips_of_one).std(0)) < 1.3 * float(found.largest_spread)
+    two = torch.tensor(np.concatenate(clips_of[10:])).std(0)
+    assert found.spread(two) > 1.5 * float(found.largest_spread)
 
 
 def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
@@ -67,18 +83,19 @@ def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
     model = load_model(tmp_path).eval()
     assert model.config.feature_statistics and {*model.state_dict()} - keys == KEYS
     assert torch.equal(model(**tiny_images()).logits, before)
-    mean, deviation = population_statistics(*pooled_features(trainer, part)[::2])
-    torch.testing.assert_close(model.maxmvit.feature_statistics.mean, mean.float())
-    torch.testing.assert_close(model.maxmvit.feature_statistics.deviation, deviation.float())
+    expected = population_statistics(*pooled_features(trainer, part)[::2]).state_dict()
     base, report = MaxMViTModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"] and torch.equal(base.feature_statistics.mean.double(), mean.float().double())
+    assert not report["missing_keys"]
+    for name, value in expected.items():
+        torch.testing.assert_close(model.maxmvit.feature_statistics.state_dict()[name], value)
+        torch.testing.assert_close(base.feature_statistics.state_dict()[name], value)
 
 
 def test_a_checkpoint_that_lost_its_statistics_is_refused(tmp_path):
     model = tiny_model()
     model.config.feature_statistics = True
     model.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="lacks 2 weight.*feature_statistics"):
+    with pytest.raises(DataError, match="lacks 4 weight.*feature_statistics"):
         load_model(tmp_path)
     loaded = MaxMViTForAudioClassification.from_pretrained(tmp_path)  # which only warns: nothing is uninitialised
     assert (
@@ -88,7 +105,7 @@ def test_a_checkpoint_that_lost_its_statistics_is_refused(tmp_path):
 
 def test_training_that_starts_from_a_checkpoint_starts_without_its_statistics(tmp_path):
     model = tiny_model()
-    model.base_model.set_feature_statistics(tuple(torch.rand(2, model.base_model.num_features)))
+    model.base_model.set_feature_statistics(FeatureStatistics(model.base_model.num_features))
     model.save_pretrained(tmp_path / "with")
     model.base_model.set_feature_statistics(None)
     model.save_pretrained(tmp_path / "without")
@@ -116,5 +133,5 @@ def test_of_many_clips_some_are_drawn_the_same_each_time(tmp_path, monkeypatch):
         fit_feature_statistics(trainer, part)
         means.append(trainer.model.maxmvit.feature_statistics.mean)
     assert torch.equal(*means)
-    whole = population_statistics(*pooled_features(trainer, part)[::2])[0].float()
+    whole = population_statistics(*pooled_features(trainer, part)[::2]).mean
     assert not torch.equal(means[0], whole)
