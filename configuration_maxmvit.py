@@ -280,6 +280,10 @@ class MaxMViTConfig(PretrainedConfig):
             answers a longer recording by the mean over windows.
         window_s (`float`, defaults to 3.0):
             Length in seconds of those windows: `--training_window`, or 3 s, and at most `max_clip_s`.
+        feature_statistics (`bool`, defaults to `False`):
+            Whether the model keeps the mean and standard deviation of the pooled features of its training clips
+            (`model.base_model.feature_statistics`), from which speaker profiles are computed. Training fits them at
+            its end and sets this field.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
@@ -321,6 +325,7 @@ class MaxMViTConfig(PretrainedConfig):
     temperature: float = 1.0
     max_clip_s: float = 6.0
     window_s: float = 3.0
+    feature_statistics: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """

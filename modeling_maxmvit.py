@@ -1000,6 +1000,54 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None
     )
 
 
+# ---- Statistics of the training clips ----
+
+
+TELLING_SHARE = 0.05  # of the features, by which speakers are told apart
+
+
+class FeatureStatistics(nn.Module):
+    """
+    Statistics of the pooled features (`pooler_output`) of the training clips. All speakers count alike, however many
+    clips each of them has.
+
+    Args:
+        num_features (`int`): Pooled features of all branches.
+
+    Attributes:
+        mean, deviation (`torch.Tensor` of shape `(num_features,)`): Mean and standard deviation of the clips.
+        speaker_deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the speakers' means.
+        largest_spread (`torch.Tensor` of shape `()`): The largest [`~FeatureStatistics.spread`] of the clips of one
+            speaker; 0 where too few speakers are known.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    speaker_deviation: torch.Tensor
+    largest_spread: torch.Tensor
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+        self.register_buffer("speaker_deviation", torch.zeros(num_features))
+        self.register_buffer("largest_spread", torch.zeros(()))
+
+    def spread(self, deviation: torch.Tensor) -> float:
+        """
+        How much clips differ in the features by which the speakers of the training clips differ most: the mean over
+        these features of the variance relative to that of the training clips. That of several speakers' clips is
+        larger than that of one speaker's.
+
+        Args:
+            deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the features of the clips.
+        """
+        own = self.deviation.float().clamp(min=1e-6)
+        count = math.ceil(TELLING_SHARE * len(own))
+        telling = (self.speaker_deviation.float() / own).topk(count).indices
+        return float((deviation.to(own.device, own.dtype)[telling] / own[telling]).square().mean())
+
+
 # ---- Checks ----
 
 
@@ -1153,6 +1201,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         for backbone in self.branches().values():
             for tensor in chain(backbone.parameters(), backbone.buffers()):
                 setattr(tensor, FILLED, not tensor.is_meta)
+        self.feature_statistics = FeatureStatistics(self.num_features) if config.feature_statistics else None
         self._no_split_modules = sorted({*block_names(self)})
         self.post_init()
 
@@ -1165,6 +1214,18 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             draw()
         if isinstance(module, MelFilterBank):
             initialization.zeros_(module.log_gains)
+        if isinstance(module, FeatureStatistics):
+            initialization.ones_(module.deviation)
+            for buffer in (module.mean, module.speaker_deviation, module.largest_spread):
+                initialization.zeros_(buffer)
+
+    def set_feature_statistics(self, statistics: FeatureStatistics | None) -> None:
+        """
+        Sets the statistics of the training clips' pooled features, and the field of the configuration that says that
+        the model has them. None is for a model whose weights are going to change.
+        """
+        self.config.feature_statistics = statistics is not None
+        self.feature_statistics = None if statistics is None else statistics.to(self.device)
 
     @can_return_tuple
     def forward(
@@ -1341,6 +1402,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         power_values: torch.FloatTensor | None = None,
         power_lengths: torch.Tensor | None = None,
+        feature_shift: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTClassifierOutput | tuple[torch.Tensor, ...]:
         """
@@ -1359,6 +1421,9 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 What a speech encoder hears, see [`MaxMViTModel.forward`].
             power_values, power_lengths (`torch.Tensor`):
                 What learnable Mel filters are fed with, see [`MaxMViTModel.forward`].
+            feature_shift (`torch.Tensor` of shape `(num_features,)` or `(batch_size, num_features)`, *optional*):
+                Subtracted from the pooled features of all branches, in the order of `pooler_output`, before the
+                fusion: what is known of a speaker, or of the recording conditions, apart from the emotion.
             kwargs:
                 `output_hidden_states` and `return_dict`, see [`MaxMViTModel.forward`]; `output_attentions` (`bool`,
                 *optional*) for what the queries of `head="decoder"` attend to.
@@ -1370,13 +1435,15 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             model with `fusion="late"` also returns `branch_logits`, and its loss is the sum over them.
 
         Raises:
-            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, and
-                for a batch of one clip in training.
+            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, for
+                a batch of one clip in training, and as [`~MaxMViTForAudioClassification.shifted`].
         """
         look = kwargs.pop("output_attentions", None)
         inputs = (cqt_values, mel_values, input_values, attention_mask, power_values, power_lengths)
         outputs = self.maxmvit(*inputs, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
+        if feature_shift is not None:
+            features = self._by_branch(self.shifted(outputs.pooler_output, feature_shift))
         tokens = outputs.tokens or {}
         fused = self.feature_dropout(self.fusion(features, tokens))
         branch_logits = None
@@ -1396,6 +1463,55 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=attentions,
         )
+
+    def shifted(self, pooled: torch.Tensor, feature_shift: torch.Tensor) -> torch.Tensor:
+        """
+        Subtracts a shift from pooled features.
+
+        Args:
+            pooled (`torch.Tensor` of shape `(batch_size, num_features)`): As in `pooler_output`.
+            feature_shift (`torch.Tensor` of shape `(num_features,)` or `(batch_size, num_features)`): For all clips,
+                or one for each.
+
+        Raises:
+            ValueError: The shift has another shape, or the fusion or the head reads tokens, which it does not change.
+        """
+        if self.config.looks_at_tokens:
+            raise ValueError(
+                f"feature_shift changes pooled features only, and fusion={self.config.fusion!r} with "
+                f"head={self.config.head!r} reads feature maps too: train a model with another fusion and head for it."
+            )
+        if feature_shift.shape not in (pooled.shape, pooled.shape[1:]):
+            raise ValueError(
+                f"feature_shift has shape {tuple(feature_shift.shape)}; ({pooled.shape[1]},) is needed, or "
+                f"{tuple(pooled.shape)} for a shift of each clip."
+            )
+        return pooled - feature_shift.to(pooled.device, pooled.dtype)
+
+    def classify_features(self, pooled: torch.Tensor) -> torch.Tensor:
+        """
+        Applies the fusion and the head to pooled features that were computed before.
+
+        Args:
+            pooled (`torch.Tensor` of shape `(batch_size, num_features)`): As in `pooler_output`, shifted or not.
+
+        Returns:
+            The logits, `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: The fusion or the head reads tokens, which pooled features do not hold.
+        """
+        if self.config.looks_at_tokens:
+            raise ValueError(
+                f"fusion={self.config.fusion!r} with head={self.config.head!r} reads feature maps too, which pooled "
+                "features do not hold: call the model on its inputs."
+            )
+        return self.classifier(self.feature_dropout(self.fusion(self._by_branch(pooled), {})), {})[0]
+
+    def _by_branch(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
+        branches = self.maxmvit.branches()
+        widths = [backbone.head_hidden_size for backbone in branches.values()]
+        return dict(zip(branches, pooled.split(widths, dim=-1), strict=True))
 
 
 MaxMViTModel.register_for_auto_class("AutoModel")

@@ -1,10 +1,15 @@
 """The audio-classification pipeline of MaxMViT-MLP: recordings -> emotions, whole or along time."""
 
+import hashlib
+import json
 import math
 import os
+import secrets
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice, repeat
 from numbers import Integral, Real
 from typing import Any
 
@@ -48,6 +53,156 @@ SHORTEST_WINDOW_S = 0.01  # and hop
 SILENCE, UNCERTAIN = "silence", "uncertain"
 
 
+# ---- Speaker profiles ----
+
+PROFILE_KIND = "maxmvit speaker profile"
+RELEVANCE = 4.0
+CLIPS_FOR_SPREAD = 8  # below, the spread of a speaker's clips says little
+SPREAD_MARGIN = 1.1  # times the largest spread of a training speaker, from which clips look like several speakers'
+
+
+@dataclass(frozen=True, eq=False)
+class SpeakerProfile:
+    """
+    What is known of a voice, or of recording conditions, without labels: the mean features of some clips.
+
+    Args:
+        mean, deviation (`np.ndarray` of shape `(num_features,)`): Mean and standard deviation of the pooled features
+            of the clips, float32.
+        clips (`int`): Clips, or windows of longer recordings, silent ones left out.
+        seconds (`float`): Their length in all.
+        relevance (`float`): How many clips the mean of the training clips counts for.
+        model (`str`): Digest of the weights that the features were computed by, from [`features_digest`].
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    clips: int
+    seconds: float
+    relevance: float
+    model: str
+
+    def shift(self, population: np.ndarray) -> np.ndarray:
+        """
+        The `feature_shift` for the model, `(num_features,)`: how far the clips' mean is from that of the training
+        clips, `population`, shrunk by MAP adaptation of a mean (Reynolds et al. 2000, doi 10.1006/dspr.1999.0361),
+        n / (n + relevance) for n clips.
+        """
+        return map_shift(self.mean, self.clips, population, self.relevance)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the profile as JSON; the file is whole, or as it was before."""
+        content = {"kind": PROFILE_KIND, **vars(self)}
+        content |= {name: getattr(self, name).tolist() for name in ("mean", "deviation")}
+        unfinished = f"{os.fspath(path)}.{secrets.token_hex(4)}"
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SpeakerProfile":
+        """
+        Reads a profile.
+
+        Raises:
+            ValueError: The file is no profile, or is broken off.
+            OSError: It cannot be read.
+        """
+        remedy = "Make it anew from the recordings, by pipeline.enroll or predict_ser.py --enroll."
+        with open(path, encoding="utf-8") as file:
+            try:
+                content = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)} is not a whole speaker profile ({error}). {remedy}") from error
+        if not isinstance(content, dict) or content.pop("kind", None) != PROFILE_KIND:
+            raise ValueError(f"{os.fspath(path)} is not a speaker profile. {remedy}")
+        try:
+            for name in ("mean", "deviation"):
+                content[name] = np.array(content[name], dtype=np.float32)
+            profile = cls(**content)
+            profile._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is a broken speaker profile ({error}). {remedy}") from error
+        return profile
+
+    def _check(self) -> None:
+        for values in (self.mean, self.deviation):
+            if values.ndim != 1 or values.shape != self.mean.shape or not np.isfinite(values).all():
+                raise ValueError("mean and deviation are not two lists of as many finite numbers")
+        if not (_is_number(self.clips, 1, kind=Integral) and _is_number(self.seconds, 0)):
+            raise ValueError(f"clips={self.clips!r} and seconds={self.seconds!r} do not count clips")
+        check_relevance(self.relevance)
+        if not isinstance(self.model, str):
+            raise ValueError(f"model={self.model!r} is not a digest")
+
+    @classmethod
+    def joined(cls, profiles: Sequence["SpeakerProfile"]) -> "SpeakerProfile":
+        """The profile of the clips of all `profiles`, which are of one model."""
+        counts = np.array([profile.clips for profile in profiles], dtype=np.float64)
+        shares = counts / counts.sum()
+        means, deviations = (
+            np.stack([getattr(profile, name) for profile in profiles]).astype(np.float64)
+            for name in ("mean", "deviation")
+        )
+        mean = shares @ means
+        variance = shares @ (deviations**2 + (means - mean) ** 2)
+        return replace(
+            profiles[0],
+            mean=mean.astype(np.float32),
+            deviation=np.sqrt(variance).astype(np.float32),
+            clips=int(counts.sum()),
+            seconds=sum(profile.seconds for profile in profiles),
+        )
+
+
+def map_shift(mean: np.ndarray, clips: int, population: np.ndarray, relevance: float) -> np.ndarray:
+    """`(num_features,)`: the mean features of `clips` clips less those of the training clips, times clips / (clips +
+    relevance)."""
+    return (mean - population) * (clips / (clips + relevance)) if clips else np.zeros_like(population)
+
+
+def check_relevance(relevance: Any) -> None:
+    """Raises `ValueError` for what is not a number from 0 on."""
+    if not _is_number(relevance, 0):
+        raise ValueError(
+            f"relevance={relevance!r} does not work: it is how many clips the mean of the training clips counts for, "
+            "0 or more."
+        )
+
+
+def features_digest(model: Any) -> str:
+    """A hash of the weights that pooled features are computed by, those of all branches."""
+    digest = hashlib.sha256()
+    for name, tensor in model.base_model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256-{digest.hexdigest()}"
+
+
+def population_mean(model: Any) -> np.ndarray:
+    """
+    The mean of the pooled features of the training clips, `(num_features,)`, float32.
+
+    Raises:
+        ValueError: The model does not keep it.
+    """
+    config = model.config
+    if config.looks_at_tokens:
+        raise ValueError(
+            f"No speaker can be enrolled with fusion={config.fusion!r} and head={config.head!r}, which read feature "
+            "maps that a profile does not change: use a model with another fusion and head."
+        )
+    if model.base_model.feature_statistics is None:
+        raise ValueError(
+            f"{model.name_or_path!r} keeps no statistics of the features of its training clips, against which a "
+            "speaker is enrolled: train it anew with this version."
+        )
+    return model.base_model.feature_statistics.mean.float().cpu().numpy()
+
+
+# ---- The pipeline ----
+
+
 class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline):
     """
     Names the emotion of clips, and the emotions along recordings of any length.
@@ -85,6 +240,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         min_score (`float`, *optional*): What the best score of an answer has to reach, from 0 to 1. Where it does not,
             the answer is "uncertain", with that best score, before the labels that it is uncertain between; a window
             of a timeline keeps its scores. A run says under `selective` in its `metrics.json` what each bound costs.
+        speaker ([`SpeakerProfile`] or path, *optional*): What [`~MaxMViTAudioClassificationPipeline.enroll`] returned
+            or saved: the recordings are answered relative to that voice. An iterable of profiles, paths and None has
+            one for each recording.
         silence_db (`float`, *optional*, defaults to -60): Clips and windows without 50 ms louder than this (RMS, dB
             below full scale) are labelled "silence", with no scores, and are not classified. None classifies all.
         sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
@@ -172,6 +330,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             timeline = preprocess_params["window_s"] not in (None, "auto")
             postprocess_params = {"timeline": timeline, **postprocess_params}
         on_error = forward_params.get("on_error", "raise")
+        shifts = self._shifts(forward_params.get("speaker"))
         waiting: list[dict] = []  # recordings not answered yet, the oldest first
         batch: list[dict] = []  # windows of theirs that are not classified yet
         for index, source in enumerate(inputs):
@@ -180,8 +339,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             recording: dict[str, Any] = {"name": name, "windows": [], "error": None}
             waiting.append(recording)
             try:
+                shift = next(shifts)
                 for window in self.preprocess(source, **preprocess_params):
                     recording["windows"].append(window)
+                    window["shift"] = shift
                     if window["sound"] is not None:
                         batch.append(window)
                     if len(batch) == batch_size:
@@ -241,11 +402,22 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def _classify(self, windows: list[dict[str, Any]]) -> None:
         """Puts the logits of one batch of windows in the place of their sounds."""
-        logits = self.forward([window.pop("sound") for window in windows]).logits
+        shifts = [window.pop("shift") for window in windows]
+        known = next((shift for shift in shifts if shift is not None), None)
+        others: dict[str, Any] = {}
+        if known is not None:
+            blank = torch.zeros_like(known)
+            others["feature_shift"] = torch.stack([blank if shift is None else shift for shift in shifts])
+        logits = self.forward([window.pop("sound") for window in windows], **others).logits
         for window, row in zip(windows, logits.float(), strict=True):
             window["logits"] = row
 
-    def _forward(self, sounds: list[np.ndarray | dict[str, torch.Tensor]]) -> Any:
+    def _forward(
+        self,
+        sounds: list[np.ndarray | dict[str, torch.Tensor]],
+        feature_shift: torch.Tensor | None = None,
+        only_features: bool = False,
+    ) -> Any:
         extractor = self.feature_extractor
         waveforms = [sound for sound in sounds if not isinstance(sound, dict)]
         computed = iter(extractor.spectrograms(waveforms, device=self.device) if waveforms else [])
@@ -253,7 +425,121 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         images = extractor.images(spectrograms, self.model.config.picture_names)
         inputs = {name: extractor.normalize(image, name.removesuffix("_values")) for name, image in images.items()}
         inputs |= {name: value.to(self.device) for name, value in extractor.heard(spectrograms).items()}
-        return self.model(**inputs)
+        if only_features:
+            return self.model.base_model(**inputs)
+        return self.model(**inputs) if feature_shift is None else self.model(**inputs, feature_shift=feature_shift)
+
+    def enroll(
+        self, recordings: Any, relevance: float = RELEVANCE, several_speakers: bool = False, **kwargs: Any
+    ) -> SpeakerProfile:
+        """
+        Makes a profile of recordings without labels, all of one speaker, or all of one kind of recording.
+
+        What is common to all of the recordings is taken for the voice and taken off its later ones. So they have to be
+        of several emotions, in about the shares of ordinary speech: of a folder of one emotion, the emotion is taken
+        off too.
+
+        Args:
+            recordings: One source or several, as for a call. Recordings longer than the training clips count as
+                several clips, their windows; silent ones are left out.
+            relevance (`float`, defaults to 4): How many clips the mean of the training clips counts for. 0 takes the
+                mean of the recordings as it is, which a few clips of one emotion mislead.
+            several_speakers (`bool`, defaults to False): True for a profile of recording conditions: no warning that
+                the clips look like those of several speakers.
+            kwargs: The parameters of the class that are about reading recordings (`window_s`, `silence_db`,
+                `sampling_rate`, `max_s`, `allow_private_urls`), and `on_error`: `"skip"` leaves out what cannot be
+                read.
+
+        Raises:
+            AudioError: Names the recording that cannot be used; or all of them are silent.
+            ValueError: The model keeps no statistics of its training clips, or its fusion or head reads feature maps;
+                or the relevance is below 0.
+            FloatingPointError: The features are not finite.
+        """
+        check_relevance(relevance)
+        population_mean(self.model)
+        preprocess_params, forward_params, others = self._sanitize_parameters(**kwargs)
+        if others or "speaker" in forward_params:
+            raise TypeError(f"enroll takes no {', '.join([*others, *forward_params])}: they are about answers.")
+        preprocess_params = {**self._preprocess_params, **preprocess_params}
+        preprocess_params.pop("hop_s", None)  # windows that overlap would count a clip several times
+        on_error = {**self._forward_params, **forward_params}.get("on_error", "raise")
+        inputs = _undecoded(recordings)
+        if not _is_one_source(inputs) and isinstance(inputs, Sequence):
+            _refuse_numbers(inputs)
+        sources = [inputs] if _is_one_source(inputs) else inputs
+        count, seconds = 0, 0.0
+        sums = torch.zeros(2, self.model.base_model.num_features, dtype=torch.float64)
+        for batch in _batched(self._voiced(sources, on_error, preprocess_params), self._batch_size or 1):
+            features = self.forward([window["sound"] for window in batch], only_features=True).pooler_output.double()
+            count, seconds = count + len(batch), seconds + sum(window["end"] - window["start"] for window in batch)
+            sums += torch.stack([features.sum(0), features.square().sum(0)])
+        if not count:
+            raise AudioError("No recording can be enrolled: all are silent, or cannot be read. Give some with speech.")
+        if not sums.isfinite().all():
+            raise FloatingPointError("The features of the recordings are not finite: the model's weights are broken.")
+        mean, square = sums / count
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
+        profile = SpeakerProfile(
+            mean.float().numpy(), deviation.float().numpy(), count, round(seconds, 3), float(relevance), self._digest
+        )
+        if not several_speakers and self.looks_like_several(profile):
+            warnings.warn(
+                f"The {count} clips differ more in what tells speakers apart than those of any training speaker: they "
+                "may be of several speakers. Enroll each of them apart.",
+                stacklevel=2,
+            )
+        return profile
+
+    def looks_like_several(self, profile: SpeakerProfile) -> bool:
+        """Whether clips of a profile differ more than those of any one training speaker, in the features by which
+        these differ; never where the profile has fewer than 8 clips."""
+        statistics = self.model.base_model.feature_statistics
+        bound = SPREAD_MARGIN * float(statistics.largest_spread)
+        return profile.clips >= CLIPS_FOR_SPREAD and 0 < bound < statistics.spread(torch.tensor(profile.deviation))
+
+    def _voiced(self, sources: Iterable[Any], on_error: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The windows of some recordings that are not silent."""
+        for index, source in enumerate(sources):
+            try:
+                yield from (each for each in self.preprocess(source, **parameters) if each["sound"] is not None)
+            except AudioError as error:
+                if on_error == "raise":
+                    has_name = isinstance(source, (str, os.PathLike))
+                    raise AudioError(str(error) if has_name else f"Input {index}: {error}") from error
+
+    @cached_property
+    def _digest(self) -> str:
+        return features_digest(self.model)
+
+    def _shifts(self, speaker: Any) -> Iterator[torch.Tensor | None]:
+        """The shift of the features for each recording."""
+        if speaker is None or _is_profile(speaker):
+            yield from repeat(self.shift_of(speaker))
+        for each in speaker or ():
+            yield self.shift_of(each)
+        raise ValueError("speaker has fewer profiles than there are recordings: give one profile for each.")
+
+    def shift_of(self, profile: Any) -> torch.Tensor | None:
+        """
+        The shift of the features, `(num_features,)`, by a profile or the path of one; None without one.
+
+        Raises:
+            ValueError: It is not a profile, or one of another model; or the model keeps no statistics.
+        """
+        if profile is None:
+            return None
+        if not _is_profile(profile):
+            raise ValueError(f"speaker={profile!r} does not work; it is a SpeakerProfile, or the path of one.")
+        name = "speaker: the profile"
+        if isinstance(profile, (str, os.PathLike)):
+            name, profile = os.fspath(profile), SpeakerProfile.load(profile)
+        population = population_mean(self.model)
+        if profile.model != self._digest:
+            raise ValueError(
+                f"{name} was made by another model, or by this one in another precision: enroll the speaker anew."
+            )
+        return torch.from_numpy(profile.shift(population))
 
     def postprocess(
         self,
@@ -310,6 +596,18 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     def _function(self, given: str | None) -> str:
         by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
         return given or by_problem.get(self.model.config.problem_type, "softmax")
+
+
+def _is_profile(value: Any) -> bool:
+    # Not by its class: a checkpoint that brings its own code has a copy of it.
+    return isinstance(value, (str, os.PathLike)) or hasattr(value, "shift")
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def _is_one_source(inputs: Any) -> bool:
@@ -380,6 +678,11 @@ _PARAMETERS = {
     ),
     "max_s": (0, lambda value: _is_number(value, SHORTEST_WINDOW_S), "a length in seconds, or None for any"),
     "allow_private_urls": (0, lambda value: isinstance(value, bool), "True or False"),
+    "speaker": (
+        1,
+        lambda value: _is_profile(value) or isinstance(value, Iterable),
+        "a SpeakerProfile, the path of one, or an iterable of these, one for each recording",
+    ),
     "on_error": (1, lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
     "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number from 1 on, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),

@@ -143,7 +143,9 @@ def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTFo
     """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights and those of the
     speech encoder, or from scratch."""
     if model_args.model_name_or_path:
-        return load_model(model_args.model_name_or_path, config)
+        model = load_model(model_args.model_name_or_path, config)
+        model.base_model.set_feature_statistics(None)  # they were fitted to weights that will be others
+        return model
     model = MaxMViTForAudioClassification(config)
     if model_args.imagenet_weights:
         model.maxmvit.load_imagenet_weights(model_args.cqt_weights, model_args.mel_weights)

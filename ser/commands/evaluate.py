@@ -5,6 +5,9 @@
 
 Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on, as
 its splits.json tells, are refused. Classes go by their names: the table may hold fewer than the model knows.
+
+With --adapt speaker or --adapt table, clips are answered relative to the mean features of all clips of their speaker,
+or of the table. It uses no labels, but all test clips: the protocol's name says so in the report.
 """
 
 from ser.utils import exit_code, wait_passively

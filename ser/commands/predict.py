@@ -19,14 +19,24 @@ Ends with exit code 0 if every file was answered, 1 if some could not be read (t
 answers not be written, 2 if nothing could be started, 130 if it was interrupted (Ctrl+C), and 141 if what it was piped
 into ended before.
 
+Without labels, a model adapts to a voice or to recording conditions. --enroll writes a profile of a speaker's
+recordings, of several emotions, and --adapt takes it:
+
+    python predict_ser.py --enroll FOLDER --speaker_profile voice.json
+    python predict_ser.py RECORDINGS --adapt voice.json
+
+--adapt speaker makes a profile of each speaker's recordings (of a list with a column speaker), --adapt table one of
+all recordings of the command. Do not adapt to recordings of one emotion: it is taken for the voice.
+
 With --segments, what was truly spoken when, the answers along the recordings are scored at the end: the emotion
 diarization error rate, the share of time named right, and the F1 of segments (ser/inference/segments.py says how).
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -39,9 +49,21 @@ from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from audio_maxmvit import LONGEST_CLIP_S  # noqa: E402
-from pipeline_maxmvit import SHORTEST_WINDOW_S, MaxMViTAudioClassificationPipeline  # noqa: E402
+from pipeline_maxmvit import (  # noqa: E402
+    RELEVANCE,
+    SHORTEST_WINDOW_S,
+    MaxMViTAudioClassificationPipeline,
+    SpeakerProfile,
+)
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
 from ser.files import check_writable  # noqa: E402
+from ser.inference.enrollment import (  # noqa: E402
+    SPEAKER,
+    adaptation_origin,
+    check_speakers,
+    profiles_of,
+    write_profile,
+)
 from ser.inference.predictions import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
 from ser.inference.segments import Segment, in_words, pooled_scores, read_references, reference_scores  # noqa: E402
 from ser.inference.shards import Share, connect_processes, join_parts  # noqa: E402
@@ -57,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         processes = connect_processes()
         check_output(args, processes)
+        if args.enroll:
+            enroll(args, processes)
+            if not args.inputs:
+                return 0
         classify = load_pipeline(
             args.model,
             args.device,
@@ -67,15 +93,20 @@ def main(arguments: list[str] | None = None) -> int:
             **timeline,
         )
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
-        items = find_items(args.inputs, label_names)
+        items = find_items(args.inputs, label_names, with_speakers=args.adapt == SPEAKER)
+        if args.adapt == SPEAKER:
+            check_speakers(items)
+        args.adaptation = adaptation_origin(args.adapt, args.relevance, items)
         references = args.segments and read_references(args.segments, [item.file for item in items], label_names)
         open_at = partial(open_table, args, items, label_names, classify)
         share = Share(processes, args.output, items, open_at) if processes else None
         table, todo = share.begin() if share else begin(args.output, items, open_at)
+        profiles = profiles_of(classify, args.adapt, items, args.relevance, processes) if args.adapt else None
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
-    failed = predict(classify, todo, table, is_shown=processes is None or processes.is_main_process)
+    is_shown = processes is None or processes.is_main_process
+    failed = predict(classify, todo, table, is_shown, profiles)
     if share:
         joined = share.end(failed)
         share.state.destroy_process_group()
@@ -86,6 +117,17 @@ def main(arguments: list[str] | None = None) -> int:
     if references:
         compare(references, table, args.segments)
     return FAILED if failed else 0
+
+
+def enroll(args: argparse.Namespace, processes: PartialState | None) -> None:
+    """Writes the profile that --enroll asks for; the first of several processes does it."""
+    if processes is None or processes.is_main_process:
+        classify = load_pipeline(
+            args.model, args.device, batch_size=args.batch_size, allow_private_urls=args.allow_private_urls
+        )
+        write_profile(classify, find_items(args.enroll, []), args.relevance, args.speaker_profile)
+    if processes is not None:
+        processes.wait_for_everyone()
 
 
 def check_output(args: argparse.Namespace, processes: PartialState | None) -> None:
@@ -112,7 +154,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="FILE_OR_FOLDER",
         help="audio files, URLs, folders (searched to the bottom; where a file lies in a folder named after a label, "
         "that is its true label), or .csv, .tsv or .jsonl lists with a column file and, if known, one label",
@@ -139,10 +181,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--output",
         help=".csv or .jsonl file (default: the standard output, as a table in a terminal, else as CSV)",
     )
+    parser.add_argument(
+        "--enroll", nargs="+", metavar="FILE_OR_FOLDER", help="make a profile of one speaker of these recordings"
+    )
+    parser.add_argument("--speaker_profile", metavar="FILE.json", help="where --enroll writes the profile")
+    parser.add_argument(
+        "--adapt",
+        metavar="PROFILE",
+        help="answer relative to a voice or recording conditions: a profile that --enroll wrote; speaker, one of each "
+        "speaker's own recordings in the input; or table, one of all recordings in the input (default: none)",
+    )
+    parser.add_argument(
+        "--relevance",
+        type=float,
+        default=RELEVANCE,
+        help="clips that the mean of the training clips counts for in a profile (default 4)",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
     args = parser.parse_args(arguments)
-    if args.model is None and (Path(args.inputs[0]) / "config.json").is_file():
+    check_adaptation(parser, args)
+    if args.model is None and args.inputs and (Path(args.inputs[0]) / "config.json").is_file():
         parser.error(f"{args.inputs[0]} is a checkpoint: the model goes to --model now, as --model {args.inputs[0]}")
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
@@ -166,6 +225,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command where the options about profiles do not fit together."""
+    if not args.inputs and not args.enroll:
+        parser.error("the following arguments are required: FILE_OR_FOLDER")
+    if bool(args.enroll) != bool(args.speaker_profile):
+        parser.error("--enroll and --speaker_profile need each other: what is enrolled, and where its profile goes")
+    if args.enroll and args.adapt:
+        parser.error("--enroll and --adapt do not go together: recordings beside --enroll are answered by its profile")
+    if not (math.isfinite(args.relevance) and args.relevance >= 0):
+        parser.error("--relevance must be a number of clips, 0 or more")
+    if args.enroll and args.inputs:
+        args.adapt = args.speaker_profile
+
+
 def begin(output: str | None, items: list[Item], open_at: Callable[[str | None], Table]) -> tuple[Table, list[Item]]:
     """The table for the answers, and the recordings that are not answered in it yet."""
     if output is not None:
@@ -178,11 +251,18 @@ def begin(output: str | None, items: list[Item], open_at: Callable[[str | None],
 
 
 def predict(
-    classify: MaxMViTAudioClassificationPipeline, todo: list[Item], table: Table, is_shown: bool = True
+    classify: MaxMViTAudioClassificationPipeline,
+    todo: list[Item],
+    table: Table,
+    is_shown: bool = True,
+    profiles: Mapping[str, SpeakerProfile] | None = None,
 ) -> list[str]:
-    """Answers items into a table, closes it, and returns the files that cannot be answered."""
+    """Answers items into a table, closes it, and returns the files that cannot be answered. With `profiles` by file,
+    each is answered relative to its own, if it has one."""
     failed: list[str] = []
-    answers = classify(item.file for item in todo)
+    files = (item.file for item in todo)
+    adapted = {} if profiles is None else {"speaker": [profiles.get(item.file) for item in todo]}
+    answers = classify(files, **adapted)
     with tqdm(total=len(todo), unit="file", file=sys.stderr, disable=not is_shown) as progress:
         for item, answer in zip(todo, answers, strict=True):
             if isinstance(answer, dict):

@@ -8,21 +8,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from transformers.utils.hub import cached_file
 
+from pipeline_maxmvit import RELEVANCE
 from ser.arguments import ClipArguments, DataArguments, ModelArguments, values_of
 from ser.cli import Parser, check_bounds
 from ser.data.batches import PairCollator
 from ser.data.corpora.label_map import read_label_map
 from ser.data.corpora.table import VOTES, Corpus
 from ser.data.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
+from ser.evaluation.adaptation import adapted_logits
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.evaluation.report import write_report
 from ser.files import check_writable
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.training.arguments import SERTrainingArguments
+from ser.training.feature_statistics import pooled_features
 from ser.training.run import read_corpus, set_up_logging, with_features
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
@@ -38,6 +42,14 @@ class EvaluationArguments:
     allow_training_clips: bool = field(
         default=False,
         metadata={"help": "Score speakers and clips that the checkpoint was trained on, or may have been."},
+    )
+    adapt: Literal["speaker", "table"] | None = field(
+        default=None,
+        metadata={"help": "Answer relative to the mean features of each speaker's clips, or of all (transductive)."},
+    )
+    relevance: float = field(
+        default=RELEVANCE,
+        metadata={"help": "Clips that the mean of the training clips counts for in --adapt.", "at_least": 0},
     )
     batch_size: int = field(default=16, metadata={"help": "Clips in one forward pass.", "at_least": 1})
     use_cpu: bool = field(default=False, metadata={"help": "Whether to compute on the CPU."})
@@ -152,7 +164,12 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         processing_class=feature_extractor,
     )
     asked = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is wanted
-    logits, temperature = np.asarray(trainer.predict(asked).predictions), model.config.temperature
+    if args.adapt:
+        logits = adapted_logits(model, pooled_features(trainer, asked), args.adapt, args.relevance)
+        split.name = f"{split.name}+adapted-{args.adapt}"  # a score of another kind
+    else:
+        logits = np.asarray(trainer.predict(asked).predictions)
+    temperature = model.config.temperature
     if is_mapped:  # probabilities are added as the pipeline gives them
         logits, temperature = shared.of_logits(logits / temperature), 1.0
     else:
@@ -171,6 +188,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
             "checkpoint": checkpoint,
             "checkpoint_weights": weights_digest(model.state_dict()),
             "heard_in_training": heard,
+            **({"adapt": args.adapt, "relevance": args.relevance} if args.adapt else {}),
             "clip_arguments": dataclasses.asdict(clip_args),
         },
     )

@@ -32,18 +32,22 @@ ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "n
 
 @dataclass
 class Item:
-    """A recording to be answered: its path or URL, and the true label where the input tells it."""
+    """A recording to be answered: its path or URL, and the true label and the speaker where the input tells them."""
 
     file: str
     label: str | None = None
+    speaker: str | None = None
 
 
-def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
+def find_items(inputs: Iterable[str], label_names: list[str], with_speakers: bool = False) -> list[Item]:
     """Every recording the inputs name, once, in a fixed order. What of a folder is no recording by its suffix is
     counted in a line on the standard error.
 
+    Args:
+        with_speakers: Whether the column `speaker` of a list is read.
+
     Raises:
-        UsageError: a folder holds no recording, or two inputs say that one has another label.
+        UsageError: a folder holds no recording, or two inputs say that one has another label or speaker.
         DataError: a list cannot be used; names the line.
     """
     items: dict[str, Item] = {}
@@ -52,7 +56,7 @@ def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
         if path.is_dir():
             found = _folder_items(path, label_names)
         elif is_list(path) and "://" not in source:
-            found = _listed_items(path, label_names)
+            found = _listed_items(path, label_names, with_speakers)
         else:
             found = [Item(source)]
         for item in found:
@@ -61,7 +65,10 @@ def find_items(inputs: Iterable[str], label_names: list[str]) -> list[Item]:
                 raise UsageError(
                     f"{item.file} has two labels, {known.label} and {item.label} (in {source}): correct one of them."
                 )
+            if item.speaker and known.speaker not in (None, item.speaker):
+                raise UsageError(f"{item.file} has two speakers, {known.speaker} and {item.speaker} (in {source}).")
             known.label = known.label or item.label
+            known.speaker = known.speaker or item.speaker
     return list(items.values())
 
 
@@ -78,8 +85,8 @@ def _folder_items(folder: Path, label_names: list[str]) -> list[Item]:
     return [Item(str(path), names.get(path.parent.name.lower())) for path in files]
 
 
-def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
-    table = read_list(path, [*FILE_COLUMNS, "label", "start", "end"])
+def _listed_items(path: Path, label_names: list[str], with_speakers: bool) -> list[Item]:
+    table = read_list(path, [*FILE_COLUMNS, "label", "start", "end", *(["speaker"] if with_speakers else [])])
     file_column = table.file_column()
     if not table.rows:
         raise DataError(f"{path} lists no file.")
@@ -98,7 +105,10 @@ def _listed_items(path: Path, label_names: list[str]) -> list[Item]:
             )
         if file in items and items[file].label != label:
             raise DataError(f"{path}: {row[file_column]} has two labels, in lines {line_of[file]} and {line}.")
-        items.setdefault(file, Item(file, label))
+        speaker = row.get("speaker") or None
+        if file in items and items[file].speaker != speaker:
+            raise DataError(f"{path}: {row[file_column]} has two speakers, in lines {line_of[file]} and {line}.")
+        items.setdefault(file, Item(file, label, speaker))
         line_of.setdefault(file, line)
     return list(items.values())
 
@@ -384,7 +394,7 @@ def open_table(
     if path is None:
         kind = TerminalTable if sys.stdout is not None and sys.stdout.isatty() else Table
         return kind(None, columns, label_names, {"min_score": args.min_score})
-    origin = {"model": checkpoint_digest(classify), "min_score": args.min_score}
+    origin = {"model": checkpoint_digest(classify), "min_score": args.min_score, "adapt": args.adaptation}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
     return Table(path, columns, label_names, origin)

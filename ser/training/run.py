@@ -46,6 +46,7 @@ from ser.models import make_model, name_classes, starting_weights
 from ser.training.arguments import SERTrainingArguments
 from ser.training.closed_form import check_closed_form, fit_speech_classifier
 from ser.training.distributed import first_process_first
+from ser.training.feature_statistics import fit_feature_statistics
 from ser.training.run_settings import (
     RunClock,
     check_folds,
@@ -324,6 +325,7 @@ def train_and_test(
     trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
     if any(parameter.requires_grad for parameter in model.parameters()):
         trainer.train(resume_from_checkpoint=checkpoint)
+    fit_feature_statistics(trainer, parts["train"])
     is_tested = args.do_predict or not args.do_train
     logits = {
         part: trainer.predict(parts[part], metric_key_prefix=part).predictions

@@ -26,6 +26,7 @@ from ser.data.corpora.loading import load_corpus
 from ser.data.spectrogram_cache import FOLDER
 from ser.training.checkpoints import last_checkpoint
 from ser.training.distributed import first_process_first
+from ser.training.feature_statistics import pooled_features
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, NonFiniteLossError
@@ -110,6 +111,7 @@ def stream(output_dir: Path) -> dict:
         "heard": heard,
         "predictions": [each.predictions.tolist() for each in answers],
         "labels": answers[0].label_ids.tolist(),
+        "features": pooled_features(trainer, corpus.clips.select(range(NUM_TEST))).features.tolist(),
         "weights": [digest(each.model) for each in (trainer, resumed)],
     }
 
@@ -125,6 +127,8 @@ def worker(output_dir: Path) -> None:
     prediction = trainer.predict(clips(NUM_TEST, seed=5))
     report["test"] = prediction.metrics["test_UA"]
     report["predictions"] = prediction.predictions.tolist()
+    part = clips(NUM_TEST, seed=5).add_column("speaker", ["a"] * NUM_TEST).with_format("torch")
+    report["features"] = pooled_features(trainer, part).features.tolist()
     report["weights"] = digest(trainer.model)
     losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
     report["best_loss"] = losses[trainer.state.best_global_step]
@@ -225,6 +229,10 @@ def test_metrics_are_those_of_one_process(reports):
         assert report["test"] == alone.metrics["test_UA"]
         assert report["best_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
     assert compute_metrics(alone)["UA"] == alone.metrics["test_UA"]
+    part = clips(NUM_TEST, seed=5).add_column("speaker", ["a"] * NUM_TEST).with_format("torch")
+    features = pooled_features(trainer, part).features
+    for report in reports:
+        np.testing.assert_allclose(report["features"], features, rtol=0, atol=1e-5)
 
 
 def test_clips_that_are_streamed_are_shared(reports):
@@ -236,8 +244,11 @@ def test_clips_that_are_streamed_are_shared(reports):
     assert len({each for report in said for each in report["weights"]}) == 1
     corpus = load_corpus(str(folder.parent / "shards"), cache_dir=str(folder.parent), streaming=True)
     model = MaxMViTForAudioClassification.from_pretrained(folder / "streamed" / "checkpoint-4")
-    alone = trainer_of(corpus, folder / "alone", model=model).predict(corpus.clips.select(range(NUM_TEST)))
+    trainer = trainer_of(corpus, folder / "alone", model=model)
+    alone = trainer.predict(corpus.clips.select(range(NUM_TEST)))
+    features = pooled_features(trainer, corpus.clips.select(range(NUM_TEST))).features
     for each in said:
+        np.testing.assert_allclose(each["features"], features, rtol=0, atol=1e-5)
         assert each["labels"] == alone.label_ids.tolist()
         for predictions in each["predictions"]:
             np.testing.assert_allclose(predictions, alone.predictions, rtol=0, atol=1e-5)

@@ -1,0 +1,216 @@
+"""What unlabelled clips of a speaker are worth: UA over the folds of a run, by how many clips are enrolled.
+
+    python -m benchmarks.enrollment --model_dir OUT [--data_dir RAVDESS] [--json enrollment.json]
+
+OUT holds fold_1 to fold_k, as `run_ser.py --fold all` leaves them. In each of five draws, 30 clips of each test
+speaker are scored, of all emotions in proportion. They are the same for every n and never enrolled; the first n of the
+speaker's other clips, in random order, are the profile. So the row n = 8 is the protocol `+enrolled8`. Rows of neutral
+clips only stand apart, and so does "all clips", whose profile holds the scored clips too (transductive).
+
+The features of every clip are computed once for each fold, and the model's own fusion and head answer. A model from
+before training kept the statistics of its clips gets them here, from its own training part.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.results import add_json, write_results
+from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import RELEVANCE, map_shift, population_mean
+from ser.arguments import ClipArguments
+from ser.data.batches import PairCollator
+from ser.data.corpora import Corpus
+from ser.data.embedding_cache import layer_statistics_of, suffices
+from ser.evaluation.adaptation import shifted_logits
+from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
+from ser.models import load_feature_extractor, load_model
+from ser.training.arguments import SERTrainingArguments
+from ser.training.feature_statistics import PooledFeatures, fit_feature_statistics, pooled_features
+from ser.training.run import read_corpus, set_up_logging, with_features
+from ser.training.trainer import SERTrainer
+
+OTHERS = "all others"  # the row in which every clip that is not scored is enrolled
+ALL = "all clips (transductive)"
+
+
+class Fold(NamedTuple):
+    """A model, the features of its test part with their labels and speakers, and the population's mean."""
+
+    model: MaxMViTForAudioClassification
+    test: PooledFeatures
+    population: np.ndarray
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    folders = sorted(args.model_dir.glob("fold_*"), key=lambda folder: int(folder.name.removeprefix("fold_")))
+    if not folders:
+        sys.exit(f"error: {args.model_dir} has no fold_1: name a folder that `run_ser.py --fold all` has finished.")
+    folds = [read_fold(folder, args) for folder in folders]
+    table = [measure(row, folds, args) for row in rows_of(folds, args)]
+    print(f"{args.model_dir}: {len(folds)} folds, relevance {args.relevance:g}, {args.draws} draws")
+    print("| enrolled | UA | +- over draws | against none |\n|---|---|---|---|")
+    for row in table:
+        row["gain"] = row["UA"] - table[0]["UA"]
+        print(f"| {row['enrolled']} | {row['UA']:.3f} | {row['std']:.3f} | {row['gain']:+.3f} |")
+    write_results(args.json, {"relevance": args.relevance, "folds": len(folds), "rows": table})
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_dir", type=Path, required=True, help="a finished run of all folds")
+    parser.add_argument("--data_dir", nargs="+", help="where the corpus lies now (default: where it was in training)")
+    parser.add_argument("--cache_dir", help="where features are kept (default: where they were in training)")
+    parser.add_argument("--scored", type=int, default=30, help="clips of each test speaker that are scored")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clips that are enrolled")
+    parser.add_argument("--draws", type=int, default=5, help="how often clips are drawn")
+    parser.add_argument("--neutral", default="neutral", help="class of the rows of neutral clips")
+    parser.add_argument("--relevance", type=float, default=RELEVANCE, help="clips that the training mean counts for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch_size", type=int, default=8)
+    add_json(parser)
+    args = parser.parse_args(arguments)
+    if min(args.scored, args.draws, args.batch_size, *args.sizes) < 1 or not args.relevance >= 0:
+        parser.error("--scored, --sizes, --draws and --batch_size are 1 or more, --relevance is 0 or more")
+    return args
+
+
+def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
+    """The model of a fold, and the features of its test part."""
+    parts = {clip["file"]: clip["part"] for clip in json.loads((folder / "splits.json").read_text())["clips"]}
+    report = json.loads((folder / "metrics.json").read_text())
+    model, extractor = load_model(folder), load_feature_extractor(folder)
+    trainer_args = SERTrainingArguments(
+        output_dir=str(folder), per_device_eval_batch_size=args.batch_size, report_to="none", disable_tqdm=True
+    )
+    set_up_logging(trainer_args)
+    clip_args = clip_arguments(report["data_arguments"], args)
+    corpus = with_features(read_corpus(clip_args, trainer_args), extractor, clip_args, trainer_args)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if corpus.label_names != names:
+        sys.exit(f"error: {folder} knows {', '.join(names)}, and the corpus has {', '.join(corpus.label_names)}.")
+    statistics = None
+    if suffices(model.config, SimpleNamespace(**report["training_arguments"])):  # type: ignore[arg-type]
+        place = clip_args.cache_dir
+        statistics = layer_statistics_of([corpus.clips], model, extractor, place, trainer_args.device)
+    collator = PairCollator(extractor, layer_statistics=statistics, branches=model.config.picture_names)
+    test = part_of(corpus, parts, "test")
+    if not len(test):
+        sys.exit(f"error: no test clip of {folder / 'splits.json'} is in {corpus.source}: name its --data_dir.")
+    trainer = SERTrainer(
+        model=model, args=trainer_args, data_collator=collator, eval_dataset=test, processing_class=extractor
+    )
+    if not model.config.feature_statistics:
+        fit_feature_statistics(trainer, part_of(corpus, parts, "train"))
+    print(f"{folder}: {len(test)} test clips", file=sys.stderr)
+    return Fold(model, pooled_features(trainer, test), population_mean(model))
+
+
+def clip_arguments(trained_on: dict[str, Any], args: argparse.Namespace) -> ClipArguments:
+    """The arguments of the corpus as in training, but for where it lies."""
+    own = {name: value for name, value in trained_on.items() if name in ClipArguments.__dataclass_fields__}
+    own |= {"protocol": None, "fold": "1", "test_speakers": None, "cache_features": True}
+    own |= {name: getattr(args, name) for name in ("data_dir", "cache_dir") if getattr(args, name) is not None}
+    return ClipArguments(**own)
+
+
+def part_of(corpus: Corpus, parts: dict[str, str], part: str) -> Any:
+    return corpus.clips.select([row for row, file in enumerate(corpus.files) if parts.get(file) == part])
+
+
+def rows_of(folds: Sequence[Fold], args: argparse.Namespace) -> list[tuple[str, int | str, str | None]]:
+    """Name of each row, how many clips are enrolled, and of which class alone. Rows for which a speaker has too few
+    clips are left out, and named."""
+    rows: list[tuple[str, int | str, str | None]] = [("none", 0, None)]
+    rows += [(f"{size}", size, None) for size in args.sizes]
+    rows += [(OTHERS, OTHERS, None)]
+    labels = [*folds[0].model.config.id2label.values()]
+    if args.neutral in labels:
+        rows += [(f"{size} {args.neutral}", size, args.neutral) for size in (1, 2)]
+    rows += [(ALL, ALL, None)]
+    kept = []
+    for name, size, kind in rows:
+        counts = [len(pool_of(fold, rows, kind, args, 0)[1]) for fold in folds for rows in speakers_of(fold).values()]
+        if isinstance(size, int) and min(counts) < size:
+            print(
+                f"left out: {name}, of which a speaker has {min(counts)} clips besides those scored", file=sys.stderr
+            )
+        else:
+            kept.append((name, size, kind))
+    return kept
+
+
+def speakers_of(fold: Fold) -> dict[str | None, list[int]]:
+    """The rows of each test speaker's clips."""
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, speaker in enumerate(fold.test.speakers):
+        rows[speaker].append(row)
+    return rows
+
+
+def pool_of(
+    fold: Fold, rows: Sequence[int], kind: str | None, args: argparse.Namespace, draw: int
+) -> tuple[list[int], list[int]]:
+    """Of a speaker's clips those that are scored in one draw, and those that may be enrolled, in random order."""
+    rng = np.random.default_rng((args.seed, draw, *rows[:2]))
+    order = rng.permutation(rows).tolist()
+    scored = stratified([fold.test.labels[row] for row in order], args.scored)
+    names = fold.model.config.id2label
+    others = [row for place, row in enumerate(order) if place not in scored]
+    return (
+        [order[place] for place in sorted(scored)],
+        [row for row in others if kind is None or names[fold.test.labels[row]] == kind],
+    )
+
+
+def stratified(labels: Sequence[int], count: int) -> set[int]:
+    """Places of `count` labels, of each class in proportion: those of a class are spread evenly from 0 to 1, and the
+    lowest are taken."""
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(labels):
+        of_class[label].append(place)
+    keys = [((rank + 0.5) / len(places), place) for places in of_class.values() for rank, place in enumerate(places)]
+    return {place for _, place in sorted(keys)[:count]}
+
+
+def measure(row: tuple[str, int | str, str | None], folds: Sequence[Fold], args: argparse.Namespace) -> dict[str, Any]:
+    """Mean UA over the folds, and its standard deviation over draws."""
+    name, size, kind = row
+    of_draws = [[fold_score(fold, size, kind, args, draw) for fold in folds] for draw in range(args.draws)]
+    means = np.mean(of_draws, axis=1)
+    return {
+        "enrolled": name,
+        "UA": float(means.mean()),
+        "std": float(means.std()),
+        "folds": np.mean(of_draws, 0).tolist(),
+    }
+
+
+def fold_score(fold: Fold, size: int | str, kind: str | None, args: argparse.Namespace, draw: int) -> float:
+    """UA of the scored clips of all test speakers of a fold, each relative to its speaker's profile."""
+    features = fold.test.features.numpy()
+    rows, shifts = [], []
+    for own in speakers_of(fold).values():
+        scored, pool = pool_of(fold, own, kind, args, draw)
+        enrolled = own if size == ALL else pool if size == OTHERS else pool[: int(size)]
+        mean = features[enrolled].mean(0) if enrolled else fold.population
+        shift = map_shift(mean, len(enrolled), fold.population, args.relevance)
+        rows += scored
+        shifts += [shift] * len(scored)
+    logits = shifted_logits(fold.model, fold.test.features[rows], torch.from_numpy(np.stack(shifts)).float())
+    truth = [fold.test.labels[row] for row in rows]
+    matrix = confusion_matrix(truth, logits.argmax(1), logits.shape[1])
+    return float(scores_from_confusion(matrix)["UA"])
+
+
+if __name__ == "__main__":
+    main()

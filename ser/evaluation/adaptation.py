@@ -1,0 +1,58 @@
+"""Scores of clips relative to the mean features of their speakers, or of their whole table, without labels."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+
+from modeling_maxmvit import MaxMViTForAudioClassification
+from pipeline_maxmvit import map_shift, population_mean
+from ser.training.feature_statistics import PooledFeatures
+from ser.utils import DataError
+
+ADAPTATIONS = ("speaker", "table")
+
+
+def adapted_logits(
+    model: MaxMViTForAudioClassification, pooled: PooledFeatures, adapt: str, relevance: float
+) -> np.ndarray:
+    """
+    The logits `(N, num_labels)` of N clips, each relative to the mean of the features of all clips of its speaker, or
+    of all N. The labels are not used. It is a transductive score: each clip is in the mean that is taken off it.
+
+    Args:
+        model: With the statistics of its training clips.
+        pooled: From [`pooled_features`].
+        adapt: `"speaker"` or `"table"`.
+        relevance: How many clips the mean of the training clips counts for.
+
+    Raises:
+        DataError: The speaker of a clip is not known, or the model does not keep the statistics.
+    """
+    groups: Sequence[Hashable] = pooled.speakers if adapt == "speaker" else [0] * len(pooled.features)
+    if None in groups:
+        raise DataError(
+            f"--adapt speaker needs the speaker of every clip, and {groups.count(None):,} of {len(groups):,} have "
+            "none: take --adapt table, or a corpus that names them."
+        )
+    try:
+        population = population_mean(model)
+    except ValueError as error:
+        raise DataError(f"--adapt {adapt}: {error}") from error
+    rows_of: dict[Hashable, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        rows_of[group].append(row)
+    features = pooled.features.numpy()
+    shifts = np.empty_like(features)
+    for rows in rows_of.values():
+        shifts[rows] = map_shift(features[rows].mean(0), len(rows), population, relevance)
+    return shifted_logits(model, pooled.features, torch.from_numpy(shifts))
+
+
+@torch.no_grad()
+def shifted_logits(model: MaxMViTForAudioClassification, features: torch.Tensor, shifts: torch.Tensor) -> np.ndarray:
+    """The logits `(N, num_labels)` of pooled features `(N, num_features)` less their shifts."""
+    model.eval()
+    on_device = features.to(model.device, model.dtype)
+    return model.classify_features(model.shifted(on_device, shifts)).float().cpu().numpy()

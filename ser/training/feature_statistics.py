@@ -1,0 +1,104 @@
+"""The pooled features of clips, and the statistics of its training clips that a trained model keeps of them."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from modeling_maxmvit import FeatureStatistics
+from ser.training.trainer import SERTrainer
+
+logger = logging.get_logger(__name__)
+MIN_CLIPS = 8  # of a speaker, for the spread of his clips
+MAX_CLIPS = 10_000  # more would cost time and memory, and change a mean by less than a hundredth of a deviation
+
+
+class PooledFeatures(NamedTuple):
+    """
+    What [`pooled_features`] returns of N clips, in the order of their table.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
+        labels (`list[int]`): The class of each clip.
+        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
+    """
+
+    features: torch.Tensor
+    labels: list[int]
+    speakers: list[str | None]
+
+
+def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatures:
+    """
+    Computes the pooled features of clips as they are evaluated: originals, without augmentation, by the statistics of
+    a frozen speech encoder's layers where the trainer's collator has them.
+
+    Args:
+        trainer: Of the model. All of its processes have to call this, and all get the features of all clips.
+        clips: With columns `label` and `speaker`, and those that the trainer evaluates.
+    """
+    batches: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        batches.append(trainer.accelerator.gather_for_metrics(output.pooler_output.float()).cpu())
+
+    handle = trainer.model.base_model.register_forward_hook(keep)
+    try:
+        trainer.predict(clips)
+    finally:
+        handle.remove()
+    labels, speakers = (list(clips.with_format(None)[name][:]) for name in ("label", "speaker"))
+    return PooledFeatures(torch.cat(batches)[: len(clips)], labels, speakers)
+
+
+def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> FeatureStatistics:
+    """
+    The statistics of clips for the model. Each speaker has the same weight, so that none with many clips dominates.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, num_features)`): Of N clips.
+        speakers: Of each clip; clips whose speaker is None count as those of one speaker.
+    """
+    rows_of: dict[Hashable, list[int]] = defaultdict(list)
+    for row, speaker in enumerate(speakers):
+        rows_of[speaker].append(row)
+    clips_of = {speaker: features[rows].double() for speaker, rows in rows_of.items()}
+    means = torch.stack([clips.mean(0) for clips in clips_of.values()])
+    mean = means.mean(0)
+    variances = [(clips - mean).square().mean(0) for clips in clips_of.values()]
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.mean.copy_(mean)
+    statistics.deviation.copy_(torch.stack(variances).mean(0).sqrt())
+    statistics.speaker_deviation.copy_(means.std(0, correction=0))
+    known = [clips for speaker, clips in clips_of.items() if speaker is not None and len(clips) >= MIN_CLIPS]
+    if len(known) > 1:
+        statistics.largest_spread.fill_(max(statistics.spread(clips.std(0, correction=0)) for clips in known))
+    return statistics
+
+
+def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None:
+    """
+    Fits the statistics of pooled features that a checkpoint keeps, once its weights are final: by one pass over at
+    most 10,000 of the training clips, drawn at random. A model whose fusion or head reads tokens gets none.
+
+    Args:
+        trainer: Of the model, whose training has ended.
+        clips: The training part.
+    """
+    model = trainer.model
+    if model.config.looks_at_tokens:
+        return
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning(
+            "No statistics of pooled features are kept, so no speaker can be enrolled: weights are sharded."
+        )
+        return
+    if len(clips) > MAX_CLIPS:
+        rows = np.random.default_rng(trainer.args.seed).permutation(len(clips))[:MAX_CLIPS]
+        clips = clips.select(np.sort(rows))
+    pooled = pooled_features(trainer, clips)
+    model.base_model.set_feature_statistics(population_statistics(pooled.features, pooled.speakers))
