@@ -284,6 +284,9 @@ class MaxMViTConfig(PretrainedConfig):
             Whether the model keeps the mean and standard deviation of the pooled features of its training clips
             (`model.base_model.feature_statistics`), from which speaker profiles are computed. Training fits them at
             its end and sets this field.
+        familiarity (`bool`, defaults to False):
+            Whether the classifier keeps the distribution of its training clips' features, by which it tells how much a
+            clip is like them (`Familiarity` in `modeling_maxmvit.py`); training writes it.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
@@ -301,7 +304,7 @@ class MaxMViTConfig(PretrainedConfig):
     """
 
     model_type = "maxmvit"
-    keys_to_ignore_at_inference = ["hidden_states"]
+    keys_to_ignore_at_inference = ["hidden_states", "familiarity"]
 
     cqt_backbone: str | None = "maxvit_base_tf_224"
     mel_backbone: str | None = "mvitv2_base"
@@ -326,6 +329,7 @@ class MaxMViTConfig(PretrainedConfig):
     max_clip_s: float = 6.0
     window_s: float = 3.0
     feature_statistics: bool = False
+    familiarity: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """

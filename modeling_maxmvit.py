@@ -972,6 +972,72 @@ class LateFusionHead(nn.Module):
         return (logits, self.speech(of_speech, tokens)[0]), attentions
 
 
+# ---- Familiarity ----
+# How much a clip is like the training data, by the Mahalanobis distance of its features from those of the training
+# clips (Lee et al. 2018, https://arxiv.org/abs/1807.03888).
+
+MAX_COMPONENTS = 64
+QUANTILES = 512
+
+
+class Familiarity(nn.Module):
+    """
+    The share of training-like clips that lie farther from the training data than a clip does: `(B, num_features)`
+    pooled features -> `(B,)`, 0 to 1, float32 in any autocast.
+
+    The features of each class are taken as Gaussian, with one covariance shared by all classes. Of several thousand
+    features it is kept as probabilistic PCA has it (Tipping and Bishop 1999): the principal components of the
+    standardised features about their class means, each with its variance, and one variance for all directions besides.
+    The distance of a clip is the squared Mahalanobis distance from the nearest class mean, divided by the number of
+    features. Most of what makes other sounds than speech stand out lies outside of the principal components.
+
+    All buffers are part of the checkpoint. `ser/training/familiarity.py` fits them. Until then the class means are not
+    a number, and every clip has 0.
+
+    Args:
+        num_features (`int`): Features of all branches, as in `pooler_output`.
+        num_labels (`int`): Classes.
+
+    Attributes:
+        class_means (`torch.Tensor` of shape `(num_labels, num_features)`): Mean features of each class.
+        scale (`torch.Tensor` of shape `(num_features,)`): 1 / standard deviation of each feature; 0 if it is constant.
+        components (`torch.Tensor` of shape `(components, num_features)`): Orthonormal; rows of zeros where there are
+            fewer. There are at most 64, and at most half as many as features.
+        variances (`torch.Tensor` of shape `(components + 1,)`): Of each component, and of any direction besides.
+        distances (`torch.Tensor` of shape `(512,)`): Quantiles, in ascending order, of the distances of clips of
+            speakers that the distribution was fitted without.
+    """
+
+    class_means: torch.Tensor
+    scale: torch.Tensor
+    components: torch.Tensor
+    variances: torch.Tensor
+    distances: torch.Tensor
+
+    def __init__(self, num_features: int, num_labels: int):
+        super().__init__()
+        components = min(MAX_COMPONENTS, num_features // 2)
+        self.register_buffer("class_means", torch.full((num_labels, num_features), math.nan))
+        self.register_buffer("scale", torch.zeros(num_features))
+        self.register_buffer("components", torch.zeros(components, num_features))
+        self.register_buffer("variances", torch.ones(components + 1))
+        self.register_buffer("distances", torch.zeros(QUANTILES))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The share of `distances` above that of each clip, `(B,)`."""
+        return (self.distances.float() > self.distance(features)[:, None]).float().mean(1)
+
+    def distance(self, features: torch.Tensor) -> torch.Tensor:
+        """The distance of each clip, `(B,)`."""
+        with torch.autocast(features.device.type, enabled=False):
+            deviations = (features.float()[:, None] - self.class_means.float()) * self.scale.float()
+            along = (deviations @ self.components.float().T).square()
+            besides = (deviations.square().sum(-1) - along.sum(-1)).clamp(min=0)
+            variances = self.variances.float()
+            squared = (along / variances[:-1]).sum(-1) + besides / variances[-1]
+        return squared.amin(1) / features.shape[1]
+
+
 # ---- Loss ----
 
 
@@ -1103,11 +1169,17 @@ class MaxMViTModelOutput(ModelOutput):
 @dataclass
 class MaxMViTClassifierOutput(SequenceClassifierOutput):
     """
-    [`~transformers.modeling_outputs.SequenceClassifierOutput`] and, of a model with `fusion="late"` in training,
-    `branch_logits` (`tuple(torch.FloatTensor)`): the logits of its two classifiers, by each of which it is trained.
+    [`~transformers.modeling_outputs.SequenceClassifierOutput`], and what this model has beside it.
+
+    Args:
+        branch_logits (`tuple(torch.FloatTensor)`, given in training if `config.fusion` is `"late"`):
+            The logits of the two classifiers, by each of which the model is trained.
+        familiarity (`torch.FloatTensor` of shape `(batch_size,)`, given in evaluation if `config.familiarity` is set):
+            The share of training-like clips that lie farther from the training data, 0 to 1; see [`Familiarity`].
     """
 
     branch_logits: tuple[torch.FloatTensor, ...] | None = None
+    familiarity: torch.FloatTensor | None = None
 
 
 class MaxMViTPreTrainedModel(PreTrainedModel):
@@ -1189,7 +1261,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             [`~MaxMViTModel.load_speech_weights`].
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"^familiarity\."]
 
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
@@ -1351,7 +1423,13 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     Args:
         config ([`MaxMViTConfig`]):
             `num_labels` (or `id2label`) sets the number of emotions; `fusion` and `head` what follows the branches.
+
+    With `config.familiarity`, `familiarity` is the [`Familiarity`] of the training data, else None.
     """
+
+    # Training anew from a checkpoint leaves it out, since it is that of other weights.
+    _keys_to_ignore_on_load_unexpected = [r"^familiarity\."]
+    _keep_in_fp32_modules_strict = ["familiarity"]
 
     def __init__(self, config: MaxMViTConfig):
         super().__init__(config)
@@ -1366,6 +1444,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             self.classifier: nn.Module = LateFusionHead(config, widths, token_widths)
         else:
             self.classifier = HEADS[config.head](config, self.fusion.out_features, token_widths)
+        self.familiarity = Familiarity(self.maxmvit.num_features, config.num_labels) if config.familiarity else None
         self.post_init()
 
     @torch.no_grad()
@@ -1373,6 +1452,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DecoderHead):
             initialization.normal_(module.queries, std=QUERY_STD)
+        if isinstance(module, Familiarity):
+            initialization.constant_(module.class_means, math.nan)  # a head of other classes knows no clip
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -1431,8 +1512,9 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Returns:
             The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
             softmax in the order of `config.id2label`, `hidden_states` as in [`MaxMViTModelOutput`], and where asked
-            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder. In training, a
-            model with `fusion="late"` also returns `branch_logits`, and its loss is the sum over them.
+            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder; in evaluation
+            `familiarity` of shape `(batch_size,)` where `config.familiarity` is set. In training, a model with
+            `fusion="late"` also returns `branch_logits`, and its loss is the sum over them.
 
         Raises:
             ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, for
@@ -1456,12 +1538,14 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         if labels is not None:
             losses = [loss_of(each.float(), labels, self.config.problem_type) for each in branch_logits or (logits,)]
             loss = torch.stack(losses).sum()
+        familiarity = None if self.familiarity is None or self.training else self.familiarity(outputs.pooler_output)
         return MaxMViTClassifierOutput(
             loss=loss,
             logits=logits,
             branch_logits=branch_logits,
             hidden_states=outputs.hidden_states,
             attentions=attentions,
+            familiarity=familiarity,
         )
 
     def shifted(self, pooled: torch.Tensor, feature_shift: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ SHORTEST_CUT_S = (
     1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it
 )
 SHORTEST_WINDOW_S = 0.01  # and hop
-SILENCE, UNCERTAIN = "silence", "uncertain"
+SILENCE, UNCERTAIN, UNFAMILIAR = "silence", "uncertain", "unfamiliar"
 
 
 # ---- Speaker profiles ----
@@ -243,6 +243,11 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         speaker ([`SpeakerProfile`] or path, *optional*): What [`~MaxMViTAudioClassificationPipeline.enroll`] returned
             or saved: the recordings are answered relative to that voice. An iterable of profiles, paths and None has
             one for each recording.
+        min_familiarity (`float`, *optional*): What the familiarity of a recording has to reach, from 0 to 1: the share
+            of training-like clips that lie farther from the training data than it does (the mean over windows). Where
+            it does not, the answer is "unfamiliar", with the best score, before the labels, and the label of such a
+            window of a timeline is; this comes before "uncertain". With any number, 0 included (which turns nothing
+            away), rows have `familiarity`. Needs a checkpoint whose configuration has `familiarity`.
         silence_db (`float`, *optional*, defaults to -60): Clips and windows without 50 ms louder than this (RMS, dB
             below full scale) are labelled "silence", with no scores, and are not classified. None classifies all.
         sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
@@ -314,6 +319,12 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         steps: tuple[dict, dict, dict] = ({}, {}, {})
         for name, value in given.items():
             steps[_PARAMETERS[name][0]][name] = value
+        if given.get("min_familiarity") is not None and not self.model.config.familiarity:
+            raise ValueError(
+                f"min_familiarity={given['min_familiarity']} needs a checkpoint that keeps the distribution of its "
+                f"training data, which {self.model.name_or_path!r} does not: train it anew with this version, or "
+                "leave min_familiarity out."
+            )
         return steps
 
     def get_iterator(
@@ -401,16 +412,19 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             yield {"start": start / rate, "end": end, "sound": None if is_silent else sound}
 
     def _classify(self, windows: list[dict[str, Any]]) -> None:
-        """Puts the logits of one batch of windows in the place of their sounds."""
+        """Puts the logits of one batch of windows, and their familiarity if any, in the place of their sounds."""
         shifts = [window.pop("shift") for window in windows]
         known = next((shift for shift in shifts if shift is not None), None)
         others: dict[str, Any] = {}
         if known is not None:
             blank = torch.zeros_like(known)
             others["feature_shift"] = torch.stack([blank if shift is None else shift for shift in shifts])
-        logits = self.forward([window.pop("sound") for window in windows], **others).logits
-        for window, row in zip(windows, logits.float(), strict=True):
+        outputs = self.forward([window.pop("sound") for window in windows], **others)
+        for window, row in zip(windows, outputs.logits.float(), strict=True):
             window["logits"] = row
+        if "familiarity" in outputs:
+            for window, familiarity in zip(windows, outputs["familiarity"].tolist(), strict=True):
+                window["familiarity"] = familiarity
 
     def _forward(
         self,
@@ -549,6 +563,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         timeline: bool = False,
         smooth: int = 1,
         min_score: float | None = None,
+        min_familiarity: float | None = None,
     ) -> Any:
         """The answer to one recording, from its windows with their logits."""
         if recording["error"]:
@@ -558,24 +573,32 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         if min_score is not None and self._function(function_to_apply) == "none":
             raise ValueError(f"min_score={min_score} bounds probabilities, and function_to_apply='none' gives logits.")
         scores = [self._scores(window, function_to_apply) for window in windows]
+        familiarities = [window.get("familiarity") for window in windows]
+
+        def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, float]]:
+            """Mean scores over classified windows, what is answered instead of the best label, further columns."""
+            mean = np.mean([row for row in scores[some] if row is not None], axis=0)
+            instead = UNCERTAIN if min_score is not None and float(mean.max()) < min_score else None
+            if min_familiarity is None:
+                return mean, instead, {}
+            familiarity = float(np.mean([value for value in familiarities[some] if value is not None]))
+            return mean, UNFAMILIAR if familiarity < min_familiarity else instead, {"familiarity": familiarity}
+
         if not timeline:
-            classified = [row for row in scores if row is not None]
-            if not classified:
+            if all(row is None for row in scores):
                 return [{"label": SILENCE, "score": 1.0}]
-            mean = np.mean(classified, axis=0)
+            mean, instead, columns = mean_over(slice(None))
             best = np.argsort(-mean, kind="stable")[:top_k]
-            answer = [{"label": labels[index], "score": float(mean[index])} for index in best]
-            is_sure = min_score is None or answer[0]["score"] >= min_score
-            return answer if is_sure else [answer[0] | {"label": UNCERTAIN}, *answer]
+            answer = [{"label": labels[index], "score": float(mean[index])} | columns for index in best]
+            return answer if instead is None else [answer[0] | {"label": instead}, *answer]
         rows = []
         for index, window in enumerate(windows):
             row = {"start": round(window["start"], 3), "end": round(window["end"], 3), "label": SILENCE, "scores": {}}
             if scores[index] is not None:
-                around = scores[max(0, index - smooth // 2) : index + smooth // 2 + 1]
-                mean = np.mean([other for other in around if other is not None], axis=0)
-                is_sure = min_score is None or mean.max() >= min_score
-                row["label"] = labels[int(mean.argmax())] if is_sure else UNCERTAIN
+                mean, instead, columns = mean_over(slice(max(0, index - smooth // 2), index + smooth // 2 + 1))
+                row["label"] = instead or labels[int(mean.argmax())]
                 row["scores"] = dict(zip(labels, mean.tolist(), strict=True))
+                row |= columns
             rows.append(row)
         return rows
 
@@ -688,6 +711,7 @@ _PARAMETERS = {
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
     "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for any answer"),
+    "min_familiarity": (2, lambda value: _is_number(value, 0, 1), "a share from 0 to 1, or None for any recording"),
     "smooth": (2, lambda value: _is_number(value, 1, kind=Integral) and value % 2 == 1, "an odd number of windows"),
 }
 

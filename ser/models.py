@@ -70,7 +70,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
             config.speech_encoder = Path(config.speech_encoder).resolve().name
         return config
     config = load_config(start)
-    config.temperature = 1.0  # it was fitted to weights that will be others
+    config.temperature, config.familiarity = 1.0, False  # they were fitted to weights that will be others
     others = [
         name for name, value in chosen.items() if value not in (getattr(MaxMViTConfig, name), getattr(config, name))
     ]

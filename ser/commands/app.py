@@ -34,6 +34,7 @@ from ser.utils import UsageError, exit_code  # noqa: E402
 
 ENVELOPE_POINTS = 1200
 KEEP_S, CHECK_S = 600, 30  # recordings, and tables made of them, are deleted when so old, looked for so often
+UNLIKE = 0.05  # familiarity below which the page warns
 TITLE = "Speech emotion recognition"
 INTRODUCTION = (
     "Upload or record speech. MaxMViT-MLP classifies its emotion from spectrograms; the answer for a recording longer "
@@ -199,7 +200,8 @@ def analyse(
     duration, is_clip = length / rate, length <= longest
     if is_clip:  # one window as long as the longest training clip
         window_s = hop_s = longest / rate
-    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s)
+    asked = {"min_familiarity": 0.0} if config.familiarity else {}
+    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s, **asked)
     classified = [row for row in rows if row["label"] != SILENCE]
     if not classified:
         raise AudioError(f"{path} is silent from beginning to end.")
@@ -209,13 +211,13 @@ def analyse(
     waveform = _stretch(path, rate, clearest["start"], clearest["end"])
     images = _images(classify, waveform, clearest["start"])
     if is_clip:
-        message = f"**{clock(duration)}** of speech, answered as one clip."
+        message = f"**{clock(duration)}** of speech, answered as one clip.{_familiarity(classified)}"
         return images | {"message": message, "scores": scores, "timeline": None, "rows": None}
     step_s = duration / ENVELOPE_POINTS
     shape = envelope(stream_audio(path, rate), rate, step_s)
     return images | {
         "message": f"**{clock(duration)}** of speech. The answer is {_over(classified, rows, window_s)}; the images "
-        f"show where “{best}” is clearest, from {clock(clearest['start'])} on.",
+        f"show where “{best}” is clearest, from {clock(clearest['start'])} on.{_familiarity(classified)}",
         "scores": scores,
         "timeline": plot_timeline(rows, shape, step_s, labels),
         "rows": rows,
@@ -227,6 +229,15 @@ def _over(classified: list[dict], rows: list[dict], window_s: float) -> str:
     silent = len(rows) - len(classified)
     windows = "that of one window" if len(classified) == 1 else f"the mean over {len(classified)} windows"
     return f"{windows} of {window_s:g} s" + (f" ({silent} more are silent)" if silent else "")
+
+
+def _familiarity(classified: list[dict]) -> str:
+    """Says how much a recording is like the training data, where the model tells it of its windows."""
+    if "familiarity" not in classified[0]:
+        return ""
+    mean = float(np.mean([row["familiarity"] for row in classified]))
+    warning = " It is hardly like the training data, so do not rely on the answer." if mean < UNLIKE else ""
+    return f" Familiarity: {100 * mean:.0f} % of clips like those of the training are less like them.{warning}"
 
 
 def _images(classify: MaxMViTAudioClassificationPipeline, waveform: np.ndarray, start: float) -> dict[str, Figure]:

@@ -90,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             on_error="skip",
             allow_private_urls=args.allow_private_urls,
             min_score=args.min_score,
+            min_familiarity=args.min_familiarity,
             **timeline,
         )
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
@@ -173,6 +174,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--min_score", type=float, help='from 0 to 1; an answer whose best score is below it is "uncertain"'
     )
     parser.add_argument(
+        "--min_familiarity",
+        type=float,
+        help='from 0 to 1, such as 0.05; a recording whose familiarity is below it is "unfamiliar": that is the share '
+        "of training-like clips that are less like the training data; adds its column (0 turns nothing away)",
+    )
+    parser.add_argument(
         "--segments",
         help="true emotions along the recordings, by which --window is scored: a .csv, .tsv or .jsonl of "
         'file,start,end,label in seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
@@ -218,6 +225,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--smooth must be an odd number of windows")
     if args.min_score is not None and not 0 <= args.min_score <= 1:
         parser.error("--min_score must be from 0 to 1")
+    if args.min_familiarity is not None and not 0 <= args.min_familiarity <= 1:
+        parser.error("--min_familiarity must be from 0 to 1")
     if args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
     if args.output is not None and Path(args.output).suffix not in OUTPUT_SUFFIXES:

@@ -19,7 +19,7 @@ class PairCollator:
     Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that still hold `audio` are
     decoded and transformed here; that is how a waveform that changes from epoch to epoch is trained on (`audio` may
     also be `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end` is cut to that stretch, in
-    seconds of the trimmed clip.
+    seconds of the trimmed clip; one with `version` is that altered copy of the clip.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): for `spectrograms` and `images`.
@@ -87,8 +87,9 @@ class PairCollator:
         if "spectrograms" not in row:
             return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0], None
         versions = row["spectrograms"]
-        several = self.draw_versions and len(versions) > 1
-        number = int(torch.randint(len(versions), ())) if several else 0
+        number = row.get("version", 0)
+        if self.draw_versions and len(versions) > 1:
+            number = int(torch.randint(len(versions), ()))
         if "start" not in row:
             content = versions.contents[number]
             is_needed = self.branches or self.layer_statistics is None  # else its embedding is all that is used

@@ -10,13 +10,16 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pipeline_maxmvit import SILENCE, UNCERTAIN
+from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR
 from ser.utils import DataError
 
 LIST_SUFFIXES = {".csv", ".tsv", ".jsonl"}
 FILE_COLUMNS = ("file", "file_name", "audio")  # the last two are what `datasets` calls it
 # Columns of the tables of predictions, and answers that are not a class; no class can have one of these names.
-RESERVED = {"file", "label", "speaker", "prediction", "start", "end", "windows", SILENCE, UNCERTAIN}
+RESERVED = {
+    *("file", "label", "speaker", "prediction", "start", "end", "windows", "familiarity"),
+    *(SILENCE, UNCERTAIN, UNFAMILIAR),
+}
 MISSING = {"", "nan", "<na>"}  # as a spreadsheet, numpy and pandas write a cell without a value
 
 

@@ -66,11 +66,18 @@ print(classify("clip.wav"))
 
 ## Limits
 
-- It knows only the classes above and always answers one of them, also for noise, music or silence.
+- It knows only the classes above and always answers one of them, also for noise, music or silence.{familiarity}
 - It was {done} on the recordings of {many}; other languages, microphones, noise and spontaneous speech
   lower the scores by an amount not measured here.
 - It hears expression, not what somebody feels. Do not base decisions about people on it.
 """
+
+FAMILIARITY = """
+- `min_familiarity=0.05` of its pipeline answers "unfamiliar" to what is less like the training data than 95 % of
+  clips of other speakers recorded alike: most music, noise, and several voices at once. It does not tell whether an
+  answer is right, whether the emotion is one of the classes, or who is speaking. Speech with moderate noise or in a
+  room passes if the model was trained on such copies, and speech of another corpus may be turned away although the
+  answer is right."""
 
 SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
 
@@ -142,6 +149,7 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "seed": report["seed"],
         "scores": "\n\n".join([*(f"**{remark}**" for remark in report["remarks"]), *scores]),
         "done": "trained and tested" if tested else "trained",
+        "familiarity": FAMILIARITY if report.get("familiarity") else "",
     }
     with whole(path) as unfinished:
         unfinished.write_text(CARD.format(**filled), encoding="utf-8")

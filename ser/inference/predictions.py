@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from audio_maxmvit import AUDIO_SUFFIXES
-from pipeline_maxmvit import SILENCE, UNCERTAIN, MaxMViTAudioClassificationPipeline
+from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR, MaxMViTAudioClassificationPipeline
 from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
 from ser.files import whole
 from ser.inference.segments import Segment, timeline_segments
@@ -127,7 +127,7 @@ class Table:
 
     Attributes:
         done: The answered files, each with its label; None if all of it is silence, "uncertain" where its best score
-            is below the origin's `min_score`.
+            is below the origin's `min_score`, "unfamiliar" where its familiarity is below its `min_familiarity`.
         along: Those that are answered window by window, each with its segments, and its end in seconds.
 
     Raises:
@@ -233,6 +233,9 @@ class Table:
                 | {label: round(score, 6) for label, score in window["scores"].items()}
                 for window in answer
             ]
+        for row, answered in zip(rows, answer, strict=False):
+            if "familiarity" in answered:
+                row["familiarity"] = round(answered["familiarity"], 6)
         given = {"file": item.file, "label": item.label}
         rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
         self._write(self._text(rows))
@@ -261,7 +264,7 @@ class Table:
     def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
         self.done[file] = self._overall(rows)
         if "windows" in self.columns:
-            no_name = {UNCERTAIN: SILENCE}  # where segments are told, both are the lack of one
+            no_name = {UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}  # where segments are told, all are the lack of one
             windows = [
                 {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
                 for row, label in ((row, row["prediction"]) for row in rows)
@@ -279,18 +282,24 @@ class Table:
 
     def _overall(self, rows: list[dict[str, Any]]) -> str | None:
         """The label of a recording by the mean scores of its rows, None if they have none."""
-        first, min_score = self.label_names[0], self.origin.get("min_score")
+        first, min_score, min_familiarity = (
+            self.label_names[0],
+            *map(self.origin.get, ("min_score", "min_familiarity")),
+        )
         heard = [row for row in rows if row[first] not in (None, "")]
         if not heard:
             return None
         if len(rows) == 1:
             return rows[0]["prediction"]  # from scores that were not rounded
-        mean = {label: sum(float(row[label]) for row in heard) / len(heard) for label in self.label_names}
+        columns = [*self.label_names, *(["familiarity"] if min_familiarity is not None else [])]
+        mean = {column: sum(float(row[column]) for row in heard) / len(heard) for column in columns}
+        if mean.pop("familiarity", 1.0) < (min_familiarity or 0.0):
+            return UNFAMILIAR
         best = max(mean, key=mean.__getitem__)
         return best if min_score is None or mean[best] >= min_score else UNCERTAIN
 
     def _can_be_ours(self, row: dict[str, Any]) -> bool:
-        scores = [row[label] for label in self.label_names]
+        scores = [row[column] for column in self.columns if column in {*self.label_names, "familiarity"}]
         is_silent = all(score in (None, "") for score in scores)
         try:
             int(row.get("windows", 1))
@@ -336,7 +345,7 @@ class Table:
 class TerminalTable(Table):
     """
     The same answers as lines to be read in a terminal: file, label where there is one, times of a window, emotion,
-    score, and the two next emotions. Progress bars of tqdm stay below.
+    score, familiarity where it is asked for, and the two next emotions. Progress bars of tqdm stay below.
     """
 
     NAME_WIDTH = 40
@@ -345,7 +354,7 @@ class TerminalTable(Table):
         tqdm.write(text, file=self.file, end="")
 
     def _head(self) -> str:
-        return self._line("file", "label", "seconds", "emotion", "score", "next")
+        return self._line("file", "label", "seconds", "emotion", "score", "familiarity", "next")
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
         return "".join(map(self._row, rows))
@@ -358,16 +367,21 @@ class TerminalTable(Table):
         score = f"{scores[named or ranked[0]]:.2f}" if ranked else ""
         seconds = f"{row['start']:.1f}-{row['end']:.1f}" if "start" in row else ""
         label, following = row.get("label") or "", ", ".join(f"{other} {scores[other]:.2f}" for other in others)
-        return self._line(row["file"], label, seconds, row["prediction"], score, following)
+        familiarity = f"{float(row['familiarity']):.2f}" if ranked and "familiarity" in row else ""
+        return self._line(row["file"], label, seconds, row["prediction"], score, familiarity, following)
 
-    def _line(self, file: str, label: str, seconds: str, emotion: str, score: str, following: str) -> str:
+    def _line(
+        self, file: str, label: str, seconds: str, emotion: str, score: str, familiarity: str, following: str
+    ) -> str:
         file = "".join(char if char.isprintable() else "\ufffd" for char in file)  # no escape sequences
         name = file if len(file) <= self.NAME_WIDTH else f"...{file[3 - self.NAME_WIDTH :]}"
-        width = max(map(len, (*self.label_names, SILENCE, UNCERTAIN)))
+        width = max(map(len, (*self.label_names, SILENCE, UNCERTAIN, UNFAMILIAR)))
         cells = [f"{name:{self.NAME_WIDTH}}"]
         cells += [f"{label:{width}}"] if "label" in self.columns else []
         cells += [f"{seconds:>15}"] if "windows" in self.columns else []
-        return "  ".join([*cells, f"{emotion:{width}}", f"{score:>5}", following]).rstrip() + "\n"
+        cells += [f"{emotion:{width}}", f"{score:>5}"]
+        cells += [f"{familiarity:>11}"] if "familiarity" in self.columns else []
+        return "  ".join([*cells, following]).rstrip() + "\n"
 
 
 def open_table(
@@ -391,10 +405,12 @@ def open_table(
     columns += ["label"] if any(item.label for item in items) else []
     columns += [] if args.window is None else ["start", "end", "windows"]
     columns += ["prediction", *label_names]
+    columns += [] if args.min_familiarity is None else ["familiarity"]
+    bounds = {"min_score": args.min_score, "min_familiarity": args.min_familiarity}
     if path is None:
         kind = TerminalTable if sys.stdout is not None and sys.stdout.isatty() else Table
-        return kind(None, columns, label_names, {"min_score": args.min_score})
-    origin = {"model": checkpoint_digest(classify), "min_score": args.min_score, "adapt": args.adaptation}
+        return kind(None, columns, label_names, bounds)
+    origin = {"model": checkpoint_digest(classify), **bounds, "adapt": args.adaptation}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
     return Table(path, columns, label_names, origin)

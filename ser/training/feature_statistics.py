@@ -10,6 +10,9 @@ import torch
 from transformers.utils import logging
 
 from modeling_maxmvit import FeatureStatistics
+from ser.data.features import rearranged
+from ser.training.familiarity import MAX_CLIPS as MAX_VERSIONS
+from ser.training.familiarity import fit_familiarity
 from ser.training.trainer import SERTrainer
 
 logger = logging.get_logger(__name__)
@@ -55,6 +58,32 @@ def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatu
     return PooledFeatures(torch.cat(batches)[: len(clips)], labels, speakers)
 
 
+def features_with_copies(
+    trainer: SERTrainer, clips: datasets.Dataset, originals: PooledFeatures
+) -> tuple[torch.Tensor, list[int], list[Hashable]]:
+    """
+    The pooled features of clips and of their altered copies, at most 5,000 in all, drawn at random; their labels; and
+    their speakers, or numbers of the clips where fewer than two speakers are known.
+
+    Args:
+        trainer: Of the model.
+        clips: The training part.
+        originals: From [`pooled_features`] of the clips.
+    """
+    copies = len(clips[0]["spectrograms"]) - 1 if "spectrograms" in clips.column_names else 0
+    if not copies:
+        return originals.features, originals.labels, [*originals.speakers]
+    drawn = np.random.default_rng(trainer.args.seed).permutation(len(clips) * (copies + 1))[:MAX_VERSIONS]
+    versions, rows = np.divmod(np.sort(drawn), len(clips))  # originals first
+    is_copy = versions > 0
+    altered = rearranged(clips, rows[is_copy].tolist(), version=versions[is_copy].tolist())
+    features = torch.cat([originals.features[rows[~is_copy]], pooled_features(trainer, altered).features])
+    named = len(set(originals.speakers) - {None}) > 1
+    known = originals.speakers if named else [None] * len(clips)
+    speakers = [row if speaker is None else speaker for row, speaker in enumerate(known)]  # a clip and its copies
+    return features, [originals.labels[row] for row in rows], [speakers[row] for row in rows]
+
+
 def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> FeatureStatistics:
     """
     The statistics of clips for the model. Each speaker has the same weight, so that none with many clips dominates.
@@ -82,23 +111,25 @@ def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) 
 
 def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None:
     """
-    Fits the statistics of pooled features that a checkpoint keeps, once its weights are final: by one pass over at
-    most 10,000 of the training clips, drawn at random. A model whose fusion or head reads tokens gets none.
+    Fits what a checkpoint keeps of its training clips' pooled features, once its weights are final, by one pass over
+    at most 10,000 of the clips, drawn at random, and over altered copies: mean and standard deviation, of which a
+    model whose fusion or head reads tokens gets none, and the distribution by which it tells familiar recordings.
 
     Args:
         trainer: Of the model, whose training has ended.
         clips: The training part.
     """
     model = trainer.model
-    if model.config.looks_at_tokens:
-        return
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         logger.warning(
-            "No statistics of pooled features are kept, so no speaker can be enrolled: weights are sharded."
+            "No statistics of pooled features are kept, so no speaker can be enrolled, and the model will not tell "
+            "how familiar a recording is: weights are sharded."
         )
         return
     if len(clips) > MAX_CLIPS:
         rows = np.random.default_rng(trainer.args.seed).permutation(len(clips))[:MAX_CLIPS]
         clips = clips.select(np.sort(rows))
     pooled = pooled_features(trainer, clips)
-    model.base_model.set_feature_statistics(population_statistics(pooled.features, pooled.speakers))
+    if not model.config.looks_at_tokens:
+        model.base_model.set_feature_statistics(population_statistics(pooled.features, pooled.speakers))
+    fit_familiarity(model, *features_with_copies(trainer, clips, pooled), seed=trainer.args.seed)

@@ -370,6 +370,7 @@ def train_and_test(
                 "model_arguments": dataclasses.asdict(model_args),
                 "training_arguments": args.to_sanitized_dict(),
                 "starting_weights": start,
+                "familiarity": trainer.model.config.familiarity,
             },
         )
         if over_windows:

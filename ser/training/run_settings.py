@@ -58,7 +58,7 @@ UNDECIDING_TRAINING = re.compile(
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
 # Fields of the model's configuration that no training result depends on, or that follow from clips and flags.
-UNDECIDING_MODEL = {"speech_encoder", "max_clip_s", "window_s", "feature_statistics"}
+UNDECIDING_MODEL = {"speech_encoder", "max_clip_s", "window_s", "feature_statistics", "familiarity"}
 FINISHED_MARK = "FINISHED"
 # What two models of one recipe may differ in: chance, what is tested besides, and probabilities of the same scores.
 NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop", "calibrate"}

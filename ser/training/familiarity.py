@@ -1,0 +1,99 @@
+"""Fits the distribution of the training clips' features, by which a model says how much a clip is like them."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from sklearn.utils.extmath import randomized_svd
+from transformers.utils import logging
+
+from modeling_maxmvit import MAX_COMPONENTS, QUANTILES, Familiarity, MaxMViTForAudioClassification
+
+logger = logging.get_logger(__name__)
+MAX_CLIPS = 5_000  # more would cost time and memory, and change little
+CLIPS_PER_COMPONENT = 8
+GROUPS = 10  # of speakers, each of which is held out in turn
+CONSTANT = 1e-5  # of the largest standard deviation: that of a feature that does not vary
+
+
+def fit_familiarity(
+    model: MaxMViTForAudioClassification,
+    features: torch.Tensor,
+    labels: Sequence[int],
+    speakers: Sequence[Hashable],
+    seed: int = 0,
+) -> None:
+    """
+    Gives a model its [`Familiarity`], and sets `config.familiarity`. With a warning it is left out where the clips are
+    too few, or their features do not vary.
+
+    What share of training-like clips lies farther from the training data than a clip does is told by clips of held-out
+    speakers: each of ten groups of speakers is measured by a distribution that was fitted to the others. Where clips
+    have no speakers, groups of clips are held out instead, and clips of new voices will look less familiar than those.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, num_features)`): Pooled features of the training clips, of which some
+            may be altered copies of others.
+        labels (`Sequence[int]`): The class of each.
+        speakers (`Sequence[Hashable]`): The speaker of each, None where unknown.
+        seed (`int`, defaults to 0): For the groups, and of more than 5,000 clips for which of them are taken.
+    """
+    random = np.random.default_rng(seed)
+    rows = np.sort(random.permutation(len(features))[:MAX_CLIPS])
+    values, classes = features[torch.from_numpy(rows)].float().cpu().numpy(), np.asarray(labels)[rows]
+    groups = _groups([speakers[row] for row in rows], random)
+    final = _fit(values, classes, model.config.num_labels)
+    held_out = []
+    for group in np.unique(groups):
+        own = groups == group
+        fitted = None if own.all() else _fit(values[~own], classes[~own], model.config.num_labels)
+        if fitted is not None:
+            held_out.append(fitted.distance(torch.from_numpy(values[own])))
+    if final is None or not held_out:
+        logger.warning(
+            f"{len(rows)} training clips are too few, or their features do not vary: the model will not tell how "
+            "familiar a recording is."
+        )
+        return
+    middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    final.distances.copy_(torch.from_numpy(np.quantile(torch.cat(held_out).numpy(), middles)))
+    model.familiarity = final.to(model.device)
+    model.config.familiarity = True
+
+
+def _groups(speakers: Sequence[Hashable], random: np.random.Generator) -> np.ndarray:
+    """`(N,)` numbers of at most ten groups, each of whole speakers; a clip without one counts as its own, and so do
+    all clips of a single speaker."""
+    units = [row if speaker is None else speaker for row, speaker in enumerate(speakers)]
+    if len(set(units)) < 2:
+        units = list(range(len(speakers)))
+    names = list(dict.fromkeys(units))
+    group_of = dict(zip(names, (random.permutation(len(names)) % GROUPS).tolist(), strict=True))
+    return np.array([group_of[unit] for unit in units])
+
+
+def _fit(values: np.ndarray, labels: np.ndarray, num_labels: int) -> Familiarity | None:
+    """The distribution of features `(N, F)`, without the distances of held-out clips; None if there is no spread."""
+    module = Familiarity(values.shape[1], num_labels)
+    deviations = values.std(0)
+    varies = deviations > CONSTANT * deviations.max()
+    scale = np.divide(1, deviations, where=varies, out=np.zeros_like(deviations))
+    means = np.stack([values[labels == label].mean(0) for label in np.unique(labels)])
+    nearest = np.searchsorted(np.unique(labels), np.arange(num_labels)).clip(max=len(means) - 1)
+    means = means[nearest]  # that of another class for a class without clips, which so is never the nearest alone
+    within = (values - means[labels]) * scale
+    count = min(MAX_COMPONENTS, int(varies.sum()) // 2, len(values) // CLIPS_PER_COMPONENT)
+    power = float(np.square(within).sum()) / len(values)
+    if count < 1 or not power:
+        return None
+    _, singular, components = randomized_svd(within, count, n_iter=3, random_state=0)
+    variances = np.square(singular) / len(values)
+    besides = (power - variances.sum()) / (varies.sum() - count)
+    if besides <= 0:
+        return None
+    module.class_means.copy_(torch.from_numpy(means))
+    module.scale.copy_(torch.from_numpy(scale))
+    module.components[:count] = torch.from_numpy(components)
+    module.variances[:count] = torch.from_numpy(variances)
+    module.variances[-1] = float(besides)
+    return module
