@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from benchmarks.results import add_json, write_results
-from ser.files import whole
+from ser.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 2_000
@@ -173,7 +173,10 @@ def write(output_dir: Path, rows: list[dict[str, Any]], args: argparse.Namespace
         )
     print("\n".join(lines))
     (output_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with whole(output_dir / "table.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(output_dir / "table.csv") as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

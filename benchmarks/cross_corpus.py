@@ -25,7 +25,7 @@ from benchmarks.results import add_json, write_results
 from ser.data.corpora.combine import NO_FOLDER
 from ser.data.corpora.loading import find_corpus
 from ser.evaluation.evaluate import evaluate, parse_arguments
-from ser.files import whole
+from ser.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,7 +112,10 @@ def write(output_dir: Path, names: Sequence[str], cells: Sequence[Mapping[str, A
         lines.append(f"| {trained} | {' | '.join(row)} |")
     print("\n".join(lines))
     (output_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with whole(output_dir / "table.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(output_dir / "table.csv") as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, list(cells[0]))
         table.writeheader()
         table.writerows(cells)

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.ablation import unweighted_accuracy
 from benchmarks.results import add_json, write_results
-from ser.files import whole
+from ser.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RESAMPLES = 2_000
@@ -61,7 +61,7 @@ def collect(output_dir: Path, recipe: str, results: Path) -> None:
         with open(path.with_name("predictions.csv"), newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         classes = [name for name in rows[0] if name.startswith("p_")]
-        with whole(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["clip", "speaker", "label", "prediction", *classes])
             for row in rows:
