@@ -332,25 +332,9 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     Raises:
         DataError: a fold is not finished, or folds differ in protocol, classes, seed or corpus.
     """
-    folder, reports = Path(output_dir), []
-    rows: list[dict[str, Any]] = []
-    for fold, path in enumerate(map(Path, folders), start=1):
-        try:
-            reports.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise DataError(f"Fold {fold} is not finished: {error.filename} does not exist.") from error
-        with open(path / "predictions.csv", newline="", encoding="utf-8") as file:
-            rows += [{"fold": fold, **row} for row in csv.DictReader(file)]
-    protocols = [report["protocol"].rpartition("-fold")[0] for report in reports]
+    folder = Path(output_dir)
+    reports, rows = _read_folds(folders)
     names = reports[0]["label_names"]
-    for finished, protocol, report in zip(folders, protocols, reports, strict=True):
-        first = reports[0]
-        same = all(report["corpus"][key] == first["corpus"][key] for key in ("source", "revision", "options"))
-        if not same or (protocol, report["label_names"], report["seed"]) != (protocols[0], names, first["seed"]):
-            raise DataError(
-                f"{finished} and {folders[0]} differ in protocol, classes, seed or corpus: they are not folds of one "
-                "run."
-            )
     index = {name: i for i, name in enumerate(names)}
     truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
     probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
@@ -366,7 +350,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     values = {name: [report[name] for report in reports] for name in SCORES}
     one = len(reports) == 1
     summary = {
-        "protocol": f"{protocols[0]}-all",
+        "protocol": f"{_protocol_of_fold(reports[0])}-all",
         "speaker_disjoint": all(report["speaker_disjoint"] for report in reports),
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
@@ -395,3 +379,34 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], calibration_title(pooled))
     write_json(folder / "metrics.json", summary)
     return summary
+
+
+def _read_folds(folders: Sequence[str | Path]) -> tuple[list[dict], list[dict[str, Any]]]:
+    """Reads the reports of all folds, and the rows of their predictions with a column `fold`."""
+    reports: list[dict] = []
+    rows: list[dict[str, Any]] = []
+    for fold, path in enumerate(map(Path, folders), start=1):
+        try:
+            reports.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise DataError(f"Fold {fold} is not finished: {error.filename} does not exist.") from error
+        with open(path / "predictions.csv", newline="", encoding="utf-8") as file:
+            rows += [{"fold": fold, **row} for row in csv.DictReader(file)]
+    first = _facts_of_run(reports[0])
+    for folder, report in zip(folders, reports, strict=True):
+        if _facts_of_run(report) != first:
+            raise DataError(
+                f"{folder} and {folders[0]} differ in protocol, classes, seed or corpus, so they are not folds of one "
+                "run."
+            )
+    return reports, rows
+
+
+def _facts_of_run(report: Mapping) -> list[Any]:
+    """Returns what all folds of a run have in common."""
+    corpus = [report["corpus"][key] for key in ("source", "revision", "options")]
+    return [_protocol_of_fold(report), report["label_names"], report["seed"], *corpus]
+
+
+def _protocol_of_fold(report: Mapping) -> str:
+    return report["protocol"].rpartition("-fold")[0]

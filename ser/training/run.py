@@ -297,20 +297,8 @@ def train_and_test(
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     lengths = training_lengths(parts["train"], args.training_window)
     model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
-    train_rows = parts["train"]
-    if data_args.corpus_sampling == "balanced":
-        train_rows = rearranged(train_rows, balanced_rows(train_rows["corpus"][:], args.seed))
-    layer_statistics = None
-    if data_args.cache_features and can_cache_embeddings(config, args):
-        with first_process_first(args, "running the speech encoder"):
-            tables = [corpus.clips, parts["train"]]
-            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
-    kind: Callable[..., SERTrainer] = SERTrainer
-    if corpus.shards is not None:
-        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
     clock = RunClock(args.output_dir, started)
-    sampled = parts | {"train": train_rows}
-    trainer = make_trainer(model, sampled, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
+    trainer = trainer_for(corpus, model, parts, feature_extractor, data_args, args, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
     is_tested = args.do_predict or not args.do_train
     logits = {
@@ -361,6 +349,30 @@ def train_and_test(
         trainer.push_to_hub()
     if args.should_save:
         mark_finished(args.output_dir)
+
+
+def trainer_for(
+    corpus: Corpus,
+    model: MaxMViTForAudioClassification,
+    parts: dict[str, datasets.Dataset],
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+    **kwargs: Any,
+) -> SERTrainer:
+    """Returns the trainer for parts of a corpus, with balanced sampling, cached embeddings or streaming if chosen."""
+    rows = parts["train"]
+    if data_args.corpus_sampling == "balanced":
+        rows = rearranged(rows, balanced_rows(rows["corpus"][:], args.seed))
+    layer_statistics = None
+    if data_args.cache_features and can_cache_embeddings(model.config, args):
+        with first_process_first(args, "running the speech encoder"):
+            tables = [corpus.clips, parts["train"]]
+            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
+    kind: Callable[..., SERTrainer] = SERTrainer
+    if corpus.shards is not None:
+        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
+    return make_trainer(model, parts | {"train": rows}, feature_extractor, args, layer_statistics, kind, **kwargs)
 
 
 def select_parts(

@@ -135,7 +135,7 @@ def choose_rows(
     merge = _parse_merge(merge_labels)
     load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision, "streaming": streaming}
     if data_dir is not None and not Path(data_dir).exists():
-        raise DataError(f"data_dir {data_dir} does not exist.")
+        raise DataError(f"--data_dir {data_dir} does not exist.")
 
     columns = (audio_column_name, label_column_name, speaker_column_name)
     splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
@@ -165,6 +165,21 @@ def choose_rows(
             f"--streaming reads shards, such as a folder of parquet files or a copy on the Hub, and {found.location} "
             "has none: leave it out; --no_cache_features keeps only the names of clips in memory."
         )
+    _check_votes(found, unique_vote, soft_labels)
+    names = _class_names(found, name, known, merge, labels)
+    _set_classes(found, names, merge, record, unique_vote, soft_labels)
+    return Chosen(
+        **vars(found) | {"revision": found.revision or _files_digest(Path(found.location))},
+        name=name,
+        label_names=names,
+        known=known,
+        merge=merge,
+        speaker_hint=record.with_speaker if record else "a data set with such a column (--speaker_column_name)",
+    )
+
+
+def _check_votes(found: Rows, unique_vote: bool, soft_labels: str) -> None:
+    """Raises if votes are needed that the source does not have."""
     if unique_vote and soft_labels != "none":
         raise DataError("--unique_vote leaves out the clips that --soft_labels keeps: leave out one of the two.")
     for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
@@ -172,15 +187,32 @@ def choose_rows(
             raise DataError(
                 f"--{choice} needs the annotators' votes, which {found.location} does not have: leave it out."
             )
+
+
+def _class_names(
+    found: Rows, name: str, known: set[str], merge: Mapping[str, str], labels: Sequence[str] | None
+) -> list[str]:
+    """Returns the classes to keep, in their order; raises if one of those that were chosen is unknown."""
     for choice in {*merge, *(labels or ())} - known - set(merge.values()):
         raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
-
     names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
     if lost := {*merge.values()} - {*names}:
         raise DataError(
             f"--merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}: add it to "
             "--labels."
         )
+    return names
+
+
+def _set_classes(
+    found: Rows,
+    names: list[str],
+    merge: Mapping[str, str],
+    record: Record | None,
+    unique_vote: bool,
+    soft_labels: str,
+) -> None:
+    """Sets the class index of each row, or the reason to drop it; a second file of the same name is dropped, too."""
     keys: set[str] = set()
     aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
     for row in found.rows:
@@ -196,14 +228,6 @@ def choose_rows(
             raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
         if key is not None:
             keys.add(key)
-    return Chosen(
-        **vars(found) | {"revision": found.revision or _files_digest(Path(found.location))},
-        name=name,
-        label_names=names,
-        known=known,
-        merge=merge,
-        speaker_hint=record.with_speaker if record else "a data set with such a column (--speaker_column_name)",
-    )
 
 
 def find_corpus(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str | None, str]:
