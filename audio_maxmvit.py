@@ -23,27 +23,24 @@ import soundfile  # comes with librosa, whose wrappers fall back to FFmpeg or ha
 import soxr  # comes with librosa too
 import torch
 
-BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
-LONGEST_CLIP_S = 600.0  # a picture of more would show nothing
-LOWEST_RATE, HIGHEST_RATE = (
-    1_000,
-    4_000_000,
-)  # Hz; beyond are broken headers, which blow a clip up or shrink it to none
-GREATEST_SAMPLE = 1e9  # whole numbers kept as floats may come near it; the power of more overflows in float32
+BLOCK_S, BLOCK_VALUES = 30, 2**22  # of a file in memory at a time: seconds, or numbers if those are fewer
+LONGEST_CLIP_S = 600.0  # the image of a longer clip would show nothing
+LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; rates beyond these come from broken headers
+GREATEST_SAMPLE = 1e9  # integers stored as floats may come near it; the power of larger samples overflows float32
 ONE_ARRAY = 'give one as {"array": numpy.array(samples), "sampling_rate": 48000}.'
 MAX_NAME = 1_000  # characters of a source that an error message repeats
-MAX_PATH = 4_096  # characters; a longer string is no path, but base64 or the like
-MAX_CHUNKS = 1_000  # of a wav or aiff file before its samples; those of recorders and editors are some dozen
-MAX_MISSING_S = 0.1  # a file may hold this much less than its header says and be whole
+MAX_PATH = 4_096  # characters; a longer string is base64 or the like, not a path
+MAX_CHUNKS = 1_000  # before the samples of a wav or aiff file; recorders and editors write a few dozen
+MAX_MISSING_S = 0.1  # seconds by which a complete file may be shorter than its header says
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
-CANCELLED_POWER = 1e-3  # of the channels' own: if their mean has less, one channel is the other with inverted sign
-LEAST_POWER = 1e-6  # of full scale, -60 dB; channels below it are silent anyway
+CANCELLED_POWER = 1e-3  # of the channels' power; if their mean has less, one channel is the inverse of the other
+LEAST_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
 MAX_DOWNLOAD_BYTES = 500 * 2**20  # an hour of 16-bit stereo at 48 kHz has 660 MiB as wav, 300 as flac
-MAX_DOWNLOAD_S = 300.0  # for all of a download
+MAX_DOWNLOAD_S = 300.0  # for a whole download
 MAX_SILENCE_S = 30.0  # between two bytes of a download
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that the internet uses of IPv6
-# The suffixes of recordings: of what libsndfile decodes (but for .raw, .mat and .xi, which mostly hold something else)
-# and of what PyAV decodes beyond.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the IPv6 addresses in use on the internet
+# Suffixes of recordings: first those that libsndfile decodes (except .raw, .mat and .xi, which mostly hold something
+# else), then those that PyAV decodes.
 AUDIO_SUFFIXES = {
     ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bwf", ".caf", ".flac", ".htk", ".iff", ".ircam", ".mp1",
     ".mp2", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sds", ".sf", ".snd", ".sph", ".svx",
@@ -54,32 +51,32 @@ AUDIO_SUFFIXES = {
 
 
 class AudioError(ValueError):
-    """Audio that cannot be used; the message names the item, what is wrong with it and what would do."""
+    """Raised for audio that cannot be used; the message names the item, the fault and the remedy."""
 
 
 def read_audio(
     source: Any, sampling_rate: int, *, max_s: float | None = LONGEST_CLIP_S, allow_private_urls: bool = False
 ) -> np.ndarray:
     """
-    Reads a whole recording: wav, flac, ogg, opus, mp3 and whatever else libsndfile decodes, without FFmpeg; and the
-    first audio track of m4a, mp4, mov, 3gp, webm, mkv, wma, amr and aac files where PyAV (`pip install av`) is there.
+    Reads a whole recording as a mono waveform. libsndfile decodes wav, flac, ogg, opus, mp3 and others without FFmpeg;
+    PyAV (`pip install av`) decodes the first audio track of m4a, mp4, mov, 3gp, webm, mkv, wma, amr and aac files.
 
     Args:
         source: A path, a URL, the bytes of a file, a binary file object, a dict as `datasets` yields it (`"bytes"` and
             `"path"`, or `"array"` or `"raw"` with its `"sampling_rate"`), a `datasets` audio decoder, or an array of
             shape `(T,)`, `(channels, T)` or `(T, channels)` (the shorter axis is the channels) at `sampling_rate`:
             floats in [-1, 1], or integers of 8, 16 or 32 bits that use the range of their type.
-        sampling_rate (`int`): Of the answer, in Hz. Other rates, of 1 kHz to 4 MHz, are resampled (soxr, high quality)
-            to the samples and the length that `librosa.resample` gives.
-        max_s (`float`, *optional*, defaults to 600): Seconds that it may last; None for any length.
-        allow_private_urls (`bool`, defaults to `False`): Whether a URL may lie in this machine's own network.
+        sampling_rate (`int`): Rate of the returned waveform, in Hz. Recordings at other rates from 1 kHz to 4 MHz are
+            resampled (soxr, high quality) to the samples and the length that `librosa.resample` gives.
+        max_s (`float`, *optional*, defaults to 600): Longest duration accepted, in seconds; None for any length.
+        allow_private_urls (`bool`, defaults to `False`): Whether a URL may point to this machine's own network.
 
     Returns:
         `np.ndarray` of shape `(T,)`: float32, the mean over the channels.
 
     Raises:
-        AudioError: The source is missing, not audio, empty, cut off, followed by what would not be read, too long,
-            holds NaN or infinity, or has channels that cancel each other.
+        AudioError: The source is missing, not audio, empty, cut off, too long, followed by data that would not be
+            read, holds NaN or infinity, or has channels that cancel each other.
     """
     pieces = stream_audio(source, sampling_rate, max_s=max_s, allow_private_urls=allow_private_urls)
     return np.concatenate(list(pieces))
@@ -88,7 +85,7 @@ def read_audio(
 def stream_audio(
     source: Any, sampling_rate: int, *, max_s: float | None = None, allow_private_urls: bool = False
 ) -> Iterator[np.ndarray]:
-    """Yields what `read_audio` returns in consecutive pieces of `BLOCK_S` seconds, so that memory stays flat."""
+    """Yields the waveform of `read_audio` in consecutive pieces of `BLOCK_S` seconds, so that memory stays flat."""
     pieces, rate = decode_audio(source, sampling_rate, max_s=max_s, allow_private_urls=allow_private_urls)
     yield from _resampled(pieces, rate, sampling_rate)
 
@@ -97,10 +94,10 @@ def decode_audio(
     source: Any, sampling_rate: int | None = None, *, max_s: float | None = None, allow_private_urls: bool = False
 ) -> tuple[Iterator[np.ndarray], int]:
     """
-    Opens what `read_audio` reads: its mono pieces at its own rate, and that rate.
+    Opens a source of `read_audio` and returns its mono pieces at its own sampling rate, and that rate.
 
     Args:
-        sampling_rate (`int`, *optional*): Of an array that comes without its own.
+        sampling_rate (`int`, *optional*): Rate of an array that comes without one.
     """
     name = name_of(source)
     pieces, rate = _decoded(source, name, sampling_rate, allow_private_urls)
@@ -108,7 +105,7 @@ def decode_audio(
 
 
 def name_of(source: Any) -> str:
-    """What an error message and a table call this source."""
+    """Returns the name of a source for error messages and tables."""
     if isinstance(source, (str, os.PathLike)):
         name = str(os.fspath(source))
         return name if len(name) <= MAX_NAME else f"{name[:60]}... ({len(name):,} characters)"
@@ -126,7 +123,7 @@ def name_of(source: Any) -> str:
 
 
 def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
-    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale; -200 if there is nothing."""
+    """Returns the RMS level of the loudest 50 ms of a waveform `(T,)` in dB relative to full scale; -200 if silent."""
     length = max(1, min(len(waveform), round(FRAME_S * sampling_rate)))
     frames = waveform[: len(waveform) // length * length].reshape(-1, length)
     return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
@@ -135,7 +132,7 @@ def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
 def _decoded(
     source: Any, name: str, sampling_rate: int | None, allow_private_urls: bool
 ) -> tuple[Iterator[np.ndarray], int]:
-    """Mono pieces of whatever `source` is, at its own rate, and that rate."""
+    """Returns the mono pieces of a source at its own sampling rate, and that rate."""
     if isinstance(source, dict):
         array = source.get("array", source.get("raw"))
         if array is not None:
@@ -156,7 +153,7 @@ def _decoded(
 
 
 def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | None) -> Iterator[np.ndarray]:
-    """The pieces, once it is sure that they hold samples, numbers only, and not too many."""
+    """Yields the pieces; raises unless they hold samples, all of them finite, and not too many."""
     length = 0
     for piece in pieces:
         if not np.isfinite(piece).all():
@@ -165,7 +162,7 @@ def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | 
             raise AudioError(f"{name} holds a sample of {peak:.1e}, where full scale is 1; export it again.")
         length += len(piece)
         if max_s is not None and length > max_s * rate:
-            raise AudioError(f"{name} lasts longer than {max_s:g} s, the most that is taken (max_s); cut it up.")
+            raise AudioError(f"{name} lasts longer than {max_s:g} s, which is the limit (max_s); split it.")
         if len(piece):
             yield piece
     if not length:
@@ -173,17 +170,17 @@ def _checked(pieces: Iterable[np.ndarray], name: str, rate: int, max_s: float | 
 
 
 def _mono(array: Any, name: str) -> np.ndarray:
-    """float32 `(T,)` in [-1, 1] of an array of samples; integers are scaled by what their type holds."""
+    """Returns samples as float32 `(T,)` in [-1, 1]; integers are scaled by the range of their type."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
     try:
         array = np.asarray(array)
     except ValueError as error:  # a list whose rows differ in length
-        raise AudioError(f"{name} is no waveform: {error}.") from error
+        raise AudioError(f"{name} is not a waveform: {error}.") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
         raise AudioError(
-            f"{name} is no waveform: expected numbers of shape (T,), (channels, T) or (T, channels), "
+            f"{name} is not a waveform: expected numbers of shape (T,), (channels, T) or (T, channels), "
             f"got {array.dtype} of shape {array.shape}."
         )
     if not array.size:
@@ -196,7 +193,7 @@ def _mono(array: Any, name: str) -> np.ndarray:
 
 
 def _scaled_integers(array: np.ndarray, name: str) -> np.ndarray:
-    """float64 in [-1, 1] of integers whose type says what full scale is."""
+    """Returns integers as float64 in [-1, 1]; the range of their type is full scale."""
     remedy = (
         "Give floats in [-1, 1] (16-bit samples divided by 32768, 24-bit ones by 8388608), or 16-bit samples as int16."
     )
@@ -206,37 +203,37 @@ def _scaled_integers(array: np.ndarray, name: str) -> np.ndarray:
     array = array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)
     if half == 2.0**31 and 0 < (peak := np.abs(array).max()) <= 2.0**23:
         raise AudioError(
-            f"{name} holds int32 samples of at most {peak:,.0f}, where full scale is 2,147,483,648: they look like "
+            f"{name} holds int32 samples of at most {peak:,.0f}, where full scale is 2,147,483,648: they appear to be "
             f"samples of fewer bits, and would count as silence. {remedy}"
         )
     return array / half
 
 
 def _mean_of_channels(samples: np.ndarray, name: str) -> np.ndarray:
-    """float32 `(T,)` of `(T, channels)`, unless what the channels hold is lost in their mean."""
-    with np.errstate(all="ignore"):  # samples that are not finite are refused by the caller
+    """Returns the mean `(T,)` of samples `(T, channels)` as float32; raises if the channels cancel each other."""
+    with np.errstate(all="ignore"):  # the caller refuses samples that are not finite
         mean = samples.mean(axis=1, dtype=samples.dtype)
         power = np.einsum("ij,ij->", samples, samples) / samples.size
         if power > LEAST_POWER and np.dot(mean, mean) / len(mean) < CANCELLED_POWER * power:
             raise AudioError(
                 f"{name} has channels that cancel each other when they are averaged: one is the other with inverted "
-                "sign. Give one channel alone, or invert one."
+                "sign. Give a single channel, or invert one."
             )
         return np.ascontiguousarray(mean, dtype=np.float32)
 
 
 def _checked_rate(rate: Any, name: str) -> int:
     is_number = isinstance(rate, (int, float, np.integer, np.floating))
-    if not is_number or not LOWEST_RATE <= rate <= HIGHEST_RATE or rate != int(rate):  # NaN is in no range
+    if not is_number or not LOWEST_RATE <= rate <= HIGHEST_RATE or rate != int(rate):  # true for NaN, too
         raise AudioError(
-            f"{name} has the sampling rate {rate!r}; only whole numbers of samples a second from {LOWEST_RATE:,} to "
-            f"{HIGHEST_RATE:,} are read. Correct it, or resample it first."
+            f"{name} has the sampling rate {rate!r}; it must be a whole number from {LOWEST_RATE:,} to "
+            f"{HIGHEST_RATE:,} Hz. Correct it, or resample first."
         )
     return int(rate)
 
 
 def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[Any]:
-    """First the rate of a file, then its mono pieces."""
+    """Yields the sampling rate of a file, then its mono pieces."""
     try:
         with _opened(source, name, allow_private_urls) as file:
             if not file.seek(0, io.SEEK_END):
@@ -253,13 +250,13 @@ def _decoded_file(source: Any, name: str, allow_private_urls: bool) -> Iterator[
     except soundfile.SoundFileError as error:
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise AudioError(
-            f"{name} cannot be decoded ({reason}). Whole wav, flac, ogg, opus, mp3 and aiff files are read, and m4a, "
-            "mp4, 3gp, webm, wma and amr with PyAV (pip install av); convert anything else first."
+            f"{name} cannot be decoded ({reason}). Complete wav, flac, ogg, opus, mp3 and aiff files are supported, "
+            "and m4a, mp4, 3gp, webm, wma and amr with PyAV (pip install av); convert other files first."
         ) from error
 
 
 def _decoded_by_libsndfile(file: BinaryIO, name: str) -> Iterator[Any]:
-    """First the rate, then the mono pieces; raises where not all of the file's sound is read."""
+    """Yields the sampling rate, then the mono pieces; raises if part of the sound is not read."""
     extent = _extent(file, name)
     with soundfile.SoundFile(_Seekable(file, extent)) as audio:
         rate, position = _checked_rate(audio.samplerate, name), file.tell()
@@ -285,27 +282,27 @@ def _decoded_by_libsndfile(file: BinaryIO, name: str) -> Iterator[Any]:
 
 def _cut_off(name: str, seconds: float) -> AudioError:
     return AudioError(
-        f"{name} is cut off: its last {seconds:.2f} s are missing by what its header says. Copy or download it again."
+        f"{name} is cut off: according to its header, its last {seconds:.2f} s are missing. Copy or download it again."
     )
 
 
 def _not_all_read(name: str, what: str) -> AudioError:
     return AudioError(
-        f"{name} holds more than would be read: {what}. Its header may be wrong, or several files were joined byte by "
-        "byte; convert it first (sox, FFmpeg), or split it up."
+        f"{name} holds more than would be read: {what}. Its header may be wrong, or it may be several files joined "
+        "together; convert it first (sox, FFmpeg), or split it."
     )
 
 
 class _Extent(NamedTuple):
     """
-    Where the samples of a file lie.
+    Position of the samples in a file.
 
     Args:
-        start: First byte of the samples; 0 if that is not known.
-        end: The byte after the last that is there.
-        missing: Bytes that the header says there are beyond the end of the file.
-        patches: Offset -> bytes that the decoder is given there: a header's length, where that is not what is there.
-        limit: What the decoder is given as the size of the file.
+        start: First byte of the samples; 0 if it is not known.
+        end: Byte after the last one present.
+        missing: Bytes that the header announces beyond the end of the file.
+        patches: Offset -> bytes that the decoder reads there instead, where the header states a wrong length.
+        limit: Size of the file as the decoder reads it.
     """
 
     start: int = 0
@@ -317,8 +314,8 @@ class _Extent(NamedTuple):
 
 class _Seekable:
     """
-    A file that stays where it is when a broken header sends libsndfile to a place before its beginning, where others
-    raise and soundfile prints a traceback. It has no name: of .raw, soundfile takes one for samples without a header.
+    File that ignores a seek before its beginning, to which a broken header sends libsndfile (an exception there would
+    make soundfile print a traceback). It has no `name`, since soundfile takes .raw files for samples without a header.
     """
 
     def __init__(self, file: BinaryIO, extent: _Extent):
@@ -347,13 +344,13 @@ class _Seekable:
 
 @contextmanager
 def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[BinaryIO]:
-    """A seekable binary file of a path, URL, bytes or file object; a file object given stays open."""
+    """Opens a path, URL, bytes or file object as a seekable binary file; a file object stays open."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
     elif isinstance(source, str) and (len(source) > MAX_PATH or source[:5].lower() == "data:"):
         raise AudioError(
-            f"{name} is neither a path nor a URL; of base64 text, give the bytes: base64.b64decode(text), without the "
-            "part of a data URL that ends with its comma."
+            f"{name} is neither a path nor a URL; decode base64 text first, base64.b64decode(text), without the part "
+            "of a data URL up to its comma."
         )
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
@@ -361,7 +358,7 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
             yield file
     elif isinstance(source, (str, os.PathLike)):
         if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
-            raise AudioError(f"{name} is no file but a device or a pipe, whose end nobody knows; give a file.")
+            raise AudioError(f"{name} is a device or a pipe, whose length is unknown; give a file.")
         with open(source, "rb") as file:
             yield file
     elif hasattr(source, "read"):
@@ -369,26 +366,29 @@ def _opened(source: Any, name: str, allow_private_urls: bool) -> Iterator[Binary
             raise AudioError(f'{name} is open as text; open it with mode "rb".')
         yield source if hasattr(source, "seek") and source.seekable() else io.BytesIO(source.read())
     elif isinstance(source, (tuple, list)):
-        raise AudioError(f"{name} is no recording; {ONE_ARRAY}")
+        raise AudioError(f"{name} is not a recording; {ONE_ARRAY}")
     else:
         raise AudioError(
-            f"{name} is no audio: give a path, a URL, bytes, a binary file object, an array, "
+            f"{name} is not audio: give a path, a URL, bytes, a binary file object, an array, "
             'or a dict with "bytes", "path" or "array".'
         )
 
 
-# How much of a file's sound there is, by its own structure. libsndfile decodes what it finds without a word.
-class _Layout(NamedTuple):
-    """How a container of chunks is written: each an identity, a length and that many bytes."""
+# ---- Completeness of files ----
+# libsndfile decodes truncated files without an error, so their structure is checked here.
 
-    first: int  # where the first chunk begins
+
+class _Layout(NamedTuple):
+    """Layout of a container of chunks, each of which is an identifier, a length and that many bytes."""
+
+    first: int  # position of the first chunk
     id_bytes: int
     length_bytes: int
     order: Literal["little", "big"]
-    align: int  # to a multiple of so many bytes
-    samples: tuple[bytes, ...]  # how the identity of the chunk of samples begins
-    before_samples: int = 0  # bytes at that chunk's beginning that are no samples
-    counts_head: bool = False  # whether a length includes identity and length
+    align: int  # chunks begin at multiples of this many bytes
+    samples: tuple[bytes, ...]  # beginnings of the identifier of the chunk of samples
+    before_samples: int = 0  # bytes at the beginning of that chunk that are not samples
+    counts_head: bool = False  # whether a length includes identifier and length
 
 
 LAYOUTS = {
@@ -401,21 +401,21 @@ LAYOUTS = {
     b"Crea": _Layout(26, 1, 3, "little", 1, (b"\1", b"\2", b"\x09")),  # VOC
 }
 MAX_ATOMS = 10**6  # of an mp4 file; a phone that records in fragments writes two or three a second
-MAX_HEAD = 2**16  # bytes of a header that are looked at
-MAX_SHORT_TAG = 64  # bytes that the last chunk, of text, may lack
+MAX_HEAD = 2**16  # bytes of a header that are searched
+MAX_SHORT_TAG = 64  # bytes that may be missing from the last chunk, which is text
 MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # of mp3 players, behind or before the sound
+TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # of mp3 players, before or after the sound
 FRAME_COUNTS = {"AVR": (26, ">I"), "MPC2K": (30, "<I"), "WVE": (18, ">I")}
 
 
 def _at(file: BinaryIO, position: int, n: int) -> bytes:
-    file.seek(min(position, 2**62))  # a broken header may lead beyond what a file can be
+    file.seek(min(position, 2**62))  # a broken header may point beyond the largest possible file
     return file.read(n)
 
 
 def _after_id3(file: BinaryIO) -> int:
-    """Where a file begins behind the tag (ID3v2) that players write before it."""
+    """Returns the position after the ID3v2 tag that mp3 players write before the sound."""
     head = _at(file, 0, 10)
     return 10 + _seven_bits(head[6:10]) if head[:3] == b"ID3" and len(head) == 10 else 0
 
@@ -425,7 +425,7 @@ def _seven_bits(number: bytes) -> int:
 
 
 def _extent(file: BinaryIO, name: str) -> _Extent:
-    """Where the samples lie in a file for libsndfile, by its chunks; raises where others follow."""
+    """Locates the samples in a file for libsndfile; raises if more samples follow them."""
     size, base = file.seek(0, io.SEEK_END), _after_id3(file)
     head = _at(file, base, 32)
     layout = LAYOUTS.get(head[:4])
@@ -461,7 +461,7 @@ def _extent_of_chunks(file: BinaryIO, name: str, size: int, base: int, layout: _
                 raise _not_all_read(name, "a second run of samples follows the first")
             if not _is_chunk(head, position, size, layout):
                 if not _is_padding(file, position, size):
-                    raise _not_all_read(name, f"{size - position:,} bytes follow its samples that are no chunk")
+                    raise _not_all_read(name, f"{size - position:,} bytes after its samples are not a chunk")
                 return found
         elif len(head) < layout.id_bytes + layout.length_bytes:
             return found
@@ -479,7 +479,7 @@ def _extent_of_chunks(file: BinaryIO, name: str, size: int, base: int, layout: _
 
 
 def _extent_of_samples(file: BinaryIO, position: int, size: int, base: int, layout: _Layout, head: bytes) -> _Extent:
-    """Of the chunk of samples that begins at `position` with `head`."""
+    """Returns the extent of the chunk of samples that begins at `position` with `head`."""
     at, n = position + layout.id_bytes, layout.length_bytes
     start, length, added = position + len(head), _length_of(head, layout), len(head) * layout.counts_head
     if head[layout.id_bytes :] == b"\xff" * 4 and _at(file, base, 16)[:4] == b"RF64":
@@ -488,7 +488,7 @@ def _extent_of_samples(file: BinaryIO, position: int, size: int, base: int, layo
     overhead = layout.before_samples if head[:4] != b"BODY" else 0
     end = start + length
     is_open = length + added >= 2 ** (8 * n) - 2**12 or (n == 4 and 0x7FFFF000 <= length < 0x80000000 and end > size)
-    if not is_open and length <= overhead and size > end:  # nothing, or not known when the header was written
+    if not is_open and length <= overhead and size > end:  # empty, or not known when the header was written
         after = _at(file, _aligned(file, end, base, layout), len(head))
         is_open = not _is_chunk(after, end, size, layout)
     patches = {at: (size - start + added).to_bytes(n, layout.order)[-n:]} if is_open or end > size else {}
@@ -504,13 +504,13 @@ def _length_of(head: bytes, layout: _Layout) -> int:
 
 
 def _aligned(file: BinaryIO, position: int, base: int, layout: _Layout) -> int:
-    """Where the next chunk begins; a byte that fills up is 0, and some writers leave it out."""
+    """Returns the position of the next chunk; a padding byte is 0, and some writers omit it."""
     padding = -(position - base) % layout.align
     return position if padding and any(_at(file, position, 1)) else position + padding
 
 
 def _is_chunk(head: bytes, position: int, size: int, layout: _Layout) -> bool:
-    """Whether a chunk begins with these bytes, by its identity and by where it would end."""
+    """Returns whether a chunk begins with these bytes, judged by its identifier and its end."""
     if len(head) < layout.id_bytes + layout.length_bytes:
         return False
     letters = head[: min(4, layout.id_bytes)]
@@ -519,7 +519,7 @@ def _is_chunk(head: bytes, position: int, size: int, layout: _Layout) -> bool:
 
 
 def _is_padding(file: BinaryIO, position: int, size: int) -> bool:
-    """Whether a file ends here but for zeros, a few bytes, or a tag of mp3 players."""
+    """Returns whether only zeros, a few bytes or a tag of mp3 players follow."""
     if size - position < 8 or _at(file, position, 16).startswith(TAGS):
         return True
     file.seek(position)
@@ -530,16 +530,17 @@ def _is_padding(file: BinaryIO, position: int, size: int) -> bool:
 
 
 def _missing_seconds(audio: soundfile.SoundFile, file: BinaryIO, extent: _Extent, name: str) -> float:
-    """Seconds that an open file lacks of what its header says; raises where it holds more than will be read."""
+    """Returns the seconds that an open file lacks according to its header; raises if it holds more than is read."""
     if extent.start:
         seconds = extent.missing / max(1, extent.end - extent.start) * audio.frames / audio.samplerate
-        is_in_packets = audio.subtype.startswith("ALAC")  # and libsndfile drops one of 4,096 samples if it is short
+        # libsndfile drops a whole packet of 4,096 samples if it is short.
+        is_in_packets = audio.subtype.startswith("ALAC")
         return max(seconds, 4096 / audio.samplerate) if extent.missing and is_in_packets else seconds
     return _missing_by_count(audio, file, name)
 
 
 def _missing_by_count(audio: soundfile.SoundFile, file: BinaryIO, name: str) -> float:
-    """`_missing_seconds` of containers whose header counts samples, where libsndfile mostly reads on to the end."""
+    """`_missing_seconds` for containers whose header counts samples; libsndfile reads most of them to the end."""
     head, size, announced = _at(file, 0, MAX_HEAD), file.seek(0, io.SEEK_END), 0
     if audio.format in FRAME_COUNTS:
         place, form = FRAME_COUNTS[audio.format]
@@ -563,7 +564,7 @@ def _missing_by_count(audio: soundfile.SoundFile, file: BinaryIO, name: str) -> 
 
 
 def _check_ogg(file: BinaryIO, name: str, size: int, position: int) -> None:
-    """Raises unless the pages of an ogg file are all there and belong to one stream (or several side by side)."""
+    """Raises unless all pages of an ogg file are present and belong to one stream, or to parallel ones."""
     is_last, has_begun = False, False
     while position < size:
         page = _at(file, position, MAX_OGG_PAGE)
@@ -593,7 +594,7 @@ def _ogg_checksum(page: bytes) -> bytes:
 
 
 def _extent_of_flac(file: BinaryIO, name: str, size: int, base: int) -> _Extent:
-    """Checks a flac file's number of samples against its last frame, and gives it where the header has 0."""
+    """Checks a flac file's number of samples against its last frame, and supplies it if the header has 0."""
     if (second := _find(file, re.compile(rb"fLaC[\0\x80]\0\0\x22"), base + 4)) is not None:
         raise _not_all_read(name, f"a second stream begins at byte {second:,}")
     info = _at(file, base + 8, 34)
@@ -617,7 +618,7 @@ def _extent_of_flac(file: BinaryIO, name: str, size: int, base: int) -> _Extent:
 
 
 def _flac_samples(end: bytes, info: bytes) -> int | None:
-    """The number of samples up to the end of the last frame of a flac file that ends with `end`."""
+    """Returns the number of samples up to the end of the last frame of a flac file that ends with `end`."""
     for frame in reversed(list(re.finditer(rb"(?s)(?=(\xff[\xf8\xf9].{8,14}))", end))):
         head = frame[1]
         n_bytes = max(1, 8 - (head[4] ^ 255).bit_length()) if head[4] >= 192 else 1
@@ -637,7 +638,7 @@ def _flac_samples(end: bytes, info: bytes) -> int | None:
 
 
 def _crc(content: bytes, polynomial: int, bits: int) -> int:
-    """The checksum of flac's frame headers (8 bits) and frames (16 bits); 0 of a frame with its own."""
+    """Returns the checksum of a flac frame header (8 bits) or frame (16 bits); 0 if it includes its own checksum."""
     table, mask, value = _crc_table(polynomial, bits), 2**bits - 1, 0
     for byte in content:
         value = (value << 8 & mask) ^ table[value >> bits - 8 ^ byte]
@@ -653,7 +654,7 @@ def _crc_table(polynomial: int, bits: int) -> list[int]:
 
 
 def _find(file: BinaryIO, pattern: re.Pattern[bytes], position: int, longest: int = 64) -> int | None:
-    """The first place from `position` on where a file holds a pattern of at most `longest` bytes."""
+    """Returns the first place, from `position` on, of a pattern of at most `longest` bytes."""
     kept = b""
     file.seek(position)
     while piece := file.read(2**20):
@@ -679,11 +680,11 @@ class _MpegFrame(NamedTuple):
     length: int  # in bytes
     samples: int
     rate: int
-    tag: int  # where an encoder's tag (Xing, Info) lies in it
+    tag: int  # position in it of an encoder's tag (Xing, Info)
 
 
 def _mpeg_frame(head: bytes) -> _MpegFrame | None:
-    """What the four bytes say with which a frame of mp3 or mp2 begins; None if they begin none."""
+    """Parses the four bytes with which a frame of mp3 or mp2 begins; returns None if they are not such a header."""
     if len(head) < 4 or head[0] != 255 or head[1] < 224:
         return None
     version, layer, code, rate_code = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
@@ -699,12 +700,12 @@ def _mpeg_frame(head: bytes) -> _MpegFrame | None:
 
 def _check_mp3(file: BinaryIO, name: str) -> tuple[float, int]:
     """
-    Seconds that an mp3 file lacks of what the tag in its first frame says, and the samples that its frames must give
-    at least: decoders leave out what encoders add at both ends.
+    Returns the seconds that an mp3 file lacks according to the tag in its first frame, and the samples that its frames
+    must give at least: decoders leave out what encoders add at both ends.
 
     Raises:
-        AudioError: The file holds more frames than the tag counts, frames of another stream, or bytes between them
-            that are none and would play longer than `MAX_MISSING_S`.
+        AudioError: The file holds more frames than the tag counts, frames of another stream, or more than
+            `MAX_MISSING_S` of other bytes between its frames.
     """
     size, position = file.seek(0, io.SEEK_END), _after_id3(file)
     announced = count = skipped = 0
@@ -723,8 +724,8 @@ def _check_mp3(file: BinaryIO, name: str) -> tuple[float, int]:
                 skipped += (size if found is None else found) - position
                 if skipped * first.samples > MAX_MISSING_S * first.rate * first.length:
                     raise AudioError(
-                        f"{name} holds {skipped:,} bytes up to byte {found or size:,} between or behind its frames "
-                        "that are no sound; convert it first, or copy it again."
+                        f"{name} holds {skipped:,} bytes up to byte {found or size:,} between or after its frames "
+                        "that are not sound; convert it first, or copy it again."
                     )
             if found is None:
                 break
@@ -747,7 +748,7 @@ def _check_mp3(file: BinaryIO, name: str) -> tuple[float, int]:
 
 
 def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
-    """The next place where two frames follow one another."""
+    """Returns the next position at which two consecutive frames begin."""
     while len(piece := _at(file, position, MAX_HEAD)) >= 4:
         for match in re.finditer(rb"(?s)(?=(\xff[\xe0-\xff]..))", piece):
             frame, found = _mpeg_frame(match[1]), position + match.start()
@@ -757,7 +758,8 @@ def _next_mpeg_frame(file: BinaryIO, position: int) -> int | None:
     return None
 
 
-# What libsndfile does not decode and PyAV does.
+# ---- Formats that PyAV decodes ----
+
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
 EBML = b"\x1a\x45\xdf\xa3"
@@ -776,8 +778,8 @@ SECOND_MEDIA = {
 
 
 def _media_format(file: BinaryIO) -> str | None:
-    """FFmpeg's name of a media file's container; None for what libsndfile is to decode. FFmpeg's own guess would take
-    text for a playlist, and read the files and addresses in it."""
+    """Returns FFmpeg's name for the container of a media file; None for a file that libsndfile decodes. FFmpeg's own
+    guess could take text for a playlist, and read the files and addresses in it."""
     head = _at(file, 0, 16)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
         return "mov"
@@ -791,12 +793,12 @@ def _media_format(file: BinaryIO) -> str | None:
 
 
 def _decoded_media(file: BinaryIO, name: str, media: str) -> Iterator[Any]:
-    """First the rate, then the mono pieces of the first audio track."""
+    """Yields the sampling rate, then the mono pieces of the first audio track."""
     try:
-        import av  # within `try`, as transformers demands all other packages that a checkpoint's code imports
+        import av  # in `try`, since transformers requires all other packages that a checkpoint's code imports
     except ImportError as error:
         raise AudioError(
-            f"{name} is a file for FFmpeg ({media}), which PyAV decodes: pip install av. Or convert it to wav first."
+            f"{name} is a {media} file, which only PyAV decodes: pip install av, or convert it to wav first."
         ) from error
     _check_media(file, name, media)
     file.seek(0)
@@ -825,7 +827,7 @@ def _pieces_of_track(frames: Iterator[Any], stream: Any, name: str) -> Iterator[
         n_channels = samples.shape[0] if frame.format.is_planar else len(frame.layout.channels)
         samples = samples.T if frame.format.is_planar else samples.reshape(-1, n_channels)
         if frame.sample_rate != rate or (waiting and waiting[0].shape[1] != n_channels):
-            raise AudioError(f"{name} changes its sampling rate or channels on its way; convert it to wav first.")
+            raise AudioError(f"{name} changes its sampling rate or channels midway; convert it to wav first.")
         waiting.append(samples if samples.dtype.kind == "f" else _full_scale(samples))
         length += len(samples)
         if sum(map(len, waiting)) >= min(BLOCK_S * rate, BLOCK_VALUES // n_channels):
@@ -835,9 +837,9 @@ def _pieces_of_track(frames: Iterator[Any], stream: Any, name: str) -> Iterator[
         raise AudioError(f"{name} is empty: it holds no samples.")
     if waiting:
         yield _mean_of_channels(np.concatenate(waiting).astype(np.float32), name)
-    is_told = stream.duration and stream.container.format.name.startswith("mov")  # elsewhere FFmpeg may estimate it
-    announced = float(stream.duration * stream.time_base) if is_told else 0.0
-    around = 2 * (stream.codec_context.frame_size or 1024) / rate  # what encoders add at both ends
+    is_exact = stream.duration and stream.container.format.name.startswith("mov")  # elsewhere FFmpeg may estimate it
+    announced = float(stream.duration * stream.time_base) if is_exact else 0.0
+    around = 2 * (stream.codec_context.frame_size or 1024) / rate  # seconds that encoders add at both ends
     if announced - length / rate > MAX_MISSING_S + around:
         raise _cut_off(name, announced - length / rate)
 
@@ -848,7 +850,7 @@ def _full_scale(samples: np.ndarray) -> np.ndarray:
 
 
 def _check_media(file: BinaryIO, name: str, media: str) -> None:
-    """Raises where a media file is cut off by what it says of itself, or another file follows."""
+    """Raises if a media file is shorter than it states, or if another file follows it."""
     size = file.seek(0, io.SEEK_END)
     head = _at(file, 0, MAX_HEAD)
     announced = 0
@@ -859,11 +861,11 @@ def _check_media(file: BinaryIO, name: str, media: str) -> None:
     elif media == "matroska" and (place := head.find(b"\x18\x53\x80\x67")) >= 0 and len(head) > place + 12:
         width = 9 - head[place + 4].bit_length()
         length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & (1 << 7 * width) - 1
-        is_known = length != (1 << 7 * width) - 1  # browsers record without
+        is_known = length != (1 << 7 * width) - 1  # browsers leave it open
         announced = place + 4 + width + length if is_known else 0
     if announced > size:
         raise AudioError(
-            f"{name} is cut off: {announced - size:,} bytes are missing by what its header says. Copy or download it "
+            f"{name} is cut off: according to its header, {announced - size:,} bytes are missing. Copy or download it "
             "again."
         )
     if media in SECOND_MEDIA and (second := _find(file, SECOND_MEDIA[media], 1)) is not None:
@@ -892,27 +894,27 @@ def _check_elements(file: BinaryIO, name: str, end: int) -> None:
 
 
 def _end_of_atoms(file: BinaryIO, name: str, size: int) -> int:
-    """Where the last atom of an mp4 file ends."""
-    position, seen = 0, set()
+    """Returns the end of the last atom of an mp4 file."""
+    position, kinds = 0, set()
     for _ in range(MAX_ATOMS):
         if position + 8 > size:
             break
         head = _at(file, position, 16)
         kind, length = head[4:8], int.from_bytes(head[:4], "big")
         length = {0: size - position, 1: int.from_bytes(head[8:16], "big")}.get(length, length)
-        if kind in (b"ftyp", b"moov") and kind in seen:
+        if kind in (b"ftyp", b"moov") and kind in kinds:
             raise _not_all_read(name, f"a second file begins at byte {position:,}")
         if length < 8 or not all(32 <= letter < 127 or letter == 0xA9 for letter in kind):
             if _is_padding(file, position, size):
                 return position
-            raise _not_all_read(name, f"{size - position:,} bytes follow at byte {position:,} that are no atom")
-        seen.add(kind)
+            raise _not_all_read(name, f"{size - position:,} bytes from byte {position:,} on are not an atom")
+        kinds.add(kind)
         position += length
     return position
 
 
 def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """Resamples consecutive pieces as if they were one: no seam, whatever their lengths."""
+    """Resamples consecutive pieces of any lengths as one signal, without seams."""
     if rate == target:
         yield from pieces
         return
@@ -928,21 +930,25 @@ def _resampled(pieces: Iterable[np.ndarray], rate: int, target: int) -> Iterator
     yield np.pad(rest, (0, missing))
 
 
-# Downloads, within limits of size and time, and not from this machine's own network unless that is allowed.
+# ---- Downloads ----
+# They are limited in size and time, and do not reach this machine's own network unless that is allowed.
+
+
 def _download(url: str, file: BinaryIO, allow_private: bool = False) -> None:
     """
-    Writes what an http or https URL holds to a file, all of it or an error. Redirects are followed to such URLs only.
+    Downloads an http or https URL into a file, or raises. Redirects to URLs of other kinds are not followed.
 
     Args:
-        url (`str`): Spaces and letters beyond ASCII written as %20 and so on.
-        file: Binary, open for writing.
-        allow_private (`bool`, defaults to `False`): Whether the URL, or one it redirects to, may lie in this machine's
-            own network: loopback, private, link-local and other addresses that are not public. Names are resolved
-            once, and only public addresses are connected to. What a proxy (`http_proxy`) is asked for is checked too.
+        url (`str`): The URL, with spaces and non-ASCII characters percent-encoded.
+        file: Binary file, open for writing.
+        allow_private (`bool`, defaults to `False`): Whether the URL, or one that it redirects to, may point to this
+            machine's own network: loopback, private, link-local and other addresses that are not public. Host names
+            are resolved once, and connections go to public addresses only. A URL that is requested through a proxy
+            (`http_proxy`) is checked too.
 
     Raises:
-        AudioError: The URL is not valid, answers with an error, is cut off, is over 500 MiB, takes over 300 s or 30
-            without a byte, or lies in the own network.
+        AudioError: The URL is not valid, returns an error, is cut off, exceeds 500 MiB, takes over 300 s or 30 s
+            without a byte, or points to this machine's own network.
     """
     deadline = time.monotonic() + MAX_DOWNLOAD_S
     handler = _HttpHandler(deadline, allow_private)
@@ -951,7 +957,7 @@ def _download(url: str, file: BinaryIO, allow_private: bool = False) -> None:
                  urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
                  urllib.request.UnknownHandler()):  # fmt: skip
         opener.add_handler(part)
-    timer = threading.Timer(MAX_DOWNLOAD_S, handler.end)  # however slowly bytes drip
+    timer = threading.Timer(MAX_DOWNLOAD_S, handler.end)  # also ends a download whose bytes arrive slowly
     timer.start()
     try:
         with opener.open(url, timeout=MAX_SILENCE_S) as answer:
@@ -962,13 +968,13 @@ def _download(url: str, file: BinaryIO, allow_private: bool = False) -> None:
         cause = error if isinstance(error, urllib.request.HTTPError) else getattr(error, "reason", error)
         if isinstance(cause, TimeoutError) or time.monotonic() > deadline:
             raise AudioError(
-                f"{url} did not come in time: at most {MAX_DOWNLOAD_S:g} s in all and {MAX_SILENCE_S:g} s without a "
+                f"{url} took too long: the limits are {MAX_DOWNLOAD_S:g} s in all and {MAX_SILENCE_S:g} s without a "
                 "byte. Download it by other means and give the file."
             ) from error
-        if isinstance(error, (InvalidURL, ValueError)):  # brackets, a host name or letters that no URL can have
+        if isinstance(error, (InvalidURL, ValueError)):  # brackets, a host name or characters that no URL can have
             raise AudioError(
-                f"{url} is no valid URL ({error}); check it, and write spaces and letters beyond ASCII as %20 and so "
-                "on."
+                f"{url} is not a valid URL ({error}); check it, and percent-encode spaces and non-ASCII characters "
+                "(%20 and so on)."
             ) from error
         reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
         raise AudioError(f"{url} cannot be read: {reason}.") from error
@@ -990,16 +996,16 @@ def _copy(answer: HTTPResponse, file: BinaryIO, url: str, deadline: float) -> No
             break
         size += len(piece)
         file.write(piece[: max(0, MAX_DOWNLOAD_BYTES - size + len(piece))])
-    if time.monotonic() > deadline:  # the connection was closed, which may look like an answer's end
+    if time.monotonic() > deadline:  # the timer closed the connection, which may look like the end of the response
         raise TimeoutError
     if announced is not None and size < announced:
         raise AudioError(
-            f"{url} is cut off: {announced - size} bytes that the server announced did not come. Try again."
+            f"{url} is cut off: {announced - size} of the bytes that the server announced are missing. Try again."
         )
 
 
 class _HttpHandler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https, each redirect again, on connections to addresses that are allowed."""
+    """Opens http and https URLs, and those that they redirect to, on connections to allowed addresses only."""
 
     def __init__(self, deadline: float, allow_private: bool):
         super().__init__()
@@ -1021,14 +1027,14 @@ class _HttpHandler(urllib.request.AbstractHTTPHandler):
             _public_addresses(asked.hostname or "", asked.port or 0)
 
         def connection(host: str, **kwargs: Any) -> HTTPConnection:
-            made: Any = kind(host, **kwargs)  # what is replaced is private to it
+            made: Any = kind(host, **kwargs)  # Any, since the method replaced below is private
             made._create_connection = partial(self._connect, self.allow_private or through_proxy)
             return made
 
         return self.do_open(connection, request)
 
     def _connect(self, allow_private: bool, address: tuple[str, int], *_: Any) -> socket.socket:
-        """A socket to the first address that answers, of those that are allowed."""
+        """Returns a socket to the first of the allowed addresses that answers."""
         host, port = address
         addresses = [host] if allow_private else _public_addresses(host, port)
         for place, numeric in enumerate(addresses):
@@ -1039,12 +1045,12 @@ class _HttpHandler(urllib.request.AbstractHTTPHandler):
                 if place == len(addresses) - 1:
                     raise
                 continue
-            self.sockets.append(made.dup())  # another handle on the connection: TLS takes the first one away
+            self.sockets.append(made.dup())  # a second handle on the connection, since TLS takes over the first one
             return made
-        raise AssertionError("a name is resolved to one address at least")
+        raise AssertionError("a host name resolves to at least one address")
 
     def end(self) -> None:
-        """Ends all that is still being received."""
+        """Shuts down all connections."""
         for connection in self.sockets:
             with suppress(OSError):  # closed already
                 connection.shutdown(socket.SHUT_RDWR)
@@ -1056,7 +1062,7 @@ def _public_addresses(host: str, port: int) -> list[str]:
     public = [address for address in addresses if _is_public(address)]
     if not public:
         raise PermissionError(
-            f"{host} is {addresses[0]}, which lies in this machine's own network; allow_private_urls permits that"
+            f"{host} is {addresses[0]}, an address in this machine's own network; allow_private_urls permits that"
         )
     return public
 
@@ -1064,5 +1070,5 @@ def _public_addresses(host: str, port: int) -> list[str]:
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and (ip not in GLOBAL_UNICAST or ip.sixtofour):
-        return False  # forms of IPv4 in IPv6 among them
+        return False  # including forms of IPv4 in IPv6
     return ip.is_global and not ip.is_multicast

@@ -1,4 +1,4 @@
-"""Constant-Q and Mel spectrograms: their filters, and both for clips and, block by block, for long recordings."""
+"""Constant-Q and Mel spectrograms: their filters, spectrograms of clips and, block by block, of long recordings."""
 
 import math
 from collections import defaultdict, deque
@@ -13,22 +13,24 @@ import torch
 import torch.nn.functional as F
 
 # ---- Filters ----
-# The filters of the spectrograms and pictures. Written out: to import what librosa and scipy compute them with takes
-# three times as long as to load a small model.
+# Filters of spectrograms and images. They are written out, since importing librosa and scipy for them takes three
+# times as long as loading a small model.
 
-HANN_BANDWIDTH = 1.50018310546875  # equivalent noise bandwidth of a Hann window in bins, as librosa has it
+HANN_BANDWIDTH = 1.50018310546875  # equivalent noise bandwidth of a Hann window in bins, as in librosa
 
 
 @lru_cache(maxsize=8)
 def wavelets(
     sampling_rate: int, fmin: float, n_bins: int, bins_per_octave: int, hop_length: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frequencies in cycles per sample, fractional lengths in samples, and the factor librosa decimates by first.
+    """Returns the wavelets' frequencies in cycles per sample, their lengths in samples, and librosa's decimation.
 
-    The lengths are those of `librosa.filters.wavelet_lengths`.
+    The lengths are those of `librosa.filters.wavelet_lengths`, with fractions. `librosa.cqt` first decimates by a
+    power of two where the highest wavelet allows it (`__early_downsample_count`). An exact transform depends on that
+    factor only in its number of frames, which is counted on the decimated clip.
 
-    `librosa.cqt` decimates by a power of two where the highest wavelet leaves room (`__early_downsample_count`); the
-    only trace of it in an exact transform is that the number of frames is counted on the decimated clip.
+    Raises:
+        ValueError: The highest bin reaches above half the sampling rate.
     """
     frequencies = fmin * 2.0 ** (np.arange(n_bins) / bins_per_octave)
     ratio = 2.0 ** (2 / bins_per_octave)
@@ -48,8 +50,8 @@ def wavelets(
 
 def mel_filters(sampling_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
     """
-    The filter bank of `librosa.filters.mel` with its defaults: triangles on Slaney's scale, linear up to 1 kHz and
-    logarithmic above it, from 0 Hz to half the sampling rate, each divided by half its width in Hz.
+    Returns the filter bank of `librosa.filters.mel` with its defaults: triangles on Slaney's scale (linear up to
+    1 kHz, logarithmic above), from 0 Hz to half the sampling rate, each divided by half its width in Hz.
 
     Returns:
         `np.ndarray` of shape `(n_mels, 1 + n_fft // 2)`, float32.
@@ -68,11 +70,11 @@ def mel_filters(sampling_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
 
 def delta_filters(width: int) -> np.ndarray:
     """
-    What each of `width` samples around one counts in the slope of the line and in the curvature of the parabola that
-    fit them best (Savitzky and Golay, 1964): `scipy.signal.savgol_coeffs(width, order, deriv=order, use="dot")`.
+    Returns the weights of `width` samples in the slope of the line and in the curvature of the parabola that fit them
+    best (Savitzky and Golay, 1964): `scipy.signal.savgol_coeffs(width, order, deriv=order, use="dot")`.
 
     Returns:
-        `np.ndarray` of shape `(2, width)`, float64: of order 1 and of order 2.
+        `np.ndarray` of shape `(2, width)`, float64: the weights of order 1 and of order 2.
     """
     at = np.arange(width) - width // 2
     fits = [np.linalg.pinv(np.vander(at, order + 1, increasing=True))[order] for order in (1, 2)]
@@ -80,7 +82,7 @@ def delta_filters(width: int) -> np.ndarray:
 
 
 def cosine_filters(size: int, rows: int) -> np.ndarray:
-    """The first `rows` rows of the orthonormal DCT-II of `size` numbers: `(rows, size)`, float64."""
+    """Returns the first `rows` rows of the orthonormal DCT-II of `size` numbers: `(rows, size)`, float64."""
     turns = np.arange(rows)[:, None] * (np.arange(size) + 0.5) / size
     basis = np.cos(np.pi * turns) * (2 / size) ** 0.5
     basis[0] /= 2**0.5
@@ -90,18 +92,18 @@ def cosine_filters(size: int, rows: int) -> np.ndarray:
 # ---- Spectrograms ----
 
 C1 = 32.70319566257483  # Hz, librosa.note_to_hz("C1")
-# How far from its centre a wavelet's frequency response is kept, in units of 1 / (its length). A Hann window's side
-# lobes fall as 1 / (pi x^3) of the peak, so this cuts at 4e-5. The strong low frequencies of speech lie in the tails
-# of every wavelet, on both sides of 0 Hz.
+# Distance from its centre up to which a wavelet's frequency response is kept, in units of 1 / (its length). The side
+# lobes of a Hann window fall as 1 / (pi x^3) of the peak, so the response is cut at 4e-5. The strong low frequencies
+# of speech lie in the tails of every wavelet, on both sides of 0 Hz.
 RESPONSE_SUPPORT = 20
-LONGEST_SEGMENT = 512  # CQT frames; longer clips are transformed piece by piece
+MAX_SEGMENT_FRAMES = 512  # of the CQT; longer clips are transformed piece by piece
 CPU_STFT_FRAMES = 64  # frames whose spectra (1 MiB) stay in a core's cache between FFT and filter bank
 GPU_STFT_FRAMES = 8192
 GPU_SEGMENTS = 64
-LOUDEST = 1e6  # a waveform that reaches further is scaled to 1, lest its power overflow float32
-MIN_POWER = 1e-10  # librosa's `amin`: anything below counts as this much, -100 dB
-MIN_BIN_POWER = 1e-16  # of one frequency, -160 dB: a Mel band adds up many, which must not reach MIN_POWER
-MAX_CHANNELS = 8  # a list of more waveforms, each of so few samples, is one of several channels
+MAX_PEAK = 1e6  # a waveform with a higher peak is scaled to 1, since its power would overflow float32
+MIN_POWER = 1e-10  # librosa's `amin`: lower powers are raised to it (-100 dB)
+MIN_BIN_POWER = 1e-16  # of one frequency (-160 dB): the sum over a Mel band must not reach MIN_POWER
+MAX_CHANNELS = 8  # a list of more waveforms, of at most so many samples each, is one waveform of several channels
 _CHANNELS = set(range(1, MAX_CHANNELS + 1))
 _ONE_OF_CHANNELS = (
     "an array of shape ({}, {}) looks like (samples, channels), not like a batch of mono waveforms: average the "
@@ -118,14 +120,14 @@ def cqt_magnitude(
     bins_per_octave: int = 12,
     hop_length: int = 512,
 ) -> torch.Tensor:
-    """Magnitude of the constant-Q transform: |sum_n y[t hop_length + n] conj(wavelet_k[n])|, zeros around the clip.
+    """Returns the magnitude of the constant-Q transform, |sum_n y[t hop_length + n] conj(wavelet_k[n])|.
 
-    The wavelets are those of `librosa.filters.wavelet`, L1-normalised and scaled by the root of their length. All
-    frames of a bin come from one multiplication in the frequency domain. The real FFT of the zero-padded clip has
-    N = M * hop_length points; times a wavelet's conjugate response, it is the spectrum of that bin at every sample.
-    To read only every hop_length-th sample is to add up that spectrum modulo M (aliasing, wanted), and an inverse FFT
-    of M points gives the frames. Long clips are cut into segments that overlap by the longest wavelet, so memory for
-    spectra does not grow with the clip.
+    The clip is padded with zeros. The wavelets are those of `librosa.filters.wavelet`, L1-normalised and scaled by the
+    root of their length. All frames of a bin come from one multiplication in the frequency domain. The real FFT of the
+    padded clip has N = M * hop_length points; times a wavelet's conjugate response, it is the spectrum of that bin at
+    every sample. Taking every hop_length-th sample is the same as summing that spectrum modulo M (intended aliasing),
+    and an inverse FFT of M points gives the frames. Long clips are cut into segments that overlap by the longest
+    wavelet, so that the memory for spectra does not grow with the clip.
 
     Args:
         waveforms (`torch.Tensor` of shape `(B, T)`): float32.
@@ -158,7 +160,7 @@ def cqt_magnitude(
 def mel_power(
     waveforms: torch.Tensor, sampling_rate: int = 44100, n_fft: int = 4096, hop_length: int = 256, n_mels: int = 128
 ) -> torch.Tensor:
-    """Mel power spectrogram as `librosa.feature.melspectrogram(pad_mode="constant")` has it.
+    """Returns the Mel power spectrogram of `librosa.feature.melspectrogram(pad_mode="constant")`.
 
     Args:
         waveforms (`torch.Tensor` of shape `(B, T)`): float32.
@@ -181,13 +183,13 @@ def mel_power(
 
 
 def bin_power(waveforms: torch.Tensor, n_fft: int = 4096, hop_length: int = 256) -> torch.Tensor:
-    """Power of every frequency of the STFT that `mel_power` filters, `(B, 1 + n_fft // 2, 1 + T // hop_length)`."""
+    """Returns the power of each frequency of `mel_power`'s STFT, `(B, 1 + n_fft // 2, 1 + T // hop_length)`."""
     powers = [torch.view_as_real(part).square_().sum(-1) for part in _spectra(waveforms, n_fft, hop_length)]
     return torch.cat(powers, dim=1).transpose(1, 2)
 
 
 def _spectra(waveforms: torch.Tensor, n_fft: int, hop_length: int) -> Iterator[torch.Tensor]:
-    """The STFT, `(B, some frames, 1 + n_fft // 2)` at a time."""
+    """Yields the STFT in parts of `(B, frames, 1 + n_fft // 2)`."""
     window = torch.hann_window(n_fft, device=waveforms.device)
     frames = F.pad(waveforms, (n_fft // 2, n_fft // 2)).unfold(-1, n_fft, hop_length)
     at_once = max(64, GPU_STFT_FRAMES // len(waveforms)) if waveforms.is_cuda else CPU_STFT_FRAMES
@@ -196,7 +198,7 @@ def _spectra(waveforms: torch.Tensor, n_fft: int, hop_length: int) -> Iterator[t
 
 
 def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
-    """Mean square of 2,048 samples around each frame, the square of `librosa.feature.rms`.
+    """Returns the mean square of the 2,048 samples around each frame, which is the square of `librosa.feature.rms`.
 
     Args:
         waveforms (`torch.Tensor` of shape `(B, T)`): float32.
@@ -204,7 +206,7 @@ def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(B, 1 + T // hop_length)`.
     """
-    block = math.gcd(RMS_LENGTH, hop_length)  # frames overlap: the sums that they share are added up once
+    block = math.gcd(RMS_LENGTH, hop_length)  # frames overlap; sums over the blocks that they share are computed once
     frames = 1 + waveforms.shape[-1] // hop_length
     end = (frames - 1) * hop_length + RMS_LENGTH // 2
     squares = F.pad(waveforms, (RMS_LENGTH // 2, end - waveforms.shape[-1])).square_()
@@ -212,15 +214,15 @@ def frame_power(waveforms: torch.Tensor, hop_length: int = 256) -> torch.Tensor:
     return sums.unfold(-1, RMS_LENGTH // block, hop_length // block).sum(-1).div_(RMS_LENGTH)
 
 
-def decibels(power: torch.Tensor, least: float = MIN_POWER) -> torch.Tensor:
-    """10 log10 of a power, floored at that of `least` (-100 dB), in place of it."""
-    return power.clamp_(min=least).log10_().mul_(10)
+def decibels(power: torch.Tensor, amin: float = MIN_POWER) -> torch.Tensor:
+    """Converts powers to decibels in place; powers below `amin` (default: -100 dB) are raised to it."""
+    return power.clamp_(min=amin).log10_().mul_(10)
 
 
 def spectrograms_of(
     waveforms: list[torch.Tensor], cqt: tuple, mel: tuple, backend: str, device: torch.device, bins: bool = False
 ) -> list[dict[str, torch.Tensor]]:
-    """`cqt`, `mel`, `rms` and, with `bins`, `power` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
+    """Computes `cqt`, `mel` and `rms` of each clip in dB; see [`MaxMViTFeatureExtractor.spectrograms`].
 
     Args:
         waveforms (`list[torch.Tensor]`): from `as_waveforms`.
@@ -228,24 +230,25 @@ def spectrograms_of(
         mel (`tuple`): the parameters of `mel_power`.
         backend (`str`): `"torch"` or `"librosa"`.
         device (`torch.device`): where to compute.
+        bins (`bool`, defaults to False): whether to add `power`, that of every frequency.
     """
     clips: list[dict[str, torch.Tensor]] = [{} for _ in waveforms]
     grouped = device.type == "cuda" and backend == "torch"
     for group in _groups(waveforms, cqt) if grouped else [[i] for i in range(len(waveforms))]:
         batch = torch.nn.utils.rnn.pad_sequence([waveforms[i].to(device) for i in group], batch_first=True)
-        batch, turned_down = _within_float32(batch, group)
+        batch, attenuation_db = _within_float32(batch, group)
         batches = (_by_librosa if backend == "librosa" else _by_torch)(batch, cqt, mel, bins)
         for row, i in enumerate(group):
             counts = {"cqt": cqt_layout(len(waveforms[i]), *cqt)[0]}
             frames = 1 + len(waveforms[i]) // mel[2]
             clips[i] = {name: db[row, ..., : counts.get(name, frames)] for name, db in batches.items()}
-            if turned_down[row]:
-                clips[i] = {name: db + turned_down[row] for name, db in clips[i].items()}
+            if attenuation_db[row]:
+                clips[i] = {name: db + attenuation_db[row] for name, db in clips[i].items()}
     return clips
 
 
 def _groups(waveforms: list[torch.Tensor], cqt: tuple) -> list[list[int]]:
-    """Indices of clips that a GPU computes together: those whose transforms have one size."""
+    """Returns the indices of clips that a GPU computes together, since their transforms have one size."""
     groups = defaultdict(list)
     for i, waveform in enumerate(waveforms):
         frames, _, size, step = cqt_layout(len(waveform), *cqt)
@@ -265,7 +268,7 @@ def _by_torch(waveforms: torch.Tensor, cqt: tuple, mel: tuple, bins: bool = Fals
 
 
 def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple, bins: bool = False) -> dict[str, torch.Tensor]:
-    """The reference, of one waveform: `(1, T)`."""
+    """Computes the reference spectrograms of one waveform `(1, T)`."""
     y = waveforms[0].cpu().numpy()
     sampling_rate, fmin, n_bins, bins_per_octave, cqt_hop_length = cqt
     _, n_fft, hop_length, n_mels = mel
@@ -293,22 +296,22 @@ def _by_librosa(waveforms: torch.Tensor, cqt: tuple, mel: tuple, bins: bool = Fa
 
 
 def cqt_layout(samples: int, *parameters: Any) -> tuple[int, int, int, int]:
-    """Frames of the clip, margin at each end of a segment, frames of the segment's FFT, frames it yields."""
+    """Returns the frames of the clip, the margin of a segment, the frames of its FFT and those that it yields."""
     _, lengths, decimation = wavelets(*parameters)
     hop_length = parameters[-1]
     frames = 1 + math.ceil(samples / decimation) // (hop_length // decimation)
     margin = math.ceil((lengths.max() / 2 + 1) / hop_length)
-    size = _transform_frames(min(frames, max(LONGEST_SEGMENT, 4 * margin)) + 2 * margin)
+    size = _transform_frames(min(frames, max(MAX_SEGMENT_FRAMES, 4 * margin)) + 2 * margin)
     return frames, margin, size, size - 2 * margin
 
 
 def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
-    """One waveform or many, as arrays, tensors or lists -> float32 tensors; short ones get zeros up to
-    `min_length + 1` samples.
+    """Converts one waveform or many (arrays, tensors or lists) to float32 tensors.
+
+    Waveforms shorter than `min_length` are padded with zeros to `min_length + 1` samples.
 
     Raises:
-        ValueError: an item is empty or no mono waveform, or what is given is one waveform of several channels; the
-            message says which.
+        ValueError: an item is empty or not a mono waveform, or the argument is one waveform of several channels.
     """
     prepared = []
     for index, waveform in enumerate(_as_list(waveforms)):
@@ -331,7 +334,7 @@ def as_waveforms(waveforms: Any, min_length: int) -> list[torch.Tensor]:
 
 
 def _as_list(waveforms: Any) -> list:
-    """One waveform or many -> a list of waveforms."""
+    """Returns one waveform or many as a list of waveforms."""
     if isinstance(waveforms, (np.ndarray, torch.Tensor)):
         if waveforms.ndim == 2 and waveforms.shape[0] > waveforms.shape[1] > 0:
             raise ValueError(_ONE_OF_CHANNELS.format(*waveforms.shape))
@@ -339,7 +342,7 @@ def _as_list(waveforms: Any) -> list:
     if not isinstance(waveforms, (list, tuple)):
         raise ValueError(f"expected a waveform or a list of waveforms, got {type(waveforms).__name__}")
     if not len(waveforms):
-        raise ValueError("no waveform given: the list is empty")
+        raise ValueError("no waveforms given: the list is empty")
     if np.isscalar(waveforms[0]):
         return [waveforms]
     if len(waveforms) > MAX_CHANNELS and {len(w) if hasattr(w, "__len__") else 0 for w in waveforms} <= _CHANNELS:
@@ -348,46 +351,50 @@ def _as_list(waveforms: Any) -> list:
 
 
 def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor, list[float]]:
-    """Refuses NaN and infinity, by item; scales to 1 what is too loud for float32 powers, and says by how many dB."""
+    """Scales waveforms whose powers would overflow float32 to 1; returns them and the attenuation of each in dB.
+
+    Raises:
+        ValueError: an item holds NaN or infinite samples.
+    """
     low, high = batch.aminmax(dim=1)
-    peaks = torch.maximum(-low, high)  # NaN and infinity come through
-    turned_down = []
+    peaks = torch.maximum(-low, high)  # NaN and infinity are kept
+    attenuation_db = []
     for item, peak in zip(items, peaks.tolist(), strict=True):
         if not math.isfinite(peak):
             raise ValueError(f"item {item} holds NaN or infinite samples")
-        turned_down.append(20 * math.log10(peak) if peak > LOUDEST else 0.0)
-    return batch / torch.where(peaks > LOUDEST, peaks, 1)[:, None] if any(turned_down) else batch, turned_down
+        attenuation_db.append(20 * math.log10(peak) if peak > MAX_PEAK else 0.0)
+    return batch / torch.where(peaks > MAX_PEAK, peaks, 1)[:, None] if any(attenuation_db) else batch, attenuation_db
 
 
 def stretch(
     spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""
+    """Returns the frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""
     if not end > start:
-        raise ValueError(f"a stretch from {start} to {end} seconds does not work: its end comes after its start")
+        raise ValueError(f"cannot cut from {start} to {end} seconds: the end must come after the start")
     frames = {}
     for name, db in spectrogram.items():
         first, count = round(start * sampling_rate / hops[name]), db.shape[-1]
         if not 0 <= first <= count:
             seconds = (count - 1) * hops[name] / sampling_rate
-            raise ValueError(f"start={start} does not lie within the clip's {seconds:.3f} seconds")
+            raise ValueError(f"start={start} is not within the clip's {seconds:.3f} seconds")
         first = min(first, count - 1)
-        # Seconds come from whole samples: without the rounding, 3 x 0.1 s would be a sample short of its frames.
+        # Seconds stand for whole samples: without rounding, 3 x 0.1 s would be one sample too short.
         frames[name] = db[..., first : first + 1 + round((end - start) * sampling_rate) // hops[name]]
     return frames
 
 
 def overlapping(pieces: Iterable[np.ndarray], block: int, margin: int) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """A recording that comes in pieces as blocks that see `margin` samples beyond their ends.
+    """Divides a recording that arrives in pieces into blocks that overlap by `margin` samples on either side.
 
     Args:
         pieces (`Iterable[np.ndarray]`): of any lengths, each `(samples,)`.
         block (`int`): samples of a block, at least `margin`.
-        margin (`int`): samples.
+        margin (`int`): samples before and after a block.
 
     Yields:
-        The samples that a block sees, the place among them at which it begins, and whether it is the last one, which
-        goes to the end.
+        The samples of a block with its margins, the position of the block in them, and whether it is the last block,
+        which extends to the end.
     """
     kept, begin = np.zeros(0, np.float32), 0
     for piece in pieces:
@@ -399,7 +406,7 @@ def overlapping(pieces: Iterable[np.ndarray], block: int, margin: int) -> Iterat
 
 
 def _transform_frames(frames: int) -> int:
-    """The next of a few sizes (ratio about 1.12) that make fast FFTs; MKL is slow at powers of two."""
+    """Returns the next size (ratio about 1.12) with a fast FFT; MKL is slow at powers of two."""
     octave = 1
     while 64 * octave < frames:
         octave *= 2
@@ -416,9 +423,9 @@ def wavelet_responses(
     hop_length: int,
     device: torch.device,
 ) -> list[tuple[int, int, torch.Tensor]]:
-    """Conjugate frequency responses of the wavelets on the grid of an FFT of `size * hop_length` points.
+    """Returns the conjugate frequency responses of the wavelets on the grid of an FFT of `size * hop_length` points.
 
-    Per octave: how many rows of `size` frequencies it needs below and above 0, and a tensor (bins, rows, size).
+    There is one entry per octave: its rows of `size` frequencies below and above 0, and a tensor (bins, rows, size).
 
     A wavelet is a periodic Hann window w of L samples times exp(2 pi i f n), divided by its L1 norm (L / 2) and
     multiplied by sqrt(length) as `librosa.cqt(scale=True)` does. `librosa.filters.wavelet` makes every L odd,
@@ -427,8 +434,8 @@ def wavelet_responses(
 
         W(v) = sin(v L / 2) (cot(v / 2) / 2 - cot(v / 2 - pi / L) / 4 - cot(v / 2 + pi / L) / 4),   v in rad/sample,
 
-    the sum of three Dirichlet kernels that 1/2 + 1/2 cos(2 pi n / L) stands for. Half a sample of delay is the only
-    phase that matters, as only magnitudes are read.
+    the sum of the three Dirichlet kernels of 1/2 + 1/2 cos(2 pi n / L). Half a sample of delay is the only phase that
+    matters, since only magnitudes are used.
     """
     frequencies, lengths, _ = wavelets(sampling_rate, fmin, n_bins, bins_per_octave, hop_length)
     octaves = []
@@ -453,11 +460,11 @@ def wavelet_responses(
 
 @lru_cache(maxsize=8)
 def _mel_blocks(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
-    """The Slaney filter bank in blocks of 16 mels: (columns of the spectrum, weights).
+    """Returns the Slaney filter bank in blocks of 16 mels: (columns of the spectrum, weights).
 
-    A filter touches few frequencies, so blocks spare 9 of 10 products of the whole matrix. Each weight stands twice,
-    for the square of the real and of the imaginary part. On a GPU the weights are float64: there a float32 product
-    may be computed in TF32, whose 10 bits would show in the image.
+    A filter covers few frequencies, so the blocks save nine of ten products of the whole matrix. Each weight is there
+    twice, for the squares of the real and of the imaginary part. On a GPU the weights are float64, since float32
+    products may be computed in TF32, whose 10 bits would be visible in the image.
     """
     bank = mel_filters(sampling_rate, n_fft, n_mels)
     blocks = []
@@ -472,15 +479,14 @@ def _mel_blocks(sampling_rate: int, n_fft: int, n_mels: int, device: torch.devic
 
 
 # ---- Spectrograms of long recordings, block by block ----
-# The spectrograms of a recording that comes in pieces, computed once along its length.
 
-STEP_S = 20.0  # of a recording's spectrograms are computed at a time
+STEP_S = 20.0  # seconds of a recording whose spectrograms are computed at a time
 
 
 class SpectrogramStream:
     """
-    The spectrograms of a recording that comes in pieces, computed once, of which stretches are cut in the order of
-    their starts. Memory does not grow with the recording.
+    Spectrograms of a recording that arrives in pieces. They are computed once, and parts of them are cut out in the
+    order of their starts. Memory does not grow with the recording.
 
     Args:
         pieces (`Iterator[np.ndarray]`): The recording at the extractor's rate.
@@ -495,24 +501,24 @@ class SpectrogramStream:
         self.hops = feature_extractor.hops
         unit, rate = common_hop(feature_extractor), feature_extractor.sampling_rate
         _, lengths, _ = wavelets(*feature_extractor.cqt_parameters)
-        longest = max(lengths.max(), feature_extractor.mel_n_fft)  # a frame hears half of it on either side
+        longest = max(lengths.max(), feature_extractor.mel_n_fft)  # half of it lies on either side of a frame
         self.margin = unit * math.ceil(longest / unit)
         self.step = unit * math.ceil(STEP_S * rate / unit)
-        self.samples, self.first = np.zeros(0, np.float32), 0  # what is kept of the recording, and from which sample
+        self.samples, self.first = np.zeros(0, np.float32), 0  # the samples kept, and the place of the first of them
         self.frames: dict[str, torch.Tensor] = {}
         self.begin, self.end, self.is_over = 0, 0, False  # the samples whose frames are kept
 
     def cut(self, start: int, length: int) -> dict[str, torch.Tensor]:
-        """The frames of `length` samples from `start` on, as the extractor's `cut` has them."""
+        """Returns the frames of `length` samples from `start` on, like the extractor's `cut`."""
         while self.end < start + length and not self.is_over:
             self._extend()
-        self._forget(start)
-        stretch = {}
+        self._drop_before(start)
+        found = {}
         for name, db in self.frames.items():
             hop = self.hops[name]
             first = min(round(start / hop) - self.begin // hop, db.shape[-1] - 1)
-            stretch[name] = db[..., first : first + 1 + length // hop]
-        return stretch
+            found[name] = db[..., first : first + 1 + length // hop]
+        return found
 
     def _extend(self) -> None:
         """Computes the frames of one more step."""
@@ -533,7 +539,7 @@ class SpectrogramStream:
         kept = max(self.first, self.end - self.margin)
         self.samples, self.first = self.samples[kept - self.first :], kept
 
-    def _forget(self, start: int) -> None:
+    def _drop_before(self, start: int) -> None:
         """Drops the frames before `start`, some seconds at a time."""
         if start - self.begin > 2 * self.step:
             passed = (start - self.begin) // self.step * self.step - self.step
@@ -542,27 +548,27 @@ class SpectrogramStream:
 
 
 def common_hop(feature_extractor: Any) -> int:
-    """Samples after which a frame of each of a clip's spectrograms begins."""
+    """Returns the number of samples after which a frame begins in each of a clip's spectrograms."""
     return math.lcm(*(Fraction(hop).numerator for hop in feature_extractor.hops.values()))
 
 
 def stream_blocks(
     extractor: Any, pieces: Iterable[np.ndarray], device: str | torch.device, block_s: float
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """See [`MaxMViTFeatureExtractor.stream`]."""
+    """Yields the spectrograms of consecutive blocks; see [`MaxMViTFeatureExtractor.stream`]."""
     hop, hops = common_hop(extractor), extractor.hops
     _, cqt_margin, _, _ = cqt_layout(extractor.min_length, *extractor.cqt_parameters)
     reach = max(cqt_margin * extractor.cqt_hop_length, extractor.mel_n_fft // 2, RMS_LENGTH // 2, extractor.min_length)
     margin = math.ceil(reach / hop) * hop
     block = max(margin, round(block_s * extractor.sampling_rate / hop) * hop)
     for samples, begin, is_last in overlapping(pieces, block, margin):
-        (seen,) = extractor.spectrograms(samples, device)
+        (spectrograms,) = extractor.spectrograms(samples, device)
         end = None if is_last else begin + block
-        yield {name: db[..., begin // hops[name] : end and end // hops[name]] for name, db in seen.items()}
+        yield {name: db[..., begin // hops[name] : end and end // hops[name]] for name, db in spectrograms.items()}
 
 
 def twice(pieces: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """The pieces for two who read them in turns. `itertools.tee` keeps up to 57 that both have read."""
+    """Returns two iterators over the pieces. Unlike `itertools.tee`, they keep none that both have passed."""
 
     def read(own: deque[np.ndarray], others: deque[np.ndarray]) -> Iterator[np.ndarray]:
         while True:

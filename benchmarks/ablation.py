@@ -1,13 +1,13 @@
-"""Named variations of a recipe over folds and seeds, in one table: what is each choice worth?
+"""Compares named variations of a recipe over folds and seeds in one table.
 
     python -m benchmarks.ablation configs/ravdess_small.yaml configs/ablations/ravdess_small.yaml \\
         --data_dir RAVDESS --output_dir out/ablation --folds 1 4 --seeds 42
 
-VARIATIONS.yaml maps a name to the flags that differ from the recipe (`without SpecAugment: {specaugment_masks: 0}`);
-the recipe itself is the first row. Every run has an output directory of its own; a command that was killed goes on
-where it stopped. Scores are those of the validation speakers, by which choices are made; `--part test` is for a table
-of what has been chosen already. Written are table.md, table.csv and table.png: UA with its 95 % interval over clips,
-the difference to the recipe with that of a paired bootstrap (the same clips drawn for both), parameters and time.
+VARIATIONS.yaml maps a name to the options that differ from the recipe (`without SpecAugment: {specaugment_masks: 0}`);
+the recipe itself is the first row. Every run has its own output directory, and an interrupted command resumes. Scores
+are those of the validation speakers, by which choices are made; `--part test` is for choices that have been made
+already. The command writes table.md, table.csv and table.png: UA with its 95 % interval over clips, the difference to
+the recipe with the interval of a paired bootstrap (the same clips for both), parameters and time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from benchmarks.results import add_json, write_results
-from ser.files import whole
+from ser.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 2_000
@@ -60,10 +60,10 @@ def main() -> None:
 
 
 def read_variations(path: Path, recipe: str) -> dict[str, dict[str, Any]]:
-    """The recipe itself under its own name, then the variations."""
+    """Returns the recipe itself under its own name, then the variations."""
     variations = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(variations, dict) or not all(isinstance(changes, dict) for changes in variations.values()):
-        sys.exit(f"error: {path} is not a map of names to flags.")
+        sys.exit(f"error: {path} is not a map of names to options.")
     if recipe in variations:
         sys.exit(f"error: {path} has a variation called {recipe}, which is the recipe's own name.")
     return {recipe: {}, **variations}
@@ -74,19 +74,19 @@ def folder(args: argparse.Namespace, name: str, fold: int, seed: int) -> Path:
 
 
 def predictions_of(output_dir: Path, part: str) -> Path:
-    """The table of a finished run's predictions for one part of its clips."""
+    """Returns the path of a finished run's predictions for one part of its clips."""
     path = output_dir / PREDICTIONS[part]
     if not path.is_file():
-        missing = "nobody validated" if part == "validation" else "nobody was tested"
         sys.exit(
-            f"error: {output_dir} has no {path.name}, as {missing}: compare by another --part, or give the recipe and "
-            "its variations such a part (see --validation_share and --protocol of run_ser.py) in a new --output_dir."
+            f"error: {output_dir} has no {path.name}, since it has no {part} set: compare by another --part, or give "
+            "the recipe and its variations such a set (see --validation_share and --protocol of run_ser.py) in a new "
+            "--output_dir."
         )
     return path
 
 
 def flags_of(changes: Mapping[str, Any]) -> list[str]:
-    """A variation as it stands on a command line."""
+    """Returns a variation as options of a command line."""
     flags = []
     for name, value in changes.items():
         value = json.dumps(value) if isinstance(value, dict) else value
@@ -95,7 +95,7 @@ def flags_of(changes: Mapping[str, Any]) -> list[str]:
 
 
 def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_dir: Path, part: str) -> None:
-    """One training, unless it is finished already, that has predicted the part to be compared by."""
+    """Trains, unless the run is finished, and checks that it has predictions of the part to compare by."""
     if (output_dir / "metrics.json").exists():
         predictions_of(output_dir, part)
         return
@@ -103,12 +103,12 @@ def run(recipe: Path, changes: Mapping[str, Any], flags: Sequence[str], output_d
     print(f"# {output_dir}", flush=True)
     done = subprocess.run([*command, "--output_dir", str(output_dir), "--disable_tqdm", "true"], check=False)
     if done.returncode:
-        sys.exit(f"error: {output_dir} ended with exit code {done.returncode}; the same command goes on from there.")
+        sys.exit(f"error: {output_dir} ended with exit code {done.returncode}; the same command resumes it.")
     predictions_of(output_dir, part)
 
 
 def results(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """True classes `(clips,)` and hits `(seeds, clips)` over all folds, parameters, and minutes of a run."""
+    """Returns true classes `(clips,)`, hits `(seeds, clips)` over all folds, parameters, and minutes of a run."""
     seeds, minutes = [], []
     for seed in args.seeds:
         rows = []
@@ -130,7 +130,7 @@ def results(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def unweighted_accuracy(labels: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(draws,)` UA, mean over seeds, of clips that count `weights` `(draws, clips)` times each."""
+    """Returns UA `(draws,)`, averaged over seeds, of clips that count `weights` `(draws, clips)` times each."""
     recalls = []
     for label in np.unique(labels):
         of_class = labels == label
@@ -140,7 +140,7 @@ def unweighted_accuracy(labels: np.ndarray, hits: np.ndarray, weights: np.ndarra
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per variation; the first is what the others are compared with."""
+    """Returns one row per variation; the others are compared with the first."""
     base = next(iter(found.values()))
     clips = len(base["labels"])
     draws = np.random.default_rng(0).multinomial(clips, np.full(clips, 1 / clips), RESAMPLES)
@@ -148,7 +148,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, each in found.items():
         if not np.array_equal(each["labels"], base["labels"]):
-            sys.exit(f"error: {name} was scored on other clips than the recipe.")
+            sys.exit(f"error: {name} was scored on different clips than the recipe.")
         score, drawn = (unweighted_accuracy(each["labels"], each["hits"], w) for w in (once, draws))
         reference, drawn_reference = (unweighted_accuracy(base["labels"], base["hits"], w) for w in (once, draws))
         low, high = np.percentile(drawn, [2.5, 97.5])
@@ -173,7 +173,10 @@ def write(output_dir: Path, rows: list[dict[str, Any]], args: argparse.Namespace
         )
     print("\n".join(lines))
     (output_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with whole(output_dir / "table.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(output_dir / "table.csv") as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -1,15 +1,15 @@
-"""What the paper's model (base + base) takes: parameters, memory of a training step, time and memory of an answer.
+"""Measures the paper's model (base + base): parameters, memory of a training step, time and memory of a prediction.
 
     python -m benchmarks.base_model_memory [--clips 2]
     python -m benchmarks.base_model_memory --pairs all      # or some of them: --pairs gated+mlp bilinear+decoder
 
-What a step keeps for its backward pass is counted tensor by tensor, so that it needs no GPU and holds for any; a GPU
-adds what its kernels and allocator take. Weights, their gradients and the two moments of Adam and RAdam come on top,
-in float32 whatever the pass computes in.
+The tensors that a step keeps for its backward pass are counted, which needs no GPU and holds for all of them; kernels
+and allocator of a GPU need some more. Weights, their gradients and the two moments of Adam and RAdam are added, in
+float32 whatever the precision of the pass.
 
-With `--pairs`, every fusion with every head takes one training step's forward and backward pass in bfloat16 with
-gradient checkpointing, each in a process of its own, whose largest memory is its peak: weights and gradients in
-float32 are in it, an optimizer's moments are not.
+With `--pairs`, every combination of fusion and head runs the forward and backward pass of one training step in
+bfloat16 with gradient checkpointing, each in its own process. The peak memory of that process includes weights and
+gradients in float32, but not an optimizer's moments.
 """
 
 import argparse
@@ -31,9 +31,9 @@ PAIRS = [f"{fusion}+{head}" for fusion, head in itertools.product(FUSION_NAMES, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=2, help="in the batch that is measured")
-    parser.add_argument("--batch_size", type=int, default=16, help="that the sum is given for")
-    parser.add_argument("--pairs", nargs="+", metavar="FUSION+HEAD", help="fusions and heads to step, or all")
+    parser.add_argument("--clips", type=int, default=2, help="clips in the measured batch")
+    parser.add_argument("--batch_size", type=int, default=16, help="batch size for which the total is reported")
+    parser.add_argument("--pairs", nargs="+", metavar="FUSION+HEAD", help="fusions and heads to measure, or all")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: changes to the model, for --pairs")
     parser.add_argument("--step", metavar="FUSION+HEAD", help=argparse.SUPPRESS)  # in the process of one pair
     add_json(parser)
@@ -49,9 +49,9 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state_gib = 4 * 4 * parameters / 2**30
     print(f"{parameters / 1e6:.1f} M parameters; with gradients and two moments {state_gib:.1f} GiB")
-    answer_s = seconds_to_answer(model)
+    answer_s = seconds_per_prediction(model)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"to answer a clip: {answer_s:.1f} s of a CPU core, {peak_gib:.1f} GiB at the most")
+    print(f"prediction of a clip: {answer_s:.1f} s of a CPU core, peak {peak_gib:.1f} GiB")
     figures = {"parameters": parameters, "state_gib": state_gib, "answer_s": answer_s, "answer_peak_gib": peak_gib}
     for name, precision, checkpointed in (
         ("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False), ("checkpointed", torch.float32, True),
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def in_a_process(pair: str, clips: int, changes: dict) -> dict[str, float]:
-    """[`step`] in a process of its own; prints what it took."""
+    """Runs [`step`] in a process of its own, and prints its result."""
     command = [sys.executable, "-m", "benchmarks.base_model_memory", "--step", pair, "--clips", str(clips)]
     command += ["--config", json.dumps(changes)]
     taken = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -81,11 +81,11 @@ def in_a_process(pair: str, clips: int, changes: dict) -> dict[str, float]:
 
 
 def step(pair: str, clips: int, changes: dict) -> dict[str, float]:
-    """Forward and backward pass in bfloat16 with gradient checkpointing: seconds of a core, and peak memory in GiB."""
+    """Runs a forward and backward pass in bfloat16 with gradient checkpointing; returns seconds of a core and GiB."""
     fusion, head = pair.split("+")
     model = MaxMViTForAudioClassification(MaxMViTConfig(fusion=fusion, head=head, **changes)).train()
     model.activation_checkpointing_enable()
-    batch = pictures(model, clips) | {"labels": torch.arange(clips) % model.config.num_labels}
+    batch = random_images(model, clips) | {"labels": torch.arange(clips) % model.config.num_labels}
     times = [time.process_time()]
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch).loss
@@ -102,34 +102,34 @@ def step(pair: str, clips: int, changes: dict) -> dict[str, float]:
     }
 
 
-def pictures(model: MaxMViTForAudioClassification, clips: int) -> dict[str, torch.Tensor]:
+def random_images(model: MaxMViTForAudioClassification, clips: int) -> dict[str, torch.Tensor]:
     size = model.config.image_size
     return {f"{branch}_values": torch.randn(clips, 3, size, size) for branch in model.branches()}
 
 
 @torch.no_grad()
-def seconds_to_answer(model: MaxMViTForAudioClassification) -> float:
-    """Median of five clips, one by one, of the time that the process had a core."""
+def seconds_per_prediction(model: MaxMViTForAudioClassification) -> float:
+    """Returns the median CPU time of the prediction of five single clips."""
     model.eval()
     times = []
     for _ in range(6):  # the first one warms up
-        batch, start = pictures(model, 1), time.process_time()
+        batch, start = random_images(model, 1), time.process_time()
         model(**batch)
         times.append(time.process_time() - start)
     return sorted(times[1:])[2]
 
 
 def kept_bytes(model: MaxMViTForAudioClassification, clips: int, precision: torch.dtype) -> int:
-    """Bytes that the forward pass of a training step keeps for the backward pass, less the weights."""
+    """Returns the bytes that the forward pass of a training step keeps for the backward pass, without weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # alive, so that no address is used twice
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # referenced, so that addresses are not reused
         return tensor
 
     model.train()
-    batch = pictures(model, clips) | {"labels": torch.arange(clips) % model.config.num_labels}
+    batch = random_images(model, clips) | {"labels": torch.arange(clips) % model.config.num_labels}
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", precision, enabled=precision != torch.float32),

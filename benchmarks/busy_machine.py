@@ -1,10 +1,10 @@
-"""What waiting passively does to training: steps per second of the demo's model with what the commands tell OpenMP and
-without it, on an idle machine and beside as many busy processes as are asked for.
+"""Measures steps per second of the demo's model with and without the OpenMP settings of the commands, on an idle
+machine and beside busy processes.
 
     python -m benchmarks.busy_machine
 
-Each figure is the median of several processes of their own, those with and without in turns. Run it while the machine
-has nothing else to do: "idle" is only what its name says then.
+Each figure is the median of several processes, alternately with and without the settings. Run it on an otherwise idle
+machine.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from benchmarks.results import add_json, write_results
 
 RECIPE = Path(__file__).parent.parent / "configs" / "demo.yaml"
 PASSIVELY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-OURS, UNSET = "as the commands set it", "unset"
+OURS, UNSET = "with the commands' settings", "without"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="each process trains so long, or for one step")
+    parser.add_argument("--seconds", type=float, default=10, help="training time of each process, at least one step")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each figure")
-    parser.add_argument("--busy", type=int, default=1, help="processes that compute beside the training")
+    parser.add_argument("--busy", type=int, default=1, help="number of busy processes beside the training")
     parser.add_argument("--only_train", action="store_true", help="train here, and print steps per second")
     add_json(parser)
     args = parser.parse_args()
@@ -60,7 +60,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def train_elsewhere(settings: dict[str, str], seconds: float) -> float:
-    """Steps per second in a process with these settings and, but for them, none of OpenMP's."""
+    """Returns the steps per second of a process with these settings, and no other settings of OpenMP."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-m", "benchmarks.busy_machine", "--only_train", "--seconds", str(seconds)]
     done = subprocess.run(command, env=environment | settings, check=True, stdout=subprocess.PIPE, text=True)
@@ -68,8 +68,8 @@ def train_elsewhere(settings: dict[str, str], seconds: float) -> float:
 
 
 def steps_per_second(seconds: float) -> float:
-    """Forward, backward and update of the demo's model on one batch, again and again, after two steps to warm up."""
-    import torch  # with whatever the environment tells OpenMP
+    """Trains the demo's model repeatedly on one batch, after two steps to warm up; returns the steps per second."""
+    import torch  # after the environment of OpenMP has been set
 
     from ser.models import make_config, make_model, name_classes
     from ser.training.run import parse_arguments

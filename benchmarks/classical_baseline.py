@@ -1,11 +1,11 @@
-"""What hand-made features reach on the same folds: statistics of MFCC and their deltas, and a support vector machine.
+"""Scores a baseline of hand-made features on the same folds: statistics of MFCC and a support vector machine.
 
     python -m benchmarks.classical_baseline RAVDESS --protocol emobox luna-jimenez
 
 A clip is trimmed (35 dB below its loudest frame) and described by the mean, the standard deviation and the 10th and
 90th percentile over time of 30 MFCC and of their first and second deltas, and by the logarithm of its duration. C and
-gamma of the RBF kernel are chosen by cross-validation over the training speakers of each fold. All by librosa and
-scikit-learn, as one would write it down without this project; only the folds and the scores are the project's.
+gamma of the RBF kernel are chosen by cross-validation over the training speakers of each fold. Everything is computed
+by librosa and scikit-learn, except the folds and the scores.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def describe_clip(path: str) -> np.ndarray:
-    """`(4 * 3 * N_MFCC + 1,)` statistics of one clip."""
+    """Returns the statistics of one clip, `(4 * 3 * N_MFCC + 1,)`."""
     waveform, _ = librosa.effects.trim(read_audio(path, SAMPLING_RATE), top_db=TRIM_DB)
     mfcc = librosa.feature.mfcc(y=waveform, sr=SAMPLING_RATE, n_mfcc=N_MFCC)
     tracks = np.concatenate([mfcc, librosa.feature.delta(mfcc), librosa.feature.delta(mfcc, order=2)])
@@ -54,7 +54,7 @@ def describe_clip(path: str) -> np.ndarray:
 
 
 def report(corpus: Corpus, features: np.ndarray, protocol: str) -> dict[str, object]:
-    """Trains and tests every fold, and prints its UA, their mean and deviation, and the pooled one."""
+    """Trains and tests every fold; prints UA of each, its mean and standard deviation, and the pooled UA."""
     labels, speakers = np.array(corpus.labels), np.array(corpus.speakers)
     per_fold, tested, answered = [], [], []
     for fold in range(1, n_folds(corpus, protocol) + 1):

@@ -1,12 +1,12 @@
-"""What is learnt from one corpus, on the others: a matrix of UA, a row for each that is trained on.
+"""Trains on each of several corpora and tests on all of them: a matrix of UA with a row per training corpus.
 
     python -m benchmarks.cross_corpus configs/ravdess_small.yaml --dataset_name ravdess emodb cremad \\
         --data_dir RAVDESS EMO-DB CREMA-D --output_dir out/cross_corpus
 
-Flags besides are the training command's, for every run. Each corpus trains one model by its own protocol (fold 1),
-whose test part is the diagonal; the other corpora are tested whole. Every cell is scored on the classes that both
-have under --label_map, so that cells of a row differ in classes: chance, one in so many, is given beside. A command
-that was killed goes on where it stopped. Written are table.md, table.csv and matrix.png.
+Other options are passed to every run of the training command. On each corpus one model is trained by its own protocol
+(fold 1), whose test part is the diagonal; the other corpora are tested as a whole. Every cell is scored on the classes
+that both corpora have under --label_map, so cells of a row may differ in classes, and the chance level is printed in
+each. An interrupted command resumes. The command writes table.md, table.csv and matrix.png.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.results import add_json, write_results
 from ser.data.corpora.combine import NO_FOLDER
 from ser.data.corpora.loading import find_corpus
 from ser.evaluation.evaluate import evaluate, parse_arguments
-from ser.files import whole
+from ser.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,24 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def source(name: str, folder: str, cache_dir: str | None) -> list[str]:
-    """The flags of one corpus."""
+    """Returns the options of one corpus."""
     place = [] if folder == NO_FOLDER else ["--data_dir", folder]
     return ["--dataset_name", name, *place, *(["--cache_dir", cache_dir] if cache_dir else [])]
 
 
 def train(recipe: Path, flags: Sequence[str], output_dir: Path) -> None:
-    """One training, unless it is finished already."""
+    """Trains a model, unless the run is finished."""
     if (output_dir / "metrics.json").exists():
         return
     print(f"# {output_dir}", flush=True)
     command = [sys.executable, str(ROOT / "run_ser.py"), str(recipe), *flags, "--output_dir", str(output_dir)]
     done = subprocess.run([*command, "--disable_tqdm", "true"], check=False)
     if done.returncode:
-        sys.exit(f"error: {output_dir} ended with exit code {done.returncode}; the same command goes on from there.")
+        sys.exit(f"error: {output_dir} ended with exit code {done.returncode}; the same command resumes it.")
 
 
 def part_of(model: Path) -> list[str]:
-    """The flags that name the test part of a run's own corpus."""
+    """Returns the options for the test part of a run's own corpus."""
     protocol = json.loads((model / "metrics.json").read_text(encoding="utf-8"))["protocol"].partition("/")[2]
     named = re.fullmatch(r"(?P<name>.+?)(-fold(?P<fold>\d+))?", protocol)
     assert named is not None  # anything is a name
@@ -86,7 +86,7 @@ def part_of(model: Path) -> list[str]:
 
 
 def score(model: Path, flags: Sequence[str], args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
-    """What `evaluate_ser.py` reports of a model on a corpus, kept once it is known."""
+    """Returns the report of `evaluate_ser.py` for a model on a corpus; an existing report is reused."""
     if (output_dir / "metrics.json").exists():
         return json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))
     more = ["--label_map", args.label_map, "--seed", str(args.seed), "--output_dir", str(output_dir)]
@@ -103,16 +103,19 @@ def cell(trained: str, tested: str, report: Mapping[str, Any]) -> dict[str, Any]
 
 
 def write(output_dir: Path, names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> None:
-    """The matrix as a table to read, one to compute with, and a picture."""
+    """Writes the matrix as a Markdown table, a CSV and a plot."""
     of = {(each["trained_on"], each["tested_on"]): each for each in cells}
-    lines = ["UA (classes scored); a row for each corpus that was trained on", ""]
+    lines = ["UA (number of classes); one row per training corpus", ""]
     lines += [f"| | {' | '.join(f'on {name}' for name in names)} |", "|---" * (len(names) + 1) + "|"]
     for trained in names:
         row = [f"{of[trained, tested]['UA']:.3f} ({of[trained, tested]['classes']})" for tested in names]
         lines.append(f"| {trained} | {' | '.join(row)} |")
     print("\n".join(lines))
     (output_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with whole(output_dir / "table.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(output_dir / "table.csv") as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, list(cells[0]))
         table.writeheader()
         table.writerows(cells)

@@ -1,11 +1,11 @@
-"""Emotions along recordings glued of the demo corpus's unheard voices: how many windows are named rightly?
+"""Measures the accuracy of windows along recordings that are concatenated from test voices of the demo corpus.
 
     python run_ser.py configs/demo.yaml --training_window 2
     python -m benchmarks.demo_recording out/demo [--window 2 --hop 1]
 
-One recording per test voice of the run, in which each emotion is spoken for all of the voice's clips on end. A window
-is named rightly if it bears the emotion that is spoken at its centre; those whose centre lies within a second of a
-change are counted apart, since they hold both.
+There is one recording per test voice of the run, with all clips of each emotion in succession. A window is correct if
+it has the emotion at its centre; windows whose centre is within a second of a change are counted separately, since
+they contain both emotions.
 """
 
 import argparse
@@ -31,29 +31,29 @@ def main() -> None:
     args = parser.parse_args()
     voices = speakers_of(args.checkpoint)
     classify = load_pipeline(str(args.checkpoint), batch_size=16, window_s=args.window, hop_s=args.hop)
-    right: dict[str, list[bool]] = {"inside": [], "near a change": []}
+    correct: dict[str, list[bool]] = {"inside": [], "near a change": []}
     for voice in voices:
-        waveform, changes, names = glue(int(voice.rpartition("_")[2]))
+        waveform, changes, names = join_clips(int(voice.rpartition("_")[2]))
         for row in classify({"array": waveform, "sampling_rate": SAMPLING_RATE}):
             centre = (row["start"] + row["end"]) / 2
-            spoken = names[np.searchsorted(changes, centre)]
+            emotion = names[np.searchsorted(changes, centre)]
             near = np.abs(np.array(changes) - centre).min() < NEAR_S
-            right["near a change" if near else "inside"].append(row["label"] == spoken)
-    every = right["inside"] + right["near a change"]
+            correct["near a change" if near else "inside"].append(row["label"] == emotion)
+    every = correct["inside"] + correct["near a change"]
     print(f"voices {', '.join(voices)}; {args.window:g} s every {args.hop:g} s; chance {1 / len(EMOTIONS):.2f}")
-    for name, hits in {"all windows": every, **right}.items():
-        print(f"{name}: {np.mean(hits):.3f} of {len(hits)} named rightly")
+    for name, hits in {"all windows": every, **correct}.items():
+        print(f"{name}: accuracy {np.mean(hits):.3f} over {len(hits)}")
     write_results(
-        args.json, {"all": float(np.mean(every)), **{name: float(np.mean(hits)) for name, hits in right.items()}}
+        args.json, {"all": float(np.mean(every)), **{name: float(np.mean(hits)) for name, hits in correct.items()}}
     )
 
 
-def glue(voice: int) -> tuple[np.ndarray, list[float], list[str]]:
-    """A recording `(T,)`, the seconds at which its emotion changes, and the emotions in their order."""
+def join_clips(voice: int) -> tuple[np.ndarray, list[float], list[str]]:
+    """Returns a recording `(T,)`, the seconds at which its emotion changes, and the emotions in their order."""
     names = list(np.random.default_rng(voice).permutation(EMOTIONS))
-    stretches = [np.concatenate([synthesize_clip(name, voice, take) for take in range(CLIPS)]) for name in names]
-    changes = np.cumsum([len(stretch) for stretch in stretches[:-1]]) / SAMPLING_RATE
-    return np.concatenate(stretches), changes.tolist(), names
+    parts = [np.concatenate([synthesize_clip(name, voice, take) for take in range(CLIPS)]) for name in names]
+    changes = np.cumsum([len(part) for part in parts[:-1]]) / SAMPLING_RATE
+    return np.concatenate(parts), changes.tolist(), names
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How exact the images are: the CQT against its definition in float64, and both images against the librosa back end.
+"""Measures the accuracy of the images: the CQT against its definition in float64, both images against librosa.
 
     python -m benchmarks.features_accuracy ../shared/data/ravdess
 
-Speech of 0.1 s to 60 s is made of RAVDESS clips, cut or joined. The definition is evaluated as it is written: one
-inner product of the clip with librosa's wavelet for every bin and frame.
+Speech of 0.1 s to 60 s is cut or joined from RAVDESS clips. The definition is evaluated directly, with one inner
+product of the clip and librosa's wavelet for every bin and frame.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def against_definition(paths: list[Path]) -> float:
     print(f"{'seconds':>8} {'torch':>10} {'librosa':>10}")
     worst = 0.0
     for seconds in (0.1, 0.3, 1, 3, 10, 60):
-        clips = 1 if seconds > 3 else 4  # another stretch of speech each
+        clips = 1 if seconds > 3 else 4  # different parts of the speech
         for start in RATE * np.arange(1, 1 + clips):
             y = speech[start : start + round(seconds * RATE)]
             truth = cqt_by_definition(y)

@@ -1,8 +1,8 @@
-"""RAVDESS extracted once and kept: the first start, and a second one up to its first batch.
+"""Times the extraction of RAVDESS with an empty cache, and a second start up to its first batch.
 
     python -m benchmarks.features_corpus ../shared/data/ravdess --num_workers 2
 
-The second start is a new process that counts the audio files it opens.
+The second start is a new process, which counts the audio files that it opens.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ser.data.features import extract_features
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
-    parser.add_argument("--clips", type=int, help="so many, evenly spread over the corpus; all by default")
+    parser.add_argument("--clips", type=int, help="number of clips, evenly spread over the corpus (default: all)")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--cache_dir", help="an empty folder; a temporary one by default")
     parser.add_argument("--second_start", action="store_true", help=argparse.SUPPRESS)

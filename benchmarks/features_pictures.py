@@ -1,7 +1,7 @@
-"""Draws docs/features.png: one clip of RAVDESS under `level="clip"` and `"full_scale"`, whole and trimmed, and beside
-it a calm clip of the same speaker, which only `"full_scale"` tells from it by its loudness.
+"""Plots docs/features.png: an angry and a calm clip of one RAVDESS speaker with `level="clip"` and `"full_scale"`,
+whole and trimmed; only with `"full_scale"` do they differ by their loudness.
 
-python -m benchmarks.features_pictures ../shared/data/ravdess
+    python -m benchmarks.features_pictures ../shared/data/ravdess
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
                 axes[0, column].set_title(f'{emotion}: level="{level}",\n{trimmed}', fontsize=9)
                 axes[1, column].set_xlabel("seconds")
                 column += 1
-    # Where a frequency lies in [0, 1] of an image's height: the middle of bin k of n is at (k + 1/2) / n.
+    # The height of a frequency in an image, from 0 to 1: the middle of bin k of n is at (k + 1/2) / n.
     octaves = 32.703 * 2.0 ** np.arange(7)
     axes[0, 0].set_yticks((12 * np.arange(7) + 0.5) / 84, [f"{frequency:.0f}" for frequency in octaves])
     axes[0, 0].set_ylabel("CQT, Hz")

@@ -1,9 +1,9 @@
-"""How fast waveforms become images: this extractor, librosa + cv2 doing the reference table, and nnAudio's CQT.
+"""Times the computation of images by this extractor, by librosa + cv2 with the paper's settings, and nnAudio's CQT.
 
     python -m benchmarks.features_speed ../shared/data/ravdess
 
-Both sides take turns on the same clips in one process; the ratio is that of their medians. They may use one thread,
-then two (the extractor takes one). Then an hour of audio, and clips per second on a GPU where there is one.
+They take turns on the same clips in one process; ratios are those of the medians. They may use one thread, then two
+(the extractor uses one). Then follow an hour of audio and, if there is a GPU, clips per second on it.
 """
 
 import argparse
@@ -55,12 +55,12 @@ def main() -> None:
     if torch.cuda.is_available():
         figures |= gpu(extractor, [read_audio(path, RATE) for path in paths[:256]])
     else:
-        print("no GPU here: clips per second on one not measured")
+        print("no GPU: its clips per second were not measured")
     write_results(args.json, figures)
 
 
 def reference(y: np.ndarray) -> list[np.ndarray]:
-    """The reference table in librosa and OpenCV, up to images in [0, 1]."""
+    """Computes the paper's images in [0, 1] by librosa and OpenCV."""
     cqt = librosa.amplitude_to_db(np.abs(librosa.cqt(y, sr=RATE)), ref=np.max)
     mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256, n_mels=128)
     pair = cqt, librosa.power_to_db(mel, ref=np.max)
@@ -88,7 +88,7 @@ def nnaudio_cqt() -> dict[str, Callable]:
 
 
 def compare(waveforms: list[np.ndarray], rounds: int, sides: dict[str, Callable]) -> dict[str, float]:
-    """Median milliseconds per clip of each side; the sides take turns clip by clip."""
+    """Returns the median milliseconds per clip of each side; the sides take turns clip by clip."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for y in waveforms:  # fills every cache
         for side in sides.values():
@@ -122,7 +122,7 @@ def long_audio(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) 
 
 
 def gpu(extractor: MaxMViTFeatureExtractor, waveforms: list[np.ndarray]) -> dict[str, float]:
-    """Clips per second of a batch, from host memory and from waveforms that lie on the GPU, against one CPU core."""
+    """Measures clips per second of a batch from host memory and from GPU memory, and of one CPU core."""
     torch.set_num_threads(1)
     one_core = 1e3 / compare(waveforms[:32], 3, {"torch": extractor.extract})["torch"]
     resident = [torch.from_numpy(y).cuda() for y in waveforms]

@@ -1,9 +1,9 @@
-"""What the paper's learning rate does: the demo recipe at 0.02, at 0.0002 and at its own, and a picture of it.
+"""Compares learning rates on the demo recipe: 0.02 of the paper, 0.0002 and the recipe's own, with a plot.
 
     python -m benchmarks.learning_rates --picture docs/learning_rates.png
 
-The paper (Table 2) trains every branch at 0.02; its re-implementation ended at 0.0002. Both run here under
-reduce_lr_on_plateau, as there; the recipe's own rate runs under its cosine. Same model, clips and seed.
+The paper (Table 2) trains every branch at 0.02; its re-implementation settled on 0.0002. Both are run with
+reduce_lr_on_plateau, as there, and the recipe's own rate with its cosine schedule, on the same model, clips and seed.
 """
 
 import argparse
@@ -30,8 +30,8 @@ RUNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", default="docs/learning_rates.png")
-    parser.add_argument("--cache_dir", help="where the demo corpus and its features are kept")
+    parser.add_argument("--picture", default="docs/learning_rates.png", help="file of the plot")
+    parser.add_argument("--cache_dir", help="folder for the demo corpus and its features")
     add_json(parser)
     args = parser.parse_args()
     cache = ["--cache_dir", args.cache_dir] if args.cache_dir else []
@@ -42,7 +42,7 @@ def main() -> None:
             command = [sys.executable, str(ROOT / "run_ser.py"), str(RECIPE), *flags, *cache, "--report_to", "none"]
             subprocess.run([*command, "--output_dir", str(output)], check=True)
             checkpoint = last_checkpoint(output)
-            assert checkpoint is not None  # run_ser has just written it
+            assert checkpoint is not None  # written by run_ser.py
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
             histories[name] = state["log_history"]
             scores[name] = json.loads((output / "metrics.json").read_text())["UA"]

@@ -1,18 +1,18 @@
-"""Recordings glued together from clips by speakers who were not trained on: how well are they recognised?
+"""Scores a checkpoint on recordings that are joined from clips by speakers that were not trained on.
 
     python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--picture glued.png]
     python -m benchmarks.long_recordings CHECKPOINT CORPUS --dataset_name NAME --clips 1 2 4 8 --smooth
 
-First, by length: recordings of 1, 2, 4 and 8 clips (`--clips`) of one speaker and one emotion, one after the other.
-Printed are the UA of the pipeline's own answer, which is the mean over windows where the recording is longer than the
-training clips, and that of one image for the whole recording (`window_s=None`).
+The first table is by length, for recordings of 1, 2, 4 and 8 consecutive clips (`--clips`) of one speaker and one
+emotion. It has the UA of the pipeline's prediction, which is the mean over windows if the recording is longer than the
+training clips, and that of a single image of the whole recording (`window_s=None`).
 
-Then, along recordings (of RAVDESS; left out with an empty `--smooth`). One recording an actor: every emotion is
-spoken for two to four clips on end, in random order, twice. Clips are trimmed (35 dB below their loudest frame) and
-follow each other after 0.3 s of silence. Each recording is answered with the levels as recorded, and again with all
-clips at one level. Printed, over all actors: the share of time named correctly, the emotion diarization error rate and
-the F1 of segments (see ser/inference/segments.py), for each `--smooth`. The actors are by default those of the
-checkpoint's own test part; `smooth` is chosen on those of `--part validation`.
+The second table is for predictions along recordings (of RAVDESS; left out with an empty `--smooth`). There is one
+recording per actor, with two to four clips of every emotion in random order, twice. Clips are trimmed (35 dB below
+their loudest frame) and separated by 0.3 s of silence. Each recording is tested with the levels as recorded, and with
+equal levels of all clips. The table has the share of time with the correct emotion, the emotion diarization error rate
+and the F1 of segments (see ser/inference/segments.py) over all actors, for each `--smooth`. The default actors are
+those of the checkpoint's test part; `smooth` is chosen on those of `--part validation`.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--window", type=float, default=3.0)
     parser.add_argument("--hop", type=float, default=1.0)
-    parser.add_argument("--clips", type=int, nargs="*", default=[1, 2, 4, 8], help="in one recording; each is tried")
-    parser.add_argument("--smooth", type=int, nargs="*", default=[1, 3, 5], help="each is tried")
+    parser.add_argument("--clips", type=int, nargs="*", default=[1, 2, 4, 8], help="numbers of clips per recording")
+    parser.add_argument("--smooth", type=int, nargs="*", default=[1, 3, 5], help="values of smooth to test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", help="where to draw the first recording's timeline")
+    parser.add_argument("--picture", help="file for a plot of the first recording's timeline")
     add_json(parser)
     args = parser.parse_args()
     actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint, args.part)
@@ -62,19 +62,21 @@ def main() -> None:
         results["by_levels_and_smooth"] = scores_along(classify, corpus, actors, args)
     write_results(args.json, results)
     if args.picture:
-        draw(classify, *glue(corpus, actors[0], classify.feature_extractor.sampling_rate, False, args.seed), args)
+        plot(
+            classify, *join_clips(corpus, actors[0], classify.feature_extractor.sampling_rate, False, args.seed), args
+        )
 
 
 def scores_by_clips(
     classify: MaxMViTAudioClassificationPipeline, corpus: Corpus, speakers: Sequence[str], counts: Sequence[int]
 ) -> dict[int, dict[str, float]]:
     """
-    UA over recordings of one speaker and emotion, by the number of clips that are glued together: of each speaker's
-    clips of an emotion, in the order of the corpus, groups of so many follow each other, or one of all that there are.
+    Measures UA over recordings of one speaker and emotion by their number of clips. Each speaker's clips of an emotion
+    are divided, in the order of the corpus, into groups of that number, or one group of all if there are fewer.
 
     Returns:
-        `{clips: {"recordings", "mean_s", "UA", "UA_as_one"}}`: `UA` of the pipeline's answer, `UA_as_one` that of one
-        image.
+        `{clips: {"recordings", "mean_s", "UA", "UA_as_one"}}`: `UA` of the pipeline's prediction, `UA_as_one` of a
+        single image.
     """
     rate = classify.feature_extractor.sampling_rate
     groups: dict[tuple[str | None, int], list[np.ndarray]] = {}
@@ -106,16 +108,16 @@ def scores_by_clips(
 def scores_along(
     classify: MaxMViTAudioClassificationPipeline, corpus: Corpus, actors: Sequence[str], args: argparse.Namespace
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """The scores of timelines, by the levels of the clips and `--smooth`."""
+    """Returns the scores of timelines, by the levels of the clips and `--smooth`."""
     rate = classify.feature_extractor.sampling_rate
     chance = 1 / len(corpus.label_names)
     print(f"actors {', '.join(actors)}; windows of {args.window:g} s every {args.hop:g} s; chance {chance:.3f}")
-    print("| levels | smooth | time named right | EDER | segment F1 |\n|---|---|---|---|---|")
+    print("| levels | smooth | correct time | EDER | segment F1 |\n|---|---|---|---|---|")
     figures: dict[str, dict[int, dict[str, float]]] = {}
     for equalised in (False, True):
         levels = "equalised" if equalised else "as recorded"
         figures[levels] = {}
-        recordings = [glue(corpus, actor, rate, equalised, args.seed) for actor in actors]
+        recordings = [join_clips(corpus, actor, rate, equalised, args.seed) for actor in actors]
         for smooth in args.smooth:
             scores = []
             for waveform, reference in recordings:
@@ -129,8 +131,8 @@ def scores_along(
     return figures
 
 
-def glue(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> tuple[np.ndarray, list[Segment]]:
-    """One actor's recording `(T,)` and its reference segments, each an emotion with the short pauses in it."""
+def join_clips(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> tuple[np.ndarray, list[Segment]]:
+    """Returns an actor's recording `(T,)` and its reference segments, each an emotion including short pauses."""
     random = np.random.default_rng([seed, int(actor)])
     paths = [audio["path"] for audio in corpus.clips["audio"]]
     own = [index for index, speaker in enumerate(corpus.speakers) if speaker == actor]
@@ -151,13 +153,13 @@ def glue(corpus: Corpus, actor: str, rate: int, equalised: bool, seed: int) -> t
     return np.concatenate(parts), segments
 
 
-def draw(
+def plot(
     classify: MaxMViTAudioClassificationPipeline,
     waveform: np.ndarray,
     reference: list[Segment],
     args: argparse.Namespace,
 ) -> None:
-    """The timeline of a recording, with the true emotions named above it."""
+    """Plots the timeline of a recording, with the true emotions above it."""
     labels = list(classify.model.config.id2label.values())
     rate = classify.feature_extractor.sampling_rate
     rows = classify(waveform, window_s=args.window, hop_s=args.hop, smooth=(args.smooth or [1])[0])
@@ -170,7 +172,7 @@ def draw(
         wave.annotate(segment.label, ((segment.start + segment.end) / 2, 1.02), xycoords=("data", "axes fraction"),
                       ha="center", va="bottom", fontsize=7, rotation=30)  # fmt: skip
     figure.savefig(args.picture)
-    print(f"drawn in {args.picture}")
+    print(f"wrote {args.picture}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a checkpoint answers to sounds that are no speech: music, noise, machines, weather, silence.
+"""Tests a checkpoint on sounds other than speech: music, noise, machines, weather, silence.
 
     python -m benchmarks.no_speech [CHECKPOINT] [--inputs 200]
 
-The sounds are made here, the same in every run: 2 to 6 s each, of fourteen kinds by turns, at an RMS of -35 to -15 dB
-below full scale (peaks beyond it are cut off), near silence of -90 to -50 dB. For each kind: the largest probability
-(median, 95th percentile, largest) where the sound is taken as one clip (`window_s=None`); and the share answered
-"silence" where it is taken as one window, as the pipeline goes along recordings. Without a checkpoint, it is the one
-that comes with the code.
+The sounds are synthesised and the same in every run: 2 to 6 s each, of fourteen kinds in turn, at an RMS of -35 to
+-15 dB relative to full scale (peaks beyond it are clipped), near silence at -90 to -50 dB. For each kind it prints the
+highest probability (median, 95th percentile, maximum) with the sound as one clip (`window_s=None`), and the share of
+predictions "silence" with the sound as one window, as along recordings. The default checkpoint is the one in this
+repository.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     in_windows = classify((sound(index, rate) for index in range(args.inputs)), window_s=LONGEST_S, timeline=False)
     silent = [answer[0]["label"] == SILENCE for answer in in_windows]
     print(f"{args.inputs} inputs without speech; chance {1 / classify.model.config.num_labels:.3f}")
-    print("| kind | inputs | answered silence | probability: median | 95 % | largest |\n|---|---|---|---|---|---|")
+    print("| kind | inputs | predicted silence | probability: median | 95 % | largest |\n|---|---|---|---|---|---|")
     table = [summary(kind, kinds, best, silent) for kind in dict.fromkeys(kinds)]
     table.append(summary("all", ["all"] * args.inputs, best, silent))
     for row in table:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def summary(kind: str, kinds: list[str], best: list[float], silent: list[bool]) -> dict[str, Any]:
-    """One row of the table, of the inputs of one kind."""
+    """Returns the row of the table for the inputs of one kind."""
     own = [index for index, each in enumerate(kinds) if each == kind]
     probabilities = np.array(best)[own]
     return {
@@ -67,7 +67,7 @@ def kind_of(index: int) -> str:
 
 
 def sound(index: int, rate: int) -> np.ndarray:
-    """Input `index`, `(T,)` float32 within [-1, 1] at `rate` Hz."""
+    """Returns input `index`, `(T,)` float32 within [-1, 1] at `rate` Hz."""
     random = np.random.default_rng(index)
     kind = kind_of(index)
     time = np.arange(round(random.uniform(SHORTEST_S, LONGEST_S) * rate)) / rate
@@ -78,19 +78,19 @@ def sound(index: int, rate: int) -> np.ndarray:
     return np.clip(waveform, -1, 1).astype(np.float32)
 
 
-# Each of these takes a source of randomness and the seconds of every sample, (T,), and gives a waveform, (T,), of any
-# level.
+# Each of these takes a random generator and the time in seconds of every sample, (T,), and returns a waveform (T,) of
+# any level.
 
 
 def tone(frequency: float, time: np.ndarray, slope: float, decay_s: float) -> np.ndarray:
-    """A plucked or struck note: partials up to 10 kHz, the k-th at 1 / k^slope, dying away from its start."""
+    """Returns a plucked or struck note: decaying partials up to 10 kHz, the k-th with the amplitude 1 / k^slope."""
     partials = np.arange(1, 1 + min(20, int(10_000 / frequency)))[:, None]
     waves = np.sin(2 * np.pi * frequency * partials * time) / partials**slope
     return waves.sum(0) * np.exp(-time / decay_s) * np.minimum(1, time / 0.01)
 
 
 def sequence(time: np.ndarray, step_s: float, play: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `play` makes of the seconds since each step's start, one step after the other."""
+    """Concatenates the results of `play` for steps of equal length; it is given the seconds since a step's start."""
     return np.concatenate([play(part - part[0]) for part in np.array_split(time, max(1, round(time[-1] / step_s)))])
 
 
@@ -127,7 +127,7 @@ def drums(random: np.random.Generator, time: np.ndarray) -> np.ndarray:
 
 
 def coloured(slope: float) -> Callable[[np.random.Generator, np.ndarray], np.ndarray]:
-    """Noise whose power falls with the frequency to the power of `slope`, from 20 Hz on."""
+    """Returns a source of noise whose power is inverse to the frequency to the power of `slope`, from 20 Hz on."""
 
     def noise(random: np.random.Generator, time: np.ndarray) -> np.ndarray:
         spectrum = np.fft.rfft(random.standard_normal(len(time)))
@@ -148,7 +148,7 @@ def clicks(random: np.random.Generator, time: np.ndarray) -> np.ndarray:
 
 
 def struck(random: np.random.Generator, time: np.ndarray, per_second: float, decay_s: float) -> np.ndarray:
-    """Short noises at random times and of random strengths."""
+    """Returns short bursts of noise at random times, of random strength."""
     hits = random.exponential(size=len(time)) * (random.random(len(time)) < per_second * time[1])
     span = time[time < 6 * decay_s]
     noise = random.standard_normal(len(span)) * np.exp(-span / decay_s)

@@ -1,13 +1,14 @@
 """
-An hour of RAVDESS, its first half spoken angrily, its second calmly: is the border seen, and does memory stay flat?
+Tests the pipeline on an hour of RAVDESS whose first half is angry and whose second half is calm: detection of the
+boundary, and memory.
 
     python -m benchmarks.pipeline_long_recording CHECKPOINT RAVDESS_FOLDER [--minutes 60] [--window 3 --hop 3]
         [--actors 1 11 20 21] [--picture timeline.png]
 
-docs/timeline.png is this picture of `--window 3 --hop 1`. The actors are by default those of the checkpoint's own test
-part; their clips are repeated in random order. Printed are the peak memory of the process after a tenth of the
-recording and after all of it, where the scores put the border, and what the front end costs with and without cutting
-windows out of spectrograms.
+docs/timeline.png is the plot of `--window 3 --hop 1`. The default actors are those of the checkpoint's test part;
+their clips are repeated in random order. The command prints the peak memory of the process for a tenth of the
+recording and for all of it, the boundary according to the scores, and the time of the front end with and without
+cutting windows out of spectrograms.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
     )
     labels = list(classify.model.config.id2label.values())
     if unknown := sorted(CODES.keys() - labels):
-        sys.exit(f"error: {args.checkpoint} knows {', '.join(labels)}, and not {' or '.join(unknown)}.")
+        sys.exit(f"error: {args.checkpoint} has the classes {', '.join(labels)}, but not {' or '.join(unknown)}.")
     lengths = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in (args.minutes / 10, args.minutes):
@@ -73,14 +74,14 @@ def main() -> None:
     write_results(
         args.json, {"recordings": lengths, "front_end_s": front_end, **report_border(rows, args.minutes * 30)}
     )
-    print(f"drawn in {args.picture}")
+    print(f"wrote {args.picture}")
 
 
 def report_front_end(
     classify: MaxMViTAudioClassificationPipeline, path: Path, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Seconds from the file to the pictures of 3 s windows every 1 s: each window's waveform transformed, and windows
-    cut out of spectrograms computed once, which is what the pipeline does where windows overlap."""
+    """Times the computation of images of 3 s windows every 1 s from a file: from the waveform of each window, and cut
+    out of spectrograms that are computed once, as the pipeline does if windows overlap."""
     seconds, shortest = {}, pipeline_maxmvit.SHORTEST_CUT_S
     extractor = classify.feature_extractor
     for name, threshold in {"windows of waveform": math.inf, "windows of spectrogram": shortest}.items():
@@ -99,7 +100,7 @@ def report_front_end(
 
 
 def write_recording(path: Path, minutes: float, args: argparse.Namespace) -> None:
-    """Half `minutes` of angry clips, then as much of calm ones, piece by piece."""
+    """Writes half of `minutes` of angry clips, then as much of calm clips, piece by piece."""
     random = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         for code in CODES.values():
@@ -120,23 +121,23 @@ def peak_mib() -> float:
 
 
 def report_border(rows: list[dict], border_s: float) -> dict[str, float]:
-    heard = [row for row in rows if row["label"] != SILENCE]
-    centres = np.array([(row["start"] + row["end"]) / 2 for row in heard])
-    angry, calm = (np.array([row["scores"][label] for row in heard]) for label in CODES)
+    scored = [row for row in rows if row["label"] != SILENCE]
+    centres = np.array([(row["start"] + row["end"]) / 2 for row in scored])
+    angry, calm = (np.array([row["scores"][label] for row in scored]) for label in CODES)
     figures = {"border_s": border_s}
     for name, half in (("angry", centres < border_s), ("calm", centres >= border_s)):
         rightly = np.mean((angry > calm)[half] == (name == "angry"))
-        named = np.mean([row["label"] == name for row in np.array(heard, dtype=object)[half]])
+        named = np.mean([row["label"] == name for row in np.array(scored, dtype=object)[half]])
         figures |= {f"{name}_half_rightly": float(rightly), f"{name}_half_named": float(named)}
         print(f"{name} half: {100 * rightly:.1f} % of windows nearer to {name} than to the other, "
               f"{100 * named:.1f} % named {name}")  # fmt: skip
     evidence = np.log(angry + 1e-6) - np.log(calm + 1e-6)
-    before = np.arange(1, len(evidence))  # windows before each place where the border may be
+    before = np.arange(1, len(evidence))  # windows before each possible boundary
     sums = evidence.cumsum()[:-1]
     apart = sums / before - (evidence.sum() - sums) / (len(evidence) - before)
     best = int(np.argmax(before * (len(evidence) - before) * apart**2))  # the step that fits the evidence best
     found = (centres[best] + centres[best + 1]) / 2
-    print(f"the border lies at {clock(border_s)}; the scores put it at {clock(found)}")
+    print(f"the boundary is at {clock(border_s)}; according to the scores it is at {clock(found)}")
     return figures | {"border_found_s": float(found)}
 
 

@@ -1,10 +1,10 @@
 """
-What the pipeline costs beyond the model: the same batches of the same features through the bare model, and through
-`pipeline("audio-classification")`, by turns. At most 10 % is wanted.
+Measures the overhead of the pipeline: the same batches of features run through the bare model and through
+`pipeline("audio-classification")` in turn. The target is at most 10 %.
 
     python -m benchmarks.pipeline_overhead [CHECKPOINT] [--clips 64] [--batch_size 16] [--rounds 5] [--device cpu]
 
-Without a checkpoint, it is the model of configs/ravdess_small.yaml with random weights.
+The default checkpoint is the model of configs/ravdess_small.yaml with random weights.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SMALL = {
 
 
 class Prepared:
-    """Hands out features made beforehand, batch after batch: what the feature extractor would have given."""
+    """Stands in for a feature extractor, and returns prepared features batch by batch."""
 
     sampling_rate = 44_100
 

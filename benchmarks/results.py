@@ -1,4 +1,4 @@
-"""What a benchmark prints for its reader, as a file for programs: `--json FILE`."""
+"""Writes the results of a benchmark as JSON (`--json FILE`)."""
 
 import argparse
 import os
@@ -13,11 +13,11 @@ from ser.files import versions, write_json
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to which the figures are written, too")
 
 
 def take_json(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """`--json` out of the flags of a benchmark that hands the others on, and those others."""
+    """Returns the value of `--json` and the other options, which a benchmark passes on to the training command."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_json(parser)
     args, others = parser.parse_known_args(arguments)
@@ -26,11 +26,11 @@ def take_json(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 def write_results(path: Path | None, figures: Mapping[str, object]) -> None:
     """
-    Keeps what was measured, the command, and the machine and versions that it was measured with.
+    Writes the figures with the command, the machine and the versions of packages.
 
     Args:
-        path (`Path`, *optional*): What `--json` named; without it nothing is written.
-        figures: Name (with its unit at the end: `_s`, `_ms`, `_mib`) -> number, or a table of such.
+        path (`Path`, *optional*): Value of `--json`; without it nothing is written.
+        figures: Name (with its unit at the end: `_s`, `_ms`, `_mib`) -> number, or a table of these.
     """
     if path is None:
         return

@@ -1,10 +1,10 @@
-"""What noise, rooms, telephones and codecs cost a checkpoint, on clips of actors whom it has not heard.
+"""Measures the robustness of a checkpoint to noise, rooms, telephones and codecs on actors that it was not trained on.
 
     python -m benchmarks.robustness CHECKPOINT RAVDESS [--actors 1 11 20 21] [--picture robustness.png]
 
-For each condition: UA, what it lost against the clean clips, the share of answers that stayed the same, and the mean
-change of the probability of the clean answer. Every clip has noise of its own, the same in every run. The actors are
-by default those of the checkpoint's own test part (its validation part by `--part validation`).
+For each condition it prints UA, the loss of UA relative to clean clips, the share of unchanged predictions, and the
+mean change of the probability of the clean prediction. Every clip has its own noise, the same in every run. The
+default actors are those of the checkpoint's test part (or of its validation part with `--part validation`).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ser.data.corpora import Corpus, load_corpus
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_pipeline
 
-VOICES = 6  # that speak at once in babble
+VOICES = 6  # in babble
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("ravdess")
     parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's --part")
     parser.add_argument("--part", choices=("validation", "test"), default="test")
-    parser.add_argument("--picture", help="where to draw the losses")
+    parser.add_argument("--picture", help="file for a plot of UA by condition")
     add_json(parser)
     args = parser.parse_args()
     chosen = [f"{actor:02d}" for actor in args.actors or ()] or speakers_of(args.checkpoint, args.part)
@@ -50,7 +50,7 @@ def main() -> None:
     clean = None
     table: list[dict[str, Any]] = []
     print(f"{len(clips)} clips of actors {', '.join(chosen)}")
-    print("| condition | UA | lost | same answer | change of probability |\n|---|---|---|---|---|")
+    print("| condition | UA | lost | same prediction | change of probability |\n|---|---|---|---|---|")
     for name, change in conditions(crowd(corpus, chosen, rate), rate).items():
         changed = (change(clip, torch.Generator().manual_seed(index)) for index, clip in enumerate(clips))
         scores = probabilities(classify, (clip.numpy() for clip in changed), corpus.label_names)
@@ -71,14 +71,14 @@ def main() -> None:
     print(f"| mean of all but clean | | {lost:.3f} | | |")
     write_results(args.json, {"mean_lost": lost, "conditions": table})
     if args.picture:
-        draw(table, args.picture)
+        plot(table, args.picture)
 
 
 Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
-    """Name -> what is done to a clip; the first leaves it as it is."""
+    """Returns name -> change of a clip; the first one does not change it."""
 
     def babble(snr_db: float) -> Change:
         def apply(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -110,7 +110,7 @@ def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
 
 
 def crowd(corpus: Corpus, chosen: list[str], rate: int) -> list[torch.Tensor]:
-    """One clip of every other actor, in fixed order."""
+    """Returns one clip of every other actor, in fixed order."""
     audio, first = corpus.clips["audio"], dict[str | None, int]()
     for index, speaker in enumerate(corpus.speakers):
         if speaker not in chosen:
@@ -121,13 +121,13 @@ def crowd(corpus: Corpus, chosen: list[str], rate: int) -> list[torch.Tensor]:
 def probabilities(
     classify: MaxMViTAudioClassificationPipeline, waveforms: Iterator[np.ndarray], label_names: list[str]
 ) -> np.ndarray:
-    """`(clips, labels)`."""
+    """Returns the probabilities `(clips, labels)`."""
     answers = classify(waveform for waveform in waveforms)
     by_label = ({row["label"]: row["score"] for row in answer} for answer in answers)
     return np.array([[scores[label] for label in label_names] for scores in by_label])
 
 
-def draw(table: list[dict], path: str) -> None:
+def plot(table: list[dict], path: str) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained", dpi=150)
     axes = figure.add_subplot()
     names = [row["condition"] for row in table]
@@ -137,7 +137,7 @@ def draw(table: list[dict], path: str) -> None:
     axes.set(xlabel="UA", xlim=(0, 1))
     axes.legend()
     figure.savefig(path)
-    print(f"drawn in {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

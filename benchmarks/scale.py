@@ -1,17 +1,18 @@
-"""How long a large corpus takes to extract: measured on this machine's processes, projected to more of them.
+"""Measures the extraction of features by this machine's processes, and projects it to a large corpus and more cores.
 
     python -m benchmarks.scale RAVDESS --clips 400 --hours 400 --cores 2 64 512
 
-Measured is the extraction of clips from files to kept spectrograms, by 1 and by 2 processes of one thread each, and
-where there is a GPU, spectrograms of ready waveforms on it. Beside the time stands what the processors worked for it:
-on a machine with other work the first is longer, the second hardly. Projected is the second, of 2 processes:
+The command measures the extraction of clips from files to cached spectrograms, by 1 and by 2 processes of one thread
+each and, if there is a GPU, the spectrograms of decoded waveforms on it. It prints wall-clock time and CPU time; other
+work on the machine increases the first, but hardly the second. The projection is from the CPU time of 2 processes, and
+assumes that:
 
-- time grows with seconds of speech: clips longer than those measured cost less for each second, not more;
-- the cores are free, are cores and not hyperthreads, and slow each other down no more than two do here; the disk
-  delivers what is printed beside each number (files as large, a second, as those measured);
-- one process for each core; starting them, and finding what is missing, is not in it.
+- time is proportional to the seconds of speech (longer clips need no more time per second);
+- the cores are free, are not hyperthreads, and slow each other down no more than two cores do here; the disk is as
+  fast as printed beside each number (for files with the measured bit rate);
+- there is one process per core, and starting them and finding missing clips takes no time.
 
-A number of cores beyond those of this machine is a projection, and no measurement.
+Figures for more cores than this machine has are projections, not measurements.
 """
 
 import argparse
@@ -39,10 +40,12 @@ GPU_BATCH = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
-    parser.add_argument("--clips", type=int, default=400, help="measured, evenly spread over the corpus (default 400)")
-    parser.add_argument("--hours", type=float, default=400, help="of speech, projected (default 400: MSP-Podcast's)")
+    parser.add_argument(
+        "--clips", type=int, default=400, help="measured clips, evenly spread over the corpus (default 400)"
+    )
+    parser.add_argument("--hours", type=float, default=400, help="hours of speech to project to (default 400)")
     parser.add_argument("--cores", type=int, nargs="+", default=[2, 64, 512])
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median is taken (default 3)")
     add_json(parser)
     args = parser.parse_args()
     if not args.data_dir:
@@ -56,13 +59,13 @@ def main() -> None:
 
     measured: dict[str, float] = {}
     for count in PROCESSES:
-        taken_s, worked_s = np.median([extraction_s(paths, count) for _ in range(args.rounds)], axis=0).tolist()
-        measured |= {f"{count}_processes_clips_per_s": len(paths) / taken_s, f"{count}_processes_cpu_s": worked_s}
+        taken_s, cpu_s = np.median([extraction_s(paths, count) for _ in range(args.rounds)], axis=0).tolist()
+        measured |= {f"{count}_processes_clips_per_s": len(paths) / taken_s, f"{count}_processes_cpu_s": cpu_s}
         print(
-            f"{count} process(es): {len(paths) / taken_s:.1f} clips/s; {1e3 * worked_s / len(paths):.1f} ms of a core "
-            f"for each clip, so {count * len(paths) / worked_s:.1f} clips/s on free cores"
+            f"{count} process(es): {len(paths) / taken_s:.1f} clips/s; {1e3 * cpu_s / len(paths):.1f} ms of a core "
+            f"for each clip, so {count * len(paths) / cpu_s:.1f} clips/s on free cores"
         )
-    own = speech_s / worked_s  # seconds of speech in a second of one core, of the larger number of processes
+    own = speech_s / cpu_s  # seconds of speech per second of a core, with the larger number of processes
     print()
     print(f"| {args.hours:g} hours of speech on | hours | from the disk |\n|---|---|---|")
     projected = {}
@@ -72,7 +75,7 @@ def main() -> None:
         print(f"| {cores} cores | {projected[f'{cores}_cores_h']:.3g} | {mib:.0f} MiB/s |")
     if torch.cuda.is_available():
         projected["gpu_h"] = args.hours / gpu_rate(paths)
-        print(f"| {torch.cuda.get_device_name()}, waveforms ready | {projected['gpu_h']:.3g} | |")
+        print(f"| {torch.cuda.get_device_name()}, decoded waveforms | {projected['gpu_h']:.3g} | |")
     figures = {"clips": len(paths), "speech_s": speech_s, "hours": args.hours}
     write_results(args.json, figures | measured | projected)
 
@@ -82,23 +85,23 @@ def spread(paths: list[str], count: int) -> list[str]:
 
 
 def extraction_s(paths: list[str], processes: int) -> tuple[float, float]:
-    """Seconds that all clips take, from files to spectrograms that are kept; and those that processors worked."""
+    """Returns the wall-clock time and the CPU time for all clips, from files to cached spectrograms."""
     clips = Dataset.from_dict({"file": [Path(path).name for path in paths], "audio": paths})
     clips = clips.cast_column("audio", Audio(decode=False))
     with tempfile.TemporaryDirectory() as folder:
-        start, worked = time.perf_counter(), worked_s()
+        start, worked = time.perf_counter(), cpu_s()
         extract_features(clips, MaxMViTFeatureExtractor(), num_workers=processes, cache_dir=folder)
-        return time.perf_counter() - start, worked_s() - worked
+        return time.perf_counter() - start, cpu_s() - worked
 
 
-def worked_s() -> float:
-    """What processors have worked for this process and its children that have ended."""
-    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def cpu_s() -> float:
+    """Returns the CPU time of this process and its ended children."""
+    uses = [resource.getrusage(kind) for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def gpu_rate(paths: list[str]) -> float:
-    """Seconds of speech a second, of spectrograms of ready waveforms on a GPU."""
+    """Returns the seconds of speech per second for spectrograms of decoded waveforms on a GPU."""
     extractor = MaxMViTFeatureExtractor()
     waveforms = [read_audio(path, extractor.sampling_rate) for path in paths]
     batches = [waveforms[start : start + GPU_BATCH] for start in range(0, len(waveforms), GPU_BATCH)]

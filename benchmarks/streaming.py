@@ -1,17 +1,17 @@
-"""What memory a training that streams its clips takes, and whether that grows with their number.
+"""Measures the memory of training on streamed clips for different numbers of clips.
 
     python -m benchmarks.streaming RAVDESS --clips 2000 200000 --folder SCRATCH
 
-Of each recording of RAVDESS the 0.3 s in its middle become a clip, 26 kB in parquet files of 2,000 rows. Where more
-clips are asked for than there are recordings, their rows are repeated, within each speaker. `run_ser.py --streaming`
-then trains one pass over all speakers but one, whom it tests, in a process of its own with one worker and a model of
-8,000 weights. Twice in a second the memory of all its processes is added up:
+The middle 0.3 s of each RAVDESS recording are a clip, 26 kB in parquet files of 2,000 rows; for more clips, rows are
+repeated within each speaker. `run_ser.py --streaming` then trains one epoch on all speakers except one, which is
+tested, in a separate process with one worker and a model of 8,000 weights. Twice per second the memory of all its
+processes is added up:
 
-- RSS: what each has in memory, where a page that two share counts twice;
-- PSS: the same, with such a page counted once.
+- RSS: the memory of each process, in which a shared page counts several times;
+- PSS: the same, with shared pages divided among the processes.
 
-The highest sums are printed, and by how much those of the largest number of clips are above those of the smallest.
-Clips per second are of the whole command, in which every clip is read twice: once for the table, once for its batch.
+The command prints the highest sums, and the difference between the largest and the smallest number of clips. Clips per
+second are those of the whole command, in which every clip is read twice, for the table and for its batch.
 """
 
 import argparse
@@ -51,8 +51,10 @@ FLAGS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
-    parser.add_argument("--clips", type=int, nargs="+", default=[2000, 200_000], help="(default 2000 200000: 5.4 GB)")
-    parser.add_argument("--folder", help="where shards are written, and deleted afterwards (default: the system's)")
+    parser.add_argument(
+        "--clips", type=int, nargs="+", default=[2000, 200_000], help="numbers of clips (default 2000 200000: 5.4 GB)"
+    )
+    parser.add_argument("--folder", help="folder for temporary shards (default: that of the system)")
     add_json(parser)
     args = parser.parse_args()
     if not args.data_dir:
@@ -77,22 +79,22 @@ def main() -> None:
 
 
 def cut_clips(folder: Path) -> list[dict]:
-    """The middle of each recording of speech, as a row of a table."""
+    """Returns the middle of each recording of speech as a row of a table."""
     rows = []
     for known in RECORDS["ravdess"].tree(folder):
         if "label" in known:
             waveform = read_audio(known["audio"], RATE)
             start = (len(waveform) - int(SECONDS * RATE)) // 2
             file = io.BytesIO()
-            stretch = waveform[start : start + int(SECONDS * RATE)]
-            soundfile.write(file, stretch, RATE, format="WAV", subtype="PCM_16")
+            middle = waveform[start : start + int(SECONDS * RATE)]
+            soundfile.write(file, middle, RATE, format="WAV", subtype="PCM_16")
             audio = {"bytes": file.getvalue(), "path": known["audio"].name}
             rows.append({"audio": audio, "label": known["label"], "speaker": known["speaker"]})
     return rows
 
 
 def write_shards(folder: Path, clips: list[dict], count: int) -> None:
-    """As many rows, each clip as often as any other, in the form that `datasets` writes and the Hub holds."""
+    """Writes so many rows, with each clip equally often, in the form of `datasets` and the Hub."""
     folder.mkdir()
     schema, files = FEATURES.arrow_schema, -(-count // ROWS_OF_FILE)
     for file in range(files):
@@ -102,7 +104,7 @@ def write_shards(folder: Path, clips: list[dict], count: int) -> None:
 
 
 def train(folder: Path) -> dict[str, float]:
-    """Seconds, and the highest sums of memory, of one pass over the shards in a folder."""
+    """Trains one epoch on the shards in a folder; returns the seconds and the highest sums of memory."""
     command = [sys.executable, str(ROOT / "run_ser.py"), *FLAGS, "--dataset_name", str(folder / "shards")]
     command += ["--cache_dir", str(folder / "cache"), "--output_dir", str(folder / "out"), "--test_speakers", "24"]
     started, peaks = time.perf_counter(), {"rss_gib": 0.0, "pss_gib": 0.0}
@@ -116,7 +118,7 @@ def train(folder: Path) -> dict[str, float]:
 
 
 def memory_of(process: psutil.Process) -> dict[str, float]:
-    """GiB that a process and its children have in memory now."""
+    """Returns the current memory of a process and its children in GiB."""
     sums = {"rss_gib": 0.0, "pss_gib": 0.0}
     for each in (process, *process.children(recursive=True)):
         try:

@@ -1,14 +1,14 @@
-"""Collects the predictions of finished folds in results/, and prints the tables of scores from them.
+"""Collects the predictions of finished folds in results/, and prints tables of scores from them.
 
     python -m benchmarks.tables --collect out/emobox --recipe ravdess_small    # folds of `run_ser.py --fold all`
     python -m benchmarks.tables                                                # all tables, Markdown
     python -m benchmarks.tables --against ravdess_small                        # with differences to one recipe
 
-`results/CORPUS/PROTOCOL/RECIPE/seedS/foldF.csv` holds one row per test clip: its file name, speaker, label, prediction
-and the probability of each class. A row of a table is one recipe: UA and WA of all test clips of all folds together
-(pooled), as the mean over seeds, with 95 % bootstrap intervals over clips and over speakers (the same draws for every
-recipe), the mean and standard deviation of UA over folds, and the difference in pooled UA to another recipe with its
-paired interval over speakers.
+`results/CORPUS/PROTOCOL/RECIPE/seedS/foldF.csv` has one row per test clip: its file name, speaker, label, prediction
+and the probability of each class. A table has one row per recipe: UA and WA over all test clips of all folds (pooled),
+averaged over seeds, with 95 % bootstrap intervals over clips and over speakers (the same draws for every recipe), the
+mean and standard deviation of UA over folds, and the difference in pooled UA to another recipe with its paired
+interval over speakers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.ablation import unweighted_accuracy
 from benchmarks.results import add_json, write_results
-from ser.files import whole
+from ser.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RESAMPLES = 2_000
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--collect", type=Path, help="output directory of a finished run, of one fold or of all")
     parser.add_argument("--recipe", help="name of the recipe of --collect")
-    parser.add_argument("--against", help="recipe that the others are compared with")
+    parser.add_argument("--against", help="recipe with which the others are compared")
     add_json(parser)
     args = parser.parse_args()
     if args.collect:
@@ -52,8 +52,8 @@ def main() -> None:
 
 def collect(output_dir: Path, recipe: str, results: Path) -> None:
     """
-    Copies the predictions of each finished fold, probabilities rounded to four digits, to its place; of late fusion
-    those of the classifiers alone, too, as the recipes `RECIPE_images` and `RECIPE_speech`.
+    Copies the predictions of each finished fold to `results`, with probabilities rounded to four digits; of late
+    fusion also those of each classifier alone, as the recipes `RECIPE_images` and `RECIPE_speech`.
     """
     folders = sorted(output_dir.glob("fold*/metrics.json")) or [output_dir / "metrics.json"]
     for path in folders:
@@ -72,7 +72,7 @@ def copy_predictions(source: Path, target: Path) -> None:
         rows = list(csv.DictReader(file))
     classes = [name for name in rows[0] if name.startswith("p_")]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["clip", "speaker", "label", "prediction", *classes])
         for row in rows:
@@ -85,7 +85,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     Reads the predictions of a recipe.
 
     Returns:
-        `clips`, `speakers`, `labels` and `folds`, arrays of N, and `hits`, `(seeds, N)`, of the folds that all seeds
+        `clips`, `speakers`, `labels` and `folds`, arrays of N, and `hits`, `(seeds, N)`, for the folds that all seeds
         have, sorted by fold and clip.
     """
     by_seed: dict[str, dict[tuple[int, str], dict[str, str]]] = defaultdict(dict)
@@ -106,7 +106,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def rows_of(protocol: Path, against: str | None = None) -> list[dict[str, Any]]:
-    """One row of figures for each recipe of a protocol, the best first."""
+    """Returns one row of figures for each recipe of a protocol, the best first."""
     found = {folder.name: read_recipe(folder) for folder in sorted(protocol.iterdir()) if folder.is_dir()}
     rows = []
     for name, recipe in found.items():
@@ -139,12 +139,12 @@ def rows_of(protocol: Path, against: str | None = None) -> list[dict[str, Any]]:
 
 
 def clip_draws(count: int) -> np.ndarray:
-    """How often each clip is drawn, `(draws, clips)`, the same for all recipes."""
+    """Returns how often each clip is drawn, `(draws, clips)`, the same for all recipes."""
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
 
 
 def speaker_draws(speakers: np.ndarray) -> np.ndarray:
-    """How often each clip is drawn where whole speakers are."""
+    """Returns how often each clip is drawn if whole speakers are drawn."""
     names, index = np.unique(speakers, return_inverse=True)
     times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     return times[:, index]

@@ -1,14 +1,14 @@
-"""How long an epoch takes, this way and the reference's.
+"""Compares the time of an epoch with that of the reference implementation.
 
     python -m benchmarks.training_epoch configs/ravdess_small.yaml --data_dir ../shared/data/ravdess
 
-Takes the recipe and flags of run_ser.py. The reference's way decodes the clips and computes the images with librosa at
-every epoch, and trains in float32 with two optimizers; here the images are computed once, and read from disk. Both
-train the same model on batches of the same size from the training part, in turns; the first steps are not counted. The
-times are given per clip and for an epoch of the recipe. Where there is a GPU, the published model
-(base + base) follows, on one batch of random images: a float32 loop with two optimizers, and a loop with what the
-engine sets up for `--bf16 --channels_last`, without and with gradient checkpointing. Its FLOP are those of the
-model's own forward and backward pass; what checkpointing computes again does not count.
+The arguments are those of run_ser.py. The reference decodes the clips and computes the images with librosa in every
+epoch, and trains in float32 with two optimizers; here the spectrograms are computed once, and read from disk. Both
+train the same model on batches of the same size from the training part, in turn; the first steps are not counted.
+Times are printed per clip and for an epoch of the recipe. If there is a GPU, the published model (base + base)
+follows, on one batch of random images: a float32 loop with two optimizers, and a loop with the settings of the engine
+for `--bf16 --channels_last`, without and with gradient checkpointing. The FLOP are those of the model's forward and
+backward pass, without recomputation by checkpointing.
 """
 
 import sys
@@ -41,7 +41,7 @@ def main() -> None:
     if torch.cuda.is_available():
         figures["base_model"] = base_model(torch.device("cuda"))
     else:
-        print("No GPU here: base + base in bfloat16 not measured.")
+        print("No GPU: base + base in bfloat16 was not measured.")
     write_results(json_path, figures)
 
 
@@ -116,7 +116,7 @@ def train_step(
 def base_model(
     device: torch.device, config: MaxMViTConfig | None = None, batch_size: int = 16, steps: int = 20
 ) -> dict[str, dict[str, float]]:
-    """Clips per second, share of the peak and memory of training, for three ways to do it."""
+    """Measures clips per second, share of the peak and memory of training in three ways."""
     config = config or MaxMViTConfig(num_labels=4)
     size: Any = config.image_size
     shape = (batch_size, 3, size, size)
@@ -167,7 +167,7 @@ def plain(model: MaxMViTForAudioClassification) -> tuple[list[torch.optim.Optimi
 
 
 def engine(model: MaxMViTForAudioClassification) -> tuple[list[torch.optim.Optimizer], bool]:
-    """What SERTrainer sets up for --bf16 --channels_last."""
+    """Sets up a model like SERTrainer with --bf16 --channels_last."""
     model.branches()["cqt"].to(memory_format=torch.channels_last)
     algorithms, every = {"cqt": "adam", "mel": "radam", "head": "adam"}, ("cqt", "mel", "head")
     groups = branch_parameter_groups(model, algorithms, dict.fromkeys(every, 2e-4), dict.fromkeys(every, 0.0))

@@ -1,10 +1,10 @@
-"""What the engine costs: steps per second of a run on cached spectrograms, against a bare loop over ready batches.
+"""Measures the overhead of the training engine: steps per second on cached spectrograms, and of a bare loop.
 
     python -m benchmarks.training_overhead configs/ravdess_small.yaml --data_dir ../shared/data/ravdess
 
-Takes the recipe and flags of run_ser.py. Both sides do the same forward, backward, clipping and update on batches of
-the same size, in turns in one process; the bare loop draws, augments, logs and watches nothing. All the time counts
-that passes from the end of the first step of a turn to the end of its last.
+The arguments are those of run_ser.py. Both do the same forward pass, backward pass, clipping and update on batches of
+the same size, in turn in one process; the bare loop has ready batches, and does not render, augment, log or check
+anything. Time is measured from the end of the first step of a turn to the end of its last.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ ROUNDS, STEPS = 4, 16
 
 
 class StepClock(TrainerCallback):
-    """Seconds from the end of the first step to the end of the last."""
+    """Measures the seconds from the end of the first step to the end of the last."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -43,7 +43,7 @@ class StepClock(TrainerCallback):
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that was asked of it."""
+    """Returns the time in seconds after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainingArguments]:
-    """What makes a trainer as run_ser.py would for these flags, to train `STEPS` steps and nothing besides."""
+    """Returns a function that creates the trainer of run_ser.py for these options, limited to `STEPS` steps."""
     model_args, data_args, args = parse_arguments(arguments)
     if args.gradient_accumulation_steps > 1:
         sys.exit("error: a step must be one batch here: leave out --gradient_accumulation_steps.")
@@ -99,7 +99,7 @@ def prepare(arguments: list[str]) -> tuple[Callable[..., SERTrainer], SERTrainin
 
 
 def bare_loop(model: MaxMViTForAudioClassification, trainer: SERTrainer, args: SERTrainingArguments) -> float:
-    """Adam and RAdam on batches that lie ready on the device; the seconds from the first step's end to the last's."""
+    """Trains by Adam and RAdam on batches on the device; returns the seconds from the end of the first step."""
     loader = iter(trainer.get_train_dataloader())
     count = min(4, len(trainer.get_train_dataloader()))
     batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""The same as `train_with_trainer.py` by this project's Trainer: an optimizer and a learning rate for each branch,
-checkpoints that a killed run goes on from, and the best weights by UA.
+"""Trains like `train_with_trainer.py`, but with this project's Trainer: an optimizer and a learning rate for each
+branch, checkpoints from which an interrupted run resumes, and the best weights by UA.
 
     python examples/train_with_ser_trainer.py FOLDER OUTPUT_DIR
 """

@@ -3,7 +3,7 @@
 
     python examples/train_with_trainer.py FOLDER OUTPUT_DIR
 
-Clips are divided at random, so their speakers are shared: run_ser.py keeps speakers apart.
+Clips are divided at random, so training and test share speakers; run_ser.py keeps speakers apart.
 """
 
 import sys
@@ -33,7 +33,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def load(folder: str, image_size: int) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor, DatasetDict]:
-    """A small model with random weights, its feature extractor, and the clips with their images in two parts."""
+    """Returns a small model with random weights, its feature extractor, and clips with images in two parts."""
     clips = sorted(Path(folder).glob("*/*.wav"))
     table = Dataset.from_dict({"file": list(map(str, clips)), "labels": [path.parent.name for path in clips]})
     table = table.class_encode_column("labels")

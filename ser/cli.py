@@ -1,7 +1,7 @@
-"""The command line of training: recipes and options over them, help, and what is checked before any clip is read.
+"""Command line of training: recipes, options that override them, help, and checks before any clip is read.
 
-What needs no torch, which takes seconds to import, does not import it: help, recipes and misspelt options. What an
-option needs to have an effect, and its bounds, are in the metadata of its field (see `ser/arguments.py`).
+Help, recipes and misspelt options are handled without torch, whose import takes seconds. The bounds of an option, and
+what it needs to have an effect, are in the metadata of its field (see `ser/arguments.py`).
 """
 
 import argparse
@@ -32,37 +32,37 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 MAX_DEPTH = 10  # of lists and mappings in a recipe
 SHOW_ALL = "--help_all"
 LIST_CORPORA = "--list_corpora"
-SETTINGS = {"help", "aliases"}  # the metadata of a field that argparse takes
+ARGPARSE_METADATA = {"help", "aliases"}
 WITHOUT_VALIDATION: dict[str, Any] = {
     **dict.fromkeys(("load_best_model_at_end", "do_eval", "eval_on_start", "calibrate"), False),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better", "eval_steps"), None),
     **{"eval_strategy": "no", "eval_delay": 0, "early_stopping_patience": 0, "save_total_limit": 1},
 }
-"""Options that have no effect without a validation set, and what they are then."""
-MUST_VALIDATE = {"load_best_model_at_end", "calibrate", "early_stopping_patience"}  # whose absence changes the model
+"""Options that have no effect without a validation set, and the values that they are then set to."""
+MUST_VALIDATE = {"load_best_model_at_end", "calibrate", "early_stopping_patience"}  # refused then, not just ignored
 BRANCH_OPTIMIZERS = ("optim", "cqt_optimizer", "mel_optimizer", "head_optimizer", "speech_optimizer")
 DECIDING = {
     **dict.fromkeys(("an optimizer with betas", "an optimizer with eps"), BRANCH_OPTIMIZERS),
     "several corpora": ("dataset_name",),
 }
-"""What decides whether needs are met that are not options themselves."""
+"""Needs that are not options themselves, and the options on which they depend."""
 EXAMPLE_OPTIONS = {
-    "trust_remote_code": "the model's code is this project's",
+    "trust_remote_code": "the model's code is that of this project",
     "ignore_mismatched_sizes": "a last layer for other classes is always new",
     "freeze_feature_encoder": "the convolutions of a speech encoder are never trained",
     "attention_mask": "a speech encoder always gets the mask that it was trained with",
 }
-"""Options of transformers' run_audio_classification.py that change nothing here, and why."""
+"""Options of transformers' run_audio_classification.py without effect here, and why."""
 UNSUPPORTED = {
     "model_revision": "fetch that revision by `hf download NAME --revision REVISION`, and name its folder by "
     "--model_name_or_path",
-    "config_name": "--model_name_or_path brings the configuration, --cqt_backbone and others describe a new model",
-    "feature_extractor_name": "--model_name_or_path brings the extractor, --feature_extractor_kwargs changes it",
+    "config_name": "--model_name_or_path includes the configuration, --cqt_backbone and others describe a new model",
+    "feature_extractor_name": "--model_name_or_path includes the extractor, --feature_extractor_kwargs changes it",
     "train_file": "name a CSV of file,label[,speaker][,split] by --dataset_name",
     "eval_file": "name a CSV of file,label[,speaker][,split] by --dataset_name",
     "token": "log in by `hf auth login`, or set HF_TOKEN",
 }
-"""Its options that cannot be taken here, and what to do instead."""
+"""Its options that are not supported here, and what to do instead."""
 
 
 def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | None = None) -> None:
@@ -74,7 +74,7 @@ def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | Non
         others (`Mapping`, *optional*): Bounds of fields that have none in their metadata, by name.
 
     Raises:
-        ValueError: A number is out of bounds or not finite; names the option.
+        ValueError: A number is out of bounds or not finite; the message names the option.
     """
     checks = {
         "at_least": lambda value, bound: value >= bound,
@@ -94,16 +94,16 @@ def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | Non
 
 
 def refuse(message: str) -> NoReturn:
-    """Ends the command as `argparse` does."""
+    """Prints an error and ends the command with code 2, like `argparse`."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-# ---- the parser
+# ---- The parser ----
 
 
 def _module_of_transformers(name: str) -> ModuleType:
-    """A module of transformers that imports no other, without the package around it, which takes seconds to import."""
+    """Imports a self-contained module of transformers without the package itself, whose import takes seconds."""
     package = importlib.util.find_spec("transformers")
     if package is None or package.origin is None:
         raise ImportError("transformers is not installed: pip install -r requirements.txt")
@@ -139,13 +139,13 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 class Parser(_hf_argparser.HfArgumentParser):
     """
-    `transformers.HfArgumentParser` with recipes, a group of help for each class that has fields of its own, and the
-    nearest option where one is misspelt.
+    `transformers.HfArgumentParser` with recipes, a group in help for each class that defines fields, and suggestions
+    for misspelt options.
 
     Args:
-        dataclass_types (iterable of `type`): Dataclasses. A field that an earlier one has too is left to that one.
-        hidden (iterable of `str`): Further options with one value or none, which help does not list.
-        kwargs: Of `argparse.ArgumentParser`.
+        dataclass_types (iterable of `type`): Dataclasses. If several have a field, the first one defines it.
+        hidden (iterable of `str`): Further options with at most one value, which help does not list.
+        kwargs: Arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, dataclass_types: Iterable[type], hidden: Iterable[str] = (), **kwargs: Any):
@@ -157,7 +157,7 @@ class Parser(_hf_argparser.HfArgumentParser):
         for action in self._actions:
             if isinstance(action, argparse._StoreFalseAction):
                 action.help = argparse.SUPPRESS
-            elif _is_switch(action) and action.nargs is None:  # of `bool | None`, which may stand alone too
+            elif _is_switch(action) and action.nargs is None:  # `bool | None`, whose value may be omitted, too
                 action.nargs, action.const = "?", True
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
@@ -168,28 +168,28 @@ class Parser(_hf_argparser.HfArgumentParser):
             owner = next(kind for kind in dtype.__mro__ if each.name in inspect.get_annotations(kind))
             title = (owner.__doc__ or "").strip().partition("\n")[0]
             if owner.__module__.startswith("transformers."):
-                title = f"All else that transformers.{owner.__name__} has"
+                title = f"Other options of transformers.{owner.__name__}"
             if title not in groups:
                 groups[title] = self.add_argument_group(title)
             each = copy(each)
             each.type = hints[each.name]
-            each.metadata = {name: value for name, value in each.metadata.items() if name in SETTINGS}  # type: ignore
+            each.metadata = {name: value for name, value in each.metadata.items() if name in ARGPARSE_METADATA}  # type: ignore
             self._parse_dataclass_field(groups[title], each)
 
     def read(self, arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        The options that a command line gives.
+        Reads the options of a command line.
 
         Args:
-            arguments: The command line. What ends in .yaml or .yml is a recipe, wherever it stands, unless it is the
-                value of an option.
+            arguments: The command line. An argument that ends in .yaml or .yml is a recipe, wherever it is, unless it
+                is the value of an option.
 
         Returns:
-            By the names of their fields the values given in recipes, of which a later one goes over an earlier one,
-            and those given by options.
+            The values in recipes, of which later ones override earlier ones, and the values of options, both by the
+            names of their fields.
 
         Raises:
-            SystemExit: An option is unknown or its value cannot be read, or a recipe cannot be read.
+            SystemExit: An option is unknown, its value cannot be read, or a recipe cannot be read.
         """
         self.check_names(arguments)
         recipe: dict[str, Any] = {}
@@ -216,8 +216,8 @@ class Parser(_hf_argparser.HfArgumentParser):
         return {name: value for name, value in vars(namespace).items() if value is not unset}
 
     def check_names(self, arguments: Sequence[str], others: Iterable[str] = ()) -> None:
-        """Ends the command at what is not an option, nor one of the `others`, and says which is the nearest: an
-        argument that begins with `--`, or a line of a recipe."""
+        """Ends the command if an argument or a line of a recipe names neither an option nor one of the `others`, and
+        suggests the nearest one."""
         known = {option[2:] for option in self._option_string_actions if "-" not in option[2:]} | {*others}
         for place, argument in enumerate(arguments):
             if self._is_recipe(arguments, place):
@@ -228,7 +228,7 @@ class Parser(_hf_argparser.HfArgumentParser):
                 _check_name(written[2:].replace("-", "_"), known, written)
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # each has a second spelling, with hyphens
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # without the second spelling, with hyphens
         refuse(f"{message[:500]}{self._reading}. --help lists the options.")
 
 
@@ -248,11 +248,11 @@ def _is_switch(action: argparse.Action) -> bool:
 
 def command_parser(with_inherited: bool = True) -> Parser:
     """
-    The parser of the training command.
+    Returns the parser of the training command.
 
     Args:
-        with_inherited (`bool`, defaults to True): Whether it has the options of `transformers.TrainingArguments` of
-            which this project says nothing, which takes seconds to import.
+        with_inherited (`bool`, defaults to True): Whether to include the options of `transformers.TrainingArguments`
+            that this project does not change, whose import takes seconds.
     """
     from ser.arguments import DataArguments, ModelArguments, TrainingOptions
 
@@ -266,32 +266,32 @@ def command_parser(with_inherited: bool = True) -> Parser:
 
 def answer_at_once(arguments: Sequence[str], description: str) -> None:
     """
-    Answers `--help`, `--help_all` and `--list_corpora`, and refuses misspelt options and recipes that cannot be read.
+    Handles `--help`, `--help_all` and `--list_corpora`, and refuses misspelt options and unreadable recipes.
 
     Args:
         arguments: The command line.
-        description: What help says first.
+        description: First paragraph of the help.
 
     Raises:
         SystemExit: 0 after help or the table of corpora, 2 after an error.
     """
     if LIST_CORPORA in arguments:
-        from ser.data.corpora.registry import list_corpora  # which takes a second to import
+        from ser.data.corpora.registry import list_corpora  # an import that takes a second
 
         print(list_corpora())
         raise SystemExit(0)
     parser = command_parser(with_inherited=SHOW_ALL in arguments)
     if {"-h", "--help", SHOW_ALL} & {*arguments}:
         parser.description = description.strip()
-        parser.epilog = f"{SHOW_ALL} lists the other options, which are those of transformers.TrainingArguments.\n"
-        parser.epilog += f"{LIST_CORPORA} lists the corpora that are known by name."
+        parser.epilog = f"{SHOW_ALL} also lists the other options of transformers.TrainingArguments.\n"
+        parser.epilog += f"{LIST_CORPORA} lists the known corpora."
         parser.print_help()
         raise SystemExit(0)
     parser.check_names(arguments, _inherited_names())
 
 
 def _inherited_names() -> set[str]:
-    """Names of the fields of `transformers.TrainingArguments`, read from its text."""
+    """Returns the names of the fields of `transformers.TrainingArguments`, read from its source code."""
     package = importlib.util.find_spec("transformers")
     assert package is not None and package.origin is not None
     text = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
@@ -300,19 +300,19 @@ def _inherited_names() -> set[str]:
     return names | {f"no_{name}" for name in names}
 
 
-# ---- recipes
+# ---- Recipes ----
 
 
 def read_recipe(path: str) -> dict[str, list[str]]:
     """
-    The settings of a YAML file, each with its values as a command line holds them.
+    Reads the options in a YAML file, each with its values as on a command line.
 
     Raises:
-        SystemExit: It cannot be read, is not a list of settings, or has one twice.
+        SystemExit: The file cannot be read, is not a list of options, or has an option twice.
     """
     try:
         settings = _parse_yaml(find_recipe(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number or day that is not one
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an invalid number or date
         refuse(f"recipe {path} cannot be read: {error}")
     if not isinstance(settings, dict):
         refuse(f"recipe {path} is not a list of `option: value` lines.")
@@ -329,12 +329,12 @@ def read_recipe(path: str) -> dict[str, list[str]]:
 
 
 def _parse_yaml(text: str) -> object:
-    """What YAML holds, unless a few lines of it could cost minutes or gigabytes, or it has a key twice."""
+    """Parses YAML; raises if it has a key twice, or aliases or nesting that could take minutes or gigabytes."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"it nests over {MAX_DEPTH} lists and mappings")
+            raise yaml.YAMLError(f"it nests more than {MAX_DEPTH} lists and mappings")
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"it repeats a value by *{event.anchor}; write it out")
     nodes = [yaml.compose(text, yaml.SafeLoader)]
@@ -353,27 +353,27 @@ def _parse_yaml(text: str) -> object:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of that name or, where there is none and it is named as in the project's root (`configs/demo.yaml`),
-    the recipe that is installed beside this code."""
+    """Returns the file of that name or, if it does not exist and is named like `configs/demo.yaml`, the recipe that is
+    installed with this code."""
     path, root = Path(name), Path(__file__).parents[1]
     if path.parent != Path("configs") or path.exists():
         return path
     return next((p for p in (root / path, root / "ser" / "recipes" / path.name) if p.is_file()), path)
 
 
-# ---- what the options given mean together
+# ---- Combinations of options ----
 
 
 @dataclass
 class Given:
     """
-    The options given, and what there is to say of them.
+    The options of a run, and warnings about them.
 
     Args:
-        recipe: In recipes, by the names of their fields.
-        line: On the command line.
-        values: All of them, as they are changed here.
-        overridden: What the command line decides: its options, and a recipe's that have no effect beside them.
+        recipe: Options in recipes, by the names of their fields.
+        line: Options on the command line.
+        values: All options, with the changes made below.
+        overridden: Options on the command line, and options of recipes that have no effect because of them.
         notes: Warnings.
     """
 
@@ -387,11 +387,11 @@ class Given:
         self.values, self.overridden = self.recipe | self.line, {*self.line}
 
     def is_moot(self, name: str, because: Iterable[str]) -> bool:
-        """Whether an option of a recipe has no effect `because` of options that the command line decides."""
+        """Returns whether an option of a recipe has no effect `because` of options on the command line."""
         return name not in self.line and bool({*because} & self.overridden)
 
     def drop(self, name: str, note: str, because: Iterable[str]) -> None:
-        """Leaves out an option that has no effect, with a warning, or without one if it [`is_moot`]."""
+        """Leaves out an option without effect, with a warning unless it [`is_moot`]."""
         if self.is_moot(name, because):
             self.overridden.add(name)
         else:
@@ -401,14 +401,14 @@ class Given:
 
 def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataArguments", "SERTrainingArguments"]:
     """
-    Reads recipes, wherever they stand, and the options over them.
+    Parses the recipes and options of a command line.
 
     Returns:
-        Model, data and training arguments. An option that has no effect is left out, with a warning.
+        Model, data and training arguments. Options without effect are left out, with a warning.
 
     Raises:
         SystemExit: An option is unknown or cannot be read.
-        ValueError: A value does not work, or options contradict each other.
+        ValueError: A value is out of range, or options contradict each other.
     """
     from transformers.utils import logging
 
@@ -442,7 +442,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
 
 
 def default_of(each: Any) -> Any:
-    """The default of a dataclass's field."""
+    """Returns the default of a dataclass field."""
     return each.default if each.default_factory is MISSING else each.default_factory()
 
 
@@ -455,14 +455,14 @@ def _settle_example_options(given: Given) -> None:
 
 
 def _settle_parts_to_do(given: Given) -> None:
-    """`--do_train`, `--do_eval` and `--do_predict` as in transformers' examples; none of them means all."""
+    """Applies `--do_train`, `--do_eval` and `--do_predict` as in transformers' examples; none of them means all."""
     chosen = [name for name in ("do_train", "do_eval", "do_predict") if given.values.get(name)]
     for name in ("do_train", "do_predict"):
         given.values[name] = name in chosen or not chosen
 
 
 def _settle_model(given: Given) -> None:
-    """A checkpoint named on the command line brings the model that it has, whatever a recipe says of another."""
+    """Drops a recipe's options about the model if the command line names a checkpoint, which has its own."""
     from ser.arguments import ModelArguments
 
     if given.line.get("model_name_or_path"):
@@ -479,7 +479,7 @@ def _validation_share(chosen: Mapping[str, Any]) -> float:
 
 
 def _settle_schedule(given: Given) -> None:
-    """Defaults that follow from other options, so that these work as they do in transformers."""
+    """Sets defaults that depend on other options, so that these work as in transformers."""
     chosen = dict(given.values)
     if chosen.get("warmup_steps") and "lr_scheduler_type" not in chosen:
         given.values["lr_scheduler_type"] = "linear"
@@ -501,12 +501,12 @@ def _settle_schedule(given: Given) -> None:
         if saves not in (evaluates, "best"):
             given.values["load_best_model_at_end"] = False
             given.notes.append(
-                f"The last weights are the result, not the best: --save_strategy {saves} keeps no checkpoint of them."
+                f"The result is the last weights, not the best: --save_strategy {saves} keeps no checkpoint of those."
             )
 
 
 def _settle_validation(given: Given) -> None:
-    """Without a validation set, gives the options that follow it the values that they have then."""
+    """Without a validation set, resets the options that depend on it."""
     from ser.data.protocols import EVERYTHING
 
     chosen = dict(given.values)
@@ -515,10 +515,10 @@ def _settle_validation(given: Given) -> None:
     if _validation_share(chosen) != 0:
         return
     given.values["validation_share"] = 0.0
-    remedy = "or keep clips to validate on by a --validation_share above 0"
+    remedy = "or set --validation_share above 0"
     if (schedule := chosen.get("lr_scheduler_type", "reduce_lr_on_plateau")) in ("reduce_lr_on_plateau", "greedy"):
         raise ValueError(
-            f"--lr_scheduler_type {schedule} follows the validation score, and there is no validation set: name "
+            f"--lr_scheduler_type {schedule} depends on the validation score, and there is no validation set: choose "
             f"another, such as cosine, {remedy}."
         )
     for name, value in WITHOUT_VALIDATION.items():
@@ -531,19 +531,19 @@ def _settle_validation(given: Given) -> None:
 
 
 def _unused(given: Given, defaults: Mapping[str, Any]) -> Iterator[tuple[str, str, set[str]]]:
-    """Options that have no effect beside the others: their names, what to say, and the options that decide it."""
-    from ser.arguments import NEEDS, DataArguments, ModelArguments, TrainingOptions
+    """Yields options without effect: the name, a message, and the options on which that depends."""
+    from ser.arguments import INHERITED_NEEDS, DataArguments, ModelArguments, TrainingOptions
 
     values = {**defaults, **given.values}
     facts = values | _facts(values)
     own = {each.name: each for kind in (ModelArguments, TrainingOptions, DataArguments) for each in fields(kind)}
-    # A checkpoint brings what is not known here; see `check_model`.
+    # The configuration of a checkpoint is not known yet; see `check_model`.
     unknown = {"speech_encoder", "filter_bank", "fusion"} if values["model_name_or_path"] else set()
     for name, value in given.values.items():
         if value in (defaults.get(name), None, False, 0, "{}"):
             continue
         needs = [*(own[name].metadata.get("needs", ()) if name in own else ())]
-        needs += [need for start, wanted in NEEDS.items() if name.startswith(start) for need in wanted]
+        needs += [need for start, wanted in INHERITED_NEEDS.items() if name.startswith(start) for need in wanted]
         for need in needs:
             terms = [_Term.read(text) for text in need.split(" or ")]
             subjects = {each for term in terms for each in DECIDING.get(term.name, (term.name,))}
@@ -568,7 +568,7 @@ def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Term:
-    """One condition of a need: `name`, `name=value`, or either after `no `."""
+    """One condition of a need: `name` or `name=value`, negated by a leading `no `."""
 
     name: str
     value: str | None
@@ -589,7 +589,7 @@ class _Term:
 
 
 def _without(terms: Sequence[_Term], options: Iterable[str]) -> str:
-    """Says which need is not met."""
+    """Describes the unmet need of an option."""
     shown: dict[bool, list[str]] = {False: [], True: []}
     for term in terms:
         name = f"--{term.name}" if term.name in options else term.name
@@ -605,7 +605,7 @@ def _check_metric(args: "SERTrainingArguments", data_args: "DataArguments") -> N
 
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
-        raise ValueError(f"--metric_for_best_model {metric} is a score of votes: add --soft_labels votes.")
+        raise ValueError(f"--metric_for_best_model {metric} needs votes: add --soft_labels votes.")
     known = (*SCORES, "loss", *DISTRIBUTION_SCORES)
     if metric and metric not in known:
         raise ValueError(
@@ -618,13 +618,11 @@ def _check_streaming(args: "SERTrainingArguments") -> None:
 
     for name in ("waveform_copies", "test_window"):
         if getattr(args, name):
-            raise ValueError(f"--{name} works on spectrograms that are kept: leave it out, or --streaming.")
+            raise ValueError(f"--{name} needs cached spectrograms: leave it out, or --streaming.")
     if args.train_sampling_strategy != "random":
-        raise ValueError(
-            "--train_sampling_strategy is not used with --streaming, whose order is its own: leave it out."
-        )
+        raise ValueError("--train_sampling_strategy has no effect on the order of --streaming: leave it out.")
     if args.accelerator_config != AcceleratorConfig():
-        raise ValueError("--accelerator_config is not used with --streaming, whose order is its own: leave it out.")
+        raise ValueError("--accelerator_config has no effect on the order of --streaming: leave it out.")
 
 
 def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERTrainingArguments") -> None:
@@ -632,11 +630,11 @@ def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERT
     Checks that the options are compatible with the model, before any clip is read.
 
     Raises:
-        DataError: Options and model do not fit; says which to leave out.
+        DataError: They are not compatible; the message names the option to leave out.
     """
     from transformers.utils import logging
 
-    from ser.data.embedding_cache import suffices
+    from ser.data.embedding_cache import can_cache_embeddings
     from ser.utils import DataError
 
     learns_filters, has_speech = config.filter_bank == "learnable", "speech" in config.branch_names
@@ -649,36 +647,36 @@ def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERT
                 f"--{each.name} has no effect: the model has no such part ({', '.join(config.branch_names)})."
             )
     if args.mixup_alpha and has_speech and not args.closed_form_classifier:
-        raise DataError("--mixup_alpha blends images and not waveforms: leave it out, or --speech_encoder.")
+        raise DataError("--mixup_alpha blends images but not waveforms: leave it out, or --speech_encoder.")
     if args.mixup_alpha and learns_filters:
         raise DataError(
-            "--mixup_alpha blends images, and learnable filters compute theirs after it: leave it out, or "
-            "--filter_bank learnable."
+            "--mixup_alpha blends images before learnable filters compute theirs: leave it out, or --filter_bank "
+            "learnable."
         )
     if args.specaugment_masks and learns_filters and not has["cqt"]:
         raise DataError(
-            "--specaugment_masks masks images, and learnable filters compute theirs after it, which are all that this "
-            "model has: leave it out, or --filter_bank learnable."
+            "--specaugment_masks masks images before learnable filters compute theirs, and this model has no others: "
+            "leave it out, or --filter_bank learnable."
         )
     if args.train_sampling_strategy == "group_by_length":
-        runs_each_time = has_speech and not (data_args.cache_features and suffices(config, args))
+        runs_each_time = has_speech and not (data_args.cache_features and can_cache_embeddings(config, args))
         if not learns_filters and not runs_each_time:
             logging.get_logger(__name__).warning_once(
-                "--train_sampling_strategy group_by_length saves no time: all images have one size."
+                "--train_sampling_strategy group_by_length saves no time, since all images have the same size."
             )
         if not data_args.cache_features:
             raise DataError(
-                "--train_sampling_strategy group_by_length needs --cache_features: only then are the lengths of clips "
-                "known beforehand."
+                "--train_sampling_strategy group_by_length needs --cache_features, which determines the lengths of "
+                "clips beforehand."
             )
 
 
 def check_writable(folder: str | Path) -> None:
     """
-    Checks that a folder can be made and written, and leaves nothing behind.
+    Checks that a folder can be created and written to, without creating it.
 
     Raises:
-        DataError: It cannot; says why.
+        DataError: It cannot be written to; the message gives the reason.
     """
     from ser.utils import DataError
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, a power failure notwithstanding, and the versions that stand in them."""
+"""Atomic writing of files, JSON, and the versions of packages that it records."""
 
 import errno
 import json
@@ -18,10 +18,13 @@ from ser.utils import UsageError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A name to write under; renamed to `path` once all is written, and is on the disk."""
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name to write to, and renames it to `path` once everything is written and on the disk.
+
+    Even after a power failure, the file is therefore either complete or absent.
+    """
     path = Path(path)
-    # Random: containers that share a folder often share the number of their process too.
+    # A random name, since processes in containers that share a folder often have the same process ID.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         yield unfinished
@@ -34,18 +37,17 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def check_writable(path: str | Path) -> None:
     """
-    Checks, before any work is done, that a file can be written under a name; folders above it that are not there yet
-    are taken to be made later.
+    Checks, before any work is done, that a file can be written. Missing folders above it are assumed to be made later.
 
     Raises:
-        UsageError: It cannot; says why.
+        UsageError: It cannot be written; the message gives the reason.
     """
     path = Path(path).absolute()
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         place = next(parent for parent in path.parents if parent.exists())
-        # What is written has longer names until it is whole.
+        # The temporary name is longer than the file's own.
         name = path.name if place == path.parent else ""
         NamedTemporaryFile(dir=place, prefix=f".{name}.", suffix=".unfinished").close()
         if path.exists() and not os.access(path, os.W_OK):
@@ -55,7 +57,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def sync(path: str | Path) -> None:
-    """Waits until what was written to a file, or which names a folder holds, has reached the disk."""
+    """Waits until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -64,13 +66,13 @@ def sync(path: str | Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """JSON that any parser reads: no NaN, numpy numbers as plain ones."""
-    with whole(path) as unfinished:
+    """Writes strict JSON: NaN is refused, and numpy numbers become plain ones."""
+    with atomic_write(path) as unfinished:
         unfinished.write_text(_to_json(content) + "\n", encoding="utf-8")
 
 
 def as_json(content: object) -> Any:
-    """What [`write_json`] would write of it, read again: lists for tuples, texts for the keys of a dict."""
+    """Returns the content as it is after [`write_json`] and reading: tuples become lists, and keys strings."""
     return json.loads(_to_json(content))
 
 
@@ -85,7 +87,7 @@ def _plain(value: object) -> object:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide over results."""
+    """Returns the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

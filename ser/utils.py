@@ -1,4 +1,4 @@
-"""Errors that a user can mend, the environment of a command, and the exit codes of all commands."""
+"""Errors that a user can correct, the environment of a command, and the exit codes of all commands."""
 
 import os
 import sys
@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 
 class DataError(ValueError):
-    """Something about the data, or about what was asked of it, that its user can mend; the message says how."""
+    """Raised for a fault of the data or of the request that a user can correct; the message says how."""
 
 
 class UsageError(Exception):
-    """What the user has to change before anything can be predicted."""
+    """Raised for what a user has to change before a command can begin its work."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient is not finite, more often than was to be tolerated."""
+    """Raised where the loss or its gradient is not finite more often than tolerated."""
 
 
 # ---- Environment ----
@@ -25,10 +25,10 @@ class NonFiniteLossError(FloatingPointError):
 
 def wait_passively() -> None:
     """
-    Has OpenMP's threads sleep at a barrier instead of spinning on a core that the one they wait for may need: beside
-    one busy process a step of training is 1.6 times as fast, beside eight 2.9 times. On an idle machine the demo's
-    tiny model, whose steps are hundreds of barriers, loses 2 to 16 % by it (`python -m benchmarks.busy_machine`). What
-    the user has set is left as it is.
+    Makes OpenMP's threads sleep at a barrier instead of spinning, which may keep a core from the thread that they wait
+    for: beside one busy process a training step is 1.6 times as fast, beside eight 2.9 times. On an idle machine the
+    demo's tiny model, whose steps have hundreds of barriers, is 2 to 16 % slower
+    (`python -m benchmarks.busy_machine`). Variables that the user has set are kept.
     """
     if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -37,22 +37,22 @@ def wait_passively() -> None:
 # ---- Ends of commands ----
 
 FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
-NO_READER = 141  # 128 + SIGPIPE, as of any program whose output nothing reads on
+NO_READER = 141  # 128 + SIGPIPE: the program that read the output has ended
 
 
 def exit_code(main: Callable[[], int | None], interrupted: str, debug_flag: str | None = None) -> int:
     """
-    Runs a command to its end.
+    Runs a command and returns its exit code.
 
     Args:
-        main (`Callable`): The command; what it returns is the exit code, None is 0.
-        interrupted (`str`): What to say after Ctrl+C.
-        debug_flag (`str`, *optional*): The flag that shows where an error came from. A command that has one also
-            answers what the libraries under it refuse (`ValueError`, `OSError`) in a line; others show the traceback.
+        main (`Callable`): The command; it returns its exit code, where None is 0.
+        interrupted (`str`): Message after Ctrl+C.
+        debug_flag (`str`, *optional*): The option that shows where an error came from. A command that has one prints
+            errors of libraries (`ValueError`, `OSError`) in one line, too; other commands show the traceback.
 
     Returns:
-        `int`: The command's own, [`FAILED`], [`INTERRUPTED`], or [`NO_READER`] where what reads the standard output
-            (`| head`) has ended.
+        `int`: The command's own code, [`FAILED`], [`INTERRUPTED`], or [`NO_READER`] if the program that read the
+            standard output (`| head`) has ended.
     """
     if sys.stderr is None:  # closed by the shell (2>&-); print would write to the standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -62,14 +62,14 @@ def exit_code(main: Callable[[], int | None], interrupted: str, debug_flag: str 
             sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Python flushes the standard output once more as it ends, and would complain about it.
+        # Python flushes the standard output once more as it exits, and would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, UsageError, NonFiniteLossError) as error:
-        # Not imported before they are needed: help and mistyped flags are answered without them.
+        # Imported here, since help and misspelt options do not need them.
         from transformers.utils import logging
 
         from audio_maxmvit import AudioError

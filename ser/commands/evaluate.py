@@ -16,10 +16,10 @@ from ser.utils import exit_code, wait_passively
 def main(arguments: list[str] | None = None) -> None:
     wait_passively()  # before torch is imported
     from ser.evaluation.evaluate import evaluate, parse_arguments
-    from ser.evaluation.report import in_words
+    from ser.evaluation.report import format_report
 
     checkpoint, clip_args, args = parse_arguments(arguments, __doc__)
-    print(f"{in_words(evaluate(checkpoint, clip_args, args))}\nReport and predictions: {args.output_dir}")
+    print(f"{format_report(evaluate(checkpoint, clip_args, args))}\nReport and predictions: {args.output_dir}")
 
 
 def command() -> int:

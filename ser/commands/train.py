@@ -37,10 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_writable(training_args.output_dir)
     if not training_args.do_train:
         from ser.evaluation.evaluate import predict_only
-        from ser.evaluation.report import in_words
+        from ser.evaluation.report import format_report
 
         report = predict_only(model_args, data_args, training_args)
-        print(f"{in_words(report)}\nReport and predictions: {training_args.output_dir}")
+        print(f"{format_report(report)}\nReport and predictions: {training_args.output_dir}")
         return
     config = make_config(model_args)
     check_model(config, data_args, training_args)

@@ -1,4 +1,4 @@
-"""Altered copies of training clips: what happens to speech on its way to a recording, drawn anew for every copy."""
+"""Altered copies of training clips, with random changes of voice, room, noise, level and channel."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Choice = TypeVar("Choice")
 
 
 class Draw:
-    """Uniform random numbers of one generator."""
+    """Draws uniform random numbers from a generator of its own."""
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
@@ -32,8 +32,8 @@ class Draw:
 
 
 def background(waveform: torch.Tensor, rate: int, draw: Draw) -> torch.Tensor:
-    """Steady noise at 5 to 25 dB signal-to-noise ratio, whose power falls with frequency by 0 to 6 dB an octave:
-    anything from white noise to the rumble of a room."""
+    """Adds steady noise at a signal-to-noise ratio of 5 to 25 dB, from white noise to the rumble of a room: its power
+    falls by 0 to 6 dB per octave."""
     spectrum = torch.fft.rfft(torch.randn(waveform.shape, generator=draw.generator))
     spectrum = spectrum / torch.arange(1, len(spectrum) + 1) ** draw.between(0.0, 1.0)
     return corruptions.mix(waveform, torch.fft.irfft(spectrum, len(waveform)), draw.between(5.0, 25.0))
@@ -52,7 +52,7 @@ def loudness(waveform: torch.Tensor, rate: int, draw: Draw) -> torch.Tensor:
 
 
 def channel(waveform: torch.Tensor, rate: int, draw: Draw) -> torch.Tensor:
-    """One of a telephone's band, that with mu-law, mp3 at 8 to 64 kbit/s, Opus at 6 to 32 kbit/s."""
+    """Applies one of: the telephone band, the same with mu-law, mp3 at 8 to 64 kbit/s, Opus at 6 to 32 kbit/s."""
     kind = draw.one_of(("telephone", "mu-law", "mp3", "opus"))
     if kind == "mp3":
         return corruptions.mp3(waveform, rate, draw.between(8.0, 64.0))
@@ -62,7 +62,7 @@ def channel(waveform: torch.Tensor, rate: int, draw: Draw) -> torch.Tensor:
 
 
 def tempo(waveform: torch.Tensor, rate: int, draw: Draw) -> torch.Tensor:
-    """Speed perturbation, pitch included (Ko et al. 2015, Audio augmentation for speech recognition)."""
+    """Changes speed and pitch together (Ko et al. 2015, Audio augmentation for speech recognition)."""
     return corruptions.speed(waveform, rate, draw.one_of(SPEEDS))
 
 
@@ -76,20 +76,23 @@ RECORDING: tuple[tuple[Link, float], ...] = (
     (room, 0.5), (background, 0.5), (loudness, 0.5), (clipping, 0.2), (channel, 0.5),
 )  # fmt: skip
 CHAINS = {"all": VOICE + RECORDING, "voice": VOICE, "recording": RECORDING}
-"""Name -> links in the order in which sound passes them, each with the probability that a copy has it."""
+"""Name -> links in the order in which they are applied, each with its probability."""
 
 
 @dataclass(frozen=True)
 class WaveformCopies:
     """
-    Altered copies of clips, of which each link of the chain changes some, by strengths drawn at random. What a copy
-    becomes depends on the clip's sound, the copy's number, the chain and the seed alone.
+    Altered copies of clips. Each link of the chain is applied to some of the copies, with random strength. A copy
+    depends only on the clip's sound, the copy's number, the chain and the seed.
 
     Args:
         count (`int`): Copies of every clip.
         chain (`str`, defaults to `"all"`): `"voice"` (speed, pitch), `"recording"` (room, background noise, gain,
             clipping, and telephone, mu-law, mp3 or Opus), or `"all"`, one after the other.
-        seed (`int`, defaults to 0)
+        seed (`int`, defaults to 0): Random seed.
+
+    Raises:
+        ValueError: There are fewer copies than one, or the chain is unknown.
     """
 
     count: int
@@ -98,12 +101,12 @@ class WaveformCopies:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"{self.count} copies: give 1 or more, or none at all.")
+            raise ValueError(f"count={self.count} must be at least 1.")
         if self.chain not in CHAINS:
-            raise ValueError(f"There is no chain {self.chain!r}; there are {', '.join(CHAINS)}.")
+            raise ValueError(f"chain={self.chain!r} is unknown: choose one of {', '.join(CHAINS)}.")
 
     def keys(self, clip_key: str) -> list[str]:
-        """What the copies of a clip are kept under: the clip's name and all that shapes its copies."""
+        """Returns the cache keys of a clip's copies, from the clip's key and everything that affects its copies."""
         libraries = [version(name) for name in ("scipy", "soundfile", "soxr")]
         digest = hashlib.sha1(repr((clip_key, self.chain, self.seed, libraries)).encode())
         for source in (__file__, corruptions.__file__):
@@ -111,7 +114,7 @@ class WaveformCopies:
         return [f"{digest.hexdigest()}-{number}" for number in range(1, self.count + 1)]
 
     def make(self, waveform: np.ndarray, sampling_rate: int, number: int) -> np.ndarray:
-        """The copy `number`, from 1 on, of a waveform `(T,)`; speed changes its length."""
+        """Returns copy `number`, from 1 on, of a waveform `(T,)`; a change of speed changes its length."""
         sound = hashlib.sha1(waveform.tobytes()).hexdigest()
         digest = hashlib.blake2b(repr((self.seed, sound, number)).encode(), digest_size=8).digest()
         draw = Draw(int.from_bytes(digest, "little") >> 1)

@@ -1,9 +1,9 @@
-"""What training adds to clips and batches: windows, gain and stretch on spectrograms; SpecAugment and mixup on images.
+"""Augmentation in training: random windows, gain and stretch of spectrograms; SpecAugment and mixup of images.
 
-A spectrogram augmentation is a callable `clip -> clip` on the spectrograms of one clip, in dB, before a picture is
-drawn of them. An augmentation is a callable `(images, labels) -> (images, labels)` on a batch of pictures before they
-are normalised, `{branch: (batch_size, channels, height, width)}` in [0, 1]; height is frequency, width is time. The
-randomness is torch's global generator, and the inputs are left as they were.
+A spectrogram augmentation is a callable `clip -> clip` on the spectrograms of one clip, in dB, before images are
+rendered from them. An augmentation is a callable `(images, labels) -> (images, labels)` on a batch of images before
+they are normalised, `{branch: (batch_size, channels, height, width)}` in [0, 1], with frequency along the height and
+time along the width. Random numbers come from torch's global generator, and inputs are not changed in place.
 """
 
 import math
@@ -23,15 +23,15 @@ Augmentation = Callable[[Images, torch.Tensor], tuple[Images, torch.Tensor]]
 
 class RandomWindow:
     """
-    Shows a stretch of a clip instead of the whole, another one each time. What a long recording is answered by is
-    windows, and a model that has seen none misnames them; and there are many more of them than clips.
+    Replaces a clip by a random window of it. The pipeline classifies long recordings by windows, which a model that
+    was trained on whole clips only classifies poorly; and there are many more windows than clips.
 
-    With `trim_db`, the clip is trimmed first: windows lie within its speech. A picture is drawn of the window as of a
-    clip (and so trimmed itself), which is what the pipeline does with its windows.
+    With `trim_db`, the clip is trimmed first, so that windows lie within its speech. The window is then rendered (and
+    trimmed) like a clip, as the pipeline does with its windows.
 
-    Since every picture has the same width, a window of another length is a change of tempo: a window of `stretch`
-    more seconds shows speech as much faster. So random time stretch (Salamon & Bello 2017,
-    https://arxiv.org/abs/1608.04363, by phase vocoder there) costs nothing here, and pitch stays.
+    Since all images have the same width, a window of another length is a change of tempo: in a window that is longer
+    by a factor, speech is faster by that factor. Random time stretching (Salamon & Bello 2017,
+    https://arxiv.org/abs/1608.04363, by a phase vocoder there) therefore costs nothing here, and keeps the pitch.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): For `trim` and `cut`.
@@ -43,18 +43,18 @@ class RandomWindow:
 
     def __init__(self, feature_extractor: Any, seconds: float, whole_share: float = 0.0, stretch: float = 0.0):
         if not seconds > 0:
-            raise ValueError(f"A training window of {seconds} s is none: give a length in seconds, such as 2.")
+            raise ValueError(f"seconds={seconds} must be above 0, such as 2.")
         if not 0 <= whole_share <= 1:
-            raise ValueError(f"whole_share={whole_share} is not a share: give a number from 0 to 1.")
+            raise ValueError(f"whole_share={whole_share} must be a number from 0 to 1.")
         if not stretch >= 0:
-            raise ValueError(f"stretch={stretch} must not be negative: 0.1 is up to a tenth faster or slower.")
+            raise ValueError(f"stretch={stretch} must not be negative; 0.1 means up to a tenth faster or slower.")
         self.feature_extractor = feature_extractor
         self.seconds = seconds
         self.whole_share = whole_share
         self.stretch = stretch
 
     def __call__(self, clip: Clip) -> Clip:
-        # As many draws whatever comes of them, so that one clip's do not hang on another's length.
+        # Always three draws, so that the windows of other clips in the batch do not depend on this clip's length.
         whole, place, tempo = torch.rand(3).tolist()
         length = self.seconds * math.exp((2 * tempo - 1) * math.log1p(self.stretch))
         speech = self.feature_extractor.trim(clip)
@@ -66,8 +66,8 @@ class RandomWindow:
 
 class RandomGain:
     """
-    Makes a clip louder or softer by up to `db` dB, as another distance from the microphone would. It shows where the
-    extractor's `level` keeps loudness in the picture.
+    Makes a clip louder or softer by up to `db` dB, as another distance from the microphone would. It has an effect if
+    the extractor's `level` preserves loudness in the image.
     """
 
     def __init__(self, db: float):
@@ -84,13 +84,13 @@ class RandomGain:
 
 
 def seconds_of(clip: Clip, feature_extractor: Any) -> float:
-    """The length of a clip, to the hop of its Mel frames."""
+    """Returns the length of a clip in seconds, to the precision of its Mel frames."""
     return (clip["mel"].shape[-1] - 1) * feature_extractor.mel_hop_length / feature_extractor.sampling_rate
 
 
 def random_masks(batch_size: int, length: int, num_masks: int, max_share: float) -> torch.Tensor:
     """
-    Places to mask along one axis, independently for every clip: `(batch_size, length)`, True where masked.
+    Returns random masks along one axis, independent for every clip: `(batch_size, length)`, True where masked.
 
     Each of `num_masks` masks is as wide as a uniform draw from 0 to `max_share` of the axis, and lies anywhere on it
     (SpecAugment, Park et al. 2019, https://arxiv.org/abs/1904.08779, section 2).
@@ -103,21 +103,21 @@ def random_masks(batch_size: int, length: int, num_masks: int, max_share: float)
 
 class SpecAugment:
     """
-    Masks bands of frequency and spans of time. A span of time is hidden from all images of a clip, so that no branch
-    can look it up in another's; bands of frequency differ, since the axes do.
+    Masks bands of frequency and spans of time. A span of time is masked in all images of a clip, so that no branch
+    gets it from another image; bands of frequency differ, as the frequency axes do.
 
     Args:
         num_masks (`int`, defaults to 2): Masks per clip and axis.
         time_share (`float`, defaults to 0.1): The widest span of time, as a share of the clip.
         frequency_share (`float`, defaults to 0.15): The widest band, as a share of the frequency axis.
 
-    Masked places become 0, the floor of the decibel range. Labels pass unchanged.
+    Masked places become 0, the lower end of the decibel range. Labels are unchanged.
     """
 
     def __init__(self, num_masks: int = 2, time_share: float = 0.1, frequency_share: float = 0.15):
         for name, share in (("time_share", time_share), ("frequency_share", frequency_share)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} is not a share: give a number from 0 to 1.")
+                raise ValueError(f"{name}={share} must be a number from 0 to 1.")
         if num_masks < 0:
             raise ValueError(f"num_masks={num_masks} must not be negative.")
         self.num_masks = num_masks
@@ -128,7 +128,7 @@ class SpecAugment:
         widths = {branch: values.shape[-1] for branch, values in images.items()}
         if len(set(widths.values())) > 1:
             found = ", ".join(f"{branch} {width}" for branch, width in widths.items())
-            raise ValueError(f"Images of one clip share one time axis, but are not equally wide: {found}.")
+            raise ValueError(f"The images of a clip share its time axis and must be equally wide: {found}.")
         batch_size, width = len(labels), next(iter(widths.values()))
         time = random_masks(batch_size, width, self.num_masks, self.time_share)[:, None, None, :]
         masked = {}
@@ -171,7 +171,7 @@ class Mixup:
 
 
 class Compose:
-    """One augmentation after the other, all of clips or all of batches."""
+    """Applies augmentations one after the other, either all to clips or all to batches."""
 
     def __init__(self, *augmentations: Callable):
         self.augmentations = augmentations
@@ -210,10 +210,10 @@ def make_spectrogram_augmentation(
     gain_db: float = 0.0,
 ) -> SpectrogramAugmentation | None:
     """
-    The augmentation of clips that these settings ask for; None if they ask for none.
+    Returns the augmentation of clips for these settings, or None without any.
 
     Raises:
-        ValueError: a setting that would change nothing.
+        ValueError: a setting has no effect.
     """
     chosen: list[SpectrogramAugmentation] = []
     if training_window is not None:
@@ -221,7 +221,7 @@ def make_spectrogram_augmentation(
     if gain_db:
         if feature_extractor.level == "clip":
             raise ValueError(
-                f"--gain_db {gain_db:g} changes no picture in which 0 dB is the clip's own maximum: add "
+                f"--gain_db {gain_db:g} has no effect on images in which 0 dB is the clip's own maximum: add "
                 '--feature_extractor_kwargs \'{"level": "full_scale"}\', or leave it out.'
             )
         chosen.append(RandomGain(gain_db))

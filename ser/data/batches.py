@@ -1,4 +1,4 @@
-"""Rows of a table of clips -> batches for the model, the same ones wherever and whenever they are made."""
+"""Collates rows of a table of clips into batches for the model, reproducibly on any number of workers."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,33 +14,33 @@ from ser.data.features import read_clip
 
 
 class PairCollator:
-    """Rows of a table of clips -> a batch of pictures, drawn here and now: in the data loader's workers, if any.
+    """Collates rows of a table of clips into a batch of images, in the data loader's workers if there are any.
 
-    Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that still hold `audio` are
-    decoded and transformed here; that is how a waveform that changes from epoch to epoch is trained on (`audio` may
-    also be `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end` is cut to that stretch, in
-    seconds of the trimmed clip; one with `version` is that altered copy of the clip.
+    Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that hold `audio` are decoded
+    and transformed here, so that waveforms may change from epoch to epoch (`audio` may also be
+    `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end` is cut to that part, in seconds of the
+    trimmed clip; one with `version` is that altered copy of the clip.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): for `spectrograms` and `images`.
         augmentation (`Callable`, *optional*): `(images, labels) -> (images, labels)`, where `images` are
             `{branch: (B, channels, H, W)}` in [0, 1].
-        spectrogram_augmentation (`Callable`, *optional*): `clip -> clip` on one clip's spectrograms, before pictures
-            are drawn of them.
-        layer_statistics (`Mapping[str, torch.Tensor]`, *optional*): by the digest of a waveform, the embedding that a
-            frozen speech encoder gives it ([`layer_statistics_of`]), instead of the waveform.
+        spectrogram_augmentation (`Callable`, *optional*): `clip -> clip` on one clip's spectrograms, before they are
+            rendered as images.
+        draw_versions (`bool`, defaults to False): whether to choose one version of a clip with altered copies at
+            random, with equal probabilities, instead of always the original.
+        layer_statistics (`Mapping[str, torch.Tensor]`, *optional*): digest of a waveform -> its embedding by a frozen
+            speech encoder ([`layer_statistics_of`]), which replaces the waveform.
         branches (`Sequence[str]`, defaults to both): the images that the model takes, of `"cqt"` and `"mel"`.
-        draw_versions (`bool`, defaults to False): of a clip with altered copies take one version at random, each as
-            often as any other; otherwise always the original.
 
     Returns:
-        `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device: a
-        sixth of the bytes that three normalised float32 channels are. What the extractor's `heard` has of the clips,
-        or layer statistics instead of the waveform. And `labels` as `augmentation` left them, otherwise int64
-        `(B,)`, or of rows with `votes` their shares, float32 `(B, C)`; none if rows have no `label`.
+        `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device (a
+        sixth of the bytes of three normalised float32 channels); the extractor's inputs for a speech encoder, or layer
+        statistics instead of the waveform; and `labels` as returned by `augmentation`, else int64 `(B,)` or, for rows
+        with `votes`, their shares, float32 `(B, C)`. There are no labels if rows have no `label`.
 
     Raises:
-        AudioError: a clip cannot be decoded; its name is in the message.
+        AudioError: a clip cannot be decoded; the message names it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PairCollator:
         return batch if labels is None else {**batch, "labels": labels}
 
     def _spectrograms(self, row: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str | None]:
-        """The spectrograms of a row, and the digest of their waveform where they were kept."""
+        """Returns the spectrograms of a row and, if they come from the cache, the digest of their waveform."""
         if "spectrograms" not in row:
             return self.feature_extractor.spectrograms(read_clip(row, self.feature_extractor))[0], None
         versions = row["spectrograms"]
@@ -92,14 +92,14 @@ class PairCollator:
             number = int(torch.randint(len(versions), ()))
         if "start" not in row:
             content = versions.contents[number]
-            is_needed = self.branches or self.layer_statistics is None  # else its embedding is all that is used
+            is_needed = self.branches or self.layer_statistics is None  # otherwise only its embedding is used
             return versions[number] if is_needed else {}, content
         clip = versions[number]
         return self.feature_extractor.cut(self.feature_extractor.trim(clip), row["start"], row["end"]), None
 
 
 class Numbered(Dataset):
-    """Each item of a dataset with its index before it."""
+    """Dataset whose items are `(index, item)` of another dataset."""
 
     def __init__(self, dataset: Sequence):
         self.dataset = dataset
@@ -118,13 +118,13 @@ class Numbered(Dataset):
 
 class LengthGroupedSampler(Sampler[int]):
     """
-    The order of transformers' sampler of this name: rows of about equal length stand together, so that little is
-    filled up. It depends on the seed and the number of the epoch alone, wherever a run was resumed.
+    Samples rows of similar length together, like transformers' sampler of this name, so that there is little padding.
+    The order depends only on the seed and the epoch, also in a resumed run.
 
     Args:
-        lengths: Of each row.
-        batch_size: Rows that stand together.
-        seed: Of the order, with `epoch`, which whoever trains sets before each.
+        lengths: Length of each row.
+        batch_size: Number of rows that are grouped.
+        seed: Random seed; `epoch`, which the trainer sets before each epoch, is added to it.
     """
 
     def __init__(self, lengths: Sequence[float], batch_size: int, seed: int):
@@ -142,7 +142,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class SeededCollator:
-    """Collates items of [`Numbered`], seeding torch's CPU generator for it by the seed and the items' indices."""
+    """Collates items of [`Numbered`] with torch's CPU generator seeded by `seed` and the items' indices."""
 
     def __init__(self, collator: Callable[[list], dict[str, torch.Tensor]], seed: int):
         self.collator = collator
@@ -152,6 +152,6 @@ class SeededCollator:
         indices, features = zip(*items, strict=True)
         digest = hashlib.blake2b(repr((self.seed, *map(int, indices))).encode(), digest_size=8).digest()
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPUs too, where dropout draws from.
+            # torch.manual_seed would also seed the GPUs, whose generators dropout uses.
             torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
             return self.collator(list(features))

@@ -1,8 +1,8 @@
-"""What happens to speech on its way to a microphone and from there: noise, rooms, telephones, codecs, levels.
+"""Corruptions of speech by noise, rooms, telephones, codecs and levels.
 
-Every function takes a waveform `(T,)`, float32 in [-1, 1], and gives one of the same length. Randomness is that of the
-`torch.Generator` given. Kinds and strengths follow Robuser (noise, reverberation, clipping, mp3; openreview.net
-NzrqCcqdbF), with telephone, mu-law and Opus besides.
+Every function takes a waveform `(T,)`, float32 in [-1, 1], and returns one of the same length. Random numbers come
+from the `torch.Generator` that is passed. Kinds and strengths follow Robuser (noise, reverberation, clipping, mp3;
+openreview.net NzrqCcqdbF), with telephone, mu-law and Opus added.
 """
 
 import io
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 SPEED_OF_DECAY = math.log(1000)  # the amplitude falls by 60 dB within RT60
 TELEPHONE_HZ, TELEPHONE_RATE = (300, 3400), 8_000
-# What libsndfile makes of a compression level from 0 to 1, in kbit/s; measured from the length of its files.
+# Bit rates in kbit/s of libsndfile's compression levels 0 and 1, measured from the length of its files.
 MP3_RATE, MP3_KBPS = 22_050, (160, 8)
 OPUS_RATE, OPUS_KBPS = 48_000, (256, 6)
 N_FFT = 2048
@@ -30,7 +30,7 @@ def white_noise(waveform: torch.Tensor, snr_db: float, generator: torch.Generato
 
 
 def mix(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
-    """Adds `noise` `(T',)`, repeated or cut to length, at a signal-to-noise ratio in dB. Silence stays as it is."""
+    """Adds `noise` `(T',)`, repeated or cut to length, at a signal-to-noise ratio in dB. Silence is unchanged."""
     if not (waveform.any() and noise.any()):
         return waveform
     noise = noise.repeat(math.ceil(len(waveform) / len(noise)))[: len(waveform)]
@@ -39,15 +39,15 @@ def mix(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Ten
 
 
 def babble(voices: list[torch.Tensor], length: int) -> torch.Tensor:
-    """`(length,)`: voices that speak at once, each at the same power, repeated or cut to length."""
+    """Returns the sum `(length,)` of voices of equal power, each repeated or cut to length."""
     voices = [voice / voice.square().mean().sqrt().clamp(min=1e-8) for voice in voices]
     return torch.stack([voice.repeat(math.ceil(length / len(voice)))[:length] for voice in voices]).sum(0)
 
 
 def reverberate(waveform: torch.Tensor, sampling_rate: int, rt60_s: float, generator: torch.Generator) -> torch.Tensor:
     """
-    A room of reverberation time `rt60_s`: the clip convolved with noise that decays exponentially (Polack's model),
-    whose power equals that of the direct sound before it. The clip's own power is kept.
+    Adds the reverberation of a room with reverberation time `rt60_s`: convolves the clip with exponentially decaying
+    noise (Polack's model), whose power equals that of the direct sound before it. The clip's power is preserved.
     """
     time = torch.arange(1, 1 + round(rt60_s * sampling_rate)) / sampling_rate
     tail = torch.randn(time.shape, generator=generator) * torch.exp(-SPEED_OF_DECAY * time / rt60_s)
@@ -57,7 +57,7 @@ def reverberate(waveform: torch.Tensor, sampling_rate: int, rt60_s: float, gener
 
 
 def telephone(waveform: torch.Tensor, sampling_rate: int, mu_law: bool = False) -> torch.Tensor:
-    """The band from 300 to 3,400 Hz at 8 kHz; with `mu_law` in 8 bits a sample (G.711) too."""
+    """Limits the band to 300 to 3,400 Hz at 8 kHz and, with `mu_law`, encodes samples in 8 bits (G.711)."""
     band = np.concatenate(
         [
             butter(2, frequency, kind, fs=TELEPHONE_RATE, output="sos")
@@ -65,7 +65,7 @@ def telephone(waveform: torch.Tensor, sampling_rate: int, mu_law: bool = False) 
         ]
     )
     narrow = _resample(waveform, sampling_rate, TELEPHONE_RATE)
-    if len(narrow):  # unlike that of a few samples at a high rate
+    if len(narrow):  # a few samples at a high rate become none
         narrow = torch.from_numpy(sosfilt(band, narrow.numpy()).astype(np.float32)).clamp(-1, 1)
     if mu_law:
         narrow = _through_file(narrow, TELEPHONE_RATE, TELEPHONE_RATE, {"format": "WAV", "subtype": "ULAW"})
@@ -73,47 +73,47 @@ def telephone(waveform: torch.Tensor, sampling_rate: int, mu_law: bool = False) 
 
 
 def through_rate(waveform: torch.Tensor, sampling_rate: int, rate: int) -> torch.Tensor:
-    """Resampled to `rate` and back: what lies above half of it is lost."""
+    """Resamples to `rate` and back, which removes frequencies above half of it."""
     return _fit(_resample(_resample(waveform, sampling_rate, rate), rate, sampling_rate), len(waveform))
 
 
 def mp3(waveform: torch.Tensor, sampling_rate: int, kbps: float) -> torch.Tensor:
-    """Encoded as an mp3 of constant bit rate (8 to 160 kbit/s) at 22.05 kHz, and decoded."""
+    """Encodes as mp3 of a constant bit rate (8 to 160 kbit/s) at 22.05 kHz, and decodes."""
     level = _level(kbps, *MP3_KBPS)
     form = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": level}
     return _through_file(waveform, sampling_rate, MP3_RATE, form)
 
 
 def opus(waveform: torch.Tensor, sampling_rate: int, kbps: float) -> torch.Tensor:
-    """Encoded as Opus (6 to 256 kbit/s), and decoded."""
+    """Encodes as Opus (6 to 256 kbit/s), and decodes."""
     form = {"format": "OGG", "subtype": "OPUS", "compression_level": _level(kbps, *OPUS_KBPS)}
     return _through_file(waveform, sampling_rate, OPUS_RATE, form)
 
 
 def vorbis(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """Encoded as Ogg Vorbis at libsndfile's default quality, and decoded."""
+    """Encodes as Ogg Vorbis at libsndfile's default quality, and decodes."""
     return _through_file(waveform, sampling_rate, sampling_rate, {"format": "OGG", "subtype": "VORBIS"})
 
 
 def clip_loudest(waveform: torch.Tensor, share: float) -> torch.Tensor:
-    """Cuts the loudest `share` of the samples off at the level of the quietest among them."""
+    """Clips the loudest `share` of the samples at the level of the quietest of them."""
     level = waveform.abs().sort().values[int(len(waveform) * (1 - share))]
     return waveform.clamp(-level, level)
 
 
 def gain(waveform: torch.Tensor, db: float) -> torch.Tensor:
-    """Louder by `db`, cut off at full scale as any converter does."""
+    """Amplifies by `db` and clips at full scale, as any converter does."""
     return (waveform * 10 ** (db / 20)).clamp(-1, 1)
 
 
 def speed(waveform: torch.Tensor, sampling_rate: int, factor: float) -> torch.Tensor:
-    """`(T / factor,)`: played `factor` times as fast, so that pitch and formants rise with it."""
+    """Returns the waveform `factor` times as fast, `(T / factor,)`, with pitch and formants shifted likewise."""
     return _resample(waveform, factor * sampling_rate, sampling_rate)
 
 
 def pitch(waveform: torch.Tensor, sampling_rate: int, semitones: float) -> torch.Tensor:
-    """Pitch and formants moved by `semitones`, the duration kept: made longer or shorter by a phase vocoder, then
-    resampled to its own length."""
+    """Shifts pitch and formants by `semitones` without changing the duration: stretches the waveform by a phase
+    vocoder, then resamples it to its length."""
     factor = 2 ** (semitones / 12)
     window, hop = torch.hann_window(N_FFT), N_FFT // 4
     long_enough = _fit(waveform, max(N_FFT, len(waveform)))
@@ -124,9 +124,9 @@ def pitch(waveform: torch.Tensor, sampling_rate: int, semitones: float) -> torch
 
 def phase_vocoder(spectrum: torch.Tensor, rate: float) -> torch.Tensor:
     """
-    A short-time Fourier transform `(bins, T)`, of a hop of a quarter of its window, as `(bins, ceil(T / rate))`:
-    `rate` times as fast at the same pitch. The values are those of `librosa.phase_vocoder` (whose first call takes ten
-    seconds to compile, in every process): magnitudes between two frames are interpolated, phases accumulated.
+    Changes the speed of a short-time Fourier transform `(bins, T)`, whose hop is a quarter of its window, by `rate` at
+    the same pitch: `(bins, ceil(T / rate))`. The values are those of `librosa.phase_vocoder` (whose first call in a
+    process compiles for ten seconds): magnitudes between two frames are interpolated, phases accumulated.
     """
     steps = torch.arange(0, spectrum.shape[-1], rate, dtype=torch.float64)
     frames, share = steps.long(), (steps % 1).float()
@@ -142,7 +142,7 @@ def phase_vocoder(spectrum: torch.Tensor, rate: float) -> torch.Tensor:
 
 def _level(kbps: float, highest: float, lowest: float) -> float:
     if not lowest <= kbps <= highest:
-        raise ValueError(f"{kbps} kbit/s: from {lowest} to {highest} can be had.")
+        raise ValueError(f"{kbps} kbit/s is not available: choose from {lowest} to {highest}.")
     return min(0.999, (highest - kbps) / (highest - lowest))
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen speech encoder: mean and standard deviation over time of its layers, kept on disk."""
+"""Caches embeddings of a frozen speech encoder on disk: mean and standard deviation over time of its layers."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.data.features import Versions
 from ser.data.spectrogram_cache import extractor_key
-from ser.files import whole
+from ser.files import atomic_write
 from ser.models import weights_digest
 from ser.training.arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_speech"
 POOLED = ("mean", "statistics")  # poolings for which layer statistics are enough
-AT_ONCE = 8  # clips in one forward
-SAVE_EVERY = 2000  # clips, so that a run that is stopped loses little
+BATCH_SIZE = 8
+SAVE_EVERY = 2000  # clips, so that an interrupted run loses little
 MAX_HALF = 65_504.0
 
 
-def suffices(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
-    """Whether training needs only the layer statistics of whole clips: the encoder is never trained, its frames are
-    pooled without attention, and clips are neither cut nor amplified at random, or only for images since the
-    classifier of the encoder is fitted on whole clips."""
+def can_cache_embeddings(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
+    """Returns whether training needs only the layer statistics of whole clips: the encoder is never trained, its
+    frames are pooled without attention, and clips are neither cut nor amplified at random, or only for the images,
+    since the classifier of the encoder is fitted on whole clips."""
     is_frozen = args.freeze_speech_encoder or args.freeze_backbones and args.unfreeze_epoch is None
     is_varied = (args.training_window is not None or args.gain_db) and not args.closed_form_classifier
     return "speech" in config.branch_names and is_frozen and config.speech_pooling in POOLED and not is_varied
@@ -47,17 +47,18 @@ def layer_statistics_of(
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """
-    Computes the layer statistics of clips and of their altered copies, or reads those that were computed before.
+    Returns the layer statistics of clips and of their altered copies, and computes those that are not cached yet.
 
     Args:
-        tables (`Sequence[Dataset]`): From `extract_features`.
-        model: With a speech encoder.
-        feature_extractor: Of the clips.
-        cache_dir: They lie in its sub-folder `maxmvit_speech`; defaults to the cache folder of `datasets`.
-        device: Where the encoder runs.
+        tables (`Sequence[Dataset]`): Tables from `extract_features`.
+        model: A model with a speech encoder.
+        feature_extractor: The feature extractor of the clips.
+        cache_dir: Folder whose sub-folder `maxmvit_speech` holds the cache; defaults to the cache folder of
+            `datasets`.
+        device: Device on which the encoder runs.
 
     Returns:
-        `dict[str, torch.Tensor]`: By the digest of a version's waveform ([`Versions.contents`]), float16
+        `dict[str, torch.Tensor]`: Digest of a version's waveform ([`Versions.contents`]) -> float16
         `(layers + 1, 2, width)` from [`SpeechEncoder.layer_statistics`].
     """
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
@@ -76,7 +77,7 @@ def layer_statistics_of(
             logger.info(f"Running the speech encoder on {len(missing) - first} clips and altered copies")
             part = {content: versions[content] for content in missing[first : first + SAVE_EVERY]}
             kept |= _computed(part, model, feature_extractor, device)
-            with whole(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 save_file(kept, unfinished)
     return {content: kept[content] for content in versions}
 
@@ -93,12 +94,12 @@ def _computed(
     was_training, place = branch.training, next(branch.parameters()).device
     branch.eval().to(device)
     contents = list(versions)
-    for first in range(0, len(contents), AT_ONCE):
-        batch = contents[first : first + AT_ONCE]
+    for first in range(0, len(contents), BATCH_SIZE):
+        batch = contents[first : first + BATCH_SIZE]
         clips = [row_versions[number] for row_versions, number in map(versions.__getitem__, batch)]
         given = feature_extractor.heard(clips)
         statistics = branch.layer_statistics(given["input_values"].to(device), given["attention_mask"].to(device))
-        # float16 ends at 65,504, which the hidden states of some encoders exceed in single channels
+        # float16 ends at 65,504, which single channels of some encoders' hidden states exceed.
         halved = statistics.clamp(-MAX_HALF, MAX_HALF).half().cpu()
         found |= {content: values.clone() for content, values in zip(batch, halved, strict=True)}
     branch.train(was_training).to(place)
@@ -106,7 +107,7 @@ def _computed(
 
 
 def _key(model: MaxMViTForAudioClassification, feature_extractor: Any) -> str:
-    """Name of all that shapes layer statistics besides the audio: the encoder, its inputs, and how it is run."""
+    """Returns a digest of everything except the audio that affects layer statistics: encoder, inputs and code."""
     settings = [
         weights_digest(model.pretrained_parts()["speech"].state_dict()),
         model.config.speech_encoder_config,

@@ -1,4 +1,4 @@
-"""Clips -> spectrograms, once: extracted in parallel, kept on disk, read row by row."""
+"""Extracts the spectrograms of clips in parallel, caches them on disk, and reads them row by row."""
 
 import hashlib
 import os
@@ -17,11 +17,11 @@ from transformers.utils import logging
 from audio_maxmvit import AudioError, read_audio
 from ser.data.altered_copies import WaveformCopies
 from ser.data.spectrogram_cache import DamagedEntry, SpectrogramCache, clip_keys, pack
-from ser.training.distributed import all_or_none, places
+from ser.training.distributed import all_or_none, process_ranks
 from ser.utils import DataError
 
 logger = logging.get_logger(__name__)
-SKIP = "To train on the other clips, use --on_bad_audio skip."
+SKIP = "To train without such clips, use --on_bad_audio skip."
 
 
 def extract_features(
@@ -35,37 +35,35 @@ def extract_features(
     copies: WaveformCopies | None = None,
     args: TrainingArguments | None = None,
 ) -> Dataset:
-    """The table of clips with its `audio` replaced by the spectrograms of `feature_extractor.spectrograms`.
+    """Replaces the `audio` of a table of clips by the spectrograms of `feature_extractor.spectrograms`.
 
-    Each clip is decoded and transformed once, and kept in a [`SpectrogramCache`] under a name of what its audio is and
-    of what shapes its spectrograms. It is used again in whatever table it stands, by every extractor that differs in
-    how it draws pictures only; labels and all other columns come from `clips` and may change freely. An extraction
-    that was interrupted goes on with the clips that are not kept yet. Entries of the cache that are damaged, or that
-    another run has deleted, are made again when they are noticed: at the start, or at the first time in a run that
-    they are read.
+    Each clip is decoded and transformed once, and cached in a [`SpectrogramCache`] under a key of its audio and of
+    everything that affects its spectrograms. The entry is reused in any table, by every extractor that differs only in
+    how it renders images; labels and other columns come from `clips` and may change freely. An interrupted extraction
+    resumes with the clips that are not cached yet. Entries that are damaged, or that another run has deleted, are
+    computed again when that is noticed: at the start, or when they are first read in a run.
 
     Args:
         clips (`Dataset`): columns `file` (a name for messages) and `audio` (path or bytes), and any others.
-        feature_extractor (`MaxMViTFeatureExtractor`): makes the spectrograms.
-        num_workers (`int`, defaults to 1): processes, of one thread each if more than one.
+        feature_extractor (`MaxMViTFeatureExtractor`): computes the spectrograms.
+        num_workers (`int`, defaults to 1): processes; with more than one, each has a single thread.
         cache_dir (`str`, *optional*): defaults to the cache folder of `datasets`.
-        cache_gib (`float`, defaults to 50): GiB to keep the cache within, the entries of other extractors included;
-            see [`SpectrogramCache.evict`].
+        cache_gib (`float`, defaults to 50): size limit of the cache in GiB, entries of other extractors included; see
+            [`SpectrogramCache.evict`].
         on_bad_audio (`str`, defaults to `"error"`): `"error"` stops at the first clip that cannot be decoded; `"skip"`
-            leaves such clips out, with a warning that names each, here and at every later start. What was left out is
-            what `clips["file"]` has and the result has not.
-        copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
-        args (`TrainingArguments`, *optional*): of a run whose processes all call this with the same clips; each
-            extracts a part of them.
+            leaves such clips out, with a warning that names each, now and in every later run.
+        copies (`WaveformCopies`, *optional*): altered copies to extract in addition to each clip.
+        args (`TrainingArguments`, *optional*): arguments of a run all of whose processes call this with the same
+            clips; each extracts a part of them.
 
     Returns:
-        `Dataset` with the columns of `clips` less `audio`, and `spectrograms`: of each clip its [`Versions`], of which
-        the first is a dict as the extractor returns it, read from disk when it is indexed, and the others those of
-        the clip's `copies`; `content`: a digest of the waveform, equal for equal sound; and `seconds`: its length.
+        `Dataset` with the columns of `clips` except `audio`, and `spectrograms`: the [`Versions`] of each clip, whose
+        first item is a dict as the extractor returns it, read from disk when it is indexed, and whose other items are
+        those of the clip's `copies`; `content`: a digest of the waveform, equal for equal sound; and `seconds`.
 
     Raises:
-        AudioError: a clip cannot be decoded (its name is in the message), or none can.
-        DataError: another process of the run could not extract its part, or the cache loses what is written to it.
+        AudioError: a clip cannot be decoded (the message names it), or no clip can.
+        DataError: another process of the run could not extract its part, or entries of the cache vanish at once.
     """
     if on_bad_audio not in ("error", "skip"):
         raise ValueError(f'on_bad_audio must be "error" or "skip", got {on_bad_audio!r}')
@@ -75,14 +73,14 @@ def extract_features(
     stored = StoredSpectrograms(clips, feature_extractor, cache, copies)
     if args is not None:
         # Machines that share no folder extract everything, each among its own processes.
-        for index, count in places(args):
-            with all_or_none(args, "finding the features that are kept"):  # all look before one writes
+        for index, count in process_ranks(args):
+            with all_or_none(args, "finding cached features"):  # every process lists them before one writes
                 missing = stored.missing()
             with all_or_none(args, "extracting features"):
                 stored.make(missing[index::count], num_workers, on_bad_audio == "skip")
     stored.make(stored.missing(), num_workers, on_bad_audio == "skip")
     if stored.missing():
-        raise DataError(f"Files written to {cache.folder} are gone or damaged at once: choose another --cache_dir.")
+        raise DataError(f"Files just written to {cache.folder} are missing or damaged: choose another --cache_dir.")
     cache.evict(cache_gib)
     facts = [stored.facts[originals[0]] for originals in stored.keys]
     reasons = [fact["error"] for fact in facts]
@@ -102,17 +100,17 @@ def extract_features(
 
 class StoredSpectrograms:
     """
-    The spectrograms of a table of clips and of their altered copies, in a cache and made where that lacks them.
+    Cached spectrograms of a table of clips and of their altered copies; missing ones are computed.
 
     Args:
         clips (`Dataset`): columns `file` and `audio`.
-        feature_extractor (`MaxMViTFeatureExtractor`): makes the spectrograms.
-        cache (`SpectrogramCache`): of this extractor.
-        copies (`WaveformCopies`, *optional*): altered copies to keep besides each clip.
+        feature_extractor (`MaxMViTFeatureExtractor`): computes the spectrograms.
+        cache (`SpectrogramCache`): cache of this extractor.
+        copies (`WaveformCopies`, *optional*): altered copies to extract in addition to each clip.
 
     Attributes:
-        keys (`list[list[str]]`): for each clip the keys of its versions: of the original, then of its copies.
-        facts (`dict[str, dict]`): by key `content`, `seconds` and `error` of the versions found so far.
+        keys (`list[list[str]]`): for each clip the keys of its versions: the original, then the copies.
+        facts (`dict[str, dict]`): key -> `content`, `seconds` and `error` of the versions found so far.
     """
 
     def __init__(
@@ -125,12 +123,12 @@ class StoredSpectrograms:
         self.copies = copies
         self.keys = [[key, *(copies.keys(key) if copies else ())] for key in clip_keys(clips)]
         self.facts: dict[str, dict[str, Any]] = {}
-        # Once for all workers of a data loader and all epochs: a checksum takes a fifth of the time of reading.
+        # Shared by all workers of a data loader and all epochs, since a checksum takes a fifth of the reading time.
         self._verified = torch.zeros(len(self.keys), len(self.keys[0]), dtype=torch.bool).share_memory_()
         self._damaged: dict[str, DamagedEntry] = {}
 
     def missing(self) -> list[tuple[int, list[int]]]:
-        """Clips of which versions are not in the cache: the row of each, and the numbers of those versions."""
+        """Returns the rows of clips with versions that are not in the cache, and the numbers of those versions."""
         missing, named = [], set()
         for row, keys in enumerate(self.keys):
             numbers = []
@@ -154,22 +152,22 @@ class StoredSpectrograms:
         return True
 
     def make(self, missing: list[tuple[int, list[int]]], num_workers: int, skip: bool) -> None:
-        """Makes what [`missing`] found; of clips that cannot be decoded entries that say so if `skip`."""
+        """Computes what [`missing`] found. If `skip`, clips that cannot be decoded get entries with the error."""
         if not missing:
             return
         for row, numbers in missing:
             for key in (self.keys[row][number] for number in numbers):
                 if error := self._damaged.pop(key, None):
                     self._warn_of_damage(row, key, error)
-        # torch's workers run one thread each, end silently on Ctrl+C, and end by themselves once their parent has.
+        # torch's workers have one thread each, and end silently on Ctrl+C and when their parent process ends.
         loader: DataLoader = DataLoader(
             missing,  # type: ignore[arg-type]  # any sequence will do
             batch_size=None,
             collate_fn=partial(self._make_versions, skip=skip),
             num_workers=min(num_workers, len(missing)) if num_workers > 1 else 0,
-            generator=torch.Generator(),  # torch's global one stays as it is, whether clips are missing or not
+            generator=torch.Generator(),  # so that the global generator does not depend on which clips are missing
         )
-        # Given the loader itself, tqdm would begin to iterate it twice, with twice the workers.
+        # If it were given the loader, tqdm would start iterating twice, with twice the workers.
         with tqdm(total=len(missing), desc="Extracting CQT and Mel spectrograms") as progress:
             for message in loader:
                 if message:
@@ -177,7 +175,7 @@ class StoredSpectrograms:
                 progress.update()
 
     def _make_versions(self, job: tuple[int, Sequence[int]], skip: bool) -> str | None:
-        """Writes versions of one clip, or says what is wrong with it."""
+        """Writes versions of one clip to the cache; returns an error message if it cannot be decoded."""
         row, numbers = job
         clip, rate = self.clips[row], self.feature_extractor.sampling_rate
         try:
@@ -201,7 +199,7 @@ class StoredSpectrograms:
 
     def read(self, row: int, number: int) -> dict[str, torch.Tensor]:
         """
-        The spectrograms of one version of a clip, as the extractor returned them, float32.
+        Returns the spectrograms of one version of a clip as the extractor returned them, float32.
 
         Raises:
             AudioError: they are damaged or deleted, and the clip has changed or cannot be read.
@@ -212,13 +210,13 @@ class StoredSpectrograms:
             self._verified[row, number] = True
             return spectrograms
         except FileNotFoundError:
-            logger.warning_once(f"Spectrograms in {self.cache.folder} were deleted during the run: made again.")
+            logger.warning_once(f"Spectrograms in {self.cache.folder} were deleted during the run: recomputing them.")
         except DamagedEntry as error:
             self._warn_of_damage(row, key, error)
         if next(clip_keys(self.clips.select([row]))) != self.keys[row][0]:
             raise AudioError(
-                f"{self.clips[row]['file']} has changed since this run started, or is gone, and its spectrograms are "
-                "no longer in the cache: start the run again."
+                f"{self.clips[row]['file']} has changed or was deleted since this run started, and its spectrograms "
+                "are no longer in the cache: start the run again."
             )
         if message := self._make_versions((row, [number]), skip=False):
             raise AudioError(message)
@@ -226,15 +224,15 @@ class StoredSpectrograms:
 
     def _warn_of_damage(self, row: int, key: str, error: DamagedEntry) -> None:
         file = self.clips[row]["file"]
-        logger.warning(f"{self.cache.path(key)}, spectrograms of {file}, is damaged: {error}. They are made again.")
+        logger.warning(f"{self.cache.path(key)}, spectrograms of {file}, is damaged ({error}): recomputing them.")
 
 
 class Versions(Sequence[dict[str, torch.Tensor]]):
     """
-    The spectrograms of one clip: of the original, then of its altered copies. Each is read when it is indexed.
+    Spectrograms of one clip: those of the original, then those of its altered copies. Each is read when it is indexed.
 
     Attributes:
-        contents (`list[str]`): For each version a digest of its waveform, equal for equal sound.
+        contents (`list[str]`): Digest of each version's waveform, equal for equal sound.
     """
 
     def __init__(self, stored: StoredSpectrograms, row: int):
@@ -253,8 +251,7 @@ class Versions(Sequence[dict[str, torch.Tensor]]):
 
 
 def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> Dataset:
-    """Rows of a table of clips, with features or still with audio, each as often as it is named, with further or other
-    columns."""
+    """Returns the given rows of a table of clips, which may repeat, with columns added or replaced."""
     table = features.with_format(None).select(rows).flatten_indices(keep_in_memory=True)
     for name, values in columns.items():
         if name in table.column_names:
@@ -265,7 +262,7 @@ def rearranged(features: Dataset, rows: Sequence[int], **columns: Sequence) -> D
 
 
 def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
-    """The waveform of a row at the extractor's rate; an error names the row's `file`."""
+    """Returns the waveform of a row at the extractor's sampling rate; an error names the row's `file`."""
     try:
         return read_audio(row["audio"], feature_extractor.sampling_rate)
     except AudioError as error:
@@ -273,7 +270,7 @@ def read_clip(row: Mapping[str, Any], feature_extractor: Any) -> np.ndarray:
 
 
 def _table(clips: Dataset, stored: StoredSpectrograms, facts: dict[str, list]) -> Dataset:
-    """The columns of `clips` less `audio`, in memory, beside the rows of their spectrograms in the store."""
+    """Returns the columns of `clips` except `audio`, in memory, with their spectrograms and `facts`."""
     others = clips.remove_columns("audio")
     others = Dataset(others.with_format("arrow")[:], info=others.info)  # without the rows not selected
     for name, values in {"spectrograms": list(range(len(clips))), **facts}.items():

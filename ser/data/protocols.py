@@ -1,6 +1,6 @@
-"""Who is trained on and who is tested.
+"""Divides corpora into training, validation and test parts by named protocols.
 
-A score means something only together with its protocol: a split that shares speakers and one that keeps them apart are
+A score is meaningful only together with its protocol: a split that shares speakers and one that keeps them apart are
 different tasks. Every split has a name ("ravdess/emobox-fold1"), and is checked before it is used.
 """
 
@@ -23,20 +23,19 @@ PROTOCOLS = ("predefined", "random", "speaker", "loso", SENTENCE, EVERYTHING)
 ONE_FOLD = ("predefined", EVERYTHING)
 RANDOM_FOLDS = 5
 VALIDATION_SHARE = 0.15
-SPEAKER_FOLDS = 5  # where nobody has published folds
-NOBODY = {"validation": "nobody validates", "test": "nobody is tested"}
+SPEAKER_FOLDS = 5  # for corpora without published folds
+EMPTY_PART = {"validation": "no validation set", "test": "no test set"}
 
 
 @dataclass
 class Split:
-    """Indices into a corpus's clips.
+    """Indices of the clips of a corpus in each part.
 
     Args:
-        name: corpus and protocol, with the fold where there are several ("ravdess/emobox-fold1").
+        name: corpus and protocol, with the fold if there are several ("ravdess/emobox-fold1").
         train: clips to train on.
-        validation: clips by which checkpoints and learning rates are chosen; none of them is tested. Empty where
-            nobody validates.
-        test: clips that choose nothing. Empty where everything is trained on.
+        validation: clips by which checkpoints and learning rates are chosen; may be empty.
+        test: clips that are used for scores only; may be empty.
         speaker_disjoint: whether no speaker is in two parts.
     """
 
@@ -52,31 +51,31 @@ class Split:
 
     def summary(self) -> str:
         parts = {part: indices for part, indices in self.parts.items() if indices}
-        said = [", ".join(f"{len(indices):,} {part}" for part, indices in parts.items()) + " clips"]
+        facts = [", ".join(f"{len(indices):,} {part}" for part, indices in parts.items()) + " clips"]
         if len(parts) > 1:
             apart = self.speaker_disjoint
-            said.append("no speaker in two parts" if apart else "SPEAKERS SHARED between parts (or unknown)")
-        said += [words for part, words in NOBODY.items() if part not in parts]
-        return f"Protocol {self.name}: {'; '.join(said)}"
+            facts.append("no speaker in two parts" if apart else "SPEAKERS SHARED between parts (or unknown)")
+        facts += [text for part, text in EMPTY_PART.items() if part not in parts]
+        return f"Protocol {self.name}: {'; '.join(facts)}"
 
 
 def published_folds(corpus: Corpus) -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    """Name of published folds of this corpus -> who is tested in fold 1, 2, ..."""
+    """Returns the published folds of a corpus: name -> speakers (or sessions) tested in fold 1, 2, ..."""
     return RECORDS[corpus.name].folds if corpus.name in RECORDS else {}
 
 
 def default_validation_share(protocol: str | None) -> float:
-    """What `validation_share` is where none is given, and the data set has no validation part of its own."""
+    """Returns the default of `validation_share` for a data set without a validation part of its own."""
     return 0.0 if protocol == EVERYTHING else VALIDATION_SHARE
 
 
 def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
-    """The protocol by its full name: "speaker" becomes the corpus's published folds ("emobox"); without a protocol,
-    the data set's own test split if it has one, else speaker folds, else "random". Where other corpora test, it is
-    called by the number of classes that they share with those that are trained on ("shared-6")."""
+    """Returns the full name of a protocol: "speaker" becomes the corpus's published folds ("emobox"). The default is
+    the data set's own test split if it has one, else speaker folds, else "random". If other corpora are tested, the
+    name has the number of classes that they share with the training corpora ("shared-6")."""
     if corpus.shared_labels is not None:
         if protocol is not None:
-            raise DataError(f"{corpus.name} tests another corpus, instead of a protocol: leave out --protocol.")
+            raise DataError(f"{corpus.name} is tested on another corpus, not by a protocol: leave out --protocol.")
         return f"shared-{len(corpus.shared_labels)}"
     published = published_folds(corpus)
     if protocol is None:
@@ -93,7 +92,7 @@ def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
 
 
 def n_folds(corpus: Corpus, protocol: str | None = None, test_speakers: Sequence[str] | None = None) -> int:
-    """Number of folds that `--fold all` runs (1 for `predefined`, `everything` and given test speakers)."""
+    """Returns the number of folds of `--fold all` (1 for `predefined`, `everything` and test speakers)."""
     return 1 if test_speakers else _n_folds(corpus, resolve_protocol(corpus, protocol))
 
 
@@ -111,31 +110,31 @@ def make_split(
     seed: int = 42,
     test_speakers: Sequence[str] | None = None,
 ) -> Split:
-    """Divides a corpus by a protocol, cuts validation from the training part and checks the result.
+    """Divides a corpus by a protocol, separates a validation part from the training part and checks the result.
 
     Args:
         protocol: `predefined` (the data set's own splits), `random` (five stratified folds; speakers shared),
-            `speaker` (the corpus's published folds, else five folds of whole speakers), the name of such folds
-            (`emobox`, `luna-jimenez`, `sessions`), `loso` (one speaker tested a fold), `sentence` (speakers and
-            sentences that are not trained on) or `everything` (all clips are trained on, and nobody is tested).
-            Default: see [`resolve_protocol`]. Where other corpora test, it is they.
+            `speaker` (the corpus's published folds, else five folds of whole speakers), the name of published folds
+            (`emobox`, `luna-jimenez`, `sessions`), `loso` (leave one speaker out), `sentence` (tests speakers and
+            sentences that are not in the training part) or `everything` (all clips are trained on; no test part). The
+            default is that of [`resolve_protocol`]. Not used if other corpora are tested.
 
-            The sentences of `sentence` are dealt alternately into two halves (RAVDESS: statement 1, statement 2),
-            and its speakers are in folds: published ones that test every speaker (RAVDESS: EmoBox's six), else five.
-            Of K folds of speakers, fold k tests the k-th on the second half and trains the other speakers on the
-            first; fold K + k is the same with the halves exchanged. All folds together test each clip once. Clips
-            of tested speakers with training sentences, and the reverse, are in no part.
+            `sentence` divides the sentences alternately into two halves (RAVDESS: statement 1, statement 2), and the
+            speakers into folds: published ones that test every speaker (RAVDESS: EmoBox's six), else five. Of K folds
+            of speakers, fold k tests the k-th on the second half of the sentences and trains on the other speakers
+            with the first half; fold K + k is the same with the halves exchanged. All folds together test each clip
+            once. Clips of tested speakers with training sentences, and the reverse, are in no part.
         fold: 1-based.
-        validation_share: part of the training clips, or of the training speakers where the protocol keeps speakers
-            apart (at least one); `everything` keeps them apart where they are known. With 0 nobody validates. 0.15 by
-            default, 0 for `everything`. Not taken where the data set brings its own validation split (without a test
-            split, the test part is cut from its other clips), nor by `loso` on IEMOCAP, which validates on the test
-            speaker's partner in dialogue, as published.
-        seed: of the random cuts.
-        test_speakers: tests exactly these speakers, instead of a protocol.
+        validation_share: share of the training clips or, if the protocol keeps speakers apart, of the training
+            speakers (at least one) that validates; `everything` keeps them apart if they are known. 0 means no
+            validation; the default is 0.15, and 0 for `everything`. Not allowed if the data set has a validation split
+            of its own (if it has no test split, the test part is taken from its other clips), nor with `loso` on
+            IEMOCAP, which validates on the test speaker's dialogue partner, as published.
+        seed: random seed of the division.
+        test_speakers: speakers to test instead of a protocol.
 
     Raises:
-        DataError: the protocol cannot be had from this corpus, or its parts would share a speaker or a clip.
+        DataError: the corpus does not allow the protocol, or the parts would share a speaker or a clip.
     """
     if validation_share is not None and not 0 <= validation_share < 1:
         raise DataError(f"validation_share must be 0 or lie between 0 and 1, not {validation_share}.")
@@ -151,7 +150,7 @@ def make_split(
         train, validation = cut(corpus, train, share, seed) if share else (train, [])
         may_be_empty |= set() if share else {"validation"}
     elif validation_share is not None:
-        raise DataError(f"{corpus.name}/{name} has a validation part of its own: leave out --validation_share.")
+        raise DataError(f"{corpus.name}/{name} has its own validation part: leave out --validation_share.")
     split = Split(f"{corpus.name}/{name}", train, validation, test, apart)
     check_split(corpus, split, may_be_empty)
     return split
@@ -164,8 +163,8 @@ def test_part(
     seed: int = 42,
     test_speakers: Sequence[str] | None = None,
 ) -> tuple[str, list[int], list[int] | None, bool]:
-    """Who is tested: (name of the protocol with its fold, test clips, validation clips where the protocol or the data
-    set says which, whether speakers are kept apart). The arguments are those of [`make_split`]."""
+    """Returns the test part: (name of the protocol with its fold, test clips, validation clips if the protocol or the
+    data set defines them, whether speakers are kept apart). The arguments are those of [`make_split`]."""
     validation = _own_validation(corpus)
     held = {*(validation or ())}
     if test_speakers:
@@ -191,8 +190,8 @@ def test_part(
         else:
             test, apart = _of_groups(corpus, name, (_folds(corpus, name) or ())[fold - 1]), True
             if name == SENTENCE:
-                spoken, sentences = corpus.sentences, _tested_sentences(corpus, fold)
-                test = [i for i in test if spoken[i] in sentences]
+                sentence_of, sentences = corpus.sentences, _tested_sentences(corpus, fold)
+                test = [i for i in test if sentence_of[i] in sentences]
             if name in published_folds(corpus) and name in RECORDS[corpus.name].validated:
                 validation = _of_groups(corpus, name, RECORDS[corpus.name].validated[name][fold - 1])
             if name == "loso":
@@ -204,39 +203,40 @@ def test_part(
 
 
 def check_split(corpus: Corpus, split: Split, may_be_empty: Collection[str] = ()) -> None:
-    """Raises `DataError` where a part is empty that may not be, the training part lacks a class, a speaker-disjoint
-    split shares a speaker, or two parts share a clip: by index, or by sound."""
+    """Raises `DataError` if a part is empty that must not be, the training part lacks a class, a speaker-disjoint
+    split shares a speaker, or two parts share a clip, by index or by sound."""
     files, labels = corpus.files, corpus.labels
     for part, indices in split.parts.items():
         if not indices and part not in may_be_empty:
             raise DataError(f"The {part} part of {split.name} is empty.")
     if missing := {*range(len(corpus.label_names))} - {labels[i] for i in split.train}:
         names = ", ".join(repr(corpus.label_names[label]) for label in sorted(missing))
-        raise DataError(f"The training part of {split.name} has no clip of class {names}, so it cannot be learnt.")
+        raise DataError(f"The training part of {split.name} has no clip of class {names}: choose another --fold, "
+                        "--protocol or --labels.")  # fmt: skip
     if split.speaker_disjoint and (shared := _shared(split, _speakers(corpus))):
         speaker, (one, i), (other, j) = shared[0]
         raise DataError(
             f"Speaker {speaker} is both in {one} ({files[i]}) and in {other} ({files[j]}), but {split.name} keeps "
-            f"speakers apart ({len(shared)} shared). Correct the speakers or the splits of {corpus.source}, or take "
+            f"speakers apart ({len(shared)} shared). Correct the speakers or the splits of {corpus.source}, or use "
             "--protocol random, which does not keep them apart."
         )
     if shared := _shared(split, corpus.contents):
         pairs = "; ".join(f"{files[i]} ({one}) = {files[j]} ({other})" for _, (one, i), (other, j) in shared[:3])
         raise DataError(
             f"{split.name} has the same recording in two parts, {len(shared)} time(s): {pairs}. "
-            "Leave the repeats out with drop_duplicates."
+            "Leave out the repeats with --drop_duplicates."
         )
 
 
 def _shared(split: Split, keys: Sequence[str | None]) -> list[tuple[str | None, tuple[str, int], tuple[str, int]]]:
-    """(key, (part, index), (other part, index)) for every key that two parts have."""
+    """Returns (key, (part, index), (other part, index)) for every key that occurs in two parts."""
     first: dict[str | None, tuple[str, int]] = {}
     shared: dict[str | None, tuple[str | None, tuple[str, int], tuple[str, int]]] = {}
     for part, indices in split.parts.items():
         for i in indices:
-            seen = first.setdefault(keys[i], (part, i))
-            if seen[0] != part:
-                shared.setdefault(keys[i], (keys[i], seen, (part, i)))
+            earlier = first.setdefault(keys[i], (part, i))
+            if earlier[0] != part:
+                shared.setdefault(keys[i], (keys[i], earlier, (part, i)))
     return list(shared.values())
 
 
@@ -250,13 +250,13 @@ def _column(corpus: Corpus, protocol: str) -> list[str | None]:
 
 
 def _speakers(corpus: Corpus) -> list[str | None]:
-    """Who must not be in two parts: the speaker or, where a source tells no more, the session (it has its own two)."""
+    """Returns what must not be in two parts: the speaker or, if unknown, the session, which has two of its own."""
     speakers = corpus.speakers
     return corpus.sessions if None in speakers else speakers
 
 
 def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
-    """Groups tested fold by fold; None for a protocol whose folds are none of groups."""
+    """Returns the groups that are tested fold by fold; None for a protocol whose folds are not groups."""
     if name in (*ONE_FOLD, "random") or corpus.shared_labels is not None:
         return None
     if name in published_folds(corpus):
@@ -296,38 +296,41 @@ def _dealt(speakers: Sequence[str]) -> list[Sequence[str]]:
 
 
 def _tested_sentences(corpus: Corpus, fold: int) -> set[str]:
-    """The sentences that a fold of the protocol `sentence` tests: the second half of them in the first half of the
-    folds, and the reverse."""
+    """Returns the sentences that a fold of the protocol `sentence` tests: the second half of them in the first half of
+    the folds, and the reverse."""
     sentences = corpus.sentences
     if unknown := [i for i, sentence in enumerate(sentences) if sentence is None]:
         raise DataError(
-            f"Protocol {SENTENCE} needs to know which sentence is spoken in every clip; {corpus.source} does not "
-            f"tell it for {len(unknown):,} of {len(corpus):,} (such as {corpus.files[unknown[0]]}). RAVDESS, EMO-DB "
-            "and CREMA-D under their original file names do; for others take --protocol speaker."
+            f"Protocol {SENTENCE} needs the sentence of every clip, which {corpus.source} does not state for "
+            f"{len(unknown):,} of {len(corpus):,} (such as {corpus.files[unknown[0]]}). The original file names of "
+            "RAVDESS, EMO-DB and CREMA-D contain it; for other corpora use --protocol speaker."
         )
     known = sorted({sentence for sentence in sentences if sentence is not None}, key=_natural)
     if len(known) < 2:
-        raise DataError(f"Protocol {SENTENCE} takes two sentences; all clips of {corpus.source} say {known[0]!r}.")
+        raise DataError(
+            f"Protocol {SENTENCE} needs two sentences, and all clips of {corpus.source} are of {known[0]!r}: use "
+            "--protocol speaker."
+        )
     is_first_half = fold <= len(_folds(corpus, SENTENCE) or ()) // 2
     return {*known[1::2]} if is_first_half else {*known[0::2]}
 
 
 def _with_training_sentences(corpus: Corpus, clips: list[int], test: list[int], fold: int) -> list[int]:
-    """Those of the clips whose speaker is not tested, and whose sentence is not tested."""
-    speakers, spoken, sentences = corpus.speakers, corpus.sentences, _tested_sentences(corpus, fold)
+    """Returns the clips of which neither the speaker nor the sentence is tested."""
+    speakers, sentence_of, sentences = corpus.speakers, corpus.sentences, _tested_sentences(corpus, fold)
     tested = {speakers[i] for i in test}
-    return [i for i in clips if speakers[i] not in tested and spoken[i] not in sentences]
+    return [i for i in clips if speakers[i] not in tested and sentence_of[i] not in sentences]
 
 
 def _known(corpus: Corpus, name: str) -> list[str]:
-    """Speaker (or session) of every clip."""
+    """Returns the speaker (or session) of every clip; raises if one is unknown."""
     column = _column(corpus, name)
     if unknown := [i for i, group in enumerate(column) if group is None]:
         what = "session" if name == "sessions" else "speaker"
         raise DataError(
-            f"Protocol {name} needs the {what} of every clip; {corpus.source} does not tell it for {len(unknown):,} "
-            f"of {len(corpus):,} (such as {corpus.files[unknown[0]]}). Use {corpus.speaker_hint}; or the protocol "
-            "random, which shares speakers between training and test."
+            f"Protocol {name} needs the {what} of every clip, which {corpus.source} does not state for "
+            f"{len(unknown):,} of {len(corpus):,} (such as {corpus.files[unknown[0]]}). Use {corpus.speaker_hint}, or "
+            "--protocol random, which shares speakers between training and test."
         )
     return [group for group in column if group is not None]
 
@@ -336,12 +339,12 @@ def _of_groups(corpus: Corpus, name: str, groups: Sequence[str]) -> list[int]:
     column = _known(corpus, name)
     if missing := sorted({*groups} - {*column}, key=_natural):
         have = ", ".join(sorted({*column}, key=_natural))
-        raise DataError(f"{name} tests {', '.join(missing)}, of whom {corpus.source} has no clip; it has {have}.")
+        raise DataError(f"{name} tests {', '.join(missing)}, but {corpus.source} has no such clips; it has {have}.")
     return [i for i, group in enumerate(column) if group in groups]
 
 
 def _predefined(corpus: Corpus) -> tuple[list[int], list[int], bool]:
-    """(validation, test, speakers kept apart) by the data set's own splits."""
+    """Returns (validation, test, whether speakers are kept apart) by the data set's own splits."""
     parts = defaultdict(list)
     for i, part in enumerate(corpus.clips["split"][:]):
         parts[part].append(i)
@@ -351,7 +354,8 @@ def _predefined(corpus: Corpus) -> tuple[list[int], list[int], bool]:
             raise DataError(f"Protocol predefined needs the splits train and test; {corpus.source} has {have}.")
     if parts[None]:
         raise DataError(
-            f"{corpus.source} names no split for {len(parts[None])} clip(s), such as {corpus.files[parts[None][0]]}."
+            f"{corpus.source} has no split for {len(parts[None])} clip(s), such as {corpus.files[parts[None][0]]}: "
+            "add it, or use another --protocol."
         )
     column = corpus.speakers
     speakers = [{column[i] for i in parts[part]} for part in ("train", "validation", "test")]
@@ -360,8 +364,8 @@ def _predefined(corpus: Corpus) -> tuple[list[int], list[int], bool]:
 
 
 def _own_validation(corpus: Corpus) -> list[int] | None:
-    """The data set's own validation split where it has no test split, so that the protocol decides what is tested;
-    where other corpora test, that of those that are trained on."""
+    """Returns the data set's own validation split if it has no test split, so that the protocol decides what is
+    tested; if other corpora are tested, the validation split of the training corpora."""
     splits = corpus.clips["split"][:]
     if "test" in splits and corpus.shared_labels is None:
         return None
@@ -369,7 +373,7 @@ def _own_validation(corpus: Corpus) -> list[int] | None:
 
 
 def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:
-    """The other speaker of the test session, where sessions have several."""
+    """Returns the clips of the other speaker in the test session, if sessions have several speakers."""
     sessions, speakers = corpus.sessions, corpus.speakers
     tested = {sessions[i] for i in test} - {None}
     who = {speakers[i] for i in test}
@@ -377,12 +381,13 @@ def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:
 
 
 def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Cuts whole speakers off, if it can be done so that what remains has every class."""
+    """Separates whole speakers, so that the rest has every class if possible."""
     column, labels = _speakers(corpus), corpus.labels
     groups = sorted({group for i in indices if (group := column[i]) is not None}, key=_natural)
     if len(groups) < 2:
         raise DataError(
-            f"Training and validation need two speakers that are not tested; {corpus.source} has {groups}."
+            f"Training and validation need two speakers that are not tested, and {corpus.source} has {groups}: use "
+            "--validation_share 0, or another --protocol."
         )
     rng = np.random.default_rng(seed)
     for _ in range(100):
@@ -394,11 +399,13 @@ def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int)
 
 
 def _stratified(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Cuts a share of every class off, at random; clips of equal sound stay on one side, the sizes as they are."""
+    """Separates a random share of every class; clips of equal sound stay together, without changing the sizes."""
     labels = corpus.labels
     counts = Counter(labels[i] for i in indices)
     if rare := [corpus.label_names[label] for label, n in counts.items() if n < 2]:
-        raise DataError(f"Class {rare[0]!r} has a single clip to divide; give it more, or leave it out with labels.")
+        raise DataError(
+            f"Class {rare[0]!r} has only one clip, which cannot be divided: add clips, or leave it out by --labels."
+        )
     size = max(math.ceil(share * len(indices)), len(counts))
     rest, cut = train_test_split(indices, test_size=size, stratify=[labels[i] for i in indices], random_state=seed)
     contents = corpus.contents

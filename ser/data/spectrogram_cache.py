@@ -1,4 +1,4 @@
-"""Spectrograms on disk: a file for each clip and each altered copy, whole or absent, with a checksum."""
+"""Cache of spectrograms on disk: one file for each clip and altered copy, written atomically, with checksums."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from transformers.utils import logging
 import audio_maxmvit
 import spectrograms_maxmvit
 from feature_extraction_maxmvit import WAVEFORM, make_processor, resampled
-from ser.files import whole
+from ser.files import atomic_write
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_spectrograms"
 FORMAT = 2  # of an entry
-RECENT_S = 3600  # entries used within this time are not evicted: a run may be reading them
-# What only pictures depend on: the extractor's parameters that leave spectrograms as they are.
-PICTURE_PARAMETERS = {
+RECENT_S = 3600  # entries used within this time are not evicted, since a run may be reading them
+# The extractor's parameters that affect images but not spectrograms.
+IMAGE_PARAMETERS = {
     "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
     "top_db", "image_mean", "image_std",
 }  # fmt: skip
@@ -39,22 +39,22 @@ SOURCES = (audio_maxmvit, spectrograms_maxmvit)
 
 
 class DamagedEntry(Exception):
-    """An entry of the cache that is not as it was written."""
+    """Raised for an entry of the cache that differs from what was written."""
 
 
 class SpectrogramCache:
     """
-    Entries of spectrograms by key: one file each, at `FOLDER/EXTRACTOR/KE/KEY`.
+    Spectrograms by key, one file each at `FOLDER/EXTRACTOR/KE/KEY`.
 
-    An entry gets its name by renaming, once it is on the disk, so that any number of processes may read and write the
-    same folder at the same time without waiting for each other. It consists of a line of JSON, preceded by the
-    checksum of that line, and the packed spectrograms, whose checksum stands in the line. The line and the length of
-    the file are checked at every reading, the spectrograms where [`read`] is asked to.
+    An entry is written under a temporary name and renamed once it is on the disk, so that any number of processes may
+    read and write the same folder without waiting for each other. It is a line of JSON, preceded by the checksum of
+    that line, and the packed spectrograms, whose checksum is in the line. The line and the length of the file are
+    checked at every reading, the spectrograms if [`read`] is asked to verify them.
 
     Args:
-        cache_dir (`str`, *optional*): The entries lie in its sub-folder `maxmvit_spectrograms`; defaults to the cache
-            folder of `datasets`.
-        feature_extractor (`MaxMViTFeatureExtractor`): Of the spectrograms; see [`extractor_key`].
+        cache_dir (`str`, *optional*): Folder whose sub-folder `maxmvit_spectrograms` holds the entries; defaults to
+            the cache folder of `datasets`.
+        feature_extractor (`MaxMViTFeatureExtractor`): Computes the spectrograms; see [`extractor_key`].
     """
 
     def __init__(self, cache_dir: str | os.PathLike | None, feature_extractor: Any):
@@ -65,51 +65,51 @@ class SpectrogramCache:
         return self.folder / key[:2] / key
 
     def write(self, key: str, packed: bytes, **facts: Any) -> None:
-        """Writes an entry: what [`pack`] gave, and `facts` about it, of types that JSON has."""
+        """Writes an entry: spectrograms from [`pack`], and `facts` about them, which JSON must be able to hold."""
         line = json.dumps({**facts, "bytes": len(packed), "crc32": zlib.crc32(packed)}).encode()
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_bytes(b"%08x %s\n%s" % (zlib.crc32(line), line, packed))
 
     def read_facts(self, key: str) -> dict[str, Any]:
         """
-        The facts of an entry, which counts as used now.
+        Returns the facts of an entry, and marks it as used.
 
         Raises:
             FileNotFoundError: there is no such entry.
-            DamagedEntry: its line is damaged, or its length is not that of the line.
+            DamagedEntry: its line is damaged, or its length differs from the one in the line.
         """
         return self._read(key, with_spectrograms=False)[0]
 
     def read(self, key: str, verify: bool = True) -> dict[str, torch.Tensor]:
-        """The spectrograms of an entry, float32; raises as [`read_facts`] does and, if `verify`, also if they are
+        """Returns the spectrograms of an entry, float32; raises like [`read_facts`] and, if `verify`, also if they are
         damaged."""
         facts, packed = self._read(key, with_spectrograms=True)
         if verify and facts["crc32"] != zlib.crc32(packed):
-            raise DamagedEntry("its spectrograms are not as they were written")
+            raise DamagedEntry("its spectrograms do not match their checksum")
         return unpack(packed)
 
     def _read(self, key: str, with_spectrograms: bool) -> tuple[dict[str, Any], bytearray]:
         path = self.path(key)
-        with open(path, "rb", buffering=512) as file:  # most lines are shorter; the rest is read at once
+        with open(path, "rb", buffering=512) as file:  # most lines are shorter; the rest is read in one go
             line, size = file.readline(), os.fstat(file.fileno()).st_size
             checksum, _, text = line.rstrip(b"\n").partition(b" ")
             if checksum != b"%08x" % zlib.crc32(text):
-                raise DamagedEntry("its first line is not as it was written")
+                raise DamagedEntry("its first line does not match its checksum")
             facts = json.loads(text)
             length = len(line) + facts["bytes"]
             if size != length:
-                raise DamagedEntry(f"it has {size:,} bytes of {length:,}")
+                raise DamagedEntry(f"it has {size:,} bytes instead of {length:,}")
             packed = bytearray(facts["bytes"] if with_spectrograms else 0)
             file.readinto(packed)  # type: ignore[attr-defined]  # a buffered reader has it
-        with suppress(OSError):  # a cache that may only be read is evicted by others
+        with suppress(OSError):  # a read-only cache is evicted by its owner
             os.utime(path)
         return facts, packed
 
     def evict(self, max_gib: float) -> None:
-        """Deletes the entries of all extractors used least recently until the rest takes at most `max_gib` GiB; those
-        used within the last hour stay."""
+        """Deletes the least recently used entries, of all extractors, until the others take at most `max_gib` GiB;
+        entries used within the last hour are kept."""
         files = []
         for folder, _, names in os.walk(self.root):
             for path in (os.path.join(folder, name) for name in names):
@@ -124,17 +124,17 @@ class SpectrogramCache:
             Path(path).unlink(missing_ok=True)
             total, deleted = total - size, deleted + 1
         if deleted:
-            logger.info(f"Deleted {deleted} spectrograms, used least recently, to keep within {max_gib:g} GiB")
+            logger.info(f"Deleted the {deleted} least recently used spectrograms to stay within {max_gib:g} GiB")
         if total > limit:
             logger.warning(
                 f"The spectrograms used within the last hour in {self.root} take {total / 2**30:.1f} GiB, more than "
-                f"the {max_gib:g} GiB that --feature_cache_gib allows: raise it, or name another --cache_dir."
+                f"the {max_gib:g} GiB of --feature_cache_gib: raise it, or choose another --cache_dir."
             )
 
 
 def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
-    """Spectrograms as bytes: float16, in dB relative to each one's maximum, so that half the bits lose under 0.04 dB
-    in the upper 128 dB; and that maximum in float32. A waveform among them in whole 32,767ths of its peak."""
+    """Packs spectrograms as bytes: float16 in dB relative to each one's maximum, which loses less than 0.04 dB in the
+    upper 128 dB, and that maximum as float32. A waveform is packed as int16 relative to its peak."""
     packed: dict[str, torch.Tensor] = {}
     for name, values in spectrograms.items():
         if name == WAVEFORM:
@@ -148,8 +148,8 @@ def pack(spectrograms: dict[str, torch.Tensor]) -> bytes:
 
 
 def unpack(contents: bytes | bytearray) -> dict[str, torch.Tensor]:
-    """What was given to [`pack`], float32."""
-    # As `safetensors.torch.load` less its copies, which take a third of the time of reading a clip.
+    """Unpacks the bytes of [`pack`] to float32."""
+    # Like `safetensors.torch.load` without its copies, which take a third of the time of reading a clip.
     buffer = contents if isinstance(contents, bytearray) else bytearray(contents)
     start = 8 + int.from_bytes(buffer[:8], "little")
     packed = {}
@@ -166,19 +166,19 @@ def unpack(contents: bytes | bytearray) -> dict[str, torch.Tensor]:
 
 
 def shaping_parameters(feature_extractor: Any) -> dict[str, Any]:
-    """The parameters of an extractor that its spectrograms depend on, without what saving and loading add to it."""
+    """Returns the extractor's parameters that affect spectrograms, without entries added by saving and loading."""
     settings = feature_extractor.to_dict()
     if (processor := settings.pop("speech_processor", None)) is not None:
         settings["speech_rate"] = make_processor(processor).sampling_rate
-    return {name: value for name, value in settings.items() if name not in PICTURE_PARAMETERS | {"auto_map"}}
+    return {name: value for name, value in settings.items() if name not in IMAGE_PARAMETERS | {"auto_map"}}
 
 
 def extractor_key(feature_extractor: Any) -> str:
     """
-    Name for all that shapes spectrograms besides the audio: the extractor's parameters less those of pictures, the
-    sources of reading and of extraction (so an edited algorithm never meets spectrograms of the old one), and the
-    libraries that decode, resample and transform. Of numpy and torch only the major version counts: between minor ones
-    an FFT differs in its last bits.
+    Returns a digest of everything except the audio that affects spectrograms: the extractor's parameters without those
+    of images, the source code of reading and extraction (so that an edited algorithm never reads spectrograms of the
+    old one), and the libraries that decode, resample and transform. Of numpy and torch only the major version counts,
+    since between minor versions an FFT differs only in its last bits.
     """
     digest = hashlib.sha1(usedforsecurity=False)
     for source in SOURCES:
@@ -195,8 +195,8 @@ def extractor_key(feature_extractor: Any) -> str:
 
 def clip_keys(clips: Dataset) -> Iterator[str]:
     """
-    Name for the audio of each clip, in their order: of clips held in the table a hash of all bytes, undecoded, at a
-    few GB/s; of files on disk, which are not opened, one of path, size and modification time.
+    Yields a digest of the audio of each clip, in order: of the undecoded bytes if the table holds them, at a few GB/s;
+    of path, size and modification time for files on disk, which are not opened.
     """
     column = clips.with_format(None).cast_column("audio", Audio(decode=False)).select_columns("audio")
     for table in column.with_format("arrow").iter(batch_size=256):
@@ -210,7 +210,7 @@ def clip_keys(clips: Dataset) -> Iterator[str]:
 
 
 def _size_and_time(path: str) -> str:
-    if not os.path.exists(path):  # extraction says so, by name
+    if not os.path.exists(path):  # the extraction reports it by name
         return "missing"
     status = os.stat(path)
     return f"{status.st_size} {status.st_mtime_ns}"

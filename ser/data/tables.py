@@ -14,23 +14,23 @@ from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR
 from ser.utils import DataError
 
 LIST_SUFFIXES = {".csv", ".tsv", ".jsonl"}
-FILE_COLUMNS = ("file", "file_name", "audio")  # the last two are what `datasets` calls it
-# Columns of the tables of predictions, and answers that are not a class; no class can have one of these names.
+FILE_COLUMNS = ("file", "file_name", "audio")  # the last two are the names in `datasets`
+# Columns of tables of predictions, and predictions that are not a class; no class may have one of these names.
 RESERVED = {
     *("file", "label", "speaker", "prediction", "start", "end", "windows", "familiarity"),
     *(SILENCE, UNCERTAIN, UNFAMILIAR),
 }
-MISSING = {"", "nan", "<na>"}  # as a spreadsheet, numpy and pandas write a cell without a value
+MISSING = {"", "nan", "<na>"}  # cells without a value, as written by spreadsheets, numpy and pandas
 
 
 @dataclass
 class ListedRows:
-    """The rows of a table, by the columns that were asked for.
+    """The rows of a table with the requested columns.
 
     Args:
         path: the file.
         names: all of its columns as they are spelt there.
-        columns: those that were asked for and are there.
+        columns: the requested columns that it has.
         rows: (line in the file, column -> text) for each row that is not blank.
     """
 
@@ -40,45 +40,45 @@ class ListedRows:
     rows: list[tuple[int, dict[str, str]]]
 
     def require(self, *columns: str) -> None:
-        """Raises `DataError` where the table lacks one of the columns."""
+        """Raises `DataError` if the table lacks one of the columns."""
         if missing := [column for column in columns if column not in self.columns]:
             raise DataError(
                 f"{self.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(self.names) or 'none'}."
             )
 
     def file_column(self) -> str:
-        """The column of the recordings' names, one of `FILE_COLUMNS`."""
+        """Returns the column of the recordings' names, one of `FILE_COLUMNS`."""
         found = next((name for name in FILE_COLUMNS if name in self.columns), None)
         self.require(found or FILE_COLUMNS[0])
         return found or FILE_COLUMNS[0]
 
 
 def is_list(path: Path) -> bool:
-    """Whether a file is a table of recordings by its name."""
+    """Returns whether a file is a table of recordings, judged by its name."""
     return path.suffix.lower() in LIST_SUFFIXES
 
 
 def text_of(value: Any) -> str | None:
-    """A cell's text without surrounding spaces, "" for a missing value; None where it is neither text nor a number."""
+    """Returns a cell's text without surrounding spaces, "" if it is missing; None if it is not text or a number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # whole numbers become floats where others of the column are missing
+        value = int(value)  # integers become floats if other cells of the column are missing
     text = str(value).strip(" \t") if isinstance(value, str | Real) else None
     return "" if text is not None and text.casefold() in MISSING else text
 
 
 def read_list(path: Path, columns: Sequence[str]) -> ListedRows:
-    """Reads a table. Names of columns are matched without regard to case and surrounding spaces.
+    """Reads a table. Column names are matched without regard to case and surrounding spaces.
 
     Args:
-        path: a .csv, .tsv or .jsonl file, UTF-8. The first line of a CSV or TSV names the columns; a line of a .jsonl
-            file is an object. Blank lines and columns without a name are left out.
-        columns: what to read of it.
+        path: a .csv, .tsv or .jsonl file, UTF-8. The first line of a CSV or TSV names the columns; each line of a
+            .jsonl file is an object. Blank lines and columns without a name are left out.
+        columns: columns to read.
 
     Raises:
-        DataError: the file cannot be read, a row has more or fewer cells than there are names, a name among the
-            columns is there twice, or a cell is neither text nor a number; names the line.
+        DataError: the file cannot be read, a row has more or fewer cells than there are columns, a column occurs
+            twice, or a cell is neither text nor a number; names the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -97,7 +97,7 @@ def _folded(name: str) -> str:
 
 
 def _chosen(names: Iterable[str], wanted: dict[str, str], where: str) -> dict[str, str]:
-    """Column -> its name in the table."""
+    """Returns the wanted columns that a table has: column -> its name there."""
     found: dict[str, str] = {}
     for name in names:
         column = wanted.get(_folded(name))
@@ -124,8 +124,8 @@ def _from_csv(path: Path, text: str, wanted: dict[str, str]) -> ListedRows:
                 )
             if torn := [cell for cell in cells if cell.endswith('"') and cell.count('"') % 2]:
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {torn[0]:.80} ends with a double quote that none opens. Put the "
-                    "whole text in double quotes, or leave them out."
+                    f"{path}, line {reader.line_num}: {torn[0]:.80} ends with a double quote but does not begin with "
+                    "one. Put the whole text in double quotes, or leave them out."
                 )
             row = {column: text_of(cells[place]) or "" for column, place in places.items()}
             rows.append((reader.line_num, row))
@@ -135,7 +135,7 @@ def _from_csv(path: Path, text: str, wanted: dict[str, str]) -> ListedRows:
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """What divides the first line into most names."""
+    """Returns the delimiter that divides the first line into the most names."""
     try:
         return max(",;\t", key=lambda mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])))
     except csv.Error as error:
@@ -146,7 +146,7 @@ def _from_json_lines(path: Path, text: str, wanted: dict[str, str]) -> ListedRow
     rows: list[tuple[int, dict[str, str]]] = []
     names: dict[str, None] = {}
     columns: set[str] = set()
-    for line, content in enumerate(text.split("\n"), start=1):  # other line ends may be in a name
+    for line, content in enumerate(text.split("\n"), start=1):  # other line breaks may be part of a name
         if not content.strip():
             continue
         where = f"{path}, line {line}"

@@ -1,17 +1,17 @@
-"""Whether a classifier is as often right as it says: how far its probabilities can be trusted, and what is left out if
-only its surest answers count.
+"""Calibration of a classifier's probabilities, temperature scaling, and scores of its most confident predictions.
 
-Everything is computed from probabilities `(clips, C)`; the confidence of an answer is the largest of its row.
+Everything is computed from probabilities `(clips, C)`; the confidence of a prediction is the largest one in its row.
 
-- ECE, expected calibration error: answers are put into 15 bins of confidence of equal width, each with its upper edge;
-  the mean, over answers, of the gap between the share of right ones in a bin and their mean confidence (Naeini, Cooper
-  and Hauskrecht 2015; Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3, with its 15 bins). Of few clips
-  it is too large, as chance alone makes gaps, and of a resampled set larger still: its interval may lie above it.
-- Brier score (Brier 1950): the mean over answers of the squared distance between probabilities and truth, 0 to 2.
+- ECE, expected calibration error: predictions are divided into 15 bins of equal width by confidence, each including
+  its upper edge; the mean, over predictions, of the gap between the accuracy in a bin and the mean confidence there
+  (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3, with 15 bins).
+  It is biased upwards with few clips, where chance alone makes gaps, and more so in a resampled set: its interval may
+  lie above it.
+- Brier score (Brier 1950): the mean squared distance between probabilities and truth, from 0 to 2.
 - NLL, negative log likelihood: the mean of -ln of the true class's probability.
 - AURC, area under the risk-coverage curve (Geifman, Uziel and El-Yaniv 2019, https://arxiv.org/abs/1805.08206): the
-  mean, over every number of surest answers, of the share of wrong ones among them. Answers of equal confidence stand
-  in no order: each counts as wrong in the share in which they are.
+  mean error rate of the k most confident predictions, over all k. Predictions of equal confidence have no order; each
+  counts with their mean error rate.
 
 Brier score and NLL equal scikit-learn's `brier_score_loss` and `log_loss`.
 """
@@ -30,27 +30,27 @@ from ser.evaluation.metrics import bootstrap_of_sums
 logger = logging.get_logger(__name__)
 N_BINS = 15
 CALIBRATION_SCORES = ("ECE", "Brier", "NLL")
-MOST_POINTS = 101  # of a risk-coverage curve that is written down
-TEMPERATURES = (0.1, 10.0)  # least and largest
+MAX_POINTS = 101  # of a risk-coverage curve in the report
+TEMPERATURES = (0.1, 10.0)  # lowest and highest
 
 
 def probabilities_of(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
-    """Softmax of logits `(..., C)` over a temperature, in float64."""
+    """Returns the softmax of logits `(..., C)` divided by a temperature, in float64."""
     return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
 def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
     """
-    The temperature that makes the NLL of some clips least (Guo et al. 2017, section 4.2): one number, that changes no
-    answer. The clips must be none that the model was trained on, as it is surer of those.
+    Returns the temperature that minimises the NLL of some clips (Guo et al. 2017, section 4.2). It changes no
+    prediction. The clips must not be training clips, since the model is more confident on those.
 
     Args:
         labels: true class index of each clip.
         logits: `(clips, C)`.
 
     Returns:
-        From 0.1 to 10; such a bound, with a warning, where the least NLL lies beyond it, as for clips that are all
-        answered rightly.
+        A number from 0.1 to 10. If the minimum lies beyond a bound, as for clips that are all classified correctly,
+        the bound is returned with a warning.
     """
     labels, logits = np.asarray(labels, dtype=np.int64), np.asarray(logits, dtype=np.float64)
     rows = np.arange(len(labels))
@@ -64,7 +64,7 @@ def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
         if abs(found - bound) < 1e-3:
             logger.warning(
                 f"No temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g} fits the {len(labels):,} validation "
-                f"clips best: {temperature:g} is taken. Give them more clips, or leave out --calibrate."
+                f"clips best: using {temperature:g}. Validate on more clips, or leave out --calibrate."
             )
             return temperature
     return float(np.exp(found))
@@ -77,29 +77,29 @@ def calibration_scores(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """How far probabilities can be trusted.
+    """Computes the calibration scores of probabilities.
 
     Args:
         labels: true class index of each clip.
         probabilities: `(clips, C)`.
         speakers: speaker of each clip, for the intervals by speaker.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: random seed of the bootstrap.
 
     Returns:
-        `ECE`, `Brier`, `NLL`; `bins`, those that hold clips: `above` and `up_to` (confidence), `n_clips`, their mean
-        `confidence` and the share of right ones, `accuracy`; and `intervals` (see [`bootstrap_of_sums`]).
+        `ECE`, `Brier`, `NLL`; `bins`, the bins that hold clips: `above` and `up_to` (confidence), `n_clips`, mean
+        `confidence` and `accuracy`; and `intervals` (see [`bootstrap_of_sums`]).
 
     Raises:
-        ValueError: There are not as many rows as labels, at least one, or rows are no probabilities.
+        ValueError: The numbers of rows and labels differ or are 0, or a row does not hold probabilities.
     """
     labels, probabilities = _checked(labels, probabilities)
-    confidence, right = _answers(labels, probabilities)
+    confidence, right = _confidences(labels, probabilities)
     place = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
     in_bin = np.eye(N_BINS)[place]
     truth = np.eye(probabilities.shape[1])[labels]
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).tiny)
-    # What each clip adds to the sums from which all three scores are made, of whatever set of clips.
+    # The contribution of each clip to the sums from which all three scores are computed, for any set of clips.
     own = np.column_stack(
         [
             np.ones(len(labels)),
@@ -127,29 +127,29 @@ def calibration_scores(
 
 
 def risk_coverage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """What a lower bound on confidence costs in answers, and spares in wrong ones.
+    """Computes the risk-coverage curve: the error rate of predictions above a minimum confidence.
 
     Args:
         labels: true class index of each clip.
         probabilities: `(clips, C)`.
 
     Returns:
-        `AURC`; and `curve`, a point for each confidence, or 101 of them: answered are the clips whose confidence is
-        `min_score` or more, a share `coverage` of all, of which the share `risk` is wrong.
+        `AURC`; and `curve`, a point for each confidence, or 101 of them: a share `coverage` of the clips has a
+        confidence of at least `min_score`, and the share `risk` of these is classified wrongly.
 
     Raises:
-        ValueError: As [`calibration_scores`].
+        ValueError: As in [`calibration_scores`].
     """
     labels, probabilities = _checked(labels, probabilities)
-    confidence, right = _answers(labels, probabilities)
-    values, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)  # the surest first
+    confidence, right = _confidences(labels, probabilities)
+    values, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)  # the most confident first
     wrong = np.bincount(group, weights=1 - right)
     answered = np.cumsum(sizes)
     each = np.repeat(wrong / sizes, sizes)
     count = len(labels)
     points = np.arange(len(values))
-    if len(points) > MOST_POINTS:
-        points = np.unique(np.searchsorted(answered, np.linspace(1, count, MOST_POINTS)))
+    if len(points) > MAX_POINTS:
+        points = np.unique(np.searchsorted(answered, np.linspace(1, count, MAX_POINTS)))
     return {
         "AURC": float((np.cumsum(each) / np.arange(1, count + 1)).mean()),
         "curve": [
@@ -167,21 +167,21 @@ def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, n
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities, dtype=np.float64)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise ValueError(
-            f"Calibration needs as many rows of probabilities as labels, at least one: {probabilities.shape}, "
-            f"{labels.shape}."
+            f"Calibration needs one row of probabilities for each label, and at least one: got {probabilities.shape} "
+            f"and {labels.shape}."
         )
     if not (np.abs(probabilities.sum(1) - 1) < 1e-6).all() or probabilities.min() < 0:
-        raise ValueError("Calibration needs probabilities: rows of numbers from 0 on whose sum is 1.")
+        raise ValueError("Calibration needs probabilities: rows of non-negative numbers whose sum is 1.")
     return labels, probabilities
 
 
-def _answers(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each clip the confidence, and 1 where the answer is right."""
+def _confidences(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the confidence of each prediction, and 1 if it is correct, else 0."""
     return probabilities.max(1), (probabilities.argmax(1) == labels).astype(np.float64)
 
 
 def _from_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores of sets of clips, from sums `(..., 3 + bins)` over them."""
+    """Returns the scores of sets of clips, from sums `(..., 3 + bins)` over them."""
     count = sums[..., 0]
     return {
         "ECE": np.abs(sums[..., 3:]).sum(-1) / count,

@@ -1,4 +1,4 @@
-"""A test on the classes that a model and a corpus share."""
+"""Maps a model's classes to the classes that it shares with a corpus, for a test on those."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp
 
 @dataclass(frozen=True)
 class SharedClasses:
-    """Which of the model's classes make each of those that are scored.
+    """The model's classes that make up each scored class.
 
     Args:
         names: the scored classes.
@@ -20,21 +20,21 @@ class SharedClasses:
     columns: list[list[int]]
 
     def of_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
-        """`(clips, model's classes)` -> `(clips, scored classes)`: sums, less than 1 in all where one is masked."""
+        """Sums probabilities `(clips, model's classes)` to `(clips, scored classes)`; without masked ones."""
         return np.stack([np.asarray(probabilities, np.float64)[:, each].sum(1) for each in self.columns], axis=1)
 
     def of_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Logits `(clips, scored classes)`, whose softmax is the sums of the model's probabilities, each divided by
-        what all of them have together."""
+        """Returns logits `(clips, scored classes)`, whose softmax is that of the summed probabilities, normalised."""
         logs = log_softmax(np.asarray(logits, np.float64), axis=-1)
         return np.stack([logsumexp(logs[:, each], axis=1) for each in self.columns], axis=1)
 
 
 def shared_classes(names: Sequence[str], model_classes: Mapping[str, str | None]) -> SharedClasses:
-    """
+    """Returns the mapping from a model's classes to scored ones.
+
     Args:
         names: the classes to be scored.
-        model_classes: each of the model's classes, in its order -> the class that it counts as, or None.
+        model_classes: each of the model's classes, in their order -> the class that it counts as, or None.
     """
     columns = [[i for i, counts_as in enumerate(model_classes.values()) if counts_as == name] for name in names]
     return SharedClasses([*names], columns)

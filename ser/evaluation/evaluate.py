@@ -1,4 +1,4 @@
-"""A checkpoint scored on a table of clips that it has not been trained on."""
+"""Scores a checkpoint on clips that it was not trained on."""
 
 import dataclasses
 import json
@@ -36,12 +36,12 @@ ALL = "all"
 
 @dataclass
 class EvaluationArguments:
-    """How a checkpoint is scored."""
+    """Scoring of a checkpoint"""
 
-    output_dir: str = field(metadata={"help": "Folder of the report: metrics.json, predictions.csv, a picture."})
+    output_dir: str = field(metadata={"help": "Folder of the report: metrics.json, predictions.csv, plots."})
     allow_training_clips: bool = field(
         default=False,
-        metadata={"help": "Score speakers and clips that the checkpoint was trained on, or may have been."},
+        metadata={"help": "Whether to score speakers and clips that the checkpoint may have been trained on."},
     )
     adapt: Literal["speaker", "table"] | None = field(
         default=None,
@@ -65,10 +65,10 @@ class EvaluationArguments:
 def parse_arguments(
     arguments: Sequence[str] | None, description: str
 ) -> tuple[str, ClipArguments, EvaluationArguments]:
-    """The checkpoint, the clips, and how it is scored on them."""
+    """Parses a command line into the checkpoint, the options about clips, and those about scoring."""
     usage = "evaluate_ser.py CHECKPOINT --output_dir OUT [--OPTION VALUE ...]"
     parser = Parser((ClipArguments, EvaluationArguments), usage=usage, description=description, add_help=True)
-    parser.add_argument("checkpoint", help="A folder that training wrote, or its name on the Hub.")
+    parser.add_argument("checkpoint", help="A folder written by training, or its name on the Hub.")
     parser.check_names(sys.argv[1:] if arguments is None else arguments)
     clip_args, args, others = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     _check_fold(clip_args)
@@ -87,13 +87,13 @@ def _check_fold(clip_args: ClipArguments) -> None:
 
 def predict_only(model_args: ModelArguments, data_args: DataArguments, args: SERTrainingArguments) -> dict:
     """
-    The training command without `--do_train`: scores a checkpoint on the test part, as `evaluate_ser.py` does.
+    Runs the training command without `--do_train`: scores a checkpoint on the test part, like `evaluate_ser.py`.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
-        DataError: No checkpoint is named, or no test is asked for; or as in [`evaluate`].
+        DataError: No checkpoint is named, or no test is requested; or as in [`evaluate`].
     """
     if not args.do_predict:
         raise DataError("--do_eval without --do_train scores nothing: add --do_predict to score the test part.")
@@ -116,22 +116,22 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     Scores a checkpoint on the test part of a protocol or, without one, on all clips, and writes the report.
 
     Args:
-        checkpoint: A folder that training wrote, one of its `checkpoint-*`, or a name on the Hugging Face Hub.
-        clip_args: The clips.
-        args: Where the report goes, and how.
+        checkpoint: A folder written by training, one of its `checkpoint-*`, or a name on the Hugging Face Hub.
+        clip_args: Options about the clips.
+        args: Options about scoring and the report.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
-        DataError: The checkpoint is not whole, was trained on a speaker or clip that is tested, or does not know a
+        DataError: The checkpoint is incomplete, was trained on a speaker or clip that is tested, or does not know a
             class; or the output directory is in use.
     """
     started = time.monotonic()
     folder = Path(args.output_dir)
     check_writable(folder / "metrics.json")
     if used := [name for name in ("metrics.json", "config.json") if (folder / name).exists()]:
-        raise DataError(f"{folder} holds a {used[0]} already, of another report or model: name another --output_dir.")
+        raise DataError(f"{folder} already holds a {used[0]} of another report or model: name another --output_dir.")
     trainer_args = SERTrainingArguments(
         output_dir=args.output_dir, per_device_eval_batch_size=args.batch_size, use_cpu=args.use_cpu, report_to="none"
     )
@@ -148,10 +148,10 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     else:
         columns = _columns(corpus, names, checkpoint)
         shared = SharedClasses([names[column] for column in columns], [[column] for column in columns])
-    heard = heard_before(corpus, split.test, splits)
+    overlap = training_overlap(corpus, split.test, splits)
     if not args.allow_training_clips:
-        _refuse_heard(heard, checkpoint)
-    split.speaker_disjoint = heard is not None and not heard["speakers"] and None not in corpus.speakers
+        _refuse_overlap(overlap, checkpoint)
+    split.speaker_disjoint = overlap is not None and not overlap["speakers"] and None not in corpus.speakers
     files = [corpus.files[i] for i in split.test]
     corpus = with_features(corpus, feature_extractor, clip_args, trainer_args)
     place = {file: i for i, file in enumerate(corpus.files)}  # some may have been left out as unreadable
@@ -187,7 +187,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         extra={
             "checkpoint": checkpoint,
             "checkpoint_weights": weights_digest(model.state_dict()),
-            "heard_in_training": heard,
+            "heard_in_training": overlap,
             **({"adapt": args.adapt, "relevance": args.relevance} if args.adapt else {}),
             "clip_arguments": dataclasses.asdict(clip_args),
         },
@@ -204,7 +204,7 @@ def splits_of(checkpoint: str) -> dict | None:
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
-def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
+def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
     """
     The speakers and clips of a test part by which a run was trained or steered, None where `splits.json` is missing.
 
@@ -235,17 +235,17 @@ def heard_before(corpus: Corpus, test: Sequence[int], splits: dict | None) -> di
     return found | {"speakers": sorted({*found["speakers"]})}
 
 
-def _refuse_heard(heard: dict[str, list[str]] | None, checkpoint: str) -> None:
-    if heard is None:
+def _refuse_overlap(overlap: dict[str, list[str]] | None, checkpoint: str) -> None:
+    if overlap is None:
         raise DataError(
-            f"{checkpoint} has no splits.json, which tells the clips that it was trained on: put that file beside it, "
+            f"{checkpoint} has no splits.json, which lists the clips that it was trained on: put that file beside it, "
             "or take the risk by --allow_training_clips."
         )
-    for kind, found in heard.items():
+    for kind, found in overlap.items():
         if found:
             raise DataError(
-                f"{checkpoint} was trained or chosen on {len(found):,} of the {kind} to be tested, such as "
-                f"{found[0]}: test others by --protocol and --fold or --test_speakers, or score these all the same by "
+                f"{checkpoint} was trained or validated on {len(found):,} of the {kind} to be tested, such as "
+                f"{found[0]}: test others by --protocol and --fold or --test_speakers, or score these nevertheless by "
                 "--allow_training_clips."
             )
 
@@ -262,14 +262,14 @@ def _split(corpus: Corpus, clip_args: ClipArguments, seed: int) -> Split:
 
 
 def _name_of_shared(name: str, count: int, splits: dict | None) -> str:
-    """`ravdess->emodb/shared-6`: what was trained on, what tests, by how many classes."""
+    """Returns a name such as `ravdess->emodb/shared-6`: training corpus, tested corpus, number of shared classes."""
     tested, _, protocol = name.partition("/")
     trained = f"{splits['protocol'].partition('/')[0].partition('->')[0]}->" if splits else ""
     return f"{trained}{tested}/{'' if protocol == ALL else f'{protocol}-'}shared-{count}"
 
 
 def _columns(corpus: Corpus, names: Sequence[str], checkpoint: str) -> list[int]:
-    """The model's classes in the order of the report: those of the corpus as it counts them, then the others."""
+    """Returns the model's classes in the order of the report: those of the corpus in its order, then the others."""
     if unknown := [name for name in corpus.label_names if name not in names]:
         raise DataError(
             f"{checkpoint} does not know {', '.join(map(repr, unknown))}; it knows {', '.join(names)}. Leave out "

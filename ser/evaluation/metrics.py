@@ -1,6 +1,6 @@
-"""Scores of a classifier of emotions, their 95 % intervals, and the same as an `evaluate` metric.
+"""Scores of an emotion classifier with 95 % intervals, also as an `evaluate` metric.
 
-Everything is computed from confusion matrices `(..., C, C)`, rows the true and columns the predicted class:
+Everything is computed from confusion matrices `(..., C, C)`, whose rows are true and whose columns predicted classes:
 
 - WA, weighted accuracy: the share of clips classified correctly (the mean of the class recalls weighted by support).
 - UA, unweighted accuracy: the plain mean of the class recalls, over the classes that occur among the labels; the
@@ -21,15 +21,15 @@ from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
 SCORES = ("WA", "UA", "macro_f1", "weighted_f1")
-BLOCK = 2**22  # numbers drawn at a time
+BLOCK = 2**22  # random numbers at a time
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_labels: int) -> np.ndarray:
-    """Counts `(num_labels, num_labels)`: row true class, column predicted class."""
+    """Returns counts `(num_labels, num_labels)`: rows are true classes, columns predicted ones."""
     labels, predictions = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     if labels.shape != predictions.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
-            f"Scores need as many predictions as labels, at least one: {predictions.shape}, {labels.shape}."
+            f"Scores need as many predictions as labels, and at least one: {predictions.shape}, {labels.shape}."
         )
     if min(labels.min(), predictions.min()) < 0 or max(labels.max(), predictions.max()) >= num_labels:
         raise ValueError(f"Labels and predictions must be class indices from 0 to {num_labels - 1}.")
@@ -38,12 +38,12 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_labels: int)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-    """Quotient, 0 where there is nothing to divide by."""
+    """Divides; the quotient is 0 where the divisor is."""
     return np.divide(over, under, out=np.zeros(np.broadcast(over, under).shape), where=under > 0)
 
 
 def scores_from_confusion(matrix: ArrayLike) -> dict[str, np.ndarray]:
-    """The four scores of confusion matrices `(..., C, C)`, each of shape `(...)`."""
+    """Returns the four scores of confusion matrices `(..., C, C)`, each of shape `(...)`."""
     matrix = np.asarray(matrix, dtype=np.float64)
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     support, predicted, total = matrix.sum(-1), matrix.sum(-2), matrix.sum((-2, -1))
@@ -64,20 +64,20 @@ def scores(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """All that is reported of one test part.
+    """Computes the scores of a test part.
 
     Args:
         labels: true class index of each clip.
         predictions: predicted class index of each clip.
         label_names: classes in the order of the indices.
         speakers: speaker of each clip, for the intervals by speaker.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: random seed of the bootstrap.
 
     Returns:
-        `n_clips`, `WA`, `UA`, `macro_f1`, `weighted_f1`, `per_class` (name -> recall, precision, f1, support;
-        recall is None without clips, precision for a class never predicted), `confusion_matrix` (rows true, columns
-        predicted) and `intervals` (see [`bootstrap_intervals`]).
+        `n_clips`, `WA`, `UA`, `macro_f1`, `weighted_f1`, `per_class` (name -> recall, precision, f1, support; recall
+        is None for a class without clips, precision for a class that is never predicted), `confusion_matrix` (rows
+        true, columns predicted) and `intervals` (see [`bootstrap_intervals`]).
     """
     matrix = confusion_matrix(labels, predictions, len(label_names))
     hits, support, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
@@ -103,7 +103,7 @@ def scores(
 def group_scores(
     labels: ArrayLike, predictions: ArrayLike, num_labels: int, groups: Sequence[str | None]
 ) -> dict[str, dict[str, float]]:
-    """The number of clips and the four scores of each group of clips; of those without a group, none."""
+    """Returns the number of clips and the four scores of each group; clips without a group are left out."""
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     found: dict[str, dict[str, float]] = {}
     for group in sorted({group for group in groups if group is not None}):
@@ -122,14 +122,15 @@ def bootstrap_intervals(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, dict[str, list[float]]]:
-    """95 % bootstrap percentile intervals (Efron 1979): `{"by_clip": {"WA": [low, high], ...}, "by_speaker": {...}}`.
+    """Returns 95 % bootstrap percentile intervals (Efron 1979), `{"by_clip": {"WA": [low, high], ...}, ...}`.
 
-    `by_clip` draws clips with replacement: what another set of clips of the same speakers would give. `by_speaker`
-    draws whole speakers, whose clips are alike: what other speakers would give, usually a wider interval,
-    and still too narrow when they are a handful. It is given where every speaker is known and there are at least two.
+    `by_clip` resamples clips, and estimates the variation over other clips of the same speakers. `by_speaker`
+    resamples whole speakers, whose clips are alike, and estimates the variation over other speakers; it is usually
+    wider, and still too narrow with a handful of speakers. It is computed if all speakers are known and there are at
+    least two.
 
-    A drawn sample of clips is a multinomial draw over the cells of the confusion matrix, and a drawn set of speakers a
-    sum of their confusion matrices, so no clip is ever copied.
+    A sample of clips is a multinomial draw over the cells of the confusion matrix, and a sample of speakers a sum of
+    their confusion matrices, so that no clip is copied.
     """
     rng = np.random.default_rng(seed)
     matrix = confusion_matrix(labels, predictions, num_labels)
@@ -150,14 +151,14 @@ def bootstrap_of_sums(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, dict[str, list[float]]]:
-    """The intervals of [`bootstrap_intervals`] for scores that are made of sums over clips.
+    """Returns the intervals of [`bootstrap_intervals`] for scores that are computed from sums over clips.
 
     Args:
-        own: `(clips, columns)`: what each clip adds to the sums.
+        own: `(clips, columns)`: the contribution of each clip to the sums.
         from_sums: sums `(..., columns)` -> scores, each `(...)`.
         speakers: speaker of each clip, for the intervals by speaker.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: random seed of the bootstrap.
     """
     drawn = {"by_clip": _resampled(own, resamples, seed)}
     if (rows := speaker_rows(speakers)) is not None:
@@ -166,7 +167,7 @@ def bootstrap_of_sums(
 
 
 def _resampled(own: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums `(resamples, columns)` over sets of as many rows of `own`, drawn with replacement."""
+    """Returns sums `(resamples, columns)` over as many rows as `own` has, drawn with replacement."""
     rng, count = np.random.default_rng(seed), len(own)
     sums = np.empty((resamples, own.shape[1]))
     block = max(1, BLOCK // count)
@@ -179,24 +180,24 @@ def _resampled(own: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def speaker_rows(speakers: Sequence[str | None] | None) -> list[np.ndarray] | None:
-    """Of each speaker, in the order of their names, which clips are theirs; None where a speaker is not known, or all
-    clips are of one."""
+    """Returns a mask of the clips of each speaker, sorted by name; None if a speaker is unknown, or there is only
+    one."""
     if not speakers or None in speakers or len({*speakers}) < 2:
         return None
-    who = np.asarray(speakers)
-    return [who == name for name in np.unique(who)]
+    speaker_of = np.asarray(speakers)
+    return [speaker_of == name for name in np.unique(speaker_of)]
 
 
 def percentile_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    """Between which values the middle 95 % of each score's bootstrap samples lie: `{score: [low, high]}`."""
+    """Returns the bounds of the middle 95 % of each score's bootstrap samples: `{score: [low, high]}`."""
     bounds = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items()}
     return {name: [float(low), float(high)] for name, (low, high) in bounds.items()}
 
 
 class SpeechEmotionScores(evaluate.Metric):
-    """WA, UA, macro F1 and weighted F1 as an `evaluate` metric that needs no network and, besides `evaluate`, none of
-    this project: `SpeechEmotionScores()`, or `evaluate.load("ser/evaluation/metrics.py")`. Under several processes
-    give `num_process`, `process_id` and `experiment_id`."""
+    """WA, UA, macro F1 and weighted F1 as an `evaluate` metric, which needs neither a network nor the rest of this
+    project: `SpeechEmotionScores()`, or `evaluate.load("ser/evaluation/metrics.py")`. With several processes, pass
+    `num_process`, `process_id` and `experiment_id`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -214,8 +215,8 @@ class SpeechEmotionScores(evaluate.Metric):
 
 
 def compute_metrics(evaluation: EvalPrediction) -> dict[str, float]:
-    """The metric [`SpeechEmotionScores`] of logits `(N, C)`, or of a tuple that starts with them, for
-    `Trainer(compute_metrics=...)`, which gathers the clips of all processes first."""
+    """Computes [`SpeechEmotionScores`] of logits `(N, C)`, or of a tuple that starts with them, for
+    `Trainer(compute_metrics=...)`, which first gathers the clips of all processes."""
     logits = evaluation.predictions
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
     metric = SpeechEmotionScores(keep_in_memory=True)

@@ -13,7 +13,7 @@ from ser.data.corpora.registry import RECORDS
 from ser.evaluation.calibration import CALIBRATION_SCORES
 from ser.evaluation.metrics import SCORES
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
-from ser.files import whole
+from ser.files import atomic_write
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_METRICS = {"UA": "recall", "WA": "accuracy", "macro_f1": "f1", "weighted_f1": "f1"}
@@ -25,9 +25,9 @@ HUB_LICENCES = (
     "MIT",
 )  # the Hub's name of a licence is its own with hyphens
 UNITS = ("by_clip", "by_speaker")
-SPEAKERS_APART = "No speaker of the test part was heard in training or validation."
+SPEAKERS_APART = "No speaker of the test part is in the training or validation part."
 SPEAKERS_SHARED = (
-    "**Speakers are shared between training and test, or not known**: the scores say little about new voices, and "
+    "**Speakers are shared between training and test, or unknown**: the scores say little about new speakers, and "
     "must not be compared with speaker-independent ones."
 )
 
@@ -38,8 +38,8 @@ CARD = """---
 
 # {name}
 
-MaxMViT-MLP: recognises the emotion of a speech clip from pictures of it, a constant-Q transform and a Mel
-spectrogram{hears} (`config.json` names what sees and hears). Classes: {labels}.
+MaxMViT-MLP recognises the emotion of a speech clip from two images of it, a constant-Q transform and a Mel
+spectrogram{speech_input} (`config.json` describes the model). Classes: {labels}.
 
 ## Use
 
@@ -58,18 +58,18 @@ print(classify("clip.wav"))
 
 - Corpus: {corpus}; choices: {choices}
 - Speech: {speech}
-- Licence of the recordings, and so of these weights: {licence}
+- Licence of the recordings, and therefore of these weights: {licence}
 - Model: {model}
 - Clips: {used}
 - Left out: {left_out}
-- Seed: {seed}. The part of every clip is in `splits.json`; all settings and versions are in `metrics.json`.
+- Seed: {seed}. `splits.json` lists the part of every clip; `metrics.json` has all settings and versions.
 
 ## Limits
 
-- It knows only the classes above and always answers one of them, also for noise, music or silence.{familiarity}
+- The model knows only the classes above and predicts one of them, also for noise, music or silence.{familiarity}
 - It was {done} on the recordings of {many}; other languages, microphones, noise and spontaneous speech
-  lower the scores by an amount not measured here.
-- It hears expression, not what somebody feels. Do not base decisions about people on it.
+  lower the scores by an amount that was not measured here.
+- It recognises vocal expression, not what a person feels. Do not base decisions about people on it.
 """
 
 FAMILIARITY = """
@@ -85,8 +85,8 @@ SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speaker
 |---|---|---|---|
 {rows}
 
-UA is the mean of the class recalls, WA the accuracy. ECE, Brier score and NLL say how far the probabilities can be
-trusted; less is better{temperature}. The intervals are bootstrap intervals, drawn by clip and by speaker.
+UA is the mean of the class recalls, WA the accuracy. ECE, Brier score and NLL measure the calibration of the
+probabilities; lower is better{temperature}. The intervals are bootstrap intervals over clips and over speakers.
 
 | class | recall | precision | clips |
 |---|---|---|---|
@@ -94,24 +94,24 @@ trusted; less is better{temperature}. The intervals are bootstrap intervals, dra
 
 ![confusion matrix](confusion_matrix.png)
 
-![share of right answers by their probability](reliability.png)"""
+![accuracy by predicted probability](reliability.png)"""
 
-QUOTED_SCORES = """What is known of its recipe was measured on other models:
+QUOTED_SCORES = """This model was not tested. These are scores of other models that were trained by the same recipe:
 
 | measured on | protocol, seed | score | mean and standard deviation | pooled | 95 % by speaker |
 |---|---|---|---|---|---|
 {rows}
 
-UA is the mean of the class recalls, WA the accuracy; pooled scores count the test clips of all folds once. The
-intervals are bootstrap intervals, drawn by speaker. No number in this table is a score of this very model."""
+UA is the mean of the class recalls, WA the accuracy; pooled scores count each test clip of all folds once. The
+intervals are bootstrap intervals over speakers. No number in this table is a score of this model."""
 
 
 def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
-    """`README.md` of a checkpoint: metadata for the Hub, scores, how to use it, its limits.
+    """Writes the `README.md` of a checkpoint: metadata for the Hub, use, scores, training and limits.
 
     Args:
-        report: what [`write_report`] returns.
-        model_id: Hub id or path, as `from_pretrained` takes it.
+        report: result of [`write_report`].
+        model_id: Hub id or path, as for `from_pretrained`.
     """
     corpus = report["corpus"]
     candidates = (corpus["source"], corpus["options"].get("schema"))
@@ -139,9 +139,9 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "corpus": f"{hub_id or corpus['name']} (revision {corpus['revision']})",
         "choices": ", ".join(f"{name}: {value}" for name, value in corpus["options"].items() if value) or "none",
         "speech": _of_each(records, "speech", "not known here"),
-        "licence": _of_each(records, "licence", "not known here; ask where the corpus comes from"),
+        "licence": _of_each(records, "licence", "not known here; ask the provider of the corpus"),
         "many": "one corpus" if len(records) == 1 else f"{len(records)} corpora",
-        "hears": ", and its waveform" if report.get("model_arguments", {}).get("speech_encoder") else "",
+        "speech_input": ", and from its waveform" if report.get("model_arguments", {}).get("speech_encoder") else "",
         "model": _choices_of_model(report.get("model_arguments", {})),
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
@@ -151,25 +151,25 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "done": "trained and tested" if tested else "trained",
         "familiarity": FAMILIARITY if report.get("familiarity") else "",
     }
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(CARD.format(**filled), encoding="utf-8")
 
 
 def _choices_of_model(arguments: Mapping) -> str:
-    """What a model was chosen to be, where that is not the paper's."""
+    """Lists the options of a model that differ from those of the paper."""
     usual = {each.name: each.default for each in fields(ModelArguments)}
     chosen = [f"{name}: {value}" for name, value in arguments.items() if value not in (usual.get(name), None, {})]
     return ", ".join(chosen) or "the paper's"
 
 
 def _of_each(records: Mapping[str, Record | None], what: str, unknown: str) -> str:
-    """A fact of each corpus that was trained on, by its name where there are several."""
+    """Returns a fact of each training corpus, preceded by its name if there are several."""
     facts = {name: (getattr(record, what) if record else "") or unknown for name, record in records.items()}
     return "; ".join(fact if len(facts) == 1 else f"{name}: {fact}" for name, fact in facts.items())
 
 
 def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:
-    """The scores as metadata for the Hub."""
+    """Returns the scores as metadata for the Hub."""
     corpus, protocol = report["corpus"], report["protocol"]
     return [
         EvalResult(
@@ -187,7 +187,7 @@ def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:
 
 
 def _scores_of_test(report: Mapping) -> str:
-    """The scores as tables."""
+    """Formats the scores as tables."""
     rows = "\n".join(
         f"| {name} | {values[name]:.3f} | " + " | ".join(_range(values, unit, name) for unit in UNITS) + " |"
         for values, names in (
@@ -213,15 +213,15 @@ def _scores_of_test(report: Mapping) -> str:
 
 
 def _temperature(report: Mapping) -> str:
-    """What making probabilities of the logits by a fitted temperature changed, to be said in the midst of a text."""
+    """Describes the effect of temperature scaling, as a part of a sentence; empty without it."""
     if (before := report["calibration"].get("before")) is None:
         return ""
     values = ", ".join(f"{name} {before[name]:.3f}" for name in CALIBRATION_SCORES)
-    return f" (of logits over {report['temperature']:.3f}, fitted on the validation part; before that, {values})"
+    return f" (at temperature {report['temperature']:.3f}, fitted on the validation part; before scaling, {values})"
 
 
 def _scores_of_others(quoted: Sequence[Mapping]) -> str:
-    """What other models of the recipe scored, as a table."""
+    """Formats the scores of other models of the recipe as a table."""
     rows = "\n".join(
         f"| {quote['measured_on']} | {quote['protocol']}, {quote['seed']} | {name} | "
         f"{quote['mean'][name]:.3f} ± {quote['std'][name]:.3f} | {quote['pooled'][name]:.3f} | "

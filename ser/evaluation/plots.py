@@ -14,10 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from pipeline_maxmvit import SILENCE
-from ser.files import whole
+from ser.files import atomic_write
 
 # ---- Runs and images ----
-# What a run looks like: its confusion matrix, reliability and curves, and the two pictures that the model sees.
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d1741f", "#3a8a3f", "#666666"
 CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
@@ -27,7 +26,7 @@ MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
 def plot_confusion_matrix(
     path: str | Path, matrix: Sequence[Sequence[int]], label_names: Sequence[str], heading: str
 ) -> None:
-    """Counts and, below them, their share of the true class (the row); the shade shows the share."""
+    """Plots counts and, below them, their share of the true class (the row), which is also the shade."""
     counts = np.asarray(matrix)
     support = counts.sum(1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
@@ -49,26 +48,24 @@ def plot_confusion_matrix(
 
 
 def plot_reliability(path: str | Path, bins: Sequence[Mapping[str, float]], heading: str) -> None:
-    """How often answers are right by how sure they are, and the line on which both agree; below, how many there are.
+    """Plots accuracy by confidence with the diagonal of perfect calibration and, below it, the number of clips.
 
     Args:
-        bins: As [`calibration_scores`] returns them.
+        bins: From [`calibration_scores`].
     """
     figure = Figure(figsize=(5.6, 6.6), dpi=150, layout="constrained")
     shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     left = [each["above"] for each in bins]
     widths = [each["up_to"] - each["above"] for each in bins]
     confidence, accuracy = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
-    shares.bar(
-        left, accuracy, widths, align="edge", color=BLUE, alpha=0.35, edgecolor=BLUE, label="share of right ones"
-    )
+    shares.bar(left, accuracy, widths, align="edge", color=BLUE, alpha=0.35, edgecolor=BLUE, label="accuracy")
     shares.vlines(confidence, accuracy, confidence, color=ORANGE, linewidth=1.5, label="gap")
     shares.plot(confidence, accuracy, "o", color=ORANGE, markersize=4)
-    shares.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-    shares.set(ylabel="right", xlim=(0, 1), ylim=(0, 1.02))
+    shares.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
+    shares.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     shares.legend(loc="upper left")
     counts.bar(left, [each["n_clips"] for each in bins], widths, align="edge", color=GREY)
-    counts.set(xlabel="probability of the answer", ylabel="clips")
+    counts.set(xlabel="predicted probability", ylabel="clips")
     counts.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (shares, counts):
         axes.grid(alpha=0.3)
@@ -76,7 +73,7 @@ def plot_reliability(path: str | Path, bins: Sequence[Mapping[str, float]], head
 
 
 def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
-    """Losses, validation UA (where somebody validated) and the learning rate of each branch, by epoch.
+    """Plots the losses, the validation UA (if there is a validation set) and the branches' learning rates by epoch.
 
     Args:
         log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `learning_rate`,
@@ -99,12 +96,12 @@ def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], headi
     found = dict.fromkeys(key for entry in log_history for key in entry if key.endswith("_learning_rate"))
     keys = list(found) or ["learning_rate"]
     styles = zip(keys, (BLUE, ORANGE, GREEN, GREY), (6.0, 3.5, 1.4, 1.0), ("-", "-", "--", ":"), strict=False)
-    for key, colour, width, style in styles:  # equal rates lie on each other, so the lines differ in width
+    for key, colour, width, style in styles:  # lines of equal rates coincide, so they differ in width
         epochs, values = _series(log_history, key)
         if values:
             label = key.removesuffix("learning_rate").rstrip("_") or "all parameters"
-            look = {"color": colour, "linewidth": width, "linestyle": style, "marker": ".", "markersize": width + 1}
-            rates.step(epochs, values, where="post", label=label, **look)
+            line = {"color": colour, "linewidth": width, "linestyle": style, "marker": ".", "markersize": width + 1}
+            rates.step(epochs, values, where="post", label=label, **line)
     if any(value > 0 for key in keys for value in _series(log_history, key)[1]):
         rates.set_yscale("log")
     losses.set(ylabel="loss")
@@ -122,12 +119,12 @@ def plot_spectrograms(
     feature_extractor: MaxMViTFeatureExtractor, waveform: np.ndarray, start: float = 0.0
 ) -> tuple[Figure, Figure]:
     """
-    The CQT image and the Mel image of a clip as the model gets them, with axes in seconds and Hz.
+    Plots the CQT image and the Mel image of a clip as the model receives them, with axes in seconds and Hz.
 
     Args:
-        feature_extractor: Makes the images.
-        waveform: `(T,)` at the extractor's rate.
-        start: Where in its recording the clip begins, in seconds.
+        feature_extractor: Computes the images.
+        waveform: `(T,)` at the extractor's sampling rate.
+        start: Position of the clip in its recording, in seconds.
     """
     spectrograms = feature_extractor.spectrograms(waveform)
     images = feature_extractor.images(spectrograms)
@@ -138,18 +135,18 @@ def plot_spectrograms(
         figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         image = images[f"{name.lower()}_values"][0, 0].numpy()
-        picture = axes.imshow(
+        drawn = axes.imshow(
             image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, extent=(start, end, 0, 1)
         )
         axes.set_yticks(list(ticks.values()), [f"{hertz:,}" for hertz in ticks])
         axes.set(title=f"{name} spectrogram", xlabel="seconds", ylabel="Hz")
-        figure.colorbar(picture, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
+        figure.colorbar(drawn, ax=axes, ticks=(0, 0.5, 1), label="level (0 to 1)", pad=0.02)
         figures.append(figure)
     return figures[0], figures[1]
 
 
 def frequency_ticks(feature_extractor: MaxMViTFeatureExtractor) -> dict[str, dict[int, float]]:
-    """For the pictures `"CQT"` and `"Mel"`, at what share of their height some frequencies in Hz lie."""
+    """Returns the heights of some frequencies in Hz in the images `"CQT"` and `"Mel"`, as shares of the whole."""
     bins = {
         "CQT": librosa.cqt_frequencies(
             feature_extractor.cqt_n_bins,
@@ -173,30 +170,29 @@ def _save(figure: Figure, path: str | Path, heading: str) -> None:
     lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in heading.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=11)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png")
 
 
 def _series(log_history: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
-    """(epochs, values) of the entries that have a finite `key`."""
+    """Returns (epochs, values) of the entries with a finite `key`."""
     entries = [entry for entry in log_history if key in entry and math.isfinite(entry[key])]
     return [entry["epoch"] for entry in entries], [entry[key] for entry in entries]
 
 
 # ---- Emotions along a recording ----
-# Emotions along a recording, drawn.
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too, then darker ones; silence is grey
+# Okabe and Ito's colours, which are distinct for the colour-blind, too, then darker ones; silence is grey
 COLOURS = (
     "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7f6000", "#4b2e83", "#a0a000", "#00504a",
 )  # fmt: skip
 SILENCE_COLOUR = "#cccccc"
 TIME_TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-MOST_COLUMNS = 120  # of a timeline's picture; an hour of single windows would be noise to the eye
+MAX_COLUMNS = 120  # in the plot of a timeline; the single windows of an hour could not be distinguished
 
 
 def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) -> np.ndarray:
-    """Lowest and highest sample of every `step_s` seconds, `(n, 2)`, of a recording that comes in pieces."""
+    """Returns the lowest and highest sample of every `step_s` seconds, `(n, 2)`, of a recording in pieces."""
     step = max(1, round(step_s * sampling_rate))
     rows: list[np.ndarray] = []
     rest = np.zeros(0, np.float32)
@@ -212,29 +208,27 @@ def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) ->
 
 def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: float, labels: Sequence[str]) -> Figure:
     """
-    The waveform of a recording, coloured by the emotion heard, above the scores of every emotion along it.
+    Plots the waveform of a recording, coloured by the predicted emotion, above the scores of every emotion.
 
     Args:
-        rows: The pipeline's timeline. Of more than 120 windows, neighbours are drawn as their mean.
+        rows: The pipeline's timeline. If there are more than 120 windows, neighbours are averaged.
         shape: `envelope` of the recording.
         step_s: Seconds of each of its rows.
-        labels: All labels of the model, in order; each keeps its colour.
+        labels: All labels of the model, in order, which determines their colours.
     """
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)} | {SILENCE: SILENCE_COLOUR}
-    groups = np.array_split(np.arange(len(rows)), min(len(rows), MOST_COLUMNS))
+    groups = np.array_split(np.arange(len(rows)), min(len(rows), MAX_COLUMNS))
     rows = [_mean_row([rows[index] for index in group], labels) for group in groups]
     centres = np.array([(row["start"] + row["end"]) / 2 for row in rows])
-    edges = np.concatenate(
-        [[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]]
-    )  # a window speaks for its middle
+    edges = np.concatenate([[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]])
     figure = Figure(figsize=(6, 4.2), layout="constrained", dpi=150)
     wave, stack = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
 
     times = np.arange(len(shape)) * step_s
     at = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, len(rows) - 1)
-    heard = np.array([row["label"] for row in rows])[at]
-    for label in dict.fromkeys(heard):
-        low, high = (np.where(heard == label, side, np.nan) for side in shape.T)
+    label_at = np.array([row["label"] for row in rows])[at]
+    for label in dict.fromkeys(label_at):
+        low, high = (np.where(label_at == label, side, np.nan) for side in shape.T)
         wave.fill_between(times, low, high, color=colours[label], linewidth=0.8, step="post")
     loudest = max(1e-4, float(np.abs(shape).max()))
     wave.set(ylabel="waveform", ylim=(-1.05 * loudest, 1.05 * loudest), yticks=[])
@@ -250,7 +244,7 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
     fitting = (tick for tick in TIME_TICKS_S if edges[-1] / tick <= 8)
     stack.xaxis.set_major_locator(MultipleLocator(next(fitting, 3600 * (1 + edges[-1] // (8 * 3600)))))
     stack.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
-    shown = [*labels, *([SILENCE] if SILENCE in heard else [])]
+    shown = [*labels, *([SILENCE] if SILENCE in label_at else [])]
     figure.legend(
         handles=[Patch(color=colours[label], label=label) for label in shown],
         loc="outside lower center",
@@ -261,15 +255,15 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
 
 
 def _mean_row(rows: list[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-    """One row for neighbouring ones: the mean scores of those that are not silent."""
-    heard = [row["scores"] for row in rows if row["scores"]]
-    scores = {label: sum(row[label] for row in heard) / len(heard) for label in labels} if heard else {}
-    label = max(scores, key=scores.__getitem__) if heard else SILENCE
+    """Merges neighbouring rows into one with the mean scores of those that are not silent."""
+    scored = [row["scores"] for row in rows if row["scores"]]
+    scores = {label: sum(row[label] for row in scored) / len(scored) for label in labels} if scored else {}
+    label = max(scores, key=scores.__getitem__) if scored else SILENCE
     return {"start": rows[0]["start"], "end": rows[-1]["end"], "label": label, "scores": scores}
 
 
 def clock(seconds: float) -> str:
-    """`m:ss`, from an hour on `h:mm:ss`; tenths where there are any."""
+    """Formats seconds as `m:ss`, or `h:mm:ss` from an hour on, with tenths if there are any."""
     tenths = round(seconds * 10)
     minutes, rest = divmod(tenths, 600)
     second = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")

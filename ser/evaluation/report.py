@@ -1,8 +1,8 @@
-"""What came out of a run, in numbers and pictures, in its output directory.
+"""Writes the report of a run, as numbers and plots, to its output directory.
 
-`splits.json` is written before training; then `predictions.csv`, `confusion_matrix.png` and `reliability.png` where
-somebody was tested, `validation_predictions.csv` where somebody validated, `training_curves.png`, the model card
-`README.md` and, last, `metrics.json`: where that lies, the run is complete. Every file is whole or absent.
+`splits.json` is written before training; then `predictions.csv`, `confusion_matrix.png` and `reliability.png` if there
+is a test set, `validation_predictions.csv` if there is a validation set, `training_curves.png`, the model card
+`README.md` and, last, `metrics.json`, whose presence means that the run is complete. Files are written atomically.
 """
 
 import csv
@@ -23,14 +23,14 @@ from ser.evaluation.metrics import SCORES, group_scores, scores
 from ser.evaluation.model_card import write_model_card
 from ser.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_training_curves
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES, distribution_scores
-from ser.files import versions, whole, write_json
+from ser.files import atomic_write, versions, write_json
 from ser.utils import DataError
 
 REMARKS = {
-    "validation": "Nobody validated: the whole schedule was trained, and its last state is the model.",
-    "test": "Nobody was tested: this model has no score of its own.",
+    "validation": "No validation set: the model is the last state of the full training schedule.",
+    "test": "No test set: this model has no score of its own.",
 }
-"""What is said of a run in which a part has no clips."""
+"""Remarks on a run in which a part has no clips."""
 
 GROUPS = ("corpus", "sex", "language")
 
@@ -53,28 +53,27 @@ def write_report(
     card: bool = True,
     extra: Mapping[str, object] | None = None,
 ) -> dict:
-    """Writes everything that is known at the end of a run, and returns what `metrics.json` holds.
+    """Writes the report of a finished run, and returns the content of `metrics.json`.
 
     Args:
-        parts: the clips that were really used, by part ("train", "validation", "test"), with the columns `file`,
-            `label` and `speaker`; where the test part is of another corpus, its labels are indices into
-            `corpus.shared_labels`, as the columns of `logits` are. Of an empty one the report says that it was (see
-            [`REMARKS`]).
-        logits: `(clips of the test part, classes)`; None where nobody was tested, so that there are no scores.
-        validation_logits: `(clips of the validation part, classes)`; given, they are kept likewise, for those who
-            choose between runs, which the test part must not do.
-        temperature: what logits are divided by to make probabilities of them. Where it is not 1, what the scores of
-            calibration were before is reported too.
-        quoted: where nobody was tested, scores of other models by the same recipe (see [`quoted_scores`]).
-        seed: of the run; also of the bootstrap.
-        duration: of the run, in seconds.
+        parts: the clips that were used, by part ("train", "validation", "test"), with the columns `file`, `label` and
+            `speaker`; if another corpus is tested, its labels are indices into `corpus.shared_labels`, like the
+            columns of `logits`. The report has a remark for each empty part (see [`REMARKS`]).
+        logits: `(clips of the test part, classes)`; None if nothing was tested, so that there are no scores.
+        validation_logits: `(clips of the validation part, classes)`, if their predictions are to be written, too, for
+            a choice between runs, which must not depend on the test part.
+        temperature: divisor of the logits for probabilities. If it is not 1, calibration scores at temperature 1 are
+            reported, too.
+        quoted: if nothing was tested, scores of other models by the same recipe (see [`quoted_scores`]).
+        seed: random seed of the run and of the bootstrap.
+        duration: duration of the run in seconds.
         log_history: `trainer.state.log_history`.
-        remarks: what else there is to say of the run, before its scores.
+        remarks: further remarks on the run, which precede its scores.
         model_id: Hub id of the model, for its card.
-        card: whether the folder is the model's own, and gets its card.
-        extra: more entries for `metrics.json` (such as the training arguments).
+        card: whether to write a model card, which is for the folder of a model only.
+        extra: further entries of `metrics.json` (such as the training arguments).
 
-    `metrics.json` and the model card leave the machine: absolute paths are written there without their folders.
+    `metrics.json` and the model card may be published, so absolute paths are written there without their folders.
     """
     folder, names = Path(output_dir), corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +118,7 @@ def write_report(
     report = without_folders(report)
     if tested:
         plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], scored, title(report))
-        plot_reliability(folder / "reliability.png", report["calibration"]["bins"], title_of_trust(report))
+        plot_reliability(folder / "reliability.png", report["calibration"]["bins"], calibration_title(report))
     if log_history:
         plot_training_curves(folder / "training_curves.png", log_history, split.name)
     if card:
@@ -135,8 +134,8 @@ def _by_groups(
     votes: np.ndarray | None,
     num_labels: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores by corpus, by the speakers' sex and by language, where the clips are of two at least. As in all scores of
-    one label, clips whose votes tie do not count."""
+    """Returns the scores by corpus, by the speakers' sex and by language, if there are at least two. Clips whose votes
+    tie do not count, as in all scores by a single label."""
     sure = np.full(len(labels), True) if votes is None else agreed(votes)
     found = {}
     for kind, values in groups.items():
@@ -147,7 +146,7 @@ def _by_groups(
 
 
 def _groups(clips: datasets.Dataset) -> dict[str, list[str | None]]:
-    """Of each kind of group that something is known of, that of each clip."""
+    """Returns the group of each clip, for every kind of group that is known."""
     table = clips.with_format(None)
     columns = {kind: table[kind][:] for kind in GROUPS if kind in table.column_names}
     return {kind: values for kind, values in columns.items() if any(values)}
@@ -163,36 +162,36 @@ def _scored(
     speakers: Sequence[str | None],
     seed: int,
 ) -> dict[str, Any]:
-    """All scores of some clips; where they have votes, those of one label are of the clips that have one."""
+    """Computes all scores of some clips; if they have votes, scores by a single label leave out ties."""
     sure = np.full(len(labels), True) if votes is None else agreed(votes)
     own = [speaker for speaker, is_sure in zip(speakers, sure, strict=True) if is_sure]
     truth, before = np.asarray(labels)[sure], None if before is None else before[sure]
     found = scores(truth, np.asarray(predictions)[sure], names, own, seed=seed)
-    found |= _trust(truth, probabilities[sure], own, seed, before)
+    found |= _calibration(truth, probabilities[sure], own, seed, before)
     if votes is not None:
         found["distributions"] = distribution_scores(votes, probabilities, speakers, seed=seed)
     return found
 
 
 def _votes(clips: datasets.Dataset) -> np.ndarray | None:
-    """`(clips, classes)`, of clips that have any."""
+    """Returns the votes `(clips, classes)` of clips that have any."""
     return np.asarray(clips.with_format(None)[VOTES][:]) if VOTES in clips.column_names else None
 
 
 def _remarks_on_votes(tested: Mapping) -> list[str]:
     count = tested.get("distributions", {}).get("n_without_agreement", 0)
-    return [f"Of {count:,} test clips the votes tie: only {', '.join(DISTRIBUTION_SCORES)} count them."] * bool(count)
+    return [f"The votes of {count:,} test clips tie: only {', '.join(DISTRIBUTION_SCORES)} count them."] * bool(count)
 
 
-def _trust(
+def _calibration(
     labels: Sequence[int],
     probabilities: np.ndarray,
     speakers: Sequence[str | None],
     seed: int,
     before: np.ndarray | None = None,
 ) -> dict:
-    """What is reported of the probabilities themselves: calibration, also of those `before` a temperature was fitted,
-    and what the surer answers alone would score."""
+    """Returns the calibration scores, also of probabilities `before` temperature scaling, and the risk-coverage
+    curve."""
     calibration = calibration_scores(labels, probabilities, speakers, seed=seed)
     if before is not None:
         raw = calibration_scores(labels, before, speakers, seed=seed)
@@ -201,7 +200,7 @@ def _trust(
 
 
 def without_folders(value: Any) -> Any:
-    """Mappings and sequences as they are, but of each absolute path in them no more than its last part."""
+    """Replaces each absolute path in mappings and sequences by its last part."""
     if isinstance(value, Mapping):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -218,7 +217,7 @@ REPORT_FILES = (
 
 
 def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:
-    """What `splits.json` holds: protocol, classes, and the part, speaker and class of every clip."""
+    """Returns the content of `splits.json`: protocol, classes, and the part, speaker and class of every clip."""
     files, speakers, labels = corpus.files, corpus.speakers, corpus.labels
     clips = [
         {"file": files[i], "part": part, "speaker": speakers[i], "label": corpus.label_names[labels[i]]}
@@ -238,17 +237,17 @@ def write_predictions(
     label_names: Sequence[str],
     temperature: float = 1.0,
 ) -> None:
-    """`predictions.csv`: file, speaker, label, prediction, what is known of corpus, sex and language, one column
-    `p_<class>` with the class's probability and, of clips with votes, one column `v_<class>` with those for it.
+    """Writes `predictions.csv`: file, speaker, label, prediction, corpus, sex and language as far as known, one column
+    `p_<class>` with the probability of each class and, for clips with votes, one column `v_<class>`.
 
     Args:
-        clips: with the columns `file`, `speaker`, `label`, and perhaps `corpus`, `sex`, `language` and `votes`.
+        clips: with the columns `file`, `speaker`, `label`, and possibly `corpus`, `sex`, `language` and `votes`.
         logits: `(clips, classes)`, in the same order.
-        temperature: what they are divided by for the probabilities.
+        temperature: divisor of the logits for probabilities.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape != (len(clips), len(label_names)):
-        raise ValueError(f"{len(clips)} clips and {len(label_names)} classes do not fit logits of {logits.shape}.")
+        raise ValueError(f"Logits of {logits.shape} do not fit {len(clips)} clips and {len(label_names)} classes.")
     if not np.isfinite(logits).all():
         raise ValueError(
             f"The logits of {_facts(clips)[0][int(np.argmin(np.isfinite(logits).all(1)))]} are not finite."
@@ -258,7 +257,7 @@ def write_predictions(
     if votes is not None:
         columns += np.pad(votes, ((0, 0), (0, len(label_names) - votes.shape[1]))).T.tolist()
     kinds = ("p", "v") if votes is not None else ("p",)
-    with whole(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         own = [f"{kind}_{name}" for kind in kinds for name in label_names]
         table.writerow(["file", "speaker", "label", "prediction", *groups, *own])
@@ -268,7 +267,7 @@ def write_predictions(
 
 
 def _facts(clips: datasets.Dataset) -> tuple[list, list, list]:
-    """Columns file, speaker, label, whatever format the table hands out."""
+    """Returns the columns file, speaker and label, whatever the format of the table."""
     columns = ["file", "speaker", "label"]
     table = clips.select_columns(columns).with_format(None)[:]
     return tuple(table[column] for column in columns)
@@ -278,19 +277,19 @@ def title(report: Mapping) -> str:
     return f"{report['protocol']}\nUA {report['UA']:.3f}, WA {report['WA']:.3f}, {report['n_clips']:,} clips"
 
 
-def title_of_trust(report: Mapping) -> str:
+def calibration_title(report: Mapping) -> str:
     values = ", ".join(f"{name} {report['calibration'][name]:.3f}" for name in CALIBRATION_SCORES)
     return f"{report['protocol']}\n{values}, {report['n_clips']:,} clips"
 
 
-def in_words(report: Mapping) -> str:
-    """What is to be said of a run first, then its scores with their intervals, a line each, the protocol in every
+def format_report(report: Mapping) -> str:
+    """Formats the remarks on a run and its scores with their intervals, one line each, with the protocol in every
     name."""
     lines = [*report.get("remarks", ())]
     kinds = {"calibration": CALIBRATION_SCORES, "distributions": DISTRIBUTION_SCORES}
-    told: list[tuple[Mapping, Sequence[str]]] = [(report, SCORES)] if "UA" in report else []
-    told += [(report[kind], names) for kind, names in kinds.items() if kind in report]
-    for values, names in told:
+    groups: list[tuple[Mapping, Sequence[str]]] = [(report, SCORES)] if "UA" in report else []
+    groups += [(report[kind], names) for kind, names in kinds.items() if kind in report]
+    for values, names in groups:
         for name in names:
             ranges = [
                 f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(values, name)
@@ -303,11 +302,11 @@ def in_words(report: Mapping) -> str:
             + ", ".join(f"{name} {before[name]:.3f} -> {now[name]:.3f}" for name in CALIBRATION_SCORES)
         )
     for name, group in report.get("groups", {}).get("corpus", {}).items():
-        lines.append(f"UA on {name} ({report['protocol']}): {group['UA']:.3f} of {group['n_clips']:,} clips")
+        lines.append(f"UA on {name} ({report['protocol']}): {group['UA']:.3f}, {group['n_clips']:,} clips")
     for quote in report.get("quoted_scores", ()):
         for name in ("UA", "WA"):
             lines.append(
-                f"{name} ({quote['protocol']}), of {quote['measured_on']}, not of this model: "
+                f"{name} ({quote['protocol']}) of {quote['measured_on']}, not of this model: "
                 f"{quote['mean'][name]:.3f} +- {quote['std'][name]:.3f}, pooled {quote['pooled'][name]:.3f}"
             )
     return "\n".join(lines)
@@ -318,34 +317,24 @@ def _intervals(report: Mapping, name: str) -> list[tuple[str, list[float]]]:
 
 
 def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> dict:
-    """Mean, standard deviation (n - 1) and pooled scores over the folds of a protocol.
+    """Computes mean, standard deviation (n - 1) and pooled scores over the folds of a protocol.
 
-    The mean of the folds' scores is what SUPERB and emotion2vec report. The pooled scores count every test clip of all
-    folds once, which matters where a fold's test part lacks a class. Writes `predictions.csv` (with a column `fold`),
-    `confusion_matrix.png` and `reliability.png` (pooled) and, last, `metrics.json` to `output_dir`, and returns what
-    that holds.
+    SUPERB and emotion2vec report the mean of the folds' scores. The pooled scores count each test clip of all folds
+    once, which matters if the test part of a fold lacks a class. Writes `predictions.csv` (with a column `fold`),
+    `confusion_matrix.png` and `reliability.png` (pooled) and, last, `metrics.json` to `output_dir`.
 
     Args:
-        folders: finished output directories, fold by fold.
+        folders: output directories of the finished folds, in order.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        DataError: a fold is not finished, or folds differ in protocol, classes, seed or corpus.
     """
-    folder, reports = Path(output_dir), []
-    rows: list[dict[str, Any]] = []
-    for fold, path in enumerate(map(Path, folders), start=1):
-        try:
-            reports.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise DataError(f"Fold {fold} is not finished: {error.filename} does not exist.") from error
-        with open(path / "predictions.csv", newline="", encoding="utf-8") as file:
-            rows += [{"fold": fold, **row} for row in csv.DictReader(file)]
-    protocols = [report["protocol"].rpartition("-fold")[0] for report in reports]
+    folder = Path(output_dir)
+    reports, rows = _read_folds(folders)
     names = reports[0]["label_names"]
-    for finished, protocol, report in zip(folders, protocols, reports, strict=True):
-        first = reports[0]
-        same = all(report["corpus"][key] == first["corpus"][key] for key in ("source", "revision", "options"))
-        if not same or (protocol, report["label_names"], report["seed"]) != (protocols[0], names, first["seed"]):
-            raise DataError(
-                f"{finished} and {folders[0]} differ in protocol, classes, seed or corpus: no folds of one run."
-            )
     index = {name: i for i, name in enumerate(names)}
     truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
     probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
@@ -361,7 +350,7 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     values = {name: [report[name] for report in reports] for name in SCORES}
     one = len(reports) == 1
     summary = {
-        "protocol": f"{protocols[0]}-all",
+        "protocol": f"{_protocol_of_fold(reports[0])}-all",
         "speaker_disjoint": all(report["speaker_disjoint"] for report in reports),
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
@@ -378,12 +367,46 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "duration_seconds": sum(report["duration_seconds"] for report in reports),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / "predictions.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(folder / "predictions.csv") as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         table.writeheader()
         table.writerows(rows)
     pooled = summary["pooled"] | {"protocol": f"{summary['protocol']}, pooled"}
     plot_confusion_matrix(folder / "confusion_matrix.png", pooled["confusion_matrix"], names, title(pooled))
-    plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], title_of_trust(pooled))
+    plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], calibration_title(pooled))
     write_json(folder / "metrics.json", summary)
     return summary
+
+
+def _read_folds(folders: Sequence[str | Path]) -> tuple[list[dict], list[dict[str, Any]]]:
+    """Reads the reports of all folds, and the rows of their predictions with a column `fold`."""
+    reports: list[dict] = []
+    rows: list[dict[str, Any]] = []
+    for fold, path in enumerate(map(Path, folders), start=1):
+        try:
+            reports.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise DataError(f"Fold {fold} is not finished: {error.filename} does not exist.") from error
+        with open(path / "predictions.csv", newline="", encoding="utf-8") as file:
+            rows += [{"fold": fold, **row} for row in csv.DictReader(file)]
+    first = _facts_of_run(reports[0])
+    for folder, report in zip(folders, reports, strict=True):
+        if _facts_of_run(report) != first:
+            raise DataError(
+                f"{folder} and {folders[0]} differ in protocol, classes, seed or corpus, so they are not folds of one "
+                "run."
+            )
+    return reports, rows
+
+
+def _facts_of_run(report: Mapping) -> list[Any]:
+    """Returns what all folds of a run have in common."""
+    corpus = [report["corpus"][key] for key in ("source", "revision", "options")]
+    return [_protocol_of_fold(report), report["label_names"], report["seed"], *corpus]
+
+
+def _protocol_of_fold(report: Mapping) -> str:
+    return report["protocol"].rpartition("-fold")[0]

@@ -1,14 +1,14 @@
-"""Votes of annotators as labels: what a clip's votes say of it, and how near a model's probabilities come to them.
+"""Scores of a model's probabilities against annotators' votes as soft labels.
 
-Of each clip the votes are shares of its annotators, and a model's answer is a softmax; both are distributions over the
-classes, so nothing is lost of a clip on which annotators do not agree.
+The votes for a clip are shares of its annotators, and the model's output is a softmax; both are distributions over the
+classes, so that clips on which annotators do not agree count fully.
 
-- KL: the mean Kullback-Leibler divergence of the votes from the probabilities, sum of p ln(p / q), in nats: what
-  training by cross-entropy against the votes makes least.
+- KL: the mean Kullback-Leibler divergence of the votes from the probabilities, sum of p ln(p / q), in nats, which
+  training by cross-entropy against the votes minimises.
 - JS: the mean Jensen-Shannon divergence, in nats, 0 to ln 2: half the KL of each from their mean.
-- soft_macro_f1: classes count as present where their share is over 1/C, in votes and in probabilities alike, so that a
-  clip may have several or none; the plain mean over all C classes of the F1 = 2 TP / (2 TP + FP + FN), 0 for one that
-  is nowhere present. The rule is that of EMO-SUPERB (Wu et al. 2024, https://arxiv.org/abs/2402.13018).
+- soft_macro_f1: a class counts as present if its share is above 1/C, in votes as in probabilities, so that a clip may
+  have several classes or none; the plain mean over all C classes of the F1 = 2 TP / (2 TP + FP + FN), 0 for a class
+  that is never present. The rule is that of EMO-SUPERB (Wu et al. 2024, https://arxiv.org/abs/2402.13018).
 
 They equal `scipy.stats.entropy`, the square of `scipy.spatial.distance.jensenshannon` and scikit-learn's `f1_score`
 (average "macro", zero_division 0).
@@ -36,18 +36,18 @@ def distribution_scores(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """How near probabilities come to the votes.
+    """Compares probabilities with the votes.
 
     Args:
-        votes: `(clips, classes)`, of the first of the model's classes; the others got none.
+        votes: `(clips, classes)`, for the first of the model's classes; the others have none.
         probabilities: `(clips, C)`.
         speakers: speaker of each clip, for the intervals by speaker.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: random seed of the bootstrap.
 
     Returns:
-        `KL`, `JS`, `soft_macro_f1`; `n_clips`; `n_without_agreement`, of them those on which annotators do not agree;
-        and `intervals` (see [`bootstrap_of_sums`]).
+        `KL`, `JS`, `soft_macro_f1`; `n_clips`; `n_without_agreement`, the number of clips on which annotators do not
+        agree; and `intervals` (see [`bootstrap_of_sums`]).
     """
     own = _own(votes, probabilities)
     return {
@@ -59,8 +59,8 @@ def distribution_scores(
 
 
 def compute_distribution_metrics(evaluation: EvalPrediction) -> dict[str, float]:
-    """As [`compute_metrics`], where labels are shares `(N, C)`: the scores of distributions besides those of the clips
-    on which annotators agree, if there are any."""
+    """Computes the scores of [`compute_metrics`] for clips on which annotators agree, if there are any, and the scores
+    of distributions; labels are shares `(N, C)`."""
     logits = evaluation.predictions
     logits, shares = np.asarray(logits[0] if isinstance(logits, tuple) else logits), np.asarray(evaluation.label_ids)
     sure = agreed(shares)
@@ -72,7 +72,7 @@ def compute_distribution_metrics(evaluation: EvalPrediction) -> dict[str, float]
 
 
 def _own(votes: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
-    """What each clip adds to the sums from which the scores are made: `(clips, 3 + 3 C)`."""
+    """Returns the contribution of each clip to the sums from which the scores are computed: `(clips, 3 + 3 C)`."""
     shares, probabilities = shares_of(votes), np.asarray(probabilities, dtype=np.float64)
     if len(shares) != len(probabilities) or shares.shape[1] > probabilities.shape[1]:
         raise ValueError(f"Votes of {shares.shape} do not fit probabilities of {probabilities.shape}.")
@@ -81,8 +81,8 @@ def _own(votes: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     mean = (shares + probabilities) / 2
     js = (rel_entr(shares, mean) + rel_entr(probabilities, mean)).sum(1) / 2
     kl = rel_entr(shares, np.maximum(probabilities, np.finfo(np.float64).tiny)).sum(1)
-    heard, said = shares > 1 / count, probabilities > 1 / count
-    return np.column_stack([np.ones(len(shares)), kl, js, heard & said, said & ~heard, heard & ~said])
+    true, predicted = shares > 1 / count, probabilities > 1 / count
+    return np.column_stack([np.ones(len(shares)), kl, js, true & predicted, predicted & ~true, true & ~predicted])
 
 
 def _from_sums(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Clips answered window by window, as the pipeline answers a long recording."""
+"""Predictions of clips by the mean over windows, as in the pipeline for long recordings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from ser.evaluation.calibration import probabilities_of
 
 def training_lengths(clips: Dataset, training_window: float | None) -> dict[str, float]:
     """
-    The configuration's `max_clip_s` and `window_s`, by which the pipeline answers long recordings.
+    Returns the configuration's `max_clip_s` and `window_s`, which the pipeline uses for long recordings.
 
     Args:
-        clips: The training part. Clips without a column `seconds` are decoded for their lengths.
-        training_window (`float`, *optional*): Length in seconds of the windows that were trained on, if any.
+        clips: The training part. If there is no column `seconds`, clips are decoded for their lengths.
+        training_window (`float`, *optional*): Length in seconds of the windows in training, if any.
 
     Returns:
-        `max_clip_s`, the length of the longest clip as it was recorded, rounded up to the millisecond; and `window_s`,
+        `max_clip_s`, the length of the longest untrimmed clip, rounded up to the millisecond; and `window_s`,
         `training_window` or the configuration's default, at most `max_clip_s`.
 
     Raises:
-        AudioError: A clip cannot be decoded (its `file` is in the message).
+        AudioError: A clip cannot be decoded (the message names its `file`).
     """
     seconds = clips["seconds"][:] if "seconds" in clips.column_names else map(_duration, clips)
     longest = max(SHORTEST_S, math.ceil(1000 * max(seconds) - 1e-6) / 1000)
@@ -43,8 +43,8 @@ def _duration(clip: Mapping[str, Any]) -> float:
 
 
 def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:
-    """Where the windows of a clip begin: every `hop_s` seconds and, where that leaves an end over, at the last place
-    that a window fits. A clip no longer than a window has one, from 0."""
+    """Returns the starts of a clip's windows: every `hop_s` seconds and, if an end remains, the last place at which a
+    window fits. A clip no longer than a window has a single one, from 0."""
     spare = seconds - window_s
     if spare <= 0:
         return [0.0]
@@ -54,11 +54,11 @@ def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:
 
 def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s: float) -> tuple[Dataset, list[int]]:
     """
-    All windows of the clips of a table of `extract_features`: a row each with its `start` and `end`, for the
-    collator; and the row of the clip that each is of. With `trim_db`, they are windows of the trimmed clip.
+    Returns all windows of clips from `extract_features`, one row each with its `start` and `end`, for the collator;
+    and the row of the clip of each window. With `trim_db`, they are windows of the trimmed clip.
 
     Args:
-        window_s (`float`): length in seconds; shorter clips are one window, the whole of them.
+        window_s (`float`): length in seconds; a shorter clip is a single window.
         hop_s (`float`): seconds from one window's start to the next.
     """
     owners, starts = [], []
@@ -71,8 +71,8 @@ def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s
 
 
 def mean_over_windows(logits: np.ndarray, owners: Sequence[int], temperature: float = 1.0) -> np.ndarray:
-    """`(clips, classes)`: the mean probabilities over each clip's windows, `(windows, classes)` logits over a
-    temperature, which is how the pipeline answers a recording of several windows."""
+    """Returns the mean probabilities over each clip's windows, `(clips, classes)`, from logits `(windows, classes)`,
+    as the pipeline does for a recording of several windows."""
     rows = np.asarray(owners)
     sums = np.zeros((rows[-1] + 1, logits.shape[1]))
     np.add.at(sums, rows, probabilities_of(logits, temperature))

@@ -32,7 +32,7 @@ from modeling_maxmvit import SpeechEncoder
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
 from ser.export.front_end import FrontEnd, size_of
-from ser.files import whole
+from ser.files import atomic_write
 from ser.utils import DataError
 
 SHORTEST_S = 0.1  # of waveforms of any length
@@ -142,7 +142,7 @@ def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form)
         DataError: The model cannot be exported, or what was written answers otherwise.
     """
     program, graph = build(classify, form)
-    with whole(path.with_suffix(".pt2")) as program_path, whole(path) as graph_path:
+    with atomic_write(path.with_suffix(".pt2")) as program_path, atomic_write(path) as graph_path:
         save(graph, graph_path, form.quantize)
         difference = largest_difference(graph_path, classify, form)
         if not difference <= TOLERANCE[form.quantize]:

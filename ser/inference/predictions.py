@@ -20,7 +20,7 @@ from tqdm import tqdm
 from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR, MaxMViTAudioClassificationPipeline
 from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
-from ser.files import whole
+from ser.files import atomic_write
 from ser.inference.segments import Segment, timeline_segments
 from ser.models import checkpoint_digest
 from ser.utils import DataError, UsageError
@@ -198,7 +198,7 @@ class Table:
         }
         try:
             for name, text in texts.items():  # the origin first: there are never rows without
-                with whole(name) as unfinished:
+                with atomic_write(name) as unfinished:
                     unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UsageError(

@@ -1,11 +1,11 @@
-"""What the trainer counts besides its steps, so that a resumed run goes on counting."""
+"""Callbacks whose counters are stored in checkpoints, so that a resumed run continues them."""
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """`transformers.EarlyStoppingCallback` that stays stopped when a run that it had stopped is resumed."""
+    """`transformers.EarlyStoppingCallback` that also stops a resumed run if it had stopped the run before."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -18,7 +18,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class NonFiniteSteps(TrainerCallback, ExportableState):
-    """How many steps with a loss that is not finite a run has left out; a resumed run goes on counting."""
+    """Counts the steps with a non-finite loss that a run has left out; a resumed run continues to count."""
 
     def __init__(self, count: int = 0):
         self.count = count
@@ -28,5 +28,5 @@ class NonFiniteSteps(TrainerCallback, ExportableState):
 
 
 def metric_name(args: TrainingArguments) -> str:
-    """`metric_for_best_model` as evaluation reports it."""
+    """Returns the name of `metric_for_best_model` in the results of an evaluation."""
     return "eval_" + args.metric_for_best_model.removeprefix("eval_")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, complete and ranked, and the Trainer that resumes from them exactly."""
+"""Complete, ranked checkpoints of a run, and the Trainer that resumes from them exactly."""
 
 import hashlib
 import inspect
@@ -26,44 +26,43 @@ from transformers.utils import logging
 from ser.files import sync, write_json
 from ser.training.arguments import SERTrainingArguments
 from ser.training.callbacks import metric_name
-from ser.training.distributed import all_agree, as_first_says, run_lock
+from ser.training.distributed import all_true, broadcast_from_first, run_lock
 from ser.utils import DataError
 
-# ---- Checkpoints ----
-# Checkpoints in a run's folder: which are there, and how they come and go without leaving a half one.
+# ---- Checkpoints in the folder of a run ----
 
 logger = logging.get_logger(__name__)
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-CHECKSUMS = "checksums.json"  # of every other file of a checkpoint: its bytes and their CRC-32
-BLOCK = 2**22  # bytes read at once
+CHECKSUMS = "checksums.json"  # the size in bytes and the CRC-32 of every other file of a checkpoint
+BLOCK = 2**22  # bytes to read at a time
 UNFINISHED = "tmp-"
 CHECKPOINT_LIST = "checkpoints.json"
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest complete checkpoint in a run's folder."""
+    """Returns the newest complete checkpoint in a run's folder."""
     found = list_checkpoints(output_dir)
     return str(found[max(found)]) if found else None
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
-    """The complete checkpoints in a run's folder, by their step."""
+    """Returns the complete checkpoints in a run's folder by their steps."""
     folders = filter(is_complete, Path(output_dir).glob("checkpoint-*"))
     return {int(match[1]): folder for folder in folders if (match := CHECKPOINT.fullmatch(folder.name))}
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a folder is a checkpoint with the file in it that is written last."""
+    """Returns whether a folder is a checkpoint that has the file that is written last."""
     return (checkpoint / "trainer_state.json").is_file()
 
 
 def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint in a run's folder that is as it was written. Newer ones that are damaged are renamed to
-    `damaged-checkpoint-*`, with one warning, so that they neither are mistaken for the newest nor get lost.
+    Returns the newest undamaged checkpoint in a run's folder. Newer ones that are damaged are renamed to
+    `damaged-checkpoint-*`, with one warning, so that they are neither taken for the newest nor lost.
 
     Raises:
-        DataError: All of them are damaged.
+        DataError: All checkpoints are damaged.
     """
     found = list_checkpoints(output_dir)
     damaged: dict[Path, str] = {}
@@ -74,7 +73,7 @@ def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
     else:
         if damaged:
             raise DataError(
-                f"{output_dir} holds damaged checkpoints only: {'; '.join(damaged.values())}. Put back the files from "
+                f"{output_dir} holds only damaged checkpoints: {'; '.join(damaged.values())}. Restore the files from "
                 "a copy, or start over by --overwrite_output_dir."
             )
         return None
@@ -84,16 +83,16 @@ def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
         folder.rename(aside)
     if damaged:
         logger.warning(
-            f"{'; '.join(damaged.values())}: going on from {found[step]}, the newest that is whole. What is damaged "
-            f"is kept as damaged-checkpoint-* in {output_dir}, and can be deleted."
+            f"{'; '.join(damaged.values())}: resuming from {found[step]}, the newest undamaged checkpoint. Damaged "
+            f"ones are kept as damaged-checkpoint-* in {output_dir}, and can be deleted."
         )
     return str(found[step])
 
 
 def damage_of(checkpoint: Path) -> str | None:
     """
-    What differs in a checkpoint from what was written, in a few words that name the file; None if nothing does. Of
-    one that was written before there were checksums, only the state is read.
+    Describes the first damage to a checkpoint in a few words that name the file; None if it is undamaged. In old
+    checkpoints without checksums only the state is checked.
     """
     try:
         json.loads((checkpoint / "trainer_state.json").read_bytes())
@@ -127,8 +126,8 @@ def _checksum(path: Path) -> int:
 
 
 def complete(unfinished: Path, folder: Path) -> None:
-    """Gives a checkpoint its checksums, and its name once all of it is on the disk: not even a power failure leaves
-    half of one."""
+    """Adds checksums to a checkpoint, and renames it once all of it is on the disk, so that not even a power failure
+    leaves an incomplete one."""
     files = {str(file.relative_to(unfinished)): file for file in sorted(unfinished.rglob("*")) if file.is_file()}
     checksums = {name: (os.path.getsize(file), _checksum(file)) for name, file in files.items() if name != CHECKSUMS}
     write_json(unfinished / CHECKSUMS, checksums)
@@ -147,11 +146,11 @@ def keep_best_and_newest(
     Deletes all but the newest checkpoint and the `limit` best ones, and lists those in `checkpoints.json`.
 
     Args:
-        run_dir: the run's folder.
-        metric: what the scores are called in the list.
-        scores: score by step; a checkpoint without a finite one is not among the best.
-        limit: how many of the best are kept; None for all checkpoints.
-        greater_is_better: which way the scores go. Of equal ones the earlier is the better.
+        run_dir: folder of the run.
+        metric: name of the scores in the list.
+        scores: score by step; a checkpoint without a finite score is not among the best.
+        limit: number of the best checkpoints to keep; None for all checkpoints.
+        greater_is_better: whether greater scores are better. Of equal scores the earlier is better.
     """
     scores = {step: score for step, score in scores.items() if math.isfinite(score)}
     kept = list_checkpoints(run_dir)
@@ -166,7 +165,7 @@ def keep_best_and_newest(
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint; a kill meanwhile leaves nothing that looks like one."""
+    """Deletes a checkpoint. It is renamed first, so that a kill leaves nothing that looks like a checkpoint."""
     if folder.exists():
         doomed = folder.with_name(UNFINISHED + "removed-" + folder.name)
         folder.rename(doomed)
@@ -174,45 +173,45 @@ def remove(folder: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Deletes what a killed run had not completed."""
+    """Deletes incomplete checkpoints of a killed run."""
     for folder in run_dir.glob(UNFINISHED + "*checkpoint-*"):
         shutil.rmtree(folder)
 
 
 def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str | None:
     """
-    The checkpoint from which all processes go on: the one that the first has found.
+    Returns the checkpoint from which all processes resume: the one that the first process has found.
 
     Args:
-        args: of the run.
-        checkpoint: what this process has found, if anything.
+        args: arguments of the run.
+        checkpoint: the checkpoint that this process has found, if any.
 
     Raises:
-        DataError: in every process if one of them does not find it on its disk.
+        DataError: a process does not find it on its disk; raised in every process.
     """
     if args.world_size == 1:
         return checkpoint
     match = CHECKPOINT.fullmatch(Path(checkpoint).name) if checkpoint else None
-    step = as_first_says(args, int(match[1]) if match else -1)
+    step = broadcast_from_first(args, int(match[1]) if match else -1)
     if step < 0:
         return None
     folder = Path(checkpoint).parent if checkpoint else Path(args.output_dir)
     mine = folder / f"checkpoint-{step}"
     found = is_complete(mine)
-    if not all_agree(args, found):
-        who = "Another process does not find it" if found else f"Process {args.process_index} does not find it"
+    if not all_true(args, found):
+        process = "another process" if found else f"process {args.process_index}"
         raise DataError(
-            f"The first process goes on from {mine}. {who} on its disk: let --output_dir lie on a disk that all "
-            "machines share, or start over by --overwrite_output_dir."
+            f"The first process resumes from {mine}, which {process} does not find: put --output_dir on a disk that "
+            "all machines share, or start over by --overwrite_output_dir."
         )
     return str(mine)
 
 
 # ---- The resumable Trainer ----
-# A Trainer whose process can be killed at any moment: its checkpoints are whole and ranked, and a run goes on from
-# them as if nothing had happened. Below it stands what the engine relies on of transformers' Trainer.
+# Its process can be killed at any moment: checkpoints are complete and ranked, and a resumed run continues exactly.
+# The methods of transformers' Trainer on which it relies are listed below it.
 
-# What is pushed to the Hub, of the files that lie in a run's folder itself.
+# Files of a run's folder (not of its sub-folders) that are pushed to the Hub.
 PUBLISHED = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "*_maxmvit.py",
     "README.md", "metrics.json", "splits.json", "predictions.csv", "*.png",
@@ -220,7 +219,7 @@ PUBLISHED = (
 
 
 class ResumableTrainer(Trainer):
-    """`transformers.Trainer` with checkpoints that are whole, synced and ranked, and that a moved run finds again."""
+    """`transformers.Trainer` with complete, synced and ranked checkpoints, which are found after a run is moved."""
 
     args: SERTrainingArguments
     model: PreTrainedModel
@@ -232,12 +231,12 @@ class ResumableTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As [`~transformers.Trainer.train`], with the output directory locked meanwhile, and from where the first
-        process goes on.
+        Trains like [`~transformers.Trainer.train`], with the output directory locked, and from the checkpoint of the
+        first process.
 
         Raises:
-            DataError: if another run is training in the output directory, if there is no checkpoint where one is
-                asked for, or if one of several processes does not find it.
+            DataError: another run is training in the output directory, there is no checkpoint although one is
+                requested, or one of several processes does not find it.
         """
         with run_lock(self.args):
             checkpoint = resume_from_checkpoint or None
@@ -245,12 +244,12 @@ class ResumableTrainer(Trainer):
                 find = sound_checkpoint if self.args.process_index == 0 else last_checkpoint  # the first one decides
                 checkpoint = find(self.args.output_dir)
                 if checkpoint is None:
-                    raise DataError(f"{self.args.output_dir} holds no checkpoint to go on from.")
+                    raise DataError(f"{self.args.output_dir} holds no checkpoint to resume from.")
             checkpoint = checkpoint_of_first(self.args, checkpoint)
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Trainer's own writes file by file into the final folder, where a killed run leaves half a checkpoint.
+        # Trainer's own method writes file by file into the final folder, so that a kill leaves half a checkpoint.
         run_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         folder = run_dir / (UNFINISHED + name)
@@ -263,7 +262,7 @@ class ResumableTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
-        if not self.args.should_save:  # on a disk that other machines share, each can but sync what it wrote itself
+        if not self.args.should_save:  # a machine can sync only its own files on a shared disk
             sync(folder / f"rng_state_{self.args.process_index}.pth")
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if best.name == name or best.is_dir():
@@ -294,7 +293,7 @@ class ResumableTrainer(Trainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is not None and self.state.best_global_step:
-            # The state names the path that the best checkpoint had before the run's folder was moved or copied.
+            # The state has the path of the best checkpoint from before the run's folder was moved or copied.
             best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
             if best.is_dir() and str(best) != self.state.best_model_checkpoint:
                 logger.warning(f"The best checkpoint so far is taken from {best}.")
@@ -304,7 +303,7 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._require_best_checkpoint()
-        # Given a limit of 1, Trainer's own deletes the newest checkpoint, which a run would go on from.
+        # With a limit of 1, Trainer's own method deletes the newest checkpoint, from which a run would resume.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -312,25 +311,25 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def _require_best_checkpoint(self) -> None:
-        # Without it, Trainer's own goes on with a warning, and the last weights pass for the best.
+        # Without it, Trainer's own method only warns, and takes the last weights for the best.
         best = self.state.best_model_checkpoint
         if not (self.args.load_best_model_at_end and self.state.best_global_step):
             return
         is_there = best and os.path.isdir(best)
         if problem := damage_of(Path(best)) if is_there else f"it is missing in {self.args.output_dir}":
             raise FileNotFoundError(
-                f"checkpoint-{self.state.best_global_step}, the best so far, is needed at the end, and {problem}: put "
-                "it back beside the others, start over by --overwrite_output_dir, or take the last weights by "
+                f"checkpoint-{self.state.best_global_step}, the best so far, is needed at the end, but {problem}: "
+                "restore it, start over by --overwrite_output_dir, or use the last weights by "
                 "--no_load_best_model_at_end."
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Trainer's own would add the training arguments, as a pickle that names this machine's folders.
+        # Trainer's own method would add the training arguments, as a pickle that names this machine's folders.
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         if self.is_fsdp_enabled:
-            # FSDP2 trains a subclass that it makes in a module of torch's; a checkpoint names and holds this code.
+            # FSDP2 creates a subclass in a module of torch; the checkpoint must name and hold this project's class.
             sharded = type(self.model)
             sharded.__name__, sharded.__module__ = sharded.__bases__[-1].__name__, sharded.__bases__[-1].__module__
         self.model.save_pretrained(folder, state_dict=state_dict)
@@ -347,16 +346,16 @@ class ResumableTrainer(Trainer):
         private: bool | None = None,
     ) -> CommitInfo | Future | None:
         """
-        Pushes the model and its report: `PUBLISHED`, and nothing else that lies in the output directory (Trainer's own
-        takes all of it but checkpoints, logs that name this machine included).
+        Pushes the model and its report, `PUBLISHED`, and no other files in the output directory. (Trainer's own method
+        pushes everything except checkpoints, including logs that name this machine.)
 
         Args:
-            commit_message: What the commit is called.
-            blocking: Whether to wait until all is pushed.
-            token, revision, private: As `hub_token`, `hub_revision` and `hub_private_repo`, over which they go.
+            commit_message: Message of the commit.
+            blocking: Whether to wait until everything is pushed.
+            token, revision, private: Override `hub_token`, `hub_revision` and `hub_private_repo`.
 
         Returns:
-            The commit, or a future of it if not `blocking`; None in every process but the main one.
+            The commit, or a future of it if not `blocking`; None in every process except the main one.
         """
         token = token or self.args.hub_token
         if self.hub_model_id is None:
@@ -375,9 +374,11 @@ class ResumableTrainer(Trainer):
         )
 
 
-# ---- Trainer's methods that the engine overrides or calls; most are private, and each release may change them
-TESTED = ("5.23.0", "5.24.0")  # the lowest version that pyproject.toml admits, and the one that requirements.txt pins
-# method -> (digests of its source, one or more, in these versions; what the engine relies on)
+# ---- Methods of Trainer that are overridden or called here ----
+# Most of them are private, and may change in any release.
+
+TESTED = ("5.23.0", "5.24.0")  # the lowest version that pyproject.toml allows, and the one that requirements.txt pins
+# method -> (digests of its source in these versions, what is relied on)
 RELIED_ON: dict[str, tuple[str, str]] = {
     "train": ("0bc847a1e101", "it locks and settles the checkpoint first, and `True` stands for the newest one"),
     "_inner_training_loop": (
@@ -451,7 +452,7 @@ RELIED_ON: dict[str, tuple[str, str]] = {
 
 
 def digest(name: str) -> str | None:
-    """Digest of the source of a method of the installed Trainer, or `None` where it has no such method."""
+    """Returns a digest of the source of a method of the installed Trainer, or `None` if there is no such method."""
     method = getattr(Trainer, name, None)
     if method is None:
         return None
@@ -460,15 +461,15 @@ def digest(name: str) -> str | None:
 
 
 def changed_methods() -> list[str]:
-    """Names of the methods whose source in the installed transformers is that of no tested version."""
+    """Returns the names of the methods whose source in the installed transformers differs from all tested versions."""
     return [name for name, (digests, _) in RELIED_ON.items() if digest(name) not in digests.split()]
 
 
 def warn_of_changed_methods() -> None:
-    """Warns, once in a process, where training relies on methods of Trainer that were not tested as they are."""
+    """Warns, once in a process, if training relies on methods of Trainer in an untested form."""
     if changed := changed_methods():
         logger.warning_once(
             f"Training was not tested with transformers {transformers.__version__}, whose Trainer differs from that "
-            f"of {' and '.join(TESTED)} in {', '.join(changed)}. Where a run behaves unexpectedly, install a tested "
+            f"of {' and '.join(TESTED)} in {', '.join(changed)}. If a run behaves unexpectedly, install a tested "
             f"version: pip install transformers=={TESTED[-1]}"
         )

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import LateFusionHead, LinearHead, MaxMViTForAudioClassification, SpeechEncoder
-from ser.data.embedding_cache import suffices
+from ser.data.embedding_cache import can_cache_embeddings
 from ser.evaluation.calibration import fit_temperature, probabilities_of
 from ser.training.arguments import SERTrainingArguments
 from ser.utils import DataError
@@ -114,7 +114,7 @@ def check_closed_form(config: MaxMViTConfig, args: SERTrainingArguments, keeps_f
     lacking = [
         name
         for name, is_given in {
-            "--freeze_speech_encoder and --speech_pooling mean or statistics": suffices(config, args),
+            "--freeze_speech_encoder and --speech_pooling mean or statistics": can_cache_embeddings(config, args),
             "--speech_layers concat": config.speech_layers == "concat",
             "--fusion late, or --head linear of a model without images":
                 config.fusion == "late" or config.head == "linear" and config.branch_names == ["speech"],

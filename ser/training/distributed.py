@@ -1,5 +1,4 @@
-"""What processes have to settle: which goes first, who does which share of some work, from where all go on, and that
-no other run is in the folder."""
+"""Coordination of processes: order, division of work, common decisions, and the lock of the output directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,24 +15,24 @@ from transformers import TrainingArguments
 from ser.utils import DataError
 
 LOCK = ".lock"
-PATIENCE = timedelta(days=30)
+GROUP_TIMEOUT = timedelta(days=30)
 
 
 @contextmanager
 def first_process_first(args: TrainingArguments, work: str, local: bool = True) -> Iterator[None]:
     """
-    Lets one process do some work while the others wait, and then lets those do it, who find it done.
+    Runs some work in one process while the others wait, and then in the others, which find its result.
 
-    Unlike `args.main_process_first`, the others wait as long as it takes, not `--ddp_timeout` at most, and they do not
-    start on work at which the first has failed.
+    Unlike with `args.main_process_first`, the others wait as long as necessary, not at most `--ddp_timeout`, and they
+    do not start work in which the first process has failed.
 
     Args:
-        args: of the run.
-        work: what is done, for the error.
-        local (`bool`, defaults to True): whether a process of each machine goes first, or one of all.
+        args: arguments of the run.
+        work: description of the work, for the error.
+        local (`bool`, defaults to True): whether one process of each machine goes first, rather than one of all.
 
     Raises:
-        DataError: in every process if it failed in one that went first, which raises its own error.
+        DataError: the work failed in a process that went first, which raises its own error; raised in all others.
     """
     if args.world_size == 1:
         yield
@@ -47,57 +46,57 @@ def first_process_first(args: TrainingArguments, work: str, local: bool = True) 
         yield
 
 
-def all_agree(args: TrainingArguments, agreed: bool) -> bool:
-    """Whether `agreed` is true in every process; waits for the slowest of them."""
+def all_true(args: TrainingArguments, value: bool) -> bool:
+    """Returns whether `value` is true in every process; waits for the slowest of them."""
     if args.world_size == 1:
-        return agreed
-    votes = torch.tensor([agreed], dtype=torch.int64)
-    distributed.all_reduce(votes, distributed.ReduceOp.MIN, group=_patient_group(distributed.group.WORLD))
-    return bool(votes)
+        return value
+    values = torch.tensor([value], dtype=torch.int64)
+    distributed.all_reduce(values, distributed.ReduceOp.MIN, group=_gloo_group(distributed.group.WORLD))
+    return bool(values)
 
 
-def as_first_says(args: TrainingArguments, number: int) -> int:
-    """The number that the first process gives, in every process."""
+def broadcast_from_first(args: TrainingArguments, number: int) -> int:
+    """Returns the number of the first process in every process."""
     if args.world_size == 1:
         return number
-    said = torch.tensor([number], dtype=torch.int64)
-    distributed.broadcast(said, src=0, group=_patient_group(distributed.group.WORLD))
-    return int(said)
+    sent = torch.tensor([number], dtype=torch.int64)
+    distributed.broadcast(sent, src=0, group=_gloo_group(distributed.group.WORLD))
+    return int(sent)
 
 
 @contextmanager
 def all_or_none(args: TrainingArguments, work: str) -> Iterator[None]:
     """
-    Work of which each process does its part; all wait until the slowest has done it.
+    Runs work that is divided among processes; all wait until the slowest has finished.
 
     Raises:
-        DataError: in every process if another failed, which raises its own error.
+        DataError: another process failed, which raises its own error; raised in every process.
     """
     done = False
     try:
         yield
         done = True
     finally:
-        all_done = all_agree(args, done)
+        all_done = all_true(args, done)
     if not all_done:
-        raise DataError(f"Another process could not finish {work}; its own message says why.")
+        raise DataError(f"Another process failed while {work}: see its own error message.")
 
 
-def places(args: TrainingArguments) -> list[tuple[int, int]]:
-    """The number of this process and how many there are: among all, and among those of its machine."""
+def process_ranks(args: TrainingArguments) -> list[tuple[int, int]]:
+    """Returns (rank, number of processes) of this process among all, and among those of its machine."""
     if args.world_size == 1:
         return [(0, 1)]
     local = [0] * args.world_size
     mine = args.distributed_state.local_process_index
-    distributed.all_gather_object(local, mine, group=_patient_group(distributed.group.WORLD))
+    distributed.all_gather_object(local, mine, group=_gloo_group(distributed.group.WORLD))
     others = local[args.process_index - mine + 1 :]
     return [(args.process_index, args.world_size), (mine, 1 + len(list(takewhile(bool, others))))]
 
 
 @cache
-def _patient_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
-    # NCCL ends a process that waits longer than the timeout of the whole run; gloo takes one for each group.
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+def _gloo_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
+    # NCCL ends a process that waits longer than the timeout of the run; with gloo, each group has its own.
+    group = distributed.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
     assert isinstance(group, distributed.ProcessGroup)  # every process is in it
     return group
 
@@ -105,11 +104,11 @@ def _patient_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
 @contextmanager
 def run_lock(args: TrainingArguments) -> Iterator[None]:
     """
-    Keeps other runs out of the output directory, which would delete each other's half checkpoints. A process may take
-    it again while it holds it; the processes of one run hold it together. It ends with the process, however that ends.
+    Locks the output directory, since two runs would delete each other's incomplete checkpoints. The lock is reentrant,
+    is held for all processes of a run, and is released when the process ends for whatever reason.
 
     Raises:
-        DataError: in every process, if another run holds it.
+        DataError: another run holds the lock; raised in every process.
     """
     folder = Path(args.output_dir).resolve()
     lock, free = None, True
@@ -121,7 +120,7 @@ def run_lock(args: TrainingArguments) -> Iterator[None]:
         except Timeout:
             free = False
     try:
-        if not all_agree(args, free):
+        if not all_true(args, free):
             raise DataError(
                 f"Another process is training in {args.output_dir}: wait until it has finished, or name another "
                 "--output_dir."

@@ -1,4 +1,4 @@
-"""Weights averaged over the last updates, which often score better than the last ones alone."""
+"""Exponential moving average of weights, which often scores better than the last weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,28 +7,28 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-UNAVERAGED = "unaveraged.safetensors"  # the weights that training goes on with, beside the average in a checkpoint
+UNAVERAGED = "unaveraged.safetensors"  # in a checkpoint, the weights with which training continues
 
 
 class AveragedWeights:
     """
-    An exponential moving average of a model's weights (Polyak and Juditsky 1992): the weights after the first update,
-    and after each further one `decay * average + (1 - decay) * weights`. BatchNorm's running means and variances are
-    averaged like the weights, so that they fit them.
+    Exponential moving average of a model's weights (Polyak and Juditsky 1992): the weights after the first update, and
+    after each further one `decay * average + (1 - decay) * weights`. BatchNorm's running means and variances are
+    averaged like the weights, to match them.
 
-    The arithmetic is torch's. Its `AveragedModel` is not used, for it fetches a count from the device at every update
-    and averages integer buffers too, rounding indices down.
+    The arithmetic is torch's. Its `AveragedModel` is not used, since it fetches a count from the device at every
+    update, and also averages integer buffers, rounding indices down.
 
     Args:
-        model (`nn.Module`): Whose weights are averaged; it must stay where it is.
+        model (`nn.Module`): Model whose weights are averaged; it must not be moved.
         decay (`float`): From 0 (the last weights) to below 1; 0.99 averages over about 100 updates.
-        begun (`bool`, defaults to False): Whether the model holds an average to go on from, rather than the weights
-            before the first update.
+        begun (`bool`, defaults to False): Whether the model already holds an average, rather than the weights before
+            the first update.
     """
 
     def __init__(self, model: nn.Module, decay: float, begun: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"A decay of {decay} must be from 0 to below 1.")
+            raise ValueError(f"decay={decay} must be at least 0 and below 1.")
         self._weights = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
         self._averages = [tensor.clone() for tensor in self._weights]
         self._move = get_ema_multi_avg_fn(decay)
@@ -37,7 +37,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """To be called after every update of the weights."""
+        """Updates the average; to be called after every update of the weights."""
         if self._begun:
             self._move(self._averages, self._weights, None)
             return
@@ -47,7 +47,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Puts the average into the model, and the model's weights into its place; and back again."""
+        """Exchanges the average and the model's weights."""
         for weight, average in zip(self._weights, self._averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)
@@ -55,7 +55,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile."""
+        """Gives the model the averaged weights within the context."""
         if self._applied:
             yield
             return

@@ -1,4 +1,4 @@
-"""Which weights a training changes: all, the head's alone, or of a speech encoder some layers, or adapters."""
+"""Selects the weights to train: all, only the head, or layers or adapters of a speech encoder."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,22 +9,22 @@ from torch import nn
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.training.arguments import SERTrainingArguments
 
-ADAPTED = ["q_proj", "v_proj"]  # as the encoders that can be joined call the projections of queries and values
+ADAPTED = ["q_proj", "v_proj"]  # projections of queries and values in the supported encoders
 
 
 def choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArguments) -> tuple[set[str], Any]:
     """
-    Freezes what `args` say of a speech encoder, or puts adapters beside it.
+    Freezes a speech encoder or its layers, or adds adapters to it, as `args` specify.
 
     Returns:
-        Names of the pretrained weights, filters and adapters that may be trained, and what [`add_adapters`] gave.
+        Names of the pretrained weights, filters and adapters that may be trained, and the result of [`add_adapters`].
     """
     parts, filters, adapters = model.pretrained_parts(), model.base_model.filter_bank, None
     tuned = {id(p) for name, part in parts.items() if name != "speech" for p in part.parameters()}
     if filters is not None:
         tuned |= {id(p) for p in filters.parameters()}
     if "speech" in parts:
-        # What marks masked frames has no gradient where an encoder masks none.
+        # The embedding of masked frames has no gradient if an encoder masks none.
         args.ddp_find_unused_parameters = True
         if args.lora_rank:
             adapters = add_adapters(parts["speech"], args.lora_rank)
@@ -37,7 +37,7 @@ def choose_trainable(model: MaxMViTForAudioClassification, args: SERTrainingArgu
 
 
 def set_trained(model: nn.Module, names: Iterable[str], trained: bool) -> None:
-    """Whether the parameters of these names are trained."""
+    """Sets whether the parameters of these names are trained."""
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.requires_grad_(trained)
@@ -45,21 +45,21 @@ def set_trained(model: nn.Module, names: Iterable[str], trained: bool) -> None:
 
 def add_adapters(encoder: nn.Module, rank: int) -> Any:
     """
-    Low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) for a speech encoder, by peft: queries
-    and values of every layer are projected by `W + B A`, of which `A` and `B` are trained, and `B` begins at 0.
+    Adds low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) to a speech encoder, by peft:
+    queries and values of every layer are projected by `W + B A`, where `A` and `B` are trained, and `B` is 0 at first.
 
     Args:
-        encoder: One of transformers'; it is changed in place.
-        rank (`int`): Rows of `A`, columns of `B`.
+        encoder: A model of transformers, which is changed in place.
+        rank (`int`): Number of rows of `A` and columns of `B`.
 
     Returns:
-        peft's `LoraModel` of it, whose `merge_and_unload` makes it what it was, with the sums for its weights.
+        peft's `LoraModel` of it, whose `merge_and_unload` adds the adapters to the weights and removes them.
     """
-    from peft import LoraConfig, LoraModel  # which few have
+    from peft import LoraConfig, LoraModel  # an optional package
     from peft.tuners.lora import Linear
 
     class Projection(Linear):
-        """Adapted for who calls it, as peft's own, and for who reads its weight, as WavLM's attention does."""
+        """peft's layer with an adapted `weight`, which the attention of WavLM reads instead of calling the layer."""
 
         @property
         def weight(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What training minimises, where that is not the model's own plain cross-entropy."""
+"""Weighted, smoothed and focal cross-entropy for training."""
 
 import torch
 from torch.nn.functional import log_softmax, one_hot
@@ -6,7 +6,7 @@ from torch.nn.functional import log_softmax, one_hot
 
 def class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """
-    Weights inverse to how often each class occurs, scaled so that the mean weight over `labels` is 1.
+    Returns weights inverse to the frequency of each class, scaled so that the mean weight over `labels` is 1.
 
     Args:
         labels (`torch.LongTensor` of shape `(num_clips,)`): Class indices of the training clips.
@@ -17,32 +17,33 @@ def class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """
     counts = torch.bincount(torch.as_tensor(labels), minlength=num_labels)
     if len(counts) > num_labels:
-        raise ValueError(f"labels hold class {len(counts) - 1}, but there are only {num_labels} classes.")
+        raise ValueError(f"The labels contain class {len(counts) - 1}, but there are only {num_labels} classes.")
     present = int((counts > 0).sum())
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 0.0)
 
 
 class ClassificationLoss:
     """
-    Cross-entropy of hard or soft labels, with what may be added to it. Returns the mean over the clips of the batch.
+    Cross-entropy of hard or soft labels with optional class weights, label smoothing and focal loss, averaged over the
+    clips of a batch.
 
     Args:
         weights (`torch.Tensor` of shape `(num_labels,)`, *optional*):
-            A weight for each class, see [`class_weights`]. The weighted losses are divided by the number of clips and
-            not, as in `torch.nn.CrossEntropyLoss`, by the sum of the batch's weights: so accumulated small batches
+            A weight for each class, see [`class_weights`]. Weighted losses are divided by the number of clips and not,
+            as in `torch.nn.CrossEntropyLoss`, by the sum of the batch's weights, so that accumulated small batches
             give the gradient of the large one.
         label_smoothing (`float`, defaults to 0.0):
             Share of the target that is spread evenly over all classes.
         focal_gamma (`float`, defaults to 0.0):
-            Above 0, what class c contributes is scaled by `(1 - p_c) ** focal_gamma` (focal loss, Lin et al. 2017,
-            https://arxiv.org/abs/1708.02002, equation 4): clips that are already right count less.
+            If above 0, the term of class c is scaled by `(1 - p_c) ** focal_gamma` (focal loss, Lin et al. 2017,
+            https://arxiv.org/abs/1708.02002, equation 4), so that clips that are already classified well count less.
     """
 
     def __init__(
         self, weights: torch.Tensor | None = None, label_smoothing: float = 0.0, focal_gamma: float = 0.0
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must be from 0 to below 1.")
+            raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 1.")
         if focal_gamma < 0:
             raise ValueError(f"focal_gamma={focal_gamma} must not be negative.")
         self.weights = weights
@@ -51,10 +52,12 @@ class ClassificationLoss:
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """
+        Returns the mean loss of a batch.
+
         Args:
-            logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The model's scores.
+            logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Output of the model.
             labels (`torch.LongTensor` of shape `(batch_size,)` or float probabilities
-                `(batch_size, num_labels)`): The truth, hard or soft.
+                `(batch_size, num_labels)`): Hard or soft labels.
         """
         log_probabilities = log_softmax(logits.float(), dim=-1)
         num_labels = logits.shape[-1]
@@ -63,6 +66,6 @@ class ClassificationLoss:
         if self.weights is not None:
             targets = targets * self.weights.to(targets.device)
         if self.focal_gamma:
-            # At 1 - p = 0 the power has no gradient for exponents below 1.
+            # At 1 - p = 0 the gradient of the power is infinite for exponents below 1.
             targets = targets * (-torch.expm1(log_probabilities)).clamp(min=1e-6) ** self.focal_gamma
         return -(targets * log_probabilities).sum(dim=-1).mean()

@@ -1,5 +1,5 @@
-"""One optimizer that trains each branch by an algorithm of its own, as the paper does: Adam for the CQT backbone and
-the head, RAdam for the Mel backbone. A speech encoder has one of its own, and so have Mel filters that are learnt."""
+"""An optimizer that trains each branch by its own algorithm, as in the paper: Adam for the CQT backbone and the head,
+RAdam for the Mel backbone. A speech encoder and learnable Mel filters have algorithms of their own, too."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,28 +20,28 @@ ALGORITHMS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-HEAD = "head"  # the branch of all that is in none of the model's `pretrained_parts`
-FILTER = "filter"  # and that of its learnable filters
+HEAD = "head"  # the branch of all parameters outside the model's `pretrained_parts`
+FILTER = "filter"  # the branch of its learnable filters
 FUSED = {"adam", "adamw", "sgd"}
 
 
 class BranchOptimizer(torch.optim.Optimizer):
     """
-    A single optimizer whose parameter groups each name the algorithm that updates them. The arithmetic is torch's: one
-    optimizer of torch per algorithm steps this one's groups, on this one's state.
+    A single optimizer whose parameter groups each name the algorithm that updates them. The arithmetic is torch's: for
+    each algorithm, an optimizer of torch steps the groups on the state of this optimizer.
 
-    That the groups and the state are lent anew at every step is what lets it live under accelerate, which replaces
-    them by a round trip through `load_state_dict`, and under FSDP2, which exchanges the parameters.
+    Groups and state are passed to these optimizers at every step, since accelerate replaces them by a round trip
+    through `load_state_dict`, and FSDP2 exchanges the parameters.
 
     Args:
         groups (iterable of `dict`):
-            Parameter groups. Each has `params`, `algorithm` (a key of `ALGORITHMS`), and whatever that algorithm takes
+            Parameter groups. Each has `params`, `algorithm` (a key of `ALGORITHMS`), and arguments of that algorithm
             (`lr`, `weight_decay`, `betas`, ...); missing values are torch's defaults. Further keys are kept.
         fused (`bool`, *optional*):
-            torch's fused kernels for the algorithms that have them. By default where all parameters are on a GPU.
+            Whether to use torch's fused kernels if an algorithm has them; by default if all parameters are on a GPU.
 
     Raises:
-        ValueError: if a group names no known algorithm, or a parameter is in two groups.
+        ValueError: The algorithm of a group is unknown, or a parameter is in two groups.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], fused: bool | None = None):
@@ -67,7 +67,7 @@ class BranchOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient; returns the closure's loss if there is a closure."""
+        """Updates every parameter that has a gradient; returns the loss of the closure if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -83,12 +83,14 @@ class BranchOptimizer(torch.optim.Optimizer):
         Restores a `state_dict` of the same groups.
 
         Raises:
-            ValueError: if the groups differ, or were updated by other algorithms.
+            ValueError: The groups differ, or were updated by other algorithms.
         """
         saved = [group.get("algorithm") for group in state_dict["param_groups"]]
         own = [group["algorithm"] for group in self.param_groups]
         if saved != own:
-            raise ValueError(f"The saved optimizer has groups updated by {saved}, this one by {own}; start afresh.")
+            raise ValueError(
+                f"The saved optimizer has groups updated by {saved}, this one by {own}: start a new run instead."
+            )
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,28 +106,28 @@ def branch_parameter_groups(
     **options: Any,
 ) -> list[dict[str, Any]]:
     """
-    Groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
+    Returns groups for [`BranchOptimizer`] that cover every trainable parameter of a MaxMViT classifier once.
 
     Args:
-        model ([`MaxMViTForAudioClassification`]): Says by `branches()` what its branches are, and by
-            `pretrained_parts()` what in them is not trained as the head is.
-        algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, `head`, and `filter` of
-            a model with learnable filters): What trains each branch. Weight decay spares norms, biases and
+        model ([`MaxMViTForAudioClassification`]): The model. Parameters of its `branches()` that are in its
+            `pretrained_parts()` are trained by branch, all others like the head.
+        algorithms, learning_rates, weight_decays (`dict` with the keys of `model.branches()`, `head`, and `filter` for
+            a model with learnable filters): Settings of each branch. Weight decay is not applied to norms, biases and
             relative-position tables.
         layer_decay (`float`, defaults to 1.0):
             Factor between the learning rates of a backbone stage and the one before it, counted from the last (timm's
-            `group_matcher` says which parameter is in which stage). The head keeps its own.
+            `group_matcher` assigns parameters to stages). It does not apply to the head.
         options: Further values for every group, such as `betas` and `eps`.
 
     Raises:
-        ValueError: if a branch of the model has no algorithm, learning rate or weight decay.
+        ValueError: A branch of the model has no algorithm, learning rate or weight decay.
     """
     branches, filters = model.branches(), model.base_model.filter_bank
     for given in (algorithms, learning_rates, weight_decays):
         if lacking := {*branches, HEAD, *([FILTER] if filters else [])} - set(given):
             raise ValueError(
-                f"Nothing says how to train the branch {', '.join(sorted(lacking))}: SERTrainingArguments has "
-                f"an optimizer, a learning rate and a weight decay for {', '.join(given)}; add those."
+                f"There are no settings for the branch {', '.join(sorted(lacking))}: SERTrainingArguments has an "
+                f"optimizer, a learning rate and a weight decay for {', '.join(given)}; add them."
             )
     pretrained = {id(p) for part in model.pretrained_parts().values() for p in part.parameters()}
     parts: list[tuple[str, float, float, list[nn.Parameter]]] = []

@@ -1,4 +1,4 @@
-"""The steps of the training command, from flags to a report."""
+"""Steps of the training command, from options to a report."""
 
 import dataclasses
 import time
@@ -31,15 +31,15 @@ from ser.data.altered_copies import WaveformCopies
 from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.data.batches import PairCollator
 from ser.data.corpora.combine import balanced_rows, load_corpora
-from ser.data.corpora.label_map import in_words as map_in_words
+from ser.data.corpora.label_map import format_label_map
 from ser.data.corpora.table import VOTES, Corpus, with_one_label
-from ser.data.embedding_cache import layer_statistics_of, suffices
+from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
 from ser.data.features import extract_features, rearranged
 from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.evaluation.calibration import fit_temperature
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.evaluation.metrics import compute_metrics, scores
-from ser.evaluation.report import in_words, splits_table, summarize_folds, write_predictions, write_report
+from ser.evaluation.report import format_report, splits_table, summarize_folds, write_predictions, write_report
 from ser.evaluation.soft_labels import compute_distribution_metrics
 from ser.evaluation.windows import mean_over_windows, training_lengths, windows_of
 from ser.models import make_model, name_classes, starting_weights
@@ -64,11 +64,11 @@ from ser.utils import DataError
 
 __all__ = ["parse_arguments"]  # the first step
 logger = logging.get_logger(__name__)
-NOT_TESTED = "The test part was not scored: the run was told to train only (--do_train without --do_predict)."
+NOT_TESTED = "The test part was not scored, since the run was training only (--do_train without --do_predict)."
 
 
 def set_up_logging(args: SERTrainingArguments) -> None:
-    """One process speaks, at the level of `--log_level`."""
+    """Sets the level of `--log_level`, and disables progress bars in all processes except one."""
     level = args.get_process_log_level()
     logging.set_verbosity(level)
     datasets.utils.logging.set_verbosity(max(level, logging.WARNING))
@@ -78,10 +78,10 @@ def set_up_logging(args: SERTrainingArguments) -> None:
 
 
 def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_classes: Sequence[str] = ()) -> Corpus:
-    """The clips, their classes and speakers, as the flags choose them.
+    """Reads the corpora that the options choose.
 
     Args:
-        model_classes: of a model that is tested on them, which a label map may name.
+        model_classes: classes of a model that is tested on them, which a label map may contain.
     """
     others: dict[str, Any] = {"model_classes": model_classes}
     if isinstance(data_args, DataArguments):
@@ -95,15 +95,15 @@ def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_clas
 def with_features(
     corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: ClipArguments, args: SERTrainingArguments
 ) -> Corpus:
-    """The corpus with spectrograms for audio, less the clips that cannot be read where `--on_bad_audio skip`."""
+    """Returns the corpus with spectrograms instead of audio; `--on_bad_audio skip` leaves out unreadable clips."""
     if corpus.shards is not None:
         refuse_unreadable(corpus.clips, corpus.shards, feature_extractor)
     if not data_args.cache_features:
         if data_args.on_bad_audio == "skip":
-            raise DataError("--on_bad_audio skip needs --cache_features: only then is every clip read beforehand.")
+            raise DataError("--on_bad_audio skip needs --cache_features, which reads every clip beforehand.")
         for name in ("test_window", "waveform_copies"):
             if getattr(args, name):
-                raise DataError(f"--{name} needs --cache_features: it works on spectrograms that are kept.")
+                raise DataError(f"--{name} needs --cache_features, since it works on cached spectrograms.")
         return corpus
     clips = _extracted(corpus.clips, feature_extractor, data_args, args)
     readable = set(clips["file"])
@@ -120,9 +120,9 @@ def with_copies(
     data_args: DataArguments,
     args: SERTrainingArguments,
 ) -> datasets.Dataset:
-    """The training part, of whose clips the collator draws the original or one of `--waveform_copies`."""
+    """Returns the training part with `--waveform_copies`; the collator chooses the original or a copy of each clip."""
     copies = WaveformCopies(args.waveform_copies, args.waveform_chain, args.seed)
-    assert corpus.recordings is not None  # with_features has kept them
+    assert corpus.recordings is not None  # set by with_features
     return _extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
 
 
@@ -148,23 +148,26 @@ def _extracted(
 def plan_folds(
     corpus: Corpus, data_args: DataArguments, args: SERTrainingArguments
 ) -> dict[int, SERTrainingArguments]:
-    """The folds to run, each with its own output directory if there are several."""
+    """Returns the folds to run, each with its own output directory if there are several."""
     if len(corpus.label_names) < 2:
-        raise DataError(f"All clips of {corpus.source} are {corpus.label_names[0]!r}: training takes two classes.")
+        raise DataError(
+            f"All clips of {corpus.source} are {corpus.label_names[0]!r}, and training needs two classes: keep more "
+            "by --labels."
+        )
     protocol = "test speakers" if data_args.test_speakers else resolve_protocol(corpus, data_args.protocol)
     count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
-    say(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "
+    print_main(args, f"Corpus {corpus.name}, {len(corpus):,} clips from {corpus.source}; protocol {protocol}, "
         f"fold {data_args.fold} of {count}")  # fmt: skip
     if "label_map" in corpus.options:
-        say(args, map_in_words(corpus.options["label_map"]["classes"], corpus.label_names))
+        print_main(args, format_label_map(corpus.options["label_map"]["classes"], corpus.label_names))
     for reason, clips in corpus.dropped.items():
-        say(args, f"Left out: {clips:,} clips: {reason}")
+        print_main(args, f"Left out: {clips:,} clips: {reason}")
     if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
         return {int(data_args.fold): args}
     if data_args.fold != "all":
-        raise DataError(f"--fold takes a number from 1 to {count}, or all; not {data_args.fold!r}.")
+        raise DataError(f"--fold must be a number from 1 to {count}, or all, not {data_args.fold!r}.")
     if args.resume_from_checkpoint and count > 1:
-        raise DataError("--resume_from_checkpoint names a checkpoint of one fold: leave it out, or name the --fold.")
+        raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold by --fold.")
     folder = Path(args.output_dir)
     return {
         fold: dataclasses.replace(
@@ -185,11 +188,11 @@ def check_runs(
     data_args: DataArguments,
 ) -> None:
     """
-    Does, before the first clip is decoded, all that can fail of a run besides: builds the model with its weights and
-    the augmentation, cuts the parts of each fold, and compares the output directories.
+    Checks, before the first clip is decoded, everything else that may fail in a run: builds the model with its weights
+    and the augmentation, divides the corpus for each fold, and compares the output directories.
 
     Raises:
-        ValueError: Something of this does not work; says what.
+        ValueError: A part of this fails; the message names it.
     """
     args = next(iter(runs.values()))
     make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
@@ -199,7 +202,7 @@ def check_runs(
         check_closed_form(config, args, data_args.cache_features)
     start = starting_weights(make_model(config, model_args), model_args)
     unread = dataclasses.replace(corpus)
-    unread.contents = corpus.files  # equal sound is looked for once clips are decoded
+    unread.contents = corpus.files  # equal sound is found later, when clips are decoded
     for fold, fold_args in runs.items():
         split = split_of(unread, fold, data_args, fold_args)
         batch = args.per_device_train_batch_size * args.world_size
@@ -216,7 +219,7 @@ def check_runs(
 
 
 def split_of(corpus: Corpus, fold: int, data_args: DataArguments, args: SERTrainingArguments) -> Split:
-    """The parts of one fold, no larger than `--max_train_samples` and `--max_eval_samples`."""
+    """Returns the parts of one fold, limited by `--max_train_samples` and `--max_eval_samples`."""
     split = make_split(
         corpus,
         data_args.protocol,
@@ -231,7 +234,7 @@ def split_of(corpus: Corpus, fold: int, data_args: DataArguments, args: SERTrain
 
 
 def _some(indices: list[int], most: int | None, seed: int) -> list[int]:
-    """So many of the indices at most, drawn at random."""
+    """Returns at most so many of the indices, chosen at random."""
     if most is None or most >= len(indices):
         return indices
     order = np.random.default_rng(seed).permutation(len(indices))[:most]
@@ -247,7 +250,7 @@ def make_trainer(
     kind: Callable[..., SERTrainer] = SERTrainer,
     **kwargs: Any,
 ) -> SERTrainer:
-    """Trains on the part `train`, augmented as the flags say, steered by the part `validation` if that has clips."""
+    """Returns the trainer for the part `train`, with augmentation, and the part `validation`, if that has clips."""
     collator = partial(
         PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.picture_names
     )
@@ -278,7 +281,7 @@ def train_and_test(
     data_args: DataArguments,
     args: SERTrainingArguments,
 ) -> None:
-    """One fold from split to report; goes on where an earlier run of the same output directory was stopped."""
+    """Runs one fold from split to report; resumes an interrupted run in the same output directory."""
     started = time.monotonic()
     split = split_of(corpus, fold, data_args, args)
     splits = splits_table(corpus, split, args.seed)
@@ -290,39 +293,16 @@ def train_and_test(
     quoted = quoted_scores(data_args.scores_from or (), settings)
     checkpoint = earlier_run(args, settings, splits)
     if checkpoint == "finished":
-        say(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
+        print_main(args, f"{args.output_dir} holds a finished run. To start over, add --overwrite_output_dir.")
         return
-    say(args, split.summary())
-    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
-    for part in ("validation", "test"):
-        if len(parts[part]) and not with_one_label(parts[part]).any():
-            raise DataError(f"Of no {part} clip do the annotators agree, so none has a label to score it by.")
-    if args.waveform_copies:
-        parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
+    print_main(args, split.summary())
+    parts = select_parts(corpus, split, feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
-        order = np.random.default_rng(args.seed).permutation(len(parts["train"]))
-        truth = {name: parts["train"][name][:] for name in ("label", VOTES) if name in parts["train"].column_names}
-        shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
-        parts["train"] = rearranged(parts["train"], range(len(order)), **shuffled)
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
     lengths = training_lengths(parts["train"], args.training_window)
     model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
-    taught = parts["train"]
-    if data_args.corpus_sampling == "balanced":
-        taught = rearranged(taught, balanced_rows(taught["corpus"][:], args.seed))
-    layer_statistics = None
-    if data_args.cache_features and suffices(config, args):
-        with first_process_first(args, "running the speech encoder"):
-            tables = [corpus.clips, parts["train"]]
-            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
-            if args.closed_form_classifier:
-                fit_speech_classifier(model, parts["train"], layer_statistics)
-    kind: Callable[..., SERTrainer] = SERTrainer
-    if corpus.shards is not None:
-        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
     clock = RunClock(args.output_dir, started)
-    parts_taught = parts | {"train": taught}
-    trainer = make_trainer(model, parts_taught, feature_extractor, args, layer_statistics, kind, callbacks=[clock])
+    trainer = trainer_for(corpus, model, parts, feature_extractor, data_args, args, callbacks=[clock])
     if any(parameter.requires_grad for parameter in model.parameters()):
         trainer.train(resume_from_checkpoint=checkpoint)
     fit_feature_statistics(trainer, parts["train"])
@@ -340,15 +320,13 @@ def train_and_test(
         trainer.model.config.temperature = fit_temperature(labels, logits["validation"][sure])
     shared = None
     if corpus.shared_labels is not None:
-        shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
-        place = [shared.names.index(corpus.label_names[label]) for label in parts["test"]["label"][:]]
+        shared, parts["test"] = on_shared_classes(corpus, parts["test"])
         if "test" in logits:
             logits["test"] = shared.of_logits(logits["test"])
-        parts["test"] = rearranged(parts["test"], range(len(place)), label=place)
     over_windows = None
     if is_tested:
         over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
-    trainer.save_model(_internal_call=True)  # without the push to the Hub, for which the report is wanted first
+    trainer.save_model(_internal_call=True)  # which does not push to the Hub, as the report is to be pushed with it
     if args.should_save:
         report = write_report(
             args.output_dir,
@@ -374,8 +352,8 @@ def train_and_test(
             },
         )
         if over_windows:
-            say(args, f"By windows of {args.test_window:g} s:\n{in_words(over_windows)}")
-        say(args, f"{in_words(report)}\nReport, predictions and model: {args.output_dir}")
+            print_main(args, f"By windows of {args.test_window:g} s:\n{format_report(over_windows)}")
+        print_main(args, f"{format_report(report)}\nReport, predictions and model: {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.should_save:
@@ -395,6 +373,70 @@ def write_branch_predictions(trainer: SERTrainer, clips: datasets.Dataset, label
     head.share = share
 
 
+def trainer_for(
+    corpus: Corpus,
+    model: MaxMViTForAudioClassification,
+    parts: dict[str, datasets.Dataset],
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+    **kwargs: Any,
+) -> SERTrainer:
+    """Returns the trainer for parts of a corpus, with balanced sampling, cached embeddings or streaming if chosen."""
+    rows = parts["train"]
+    if data_args.corpus_sampling == "balanced":
+        rows = rearranged(rows, balanced_rows(rows["corpus"][:], args.seed))
+    layer_statistics = None
+    if data_args.cache_features and can_cache_embeddings(model.config, args):
+        with first_process_first(args, "running the speech encoder"):
+            tables = [corpus.clips, parts["train"]]
+            layer_statistics = layer_statistics_of(tables, model, feature_extractor, data_args.cache_dir, args.device)
+            if args.closed_form_classifier:
+                fit_speech_classifier(model, parts["train"], layer_statistics)
+    kind: Callable[..., SERTrainer] = SERTrainer
+    if corpus.shards is not None:
+        kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=data_args.shuffle_buffer_size)
+    return make_trainer(model, parts | {"train": rows}, feature_extractor, args, layer_statistics, kind, **kwargs)
+
+
+def select_parts(
+    corpus: Corpus,
+    split: Split,
+    feature_extractor: MaxMViTFeatureExtractor,
+    data_args: DataArguments,
+    args: SERTrainingArguments,
+) -> dict[str, datasets.Dataset]:
+    """
+    Returns the clips of each part, with `--waveform_copies` and `--shuffle_training_labels` in the training part.
+
+    Raises:
+        DataError: No clip of the validation or test part has a label to score it by.
+    """
+    parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
+    for part in ("validation", "test"):
+        if len(parts[part]) and not with_one_label(parts[part]).any():
+            raise DataError(
+                f"No {part} clip has a majority label to score it by: choose another --fold or --protocol."
+            )
+    if args.waveform_copies:
+        parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
+    if data_args.shuffle_training_labels:
+        clips = parts["train"]
+        order = np.random.default_rng(args.seed).permutation(len(clips))
+        truth = {name: clips[name][:] for name in ("label", VOTES) if name in clips.column_names}
+        shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
+        parts["train"] = rearranged(clips, range(len(order)), **shuffled)
+    return parts
+
+
+def on_shared_classes(corpus: Corpus, clips: datasets.Dataset) -> tuple[SharedClasses, datasets.Dataset]:
+    """Returns the classes that the training corpora share with a tested one, and its clips with indices of these."""
+    assert corpus.shared_labels is not None
+    shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
+    labels = [shared.names.index(corpus.label_names[label]) for label in clips["label"][:]]
+    return shared, rearranged(clips, range(len(labels)), label=labels)
+
+
 def score_windows(
     trainer: SERTrainer,
     clips: datasets.Dataset,
@@ -403,7 +445,7 @@ def score_windows(
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
 ) -> dict | None:
-    """The scores of the mean over each test clip's windows, as the pipeline answers recordings; None if not asked."""
+    """Scores the mean over each test clip's windows, like the pipeline; returns None without `--test_window`."""
     if args.test_window is None:
         return None
     hop_s = args.test_hop or args.test_window
@@ -422,18 +464,20 @@ def score_windows(
 
 
 def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArguments) -> None:
-    """Mean, standard deviation and pooled scores over the folds."""
+    """Writes and prints mean, standard deviation and pooled scores over the folds."""
     if args.should_save:
         folders = [fold_args.output_dir for fold_args in runs.values()]
         check_folds(folders)
         summary = summarize_folds(args.output_dir, folders)
         for remark in summary["remarks"]:
-            say(args, f"In every fold: {remark}")
+            print_main(args, f"In every fold: {remark}")
         for name, mean in summary["mean"].items():
             pooled = summary["pooled"][name]
-            say(args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}")
+            print_main(
+                args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}"
+            )
 
 
-def say(args: SERTrainingArguments, text: str) -> None:
+def print_main(args: SERTrainingArguments, text: str) -> None:
     if args.should_log:
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What a run is, and what stands in its output directory: nothing, a run to go on with, or a finished one."""
+"""Settings of a run, and the state of its output directory: empty, holding a run to resume, or a finished one."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ from ser.training.checkpoints import (
     remove_leftovers,
     sound_checkpoint,
 )
-from ser.training.distributed import as_first_says, first_process_first
+from ser.training.distributed import broadcast_from_first, first_process_first
 from ser.utils import DataError
 
 logger = logging.get_logger(__name__)
@@ -42,45 +42,45 @@ logger = logging.get_logger(__name__)
 RUN_FILE = "run.json"
 DURATION_FILE = "duration.json"
 KEEP_EVERY_S = 10
-# What no score depends on, or what shows in the clips of splits.json.
-UNDECIDING_DATA = {
+# Options that no score depends on, or whose effect is recorded in the clips of splits.json.
+IGNORED_DATA = {
     *("dataset_name", "data_dir", "dataset_config_name", "dataset_revision", "cache_dir"),
     *("train_split_name", "eval_split_name", "test_split_name"),
     *("audio_column_name", "label_column_name", "speaker_column_name"),
     *("protocol", "fold", "test_speakers", "on_bad_audio", "preprocessing_num_workers", "feature_cache_gib"),
     *("scores_from", "label_map", "test_dataset_name", "test_data_dir"),
 }
-UNDECIDING_TRAINING = re.compile(
+IGNORED_TRAINING = re.compile(
     "output_dir|overwrite_output_dir|do_.*|(per_device_)?eval_(batch_size|accumulation_steps|use_gather_object)|"
     "logging_.*|log_.*|disable_tqdm|report_to|run_name|project|trackio_.*|save_total_limit|save_on_each_node|"
     "enable_jit_checkpoint|push_to_hub|hub_.*|use_cpu|dataloader_.*|ddp_.*|fsdp.*|deepspeed|accelerator_config|"
     "parallelism_config|(activation|gradient)_checkpointing.*|torch_empty_cache_steps|remove_unused_columns|debug|"
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
-# Fields of the model's configuration that no training result depends on, or that follow from clips and flags.
-UNDECIDING_MODEL = {"speech_encoder", "max_clip_s", "window_s", "feature_statistics", "familiarity"}
+# Fields of the model's configuration that no result of training depends on, or that follow from clips and options.
+IGNORED_MODEL = {"speech_encoder", "max_clip_s", "window_s", "feature_statistics", "familiarity"}
 FINISHED_MARK = "FINISHED"
-# What two models of one recipe may differ in: chance, what is tested besides, and probabilities of the same scores.
-NO_RECIPE = {"seed", "data_seed", "test_window", "test_hop", "calibrate"}
+# Options in which two models of one recipe may differ: seeds, additional tests, and calibration.
+NOT_RECIPE = {"seed", "data_seed", "test_window", "test_hop", "calibrate"}
 
 
 def resume_or_start(
     output_dir: str | os.PathLike, overwrite: bool = False
 ) -> tuple[Literal["fresh", "resume", "finished"], str | None]:
     """
-    What is to be done in an output directory.
+    Determines the state of an output directory.
 
     Args:
         output_dir (`str` or `os.PathLike`): Folder of the run; it need not exist.
-        overwrite (`bool`, defaults to False): Deletes the checkpoints of an earlier run, so that the answer is fresh.
+        overwrite (`bool`, defaults to False): Whether to delete the checkpoints of an earlier run, and start afresh.
 
     Returns:
         `("fresh", None)`, `("resume", checkpoint)` for [`SERTrainer.train`]'s `resume_from_checkpoint`, or
-        `("finished", newest checkpoint)` if [`mark_finished`] was called. Of several processes the first one decides.
-        A damaged checkpoint is passed over with a warning, see [`sound_checkpoint`].
+        `("finished", newest checkpoint)` if [`mark_finished`] was called. The first of several processes decides.
+        Damaged checkpoints are skipped with a warning, see [`sound_checkpoint`].
 
     Raises:
-        DataError: All checkpoints of a run that is to go on are damaged.
+        DataError: All checkpoints of an unfinished run are damaged.
     """
     folder = Path(output_dir)
     if overwrite:
@@ -96,7 +96,7 @@ def resume_or_start(
 
 
 def mark_finished(output_dir: str | os.PathLike) -> None:
-    """Says that a run is complete. To be called last, by the main process, when everything else has been written."""
+    """Marks a run as complete; to be called last by the main process, when everything else has been written."""
     (Path(output_dir) / FINISHED_MARK).touch()
 
 
@@ -109,20 +109,20 @@ def run_settings(
     start: str,
 ) -> dict[str, dict[str, Any]]:
     """
-    All that decides what a run ends in, but for its clips (which `splits.json` tells): what `run.json` holds. Paths
-    are not in it, but what lies there is.
+    Returns the content of `run.json`: everything that determines the result of a run, except its clips (which are in
+    `splits.json`). It has no paths, but descriptions of their content.
 
     Args:
-        start (`str`): What [`starting_weights`] says of the model.
+        start (`str`): Result of [`starting_weights`] for the model.
     """
     training = args.to_dict()
     return {
         "corpus": {"name": corpus.name, "revision": corpus.revision, "options": corpus.options},
-        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name not in UNDECIDING_DATA},
+        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name not in IGNORED_DATA},
         "feature_extractor": {name: getattr(feature_extractor, name) for name in EXTRACTOR_FIELDS},
-        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label") if name not in UNDECIDING_MODEL}
+        "model": {name: getattr(config, name) for name in (*MODEL_FIELDS, "id2label") if name not in IGNORED_MODEL}
         | {"starting_weights": start},
-        "training": {name: training[name] for name in training if not UNDECIDING_TRAINING.fullmatch(name)}
+        "training": {name: training[name] for name in training if not IGNORED_TRAINING.fullmatch(name)}
         | {"processes": args.world_size},
         "versions": {name: number for name, number in versions().items() if name != "python"},
     }
@@ -130,18 +130,18 @@ def run_settings(
 
 def earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, Any]], splits: dict) -> str | None:
     """
-    The checkpoint to go on from, None to start afresh, or "finished", as the first process finds it. Where a run
+    Returns the checkpoint to resume from, None to start afresh, or "finished", as found by the first process. If a run
     starts afresh, its `run.json` and `splits.json` are written.
 
     Raises:
-        DataError: The folder holds a run of other settings or clips, whose weights may have been trained on what is
-            tested here; names what differs.
+        DataError: The folder holds a run with other settings or clips, whose weights may have been trained on clips
+            that are tested here; the message names the differences.
     """
     found = None
     with first_process_first(args, "looking for an earlier run", local=False):
         if args.process_index == 0:
             found = _find_earlier_run(args, settings, splits)
-    if as_first_says(args, found == "finished"):
+    if broadcast_from_first(args, found == "finished"):
         return "finished"
     return args.resume_from_checkpoint or checkpoint_of_first(args, found)
 
@@ -169,8 +169,7 @@ def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, 
             "feature_extractor": {name: getattr(extractor, name) for name in EXTRACTOR_FIELDS},
         }
         logger.warning(
-            f"{folder} holds a run from before {RUN_FILE} was kept: only its model, pictures and clips can be "
-            "compared."
+            f"{folder} holds an old run without {RUN_FILE}: only its model, feature extractor and clips are compared."
         )
     _refuse_differing(
         folder, [*_differences(before, settings), *_other_clips(_read(folder / "splits.json") or {}, splits)]
@@ -181,17 +180,18 @@ def _find_earlier_run(args: SERTrainingArguments, settings: dict[str, dict[str, 
 def _refuse_differing(folder: Path, differing: Sequence[str]) -> None:
     if differing:
         raise DataError(
-            f"{folder} holds a run of other settings: {'; '.join(differing)}. Give it the settings it had, name "
-            "another --output_dir, or start over in this one by --overwrite_output_dir."
+            f"{folder} holds a run with other settings: {'; '.join(differing)}. Use the same settings, name another "
+            "--output_dir, or start over in this one by --overwrite_output_dir."
         )
 
 
 def check_output_folder(args: SERTrainingArguments, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """
-    Compares a run with the one that stands in its output directory, but for its clips, which may yet be fewer.
+    Compares the settings of a run with those of the run in its output directory, except for its clips, of which some
+    may yet be left out.
 
     Raises:
-        DataError: The folder holds a run of other settings; names what differs.
+        DataError: The folder holds a run with other settings; the message names the differences.
     """
     folder = Path(args.output_dir)
     is_started = (folder / FINISHED_MARK).exists() or last_checkpoint(folder) is not None
@@ -203,20 +203,21 @@ def check_named_checkpoint(
     args: SERTrainingArguments, settings: Mapping[str, Mapping[str, Any]], splits: dict | None = None
 ) -> None:
     """
-    Compares a run with that of the checkpoint which `--resume_from_checkpoint` names.
+    Compares the settings of a run with those of the checkpoint given by `--resume_from_checkpoint`.
 
     Args:
-        splits (`dict`, *optional*): The clips of the run, where they are to be compared too.
+        splits (`dict`, *optional*): The clips of the run, if they are to be compared, too.
 
     Raises:
-        DataError: It is not a checkpoint of training, or of a run of other settings or clips; names what differs.
+        DataError: It is not a checkpoint of training, or has other settings or clips; the message names the
+            differences.
     """
     checkpoint = Path(args.resume_from_checkpoint or "")
     folder = checkpoint.resolve().parent
     if not is_complete(checkpoint) or not (folder / RUN_FILE).is_file():
         raise DataError(
-            f"--resume_from_checkpoint {checkpoint} is not a checkpoint of a run of this command: name a checkpoint-N "
-            "in its output directory, or start a new run from its weights by --model_name_or_path."
+            f"--resume_from_checkpoint {checkpoint} is not a checkpoint of this command: name a checkpoint-N in the "
+            "output directory of a run, or start a new run from its weights by --model_name_or_path."
         )
     if damage := damage_of(checkpoint):
         raise DataError(f"--resume_from_checkpoint {checkpoint}: {damage}. Name an earlier checkpoint.")
@@ -225,47 +226,48 @@ def check_named_checkpoint(
         differing += _other_clips(_read(folder / "splits.json") or {}, splits)
     if differing:
         raise DataError(
-            f"--resume_from_checkpoint {checkpoint} is of a run of other settings: {'; '.join(differing)}. Give the "
-            "settings that it had, or start a new run from its weights by --model_name_or_path."
+            f"--resume_from_checkpoint {checkpoint} is of a run with other settings: {'; '.join(differing)}. Use the "
+            "same settings, or start a new run from its weights by --model_name_or_path."
         )
 
 
 def check_folds(folders: Sequence[str | os.PathLike]) -> None:
     """
+    Checks that folds were trained with the same settings, since their mean would be meaningless otherwise.
+
     Raises:
-        DataError: Folds were trained under different settings, so that their mean would be of nothing; names what
-            differs.
+        DataError: Settings differ; the message names the differences.
     """
     kept = {folder: settings for folder in map(Path, folders) if (settings := _read(folder / RUN_FILE)) is not None}
     for folder, settings in kept.items():
         first = next(iter(kept))
         if differing := _differences(kept[first], settings):
             raise DataError(
-                f"{folder} and {first} are folds of different settings: {'; '.join(differing)}. Remove one of the two "
-                "folders, and give the command again to train it anew."
+                f"{folder} and {first} are folds with different settings: {'; '.join(differing)}. Remove one of the "
+                "two folders, and run the command again to train it anew."
             )
 
 
 def fold_folder(output_dir: str | os.PathLike, fold: int) -> Path:
-    """Where a run of several folds has one of them."""
+    """Returns the folder of one fold in the output directory of a run with several folds."""
     return Path(output_dir) / f"fold_{fold}"
 
 
 def quoted_scores(folders: Sequence[str | os.PathLike], settings: Mapping[str, Mapping[str, Any]]) -> list[dict]:
     """
-    What a report may quote of other models by the same recipe, for one that nobody was tested with.
+    Returns scores of other models by the same recipe, for the report of a model without a test set.
 
     Args:
         folders: Output directories of finished runs with `--fold all`.
-        settings: Of the model that quotes, as [`run_settings`] makes them.
+        settings: Settings of this model, from [`run_settings`].
 
     Returns:
-        For each folder `protocol`, `seed`, `models` (their number), `measured_on` (whom, in words), `mean` and `std`
+        For each folder `protocol`, `seed`, `models` (their number), `measured_on` (a description), `mean` and `std`
         (score -> number) over them, and `pooled`: each score over all their test clips, `n_clips` and `intervals`.
 
     Raises:
-        DataError: A folder holds no pooled scores of folds that keep speakers apart, or of another recipe, corpus or
-            classes; names what differs.
+        DataError: A folder holds no pooled scores of folds that keep speakers apart, or is of another recipe, corpus
+            or classes; the message names the differences.
     """
     return [_quoted(Path(folder), settings) for folder in folders]
 
@@ -274,8 +276,8 @@ def _quoted(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict:
     summary = _read(folder / "metrics.json") or {}
     if not {"folds", "mean", "std", "pooled"} <= summary.keys():
         raise DataError(
-            f"--scores_from {folder} holds no pooled scores: name the output directory of a run with --fold all that "
-            "has come to its end."
+            f"--scores_from {folder} holds no pooled scores: name the output directory of a finished run with "
+            "--fold all."
         )
     if not summary["speaker_disjoint"]:
         raise DataError(f"--scores_from {folder}: its folds share speakers; name folds that keep speakers apart.")
@@ -283,18 +285,20 @@ def _quoted(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict:
     kept = [_read(fold / RUN_FILE) for fold in folds]
     for fold, theirs in zip(folds, kept, strict=True):
         if theirs is None:
-            raise DataError(f"--scores_from {folder}: {fold} has no {RUN_FILE}, which tells by what recipe it is.")
+            raise DataError(
+                f"--scores_from {folder}: {fold} has no {RUN_FILE} with the settings of its recipe; leave it out."
+            )
         if differing := _differences(_recipe(theirs), _recipe(settings)):
             raise DataError(
-                f"--scores_from {folder} is of another recipe, whose scores say nothing of this model: "
-                f"{'; '.join(differing)}. Give both the same settings, or leave it out."
+                f"--scores_from {folder} is of another recipe, whose scores do not apply to this model: "
+                f"{'; '.join(differing)}. Use the same settings, or leave it out."
             )
     pooled = summary["pooled"]
     return {
         "protocol": summary["protocol"],
         "seed": summary["seed"],
         "models": len(folds),
-        "measured_on": f"{len(folds)} models trained by the same recipe, each tested on speakers it had not heard",
+        "measured_on": f"{len(folds)} models trained by the same recipe, each tested on speakers not trained on",
         "mean": summary["mean"],
         "std": summary["std"],
         "pooled": {name: pooled[name] for name in ("n_clips", *SCORES, "intervals")},
@@ -302,9 +306,9 @@ def _quoted(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict:
 
 
 def _recipe(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of what decides a run, all but its seed, what is tested, and versions."""
+    """Returns the settings that make up a recipe: all except seeds, additional tests and versions."""
     recipe = {
-        section: {name: value for name, value in settings[section].items() if name not in NO_RECIPE}
+        section: {name: value for name, value in settings[section].items() if name not in NOT_RECIPE}
         for section in ("corpus", "data", "feature_extractor", "model", "training")
     }
     if recipe["data"]["validation_share"] is None:
@@ -314,12 +318,12 @@ def _recipe(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 class RunClock(TrainerCallback):
     """
-    The time that a run takes, over all its legs: what earlier ones took is kept in its folder, and this one adds to it
-    at every checkpoint and every ten seconds.
+    Measures the duration of a run, including earlier sessions that were interrupted. It is stored in the folder of the
+    run at every checkpoint and every ten seconds.
 
     Args:
-        folder: Of the run.
-        started (`float`): `time.monotonic()` when this leg began.
+        folder: Folder of the run.
+        started (`float`): `time.monotonic()` at the start of this session.
     """
 
     def __init__(self, folder: str | os.PathLike, started: float):
@@ -332,7 +336,7 @@ class RunClock(TrainerCallback):
                     raise ValueError("not a time")
                 self.before = before
             except (OSError, ValueError, TypeError, LookupError):
-                logger.warning(f"{self.path} is broken: the time that earlier parts of this run took is not counted.")
+                logger.warning(f"{self.path} cannot be read: the time of earlier sessions of this run is not counted.")
         self.started = self.kept = started
 
     def seconds(self) -> float:
@@ -352,20 +356,20 @@ class RunClock(TrainerCallback):
 
 
 def _read(path: Path) -> dict | None:
-    """What a JSON file of a run holds, None if there is none."""
+    """Returns the content of a JSON file of a run, or None if it does not exist."""
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): put it back from a copy, or remove it.") from error
+        raise DataError(f"{path} cannot be read ({error}): restore it from a copy, or remove it.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} does not hold a JSON object: put it back from a copy, or remove it.")
+        raise DataError(f"{path} does not hold a JSON object: restore it from a copy, or remove it.")
     return content
 
 
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
-    """`setting: before -> now` for what both know and have otherwise."""
+    """Returns `setting: before -> now` for settings that both have, with different values."""
     before, now = as_json(before), as_json(now)
     return [
         f"{name}: {_short(before[section][name])} -> {_short(value)}"
@@ -376,7 +380,7 @@ def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> l
 
 
 def _other_clips(before: dict, now: dict) -> list[str]:
-    """In which way two tables of splits differ."""
+    """Describes the differences between two tables of splits."""
     before, now = as_json(before), as_json(now)
     found = [
         f"{name}: {_short(before.get(name))} -> {_short(now[name])}" for name in now if before.get(name) != now[name]

@@ -1,7 +1,7 @@
-"""Training and testing on clips that are streamed: in an order settled beforehand, read as their batch is due.
+"""Training and testing on streamed clips, in an order that is fixed beforehand and read batch by batch.
 
-The process that trains reads the shards, and hands what is not decoded yet to the loader's workers, which decode it
-and draw the pictures. So each shard is read once, however many workers there are.
+The training process reads the shards, and passes undecoded clips to the loader's workers, which decode them and render
+the images. So each shard is read once, whatever the number of workers.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ Item = tuple[int, dict[str, Any]]
 
 
 def buffered_order(count: int, buffer_size: int, rng: np.random.Generator) -> np.ndarray:
-    """The order `(count,)` in which a buffer gives away items that come one after the other: each time a random one of
-    those it holds, in whose place the next is put."""
+    """Returns the order `(count,)` in which a buffer releases consecutive items: it always releases a random item, and
+    puts the next one in its place."""
     held = list(range(min(buffer_size, count)))
     order = np.empty(count, np.int64)
     for i, draw in enumerate(rng.random(count).tolist()):
@@ -37,8 +37,10 @@ def buffered_order(count: int, buffer_size: int, rng: np.random.Generator) -> np
 
 def refuse_unreadable(clips: datasets.Dataset, shards: Shards, feature_extractor: Any) -> None:
     """
+    Raises an error if a clip of the table is unreadable.
+
     Raises:
-        AudioError: a clip could not be decoded when the table was made; says which, and why.
+        AudioError: a clip could not be decoded when the table was made; the message names it and the reason.
     """
     for row, content in enumerate(clips["content"][:]):
         if content.startswith(UNREADABLE):
@@ -48,16 +50,16 @@ def refuse_unreadable(clips: datasets.Dataset, shards: Shards, feature_extractor
 
 class StreamedBatches(Sampler[list[Item]]):
     """
-    Batches of a part, each clip once, in the order of its table: of each clip its row in the table and a dict of what
-    the table has for a collator and its `audio`, not decoded. Several processes take turns, batch by batch, and the
-    last turn is filled up with first clips, as accelerate does it, which cuts them off what is gathered.
+    Samples batches of a part, each clip once, in the order of its table. An item is the row of a clip and a dict with
+    its columns for a collator and its undecoded `audio`. Several processes take turns, batch by batch; the last turn
+    is padded with the first clips, as in accelerate, which removes them from gathered results.
 
     Args:
-        clips: the part, of a corpus that is streamed.
-        shards: of the corpus.
-        batch_size: of each process.
-        num_processes: which share the part.
-        process_index: which of them this is.
+        clips: the part, of a streamed corpus.
+        shards: the shards of the corpus.
+        batch_size: number of clips in a batch of each process.
+        num_processes: number of processes that share the part.
+        process_index: number of this process.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class StreamedBatches(Sampler[list[Item]]):
         return -(-len(self.facts) // (self.batch_size * self.num_processes))
 
     def plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the table as they are read, and in which order those are given away."""
+        """Returns the rows of the table as they are read, and the order in which they are released."""
         batches = BatchSampler(range(len(self.facts)), self.batch_size, drop_last=False)
         if self.num_processes > 1:
             batches = BatchSamplerShard(batches, self.num_processes, self.process_index)
@@ -103,12 +105,12 @@ class StreamedBatches(Sampler[list[Item]]):
 
 class ShuffledBatches(StreamedBatches):
     """
-    Whole batches of the training part for one epoch: its groups (see [`Shards`]) in random order, and within a buffer
-    its clips. Of several processes each reads a stretch of its own, all of equal length.
+    Samples whole batches of the training part for one epoch, with its groups (see [`Shards`]) in random order, and
+    clips shuffled by a buffer. Each of several processes reads a contiguous part, all of equal length.
 
     Args:
-        buffer_size: clips that wait to be drawn.
-        seed: of the order, together with the epoch.
+        buffer_size: number of clips in the buffer.
+        seed: random seed of the order, together with the epoch.
     """
 
     def __init__(self, *args: Any, buffer_size: int, seed: int, **kwargs: Any):
@@ -117,10 +119,10 @@ class ShuffledBatches(StreamedBatches):
         self.seed = seed
         self.begin(0)
 
-    def begin(self, epoch: int, passed_over: int = 0) -> None:
-        """Sets the epoch, and how many of its first batches are next empty and not read, since nobody wants them."""
+    def begin(self, epoch: int, skipped: int = 0) -> None:
+        """Sets the epoch, and the number of its first batches that are skipped: they are empty, and not read."""
         self._epoch = epoch
-        self._passed_over = passed_over
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self.facts) // self.num_processes // self.batch_size
@@ -136,13 +138,13 @@ class ShuffledBatches(StreamedBatches):
 
     def __iter__(self) -> Iterator[list[Item]]:
         rows, order = self.plan()
-        passed_over, self._passed_over = self._passed_over, 0
-        yield from ([] for _ in range(passed_over))
-        yield from self._read(rows, order[: len(self) * self.batch_size][passed_over * self.batch_size :])
+        skipped, self._skipped = self._skipped, 0
+        yield from ([] for _ in range(skipped))
+        yield from self._read(rows, order[: len(self) * self.batch_size][skipped * self.batch_size :])
 
 
 class _Given(Dataset):
-    """As many clips as there are; an item is what a sampler gives."""
+    """Dataset whose items come from the sampler."""
 
     def __init__(self, count: int):
         self.count = count
@@ -156,10 +158,10 @@ class _Given(Dataset):
 
 class StreamingTrainer(SERTrainer):
     """
-    [`SERTrainer`] on parts of a corpus that is streamed.
+    [`SERTrainer`] for parts of a streamed corpus.
 
     Args:
-        shards: of the corpus.
+        shards: the shards of the corpus.
         shuffle_buffer_size: see [`ShuffledBatches`].
     """
 
@@ -198,7 +200,7 @@ class StreamingTrainer(SERTrainer):
             collate_fn=SeededCollator(collator, self.args.seed),
             **self._loader_settings(),
         )
-        # To accelerate, this process is the only one: the batches are its own already.
+        # num_processes=1, since the batches are already those of this process.
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The training engine: a resumable Trainer with an algorithm per branch, that stops at a loss that is not finite."""
+"""The training engine: a resumable Trainer with one algorithm per branch, which stops at a non-finite loss."""
 
 import math
 from collections.abc import Callable
@@ -32,8 +32,8 @@ from ser.utils import DataError, NonFiniteLossError
 
 logger = logging.get_logger(__name__)
 
-CHECK_EVERY = 32  # updates after which a loss that was not finite is noticed at the latest
-NEVER = torch.iinfo(torch.int64).max
+CHECK_EVERY = 32  # updates after which a non-finite loss is noticed at the latest
+NO_STEP = torch.iinfo(torch.int64).max
 
 
 class SERTrainer(ResumableTrainer):
@@ -44,12 +44,12 @@ class SERTrainer(ResumableTrainer):
         model, args, data_collator, train_dataset, eval_dataset, compute_metrics, ...:
             As in [`~transformers.Trainer`]; `args` are [`SERTrainingArguments`].
         train_collator (`Callable`, *optional*, defaults to `data_collator`):
-            Collates training batches, augmentation included. Its random numbers (torch's CPU generator) depend on the
-            seed and on the clips of the batch alone: not on the number of workers, nor on where a run was resumed.
+            Collates training batches, including augmentation. Its random numbers (torch's CPU generator) depend only
+            on the seed and on the clips of the batch, not on the number of workers or on where a run was resumed.
 
-    The last short batch of an epoch is left out of training (BatchNorm cannot take a single clip), never out of
+    The last short batch of an epoch is left out of training (BatchNorm cannot handle a single clip), but not of
     evaluation or prediction. Gradient accumulation averages over equal batches, so it gives the gradient of the large
-    batch up to what BatchNorm makes of the smaller ones: its statistics stay those of each small batch.
+    batch, except that BatchNorm uses the statistics of each small batch.
     """
 
     model: MaxMViTForAudioClassification
@@ -73,7 +73,7 @@ class SERTrainer(ResumableTrainer):
                     backbone.to(memory_format=torch.channels_last)
         if args.sync_batchnorm and args.world_size > 1:
             if args.device.type != "cuda":
-                raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU.")
+                raise ValueError("--sync_batchnorm needs GPUs, since torch has no SyncBatchNorm for the CPU.")
             model = convert_sync_batchnorm(model)
         if args.should_log:
             warn_of_changed_methods()
@@ -94,12 +94,12 @@ class SERTrainer(ResumableTrainer):
         self._after_update: RemovableHandle | None = None
         for name, does in (("ema_decay", "averages"), ("lora_rank", "merges")):
             if getattr(args, name) and self.is_fsdp_enabled:
-                raise ValueError(f"--{name} {does} whole weights, and FSDP shards them: train by DDP, or without it.")
+                raise ValueError(f"--{name} {does} whole weights, which FSDP shards: use DDP, or leave it out.")
 
     # ---- what is trained, by what and on what
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam, RAdam or whatever `args` name, by branch, as one optimizer."""
+        """Creates a single optimizer with the algorithms that `args` name for each branch."""
         if self.optimizer is None:
             args = self.args
             groups = branch_parameter_groups(
@@ -115,7 +115,7 @@ class SERTrainer(ResumableTrainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Shuffled whole batches, each augmented by a generator of its own."""
+        """Returns a loader of shuffled whole batches, each with its own seed for augmentation."""
         self._check_one_batch()
         dataset, collator = self.train_dataset, self.train_collator
         if isinstance(dataset, datasets.Dataset):
@@ -130,7 +130,7 @@ class SERTrainer(ResumableTrainer):
             collate_fn=SeededCollator(collator, self.args.seed),
             **self._loader_settings(),
         )
-        # Left at None, the order would hang on whoever seeded torch last.
+        # With None, the order would depend on the state of torch's global generator.
         self.accelerator.dataloader_config.data_seed = self._order_seed
         return self.accelerator.prepare(loader)
 
@@ -142,7 +142,7 @@ class SERTrainer(ResumableTrainer):
         return self._grouped
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        # Trainer's own would group these as well, and predictions stand in the order of their table.
+        # Trainer's own method would group these by length, too, but predictions must be in the order of the table.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _check_one_batch(self) -> None:
@@ -166,12 +166,12 @@ class SERTrainer(ResumableTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device, and makes the model's inputs of its plain pictures there."""
+        """Moves a batch to the device, and normalises its images there."""
         inputs = super()._prepare_inputs(inputs)
         if "images" not in inputs:
             return inputs
         normalize = self.processing_class.normalize
-        values = {f"{branch}_values": normalize(pictures, branch) for branch, pictures in inputs["images"].items()}
+        values = {f"{branch}_values": normalize(images, branch) for branch, images in inputs["images"].items()}
         return values | {name: value for name, value in inputs.items() if name != "images"}
 
     def _make_loss(self) -> ClassificationLoss | None:
@@ -191,7 +191,7 @@ class SERTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss that `args` ask for in training; the model's plain cross-entropy in evaluation."""
+        """Computes the loss that `args` specify in training, and the model's plain cross-entropy in evaluation."""
         for name, part in self.model.pretrained_parts().items():
             if self._frozen or name == "speech" and self.args.freeze_speech_encoder:
                 part.eval()
@@ -212,18 +212,18 @@ class SERTrainer(ResumableTrainer):
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
             set_trained(self.model, self._trainable, not self._frozen)
-        if self._grouped is not None:  # which accelerate does not reach in one of several processes that goes on
+        if self._grouped is not None:  # accelerate does not set it in a resumed run of several processes
             self._grouped.epoch = epoch
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: the rule of thumb that Trainer has is one for text, and walks over all parameters at every step."""
+        """Returns 0, since Trainer's estimate is meant for text, and iterates over all parameters at every step."""
         return 0
 
     # ---- losses that are not finite
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NEVER, device=self.args.device)
+        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NO_STEP, device=self.args.device)
         return super()._init_training_state(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -234,7 +234,7 @@ class SERTrainer(ResumableTrainer):
         self._stop_if_not_finite()
         self._keep_average()
         output = super()._finalize_training(*args, **kwargs)
-        if self._adapters is not None:  # the model is now the best one, if that is asked for
+        if self._adapters is not None:  # the best weights are already loaded, if requested
             self._adapters.merge_and_unload()
             self._adapters = None
         return output
@@ -247,7 +247,7 @@ class SERTrainer(ResumableTrainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
-        # The one place between backward and update that sees gradients of all processes.
+        # The only hook between backward and update with the gradients of all processes.
         norm = super()._get_grad_norm(model, grad_norm)
         finite, self._loss_is_finite = torch.as_tensor(self._loss_is_finite, device=self.args.device), True
         self._left_out = False
@@ -258,7 +258,7 @@ class SERTrainer(ResumableTrainer):
                 self._skip_or_stop(model)
             self._batchnorm_before = None
         else:
-            # Kept on the device, and read by `_stop_if_not_finite`: to wait for it here would stall every update.
+            # Kept on the device, and read by `_stop_if_not_finite`: waiting for it here would stall every update.
             first = self._first_bad_step.clamp(max=self.state.global_step + 1)
             self._first_bad_step = torch.where(finite, self._first_bad_step, first)
         return norm
@@ -273,7 +273,7 @@ class SERTrainer(ResumableTrainer):
         if self.args.skip_nonfinite_steps:
             return
         step = int(self.accelerator.gather(self._first_bad_step.reshape(1)).min())
-        if step != NEVER:
+        if step != NO_STEP:
             self._stop(step)
 
     def _stop(self, step: int) -> None:
@@ -281,7 +281,7 @@ class SERTrainer(ResumableTrainer):
         noticed = f" (noticed at step {now})" if now > step else ""
         raise NonFiniteLossError(
             f"Loss or gradient is not finite at step {step}{noticed}; learning rates: {self._rates()}. "
-            f"Last good checkpoint: {last or 'none yet'}. Lower the learning rate, or tolerate N such steps by "
+            f"Last good checkpoint: {last or 'none yet'}. Lower the learning rate, or skip up to N such steps by "
             "--skip_nonfinite_steps N."
         )
 
@@ -290,7 +290,7 @@ class SERTrainer(ResumableTrainer):
 
     def _skip_or_stop(self, model: nn.Module) -> None:
         step = self.state.global_step + 1
-        # Not kept in an attribute: a resumed run has another than the one that was made with the trainer.
+        # Not kept in an attribute, since resuming replaces the callback that was created with the trainer.
         steps = next(each for each in self.callback_handler.callbacks if isinstance(each, NonFiniteSteps))
         steps.count += 1
         if steps.count > self.args.skip_nonfinite_steps:
@@ -301,13 +301,13 @@ class SERTrainer(ResumableTrainer):
         self._left_out = True
         for buffer, before in zip(self._batchnorm_buffers(), self._batchnorm_before or (), strict=True):
             buffer.copy_(before)
-        if self.accelerator.scaler is None:  # which leaves out such a step by itself, and must see its gradients
+        if self.accelerator.scaler is None:  # a scaler skips such a step itself, and needs its gradients
             model.zero_grad(set_to_none=True)
 
     # ---- what is logged and evaluated
 
     def branch_learning_rates(self) -> dict[str, float]:
-        """The present learning rate of every branch (of its last stage, where they differ by layer)."""
+        """Returns the current learning rate of every branch (of its last stage, if they differ by layer)."""
         rates: dict[str, float] = {}
         for group in self.optimizer.param_groups:
             rates[group["branch"]] = max(float(group["lr"]), rates.get(group["branch"], 0.0))
@@ -327,14 +327,14 @@ class SERTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         with self._averaged():
-            # Every process has seen other batches since the last forward pass of DDP shared these.
+            # They differ between processes, since DDP synchronises them only in its forward pass.
             if self.args.world_size > 1:
                 for buffer in self._batchnorm_buffers():
                     torch.distributed.broadcast(buffer, src=0)
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        # Trainer's own mean counts the clips that the last batches were padded with; the gathered clips are exact.
+        # Trainer's own mean includes the clips that pad the last batches; the gathered clips are exact.
         if output.predictions is not None and output.label_ids is not None:
             logits, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
             output.metrics[f"{metric_key_prefix}_loss"] = nn.functional.cross_entropy(logits.float(), labels).item()
@@ -352,7 +352,7 @@ class SERTrainer(ResumableTrainer):
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.model.base_model.gradient_checkpointing:  # enabled by Trainer, or by the caller beforehand
+        if self.model.base_model.gradient_checkpointing:  # enabled by Trainer or by the caller
             _count_batches_once(self.model)
         elif self.args.activation_checkpointing:
             raise ValueError(
@@ -362,14 +362,14 @@ class SERTrainer(ResumableTrainer):
         trained = None if resume_from_checkpoint is None else Path(resume_from_checkpoint) / UNAVERAGED
         begun = trained is not None and trained.is_file()
         if begun and not self.args.ema_decay:
-            raise DataError(f"{resume_from_checkpoint} holds averaged weights: go on with --ema_decay, or start over.")
-        if self._average and self._after_update:  # of a run of this trainer that was broken off
+            raise DataError(f"{resume_from_checkpoint} holds averaged weights: add --ema_decay, or start over.")
+        if self._average and self._after_update:  # from an interrupted run of this trainer
             self._after_update.remove()
         if self.args.ema_decay:
             self._average = AveragedWeights(self.model, self.args.ema_decay, begun)
             if begun:
                 self.model.load_state_dict(load_file(str(trained)))
-            # After the update itself: where a gradient scaler leaves one out, it is not called.
+            # A hook after the update is not called if a gradient scaler skips the update.
             self._after_update = self.optimizer.optimizer.register_step_post_hook(self._update_average)
         return prepared
 
@@ -396,11 +396,11 @@ class SERTrainer(ResumableTrainer):
 
 def _count_batches_once(model: MaxMViTForAudioClassification) -> None:
     """
-    Makes BatchNorm layers of the backbones' stages see each batch once, though checkpointing runs them twice: two
-    updates by m' leave (1 - m') ** 2 of the running statistics, one by m leaves 1 - m.
+    Corrects the momentum of BatchNorm layers in the backbones' stages, which checkpointing runs twice for each batch:
+    two updates by m' keep (1 - m') ** 2 of the running statistics, one by m keeps 1 - m.
     """
     for backbone in model.branches().values():
-        if getattr(backbone, "counts_batches_once", False):  # by an earlier trainer of the same model
+        if getattr(backbone, "counts_batches_once", False):  # corrected by an earlier trainer of the same model
             continue
         backbone.counts_batches_once = True
         for module in getattr(backbone, "stages", nn.Identity()).modules():

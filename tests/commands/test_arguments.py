@@ -76,7 +76,7 @@ def test_the_value_of_an_option_is_not_a_recipe(option, tmp_path):
         ("a: [", "cannot be read"),
         ("seed: 2020-99-99", "cannot be read: month must be in 1..12"),
         ("labels: &a [x]\nmerge_labels: *a", "repeats a value by .a; write it out"),
-        ("seed: " + "[" * 3_000, "nests over 10 lists and mappings"),
+        ("seed: " + "[" * 3_000, "nests more than 10 lists and mappings"),
         ("lr_scheduler_kwargs: {day: 2020-01-01}", "lr_scheduler_kwargs cannot be written as JSON"),
         ("seed: 1\nfold: 2\nseed: 3", "it has seed twice, in lines 1 and 3"),
         ("mel_backbone_kwargs:\n  depths: [1]\n  embed_dim: 8\n  depths: [2]", "has depths twice, in lines 2 and 4"),
@@ -124,8 +124,8 @@ def test_help_and_misspelt_options_are_answered_without_torch_in_two_seconds():
         "error: unknown option --learning-rat; did you mean --learning_rate? --help lists the options, --help_all all "
         "of them.\n"
     )
-    places = [helped.stdout.index(f"\n{title}") for title in ("Data", "Protocol", "Model", "Training by branch",
-              "Augmentation", "Checkpoints and report")]  # fmt: skip
+    titles = ("Data", "Protocol", "Model", "Training of single branches", "Augmentation", "Checkpoints and report")
+    places = [helped.stdout.index(f"\n{title}") for title in titles]
     assert places == sorted(places)
     assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 320
     assert "--remove_unused_columns" not in helped.stdout
@@ -144,7 +144,7 @@ def test_help_all_has_the_rest(capsys):
     said = capsys.readouterr().out
     assert ending.value.code == 0
     assert all(f"\n  --{field.name}" in said for field in fields(SERTrainingArguments) if field.init)
-    assert "All else that transformers.TrainingArguments has" in said
+    assert "Other options of transformers.TrainingArguments" in said
 
 
 def test_every_bound_is_one_that_the_default_keeps():
@@ -164,10 +164,10 @@ def test_every_bound_is_one_that_the_default_keeps():
         (["--dataloader_drop_last"], "dataloader_drop_last", "every clip is tested"),
         (["--label_names", "label"], "label_names", "always called labels"),
         (["--prediction_loss_only"], "prediction_loss_only", "all predictions at once"),
-        (["--save_only_model"], "save_only_model", "go on from its checkpoints"),
+        (["--save_only_model"], "save_only_model", "resume from its checkpoints"),
         (["--push_to_hub", "--hub_strategy", "all_checkpoints"], "hub_strategy", "pushed once"),
         (["--remove_unused_columns"], None, "--remove_unused_columns has no effect"),
-        (["--trust_remote_code", "True"], None, "the model's code is this project's"),
+        (["--trust_remote_code", "True"], None, "the model's code is that of this project"),
         (["--specaugment_time", "0.2"], "specaugment_time", "without --specaugment_masks"),
         (["--specaugment_frequency", "0.2", "--specaugment_masks", "0"], "specaugment_frequency", "without --spec"),
         (["--time_stretch", "0.1"], "time_stretch", "without --training_window"),
@@ -249,7 +249,7 @@ def test_what_an_option_makes_moot_of_a_recipe_is_left_out_without_a_word(recipe
     assert with_recipe[2].to_dict() == alone[2].to_dict()
 
 
-def test_a_recipe_whose_own_options_have_no_effect_is_told_so(tmp_path, caplog):
+def test_a_recipe_whose_own_options_have_no_effect_gives_a_warning(tmp_path, caplog):
     path = tmp_path / "recipe.yaml"
     path.write_text("save_steps: 400\nunfreeze_epoch: 3")
     assert parse(path)[2].save_steps == 500
@@ -307,7 +307,7 @@ def test_evaluation_and_checkpoints_by_steps_as_in_transformers(caplog):
     assert (args.logging_strategy, args.logging_steps, args.activation_checkpointing) == ("steps", 7, True)
     assert not caplog.text
     args = parse("--save_strategy", "no")[2]
-    assert not args.load_best_model_at_end and "The last weights are the result, not the best" in caplog.text
+    assert not args.load_best_model_at_end and "The result is the last weights, not the best" in caplog.text
 
 
 @pytest.mark.parametrize("chosen", [["do_train"], ["do_predict"], ["do_train", "do_eval"], ["do_train", "do_predict"]])
@@ -325,17 +325,17 @@ def test_the_parts_to_do(chosen):
         (["--optim", "adafactor"], "--optim adafactor is unknown: choose one of adam, .*sgd"),
         (["--optim", "sgd", "--optim_args", "momentum=0.9"], "--optim_args does not work here"),
         (["--neftune_noise_alpha", "5"], "for language models"),
-        (["--test_window", "1", "--test_hop", "2"], "the hop no longer than the window"),
-        (["--cqt_weights", __file__, "--model_name_or_path", "m"], "brings its own weights: leave out --cqt_weights"),
-        (["--mel_weights", __file__, "--imagenet_weights", "false"], "starts at random: leave it out"),
+        (["--test_window", "1", "--test_hop", "2"], "the hop at most as long as the window"),
+        (["--cqt_weights", __file__, "--model_name_or_path", "m"], "has its own weights: leave out --cqt_weights"),
+        (["--mel_weights", __file__, "--imagenet_weights", "false"], "starts from random weights: leave out"),
         (["--test_speakers", "1", "--protocol", "loso"], "leave out one of the two"),
-        (["--validation_share", "0"], "lr_scheduler_type reduce_lr_on_plateau follows the validation score"),
-        (["--protocol", "everything"], "lr_scheduler_type reduce_lr_on_plateau follows the validation score"),
-        (["--validation_share", "0", "--lr_scheduler_type", "greedy"], "type greedy follows the validation score"),
+        (["--validation_share", "0"], "lr_scheduler_type reduce_lr_on_plateau depends on the validation score"),
+        (["--protocol", "everything"], "lr_scheduler_type reduce_lr_on_plateau depends on the validation score"),
+        (["--validation_share", "0", "--lr_scheduler_type", "greedy"], "type greedy depends on the validation score"),
         ([*NO_VALIDATION, "--early_stopping_patience", "5"], "early_stopping_patience 5 needs a validation set"),
         ([*NO_VALIDATION, "--load_best_model_at_end", "true"], "load_best_model_at_end True needs a validation set"),
         ([*NO_VALIDATION, "--calibrate"], "calibrate True needs a validation set"),
-        (["--metric_for_best_model", "JS"], "JS is a score of votes: add --soft_labels votes"),
+        (["--metric_for_best_model", "JS"], "JS needs votes: add --soft_labels votes"),
         (["--metric_for_best_model", "f1"], "f1 is not computed: choose one of WA, UA, .*WA is the accuracy"),
         (["--warmup_steps", "5", "--lr_scheduler_type", "reduce_lr_on_plateau"], "has no warm-up"),
     ],
@@ -404,8 +404,11 @@ LACKS_CLASS = {
         (["--mel_backbone_kwargs", '{"depths": "x"}'], "mel_backbone='mvitv2_base' cannot be built"),
         (["--cqt_backbone_kwargs", '{"embed_dim": 3}'], "cqt_backbone='maxvit_base_tf_224' cannot be built"),
         (["--per_device_train_batch_size", "64"], "training clips do not fill one batch of 64"),
-        (["--gain_db", "3"], "changes no picture|changes no image"),
-        (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere is not a checkpoint of a run"),
+        (["--gain_db", "3"], "has no effect on images"),
+        (
+            ["--resume_from_checkpoint", "nowhere"],
+            "--resume_from_checkpoint nowhere is not a checkpoint of this command",
+        ),
         (["--do_predict"], "name it by --model_name_or_path"),
         (["--do_eval"], "add --do_predict"),
     ],
@@ -453,10 +456,10 @@ def test_the_folder_of_another_run_is_named_before_the_first_clip_is_decoded(
     (tmp_path / "out" / sign).write_text("{}")
     (tmp_path / "out" / "run.json").write_text(before)
     flags = ["--data_dir", str(corpus)]
-    refuse_before_decoding(flags, f"holds a run of other settings: {message}", tmp_path, monkeypatch)
+    refuse_before_decoding(flags, f"holds a run with other settings: {message}", tmp_path, monkeypatch)
     named = [*flags, "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint"]
     if sign != "FINISHED":
-        message = f"is of a run of other settings: {message}"
+        message = f"is of a run with other settings: {message}"
         refuse_before_decoding([*named, str((tmp_path / "out" / sign).parent)], message, tmp_path, monkeypatch)
 
 
@@ -505,9 +508,9 @@ def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tm
 @pytest.mark.parametrize(
     "source, flags, message",
     [
-        ("emodb", {"label_column_name": "mood"}, "emodb is known, .*: leave out --label_column_name"),
-        ("demo", {"test_split_name": "final"}, "demo is known, .*: leave out --test_split_name"),
-        ("demo", {"dataset_revision": "main"}, "no Hub data set: leave out --dataset_revision"),
+        ("emodb", {"label_column_name": "mood"}, "emodb is a known corpus, .*: leave out --label_column_name"),
+        ("demo", {"test_split_name": "final"}, "demo is a known corpus, .*: leave out --test_split_name"),
+        ("demo", {"dataset_revision": "main"}, "not a Hub data set: leave out --dataset_revision"),
         ("folder", {"speaker_column_name": "who"}, "class folders: leave out --speaker_column_name"),
         ("folder", {"dataset_config_name": "x", "eval_split_name": "y"}, "--dataset_config_name, --eval_split_name"),
         ("list.csv", {"train_split_name": "mine"}, "list of files, .*: leave out --train_split_name"),
@@ -526,7 +529,7 @@ def test_column_and_split_flags_are_refused_where_the_data_has_no_use_for_them(s
 def test_a_share_for_validation_is_refused_where_the_data_has_such_a_part():
     corpus = corpus_of([0, 1] * 3, splits=["train"] * 2 + ["validation"] * 2 + ["test"] * 2)
     assert len(make_split(corpus).validation) == 2
-    with pytest.raises(DataError, match="validation part of its own: leave out --validation_share"):
+    with pytest.raises(DataError, match="its own validation part: leave out --validation_share"):
         make_split(corpus, validation_share=0.3)
 
 

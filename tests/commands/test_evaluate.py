@@ -11,7 +11,7 @@ import torch
 import ser.evaluation.evaluate
 from ser.commands import evaluate as evaluate_ser
 from ser.data.corpora.demo import write_demo_corpus
-from ser.evaluation.evaluate import heard_before
+from ser.evaluation.evaluate import training_overlap
 from ser.utils import DataError, UsageError
 from tests.helpers.clips import corpus_of
 from tests.helpers.tiny import tiny_model
@@ -82,15 +82,15 @@ def test_features_may_be_computed_in_passing(evaluate, tmp_path):
     assert metrics["n_clips"] == 4 and metrics["per_class"]["angry"]["recall"] == 1
 
 
-def test_speakers_that_were_heard_are_refused_unless_asked_for(evaluate, tmp_path):
+def test_speakers_of_training_are_refused_unless_allowed(evaluate, tmp_path):
     folder = checkpoint(tmp_path / "model", ["voice_02"])
-    with pytest.raises(DataError, match="trained or chosen on 1 of the speakers to be tested, such as voice_02"):
+    with pytest.raises(DataError, match="trained or validated on 1 of the speakers to be tested, such as voice_02"):
         evaluate(folder)
     metrics, _ = evaluate(folder, "--allow_training_clips")
     assert metrics["heard_in_training"]["speakers"] == ["voice_02"] and not metrics["speaker_disjoint"]
 
 
-def test_a_checkpoint_of_a_run_is_told_by_the_runs_splits(evaluate, tmp_path):
+def test_a_checkpoint_of_a_run_uses_the_splits_of_the_run(evaluate, tmp_path):
     run = tmp_path / "run"
     checkpoint(run / "checkpoint-7", ["voice_02"])
     (run / "checkpoint-7" / "splits.json").rename(run / "splits.json")
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_a_run_is_told_by_the_runs_splits(evaluate, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_splits_nobody_knows(evaluate, tmp_path):
+def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
     folder = checkpoint(tmp_path / "model")
     (folder / "splits.json").unlink()
     with pytest.raises(DataError, match="has no splits.json.* --allow_training_clips"):
@@ -139,9 +139,9 @@ def test_a_clip_of_another_table_is_the_same_where_file_speaker_and_class_are():
         {"file": "0001.wav", "part": "train", "speaker": "a", "label": "class1"},
         {"file": "0002.wav", "part": "test", "speaker": None, "label": "class0"},
     ]
-    elsewhere = heard_before(corpus, [0, 1, 2], {"protocol": "mine/random", "clips": known})
+    elsewhere = training_overlap(corpus, [0, 1, 2], {"protocol": "mine/random", "clips": known})
     assert elsewhere == {"speakers": [], "clips": ["0000.wav"]}
-    here = heard_before(corpus, [0, 1, 2], {"protocol": "other/random", "clips": known})
+    here = training_overlap(corpus, [0, 1, 2], {"protocol": "other/random", "clips": known})
     assert here == {"speakers": ["a"], "clips": ["0000.wav", "0001.wav"]}
 
 

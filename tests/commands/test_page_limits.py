@@ -209,7 +209,7 @@ def test_recordings_have_a_greatest_length_and_the_queue_too(launched, tmp_path)
     soundfile.write(tmp_path / "long.flac", np.tile(voice(1.0, sampling_rate=16_000), 7), 16_000)
     client = Client(address, verbose=False, download_files=False)
     message = client.predict(handle_file(tmp_path / "long.flac"), 3.0, 1.0, api_name="/show")[0]["value"]
-    assert "long.flac lasts longer than 6 s, the most that is taken" in message
+    assert "long.flac lasts longer than 6 s, which is the limit" in message
     assert page._queue.max_size == 1
 
 

@@ -67,9 +67,9 @@ def test_copies_depend_on_sound_number_chain_and_seed_alone():
 
 
 def test_unknown_chains_are_refused():
-    with pytest.raises(ValueError, match="no chain 'noise'; there are all, voice, recording"):
+    with pytest.raises(ValueError, match="chain='noise' is unknown: choose one of all, voice, recording"):
         WaveformCopies(1, "noise")
-    with pytest.raises(ValueError, match="0 copies"):
+    with pytest.raises(ValueError, match="count=0 must be at least 1"):
         WaveformCopies(0)
 
 

@@ -164,7 +164,7 @@ def test_windows_lie_within_the_trimmed_clip():
     assert any(RandomWindow(tiny_feature_extractor(), 1.0)(whole)["rms"].max() < -90 for _ in range(50))
 
 
-def test_gain_moves_all_levels_alike_and_shows_in_full_scale_pictures_only():
+def test_gain_shifts_all_levels_alike_and_affects_full_scale_images_only():
     plain, loud = tiny_feature_extractor(), tiny_feature_extractor(level="full_scale")
     whole = {name: db.clamp(-55, 20) for name, db in clip().items()}
     torch.manual_seed(0)
@@ -193,9 +193,9 @@ def test_settings_choose_what_happens_to_clips():
     with pytest.raises(ValueError, match="full_scale"):
         make_spectrogram_augmentation(extractor, gain_db=3.0)
     for wrong, message in (
-        ({"seconds": 0.0}, "length"),
-        ({"whole_share": 2.0}, "share"),
-        ({"stretch": -1.0}, "neg"),
+        ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
+        ({"whole_share": 2.0}, "whole_share=2.0 must be"),
+        ({"stretch": -1.0}, "stretch=-1.0 must not be negative"),
     ):
         with pytest.raises(ValueError, match=message):
             RandomWindow(**{"feature_extractor": extractor, "seconds": 1.0, **wrong})

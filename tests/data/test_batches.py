@@ -1,4 +1,4 @@
-"""Rows -> batches of pictures: from the cache and from audio, as dicts by branch, in workers or not."""
+"""Batches of images: from the cache and from audio, as dicts by branch, with and without workers."""
 
 import math
 from pathlib import Path

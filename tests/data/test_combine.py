@@ -16,7 +16,7 @@ from ser.commands.train import main
 from ser.data.corpora import RECORDS, load_corpora, load_corpus
 from ser.data.corpora.combine import balanced_rows
 from ser.data.corpora.demo import write_demo_corpus
-from ser.data.corpora.label_map import DEFAULT, LabelMap, in_words, read_label_map
+from ser.data.corpora.label_map import DEFAULT, LabelMap, format_label_map, read_label_map
 from ser.data.protocols import make_split, n_folds, resolve_protocol
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.utils import DataError
@@ -91,14 +91,14 @@ def test_two_corpora_are_one_table_of_harmonised_classes(ravdess, emodb):
     assert split.name == "ravdess+emodb/speaker-fold1" and split.speaker_disjoint
     kept = corpus.options["label_map"]
     assert kept["from"] == "the default map" and kept["classes"]["emodb"]["happiness"] == "happy"
-    assert "Class happy: happy (ravdess), happiness (emodb)" in in_words(kept["classes"], corpus.label_names)
+    assert "Class happy: happy (ravdess), happiness (emodb)" in format_label_map(kept["classes"], corpus.label_names)
 
 
 def test_classes_are_kept_by_their_harmonised_names_in_the_order_given(ravdess, emodb):
     corpus = load_corpora(["ravdess", "emodb"], [ravdess, emodb], labels=["happy", "angry"])
     assert corpus.label_names == ["happy", "angry"] and len(corpus) == 18
     assert corpus.dropped["class 'boredom' not among those kept"] == 3
-    with pytest.raises(DataError, match="no class 'happiness' after the default map; the classes are neutral, calm"):
+    with pytest.raises(DataError, match="no class 'happiness' under the default map; the classes are neutral, calm"):
         load_corpora(["ravdess", "emodb"], [ravdess, emodb], labels=["happiness"])
 
 
@@ -132,14 +132,14 @@ def test_a_given_map_reads_what_a_record_leaves_out_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("happy: [happy, joy]\nneutral: [calm, happy]", "maps 'happy' two ways, to 'happy' and to 'neutral'"),
+        ("happy: [happy, joy]\nneutral: [calm, happy]", "maps 'happy' to both 'happy' and 'neutral'"),
         ("happy: happy\nhappy: happiness", "names the class 'happy' twice: give its spellings in one list"),
-        ("happy: [happy, happiness]", "loses the class 'neutral' of ravdess: map it to a class, or to null to leave"),
+        ("happy: [happy, happiness]", "lacks the class 'neutral' of ravdess: map it to a class, or to null to leave"),
         ("happy: []", "maps nothing to 'happy': leave it out"),
-        ("[happy, sad]", "is no map of classes to lists of spellings"),
-        ("happy: {a: b}", "is no map of classes to lists of spellings"),
+        ("[happy, sad]", "is not a map of classes to lists of spellings"),
+        ("happy: {a: b}", "is not a map of classes to lists of spellings"),
         ("happy: [happy", "cannot be read: while parsing"),
-        ("", "is no map of classes to lists of spellings"),
+        ("", "is not a map of classes to lists of spellings"),
     ],
 )  # fmt: skip
 def test_a_map_that_does_not_fit_is_refused_in_a_sentence(ravdess, emodb, tmp_path, text, message):
@@ -149,9 +149,7 @@ def test_a_map_that_does_not_fit_is_refused_in_a_sentence(ravdess, emodb, tmp_pa
 
 def test_a_map_that_names_nothing_is_refused(ravdess, tmp_path):
     text = "all: [neutral, calm, happy, sad, angry, fear, disgust, surprise, hapy]"
-    with pytest.raises(
-        DataError, match=r"map.yaml names 'hapy', which is a class of none of ravdess; they have angry, "
-    ):
+    with pytest.raises(DataError, match=r"map.yaml has 'hapy', which is not a class of ravdess; they have angry, "):
         load_corpora(["ravdess"], [ravdess], label_map=write_map(tmp_path, text))
     with pytest.raises(DataError, match="nowhere.yaml cannot be read"):
         read_label_map("nowhere.yaml")
@@ -167,8 +165,8 @@ def test_the_default_map_knows_every_class_of_every_record():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"data_dir": ["a"]}, "names 1 folder.s. for 2 corpora: give one for each, in their order, and none for a"),
-        ({"merge_labels": ["calm=neutral"]}, "--merge_labels is for a corpus by itself: leave it out, and say"),
+        ({"data_dir": ["a"]}, "names 1 folder.s. for 2 corpora: give one for each, in the same order, and none for a"),
+        ({"merge_labels": ["calm=neutral"]}, "--merge_labels is for a single corpus: leave it out, and map"),
         ({"dataset_name": ["demo", "DEMO"]}, "The corpus demo is named twice"),
     ],
 )
@@ -236,7 +234,7 @@ def test_another_corpus_tests_on_the_classes_that_both_have(crossed):
     assert split.name == "ravdess->emodb/shared-6" and split.speaker_disjoint
     assert [len(part) for part in split.parts.values()] == [40, 8, 18]
     assert {crossed.clips["corpus"][i] for i in split.test} == {"emodb"}
-    with pytest.raises(DataError, match="tests another corpus, instead of a protocol"):
+    with pytest.raises(DataError, match="is tested on another corpus, not by a protocol"):
         make_split(crossed, "emobox")
 
 
@@ -244,13 +242,13 @@ def test_corpora_that_share_nothing_are_refused(ravdess, tmp_path):
     for name, seed in (("pain", 1), ("breath", 2)):
         write_sound(tmp_path / "own" / name / "a.wav", seed)
     with pytest.raises(
-        DataError, match="ravdess and own share 0 class.es. under the default map, and a test takes two"
+        DataError, match="ravdess and own share 0 class.es. under the default map, and a test needs two"
     ):
         load_corpora(["ravdess"], [ravdess], test_dataset_name=[str(tmp_path / "own")])
 
 
 def test_options_of_cross_corpus_tests_that_contradict_each_other_or_have_no_effect(caplog):
-    with pytest.raises(ValueError, match="tests another corpus: leave out --protocol"):
+    with pytest.raises(ValueError, match="determines the test part: leave out --protocol"):
         DataArguments(test_dataset_name=["emodb"], protocol="loso")
     data_args = parse_arguments(["--output_dir", "out", "--test_data_dir", "a", "--corpus_sampling", "balanced"])[1]
     assert (data_args.test_data_dir, data_args.corpus_sampling) == (None, "natural")
@@ -268,7 +266,7 @@ def test_probabilities_of_merged_classes_are_added_before_the_maximum():
     assert np.exp(logits).argmax(1).tolist() == [0, 3] and sums.argmax(1).tolist() == [1, 1]
 
 
-def test_a_map_on_the_command_line_is_no_recipe(tmp_path):
+def test_a_map_on_the_command_line_is_not_taken_for_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("fold: 2")
     recipe_values, line = command_parser(False).read([str(recipe), "--label_map", "map.yaml", "--fold", "3"])
@@ -359,14 +357,14 @@ def test_a_run_of_two_corpora_is_found_finished_and_refused_under_another_map(
     main(flags)
     assert "holds a finished run" in capsys.readouterr().out
     text = "neutral: [neutral, calm]\n" + "\n".join(f"{name}: {name}" for name in HARMONISED[2:])
-    with pytest.raises(DataError, match="holds a run of other settings: options"):
+    with pytest.raises(DataError, match="holds a run with other settings: options"):
         main([*flags, "--label_map", write_map(tmp_path, text)])
 
 
 @pytest.mark.slow
 def test_speakers_of_two_corpora_are_not_tested_again_in_one(both, ravdess, emodb, cache, tmp_path):
     splits = json.loads((both / "splits.json").read_text())["clips"]
-    heard = sorted(
+    trained_on = sorted(
         clip["speaker"][8:] for clip in splits if clip["part"] == "train" and clip["speaker"].startswith("ravdess/")
     )
     tested = sorted(
@@ -374,11 +372,11 @@ def test_speakers_of_two_corpora_are_not_tested_again_in_one(both, ravdess, emod
     )
     flags = [str(both), "--dataset_name", "ravdess", "--data_dir", ravdess, "--cache_dir", cache]
     with pytest.raises(
-        DataError, match=f"was trained or chosen on 1 of the speakers to be tested, such as {heard[0]}"
+        DataError, match=f"was trained or validated on 1 of the speakers to be tested, such as {trained_on[0]}"
     ):
-        evaluate_ser.main([*flags, "--test_speakers", heard[0], "--output_dir", str(tmp_path / "heard")])
-    evaluate_ser.main([*flags, "--test_speakers", *tested, "--output_dir", str(tmp_path / "unheard")])
-    _, rows = read(tmp_path / "unheard")
+        evaluate_ser.main([*flags, "--test_speakers", trained_on[0], "--output_dir", str(tmp_path / "trained_on")])
+    evaluate_ser.main([*flags, "--test_speakers", *tested, "--output_dir", str(tmp_path / "untrained_on")])
+    _, rows = read(tmp_path / "untrained_on")
     before = {row["file"]: row["prediction"] for row in read(both)[1]}
     assert {f"ravdess/{row['file']}": row["prediction"] for row in rows}.items() <= before.items()
 
@@ -444,14 +442,14 @@ def test_a_checkpoint_is_scored_on_the_classes_it_shares_with_another_corpus(rav
         kept = {name: float(row[f"p_{name}"]) for name in ("neutral", "calm", "happy", "angry", "sad", "fear")}
         expected = (kept["neutral"] + kept["calm"]) / sum(kept.values())
         assert float(merged[row["file"]]["p_neutral"]) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(DataError, match="loses the class 'calm' of the model: map it to a class, or to null"):
+    with pytest.raises(DataError, match="lacks the class 'calm' of the model: map it to a class, or to null"):
         evaluate_ser.main([*flags, "--label_map", write_map(tmp_path, text.replace(", calm", "")), "--output_dir",
                            str(tmp_path / "lost")])  # fmt: skip
 
 
-def test_the_map_in_words_names_what_has_no_class():
+def test_the_formatted_map_lists_what_has_no_class():
     mapping = LabelMap("x", {"a": "one", "b": "one", "c": None})
-    assert in_words({"p": mapping.of("p", ["a", "c"]), "q": mapping.of("q", ["b"])}, ["one"]) == (
+    assert format_label_map({"p": mapping.of("p", ["a", "c"]), "q": mapping.of("q", ["b"])}, ["one"]) == (
         "Class one: a (p), b (q)\nNo class: c (p)"
     )
 

@@ -16,7 +16,7 @@ import ser.data.features
 from audio_maxmvit import AudioError
 from ser.data.features import extract_features
 from ser.data.spectrogram_cache import FOLDER
-from ser.training.distributed import places
+from ser.training.distributed import process_ranks
 from ser.utils import DataError
 from tests.helpers.tiny import tiny_feature_extractor, voice
 
@@ -79,9 +79,9 @@ def extracting(clips, monkeypatch):
         read.clear()
         try:
             features = extract_features(clips, tiny_feature_extractor(), cache_dir=cache, args=args)
-            return {"read": read, "contents": contents(features), "place": places(args)[1]}
+            return {"read": read, "contents": contents(features), "place": process_ranks(args)[1]}
         except (AudioError, DataError) as error:
-            return {"read": read, "error": f"{type(error).__name__}: {error}", "place": places(args)[1]}
+            return {"read": read, "error": f"{type(error).__name__}: {error}", "place": process_ranks(args)[1]}
 
     return extract
 
@@ -132,7 +132,7 @@ def test_one_that_fails_stops_all_and_alone_says_why(clips, extracting, tmp_path
     errors = [report["error"] for report in reports]
     failing = errors.pop(broken % 2)
     assert failing.startswith(f"AudioError: clip_{broken}.wav")
-    assert errors == ["DataError: Another process could not finish extracting features; its own message says why."]
+    assert errors == ["DataError: Another process failed while extracting features: see its own error message."]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -147,5 +147,5 @@ def test_one_that_fails_before_the_others_start_stops_them(clips, tmp_path, extr
     monkeypatch.setattr(ser.data.features.StoredSpectrograms, "missing", missing)
     reports = in_processes(tmp_path, extracting, [tmp_path / "cache"] * 2, [0, 1])
     assert reports[lost]["error"] == "DataError: the disk is gone"
-    assert "Another process could not finish" in reports[1 - lost]["error"]
+    assert "Another process failed while" in reports[1 - lost]["error"]
     assert not any(report["read"] for report in reports)

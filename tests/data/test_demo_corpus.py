@@ -98,7 +98,7 @@ def test_a_second_call_reuses_the_folder(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == times
 
 
-def test_losing_a_race_against_the_same_corpus_is_no_error(tmp_path, monkeypatch):
+def test_losing_a_race_against_the_same_corpus_is_not_an_error(tmp_path, monkeypatch):
     def write_meanwhile(emotion, voice, take, seed):
         monkeypatch.undo()
         write_demo_corpus(tmp_path / "corpus", **SMALL)

@@ -24,7 +24,7 @@ import ser.files
 from audio_maxmvit import AudioError
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.data.features import extract_features, rearranged
-from ser.data.spectrogram_cache import FOLDER, PICTURE_PARAMETERS, clip_keys, extractor_key, pack, unpack
+from ser.data.spectrogram_cache import FOLDER, IMAGE_PARAMETERS, clip_keys, extractor_key, pack, unpack
 from tests.helpers.tiny import tiny_feature_extractor, voice
 
 RATE = 44_100
@@ -208,9 +208,9 @@ DRAWING = {
 KNOWN = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
 
 
-def test_every_parameter_is_known_to_shape_spectrograms_or_pictures():
+def test_every_parameter_affects_either_spectrograms_or_images():
     assert set(SHAPING) | set(DRAWING) == KNOWN
-    assert set(DRAWING) == KNOWN & PICTURE_PARAMETERS
+    assert set(DRAWING) == KNOWN & IMAGE_PARAMETERS
 
 
 def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():
@@ -218,7 +218,7 @@ def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():
     assert len({*keys, extractor_key(MaxMViTFeatureExtractor())}) == len(SHAPING) + 1
 
 
-def test_no_parameter_of_pictures_opens_audio_again(clips, tmp_path, no_audio):
+def test_parameters_of_images_do_not_open_audio_again(clips, tmp_path, no_audio):
     first = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
     no_audio()
     waveform = voice(0.5)
@@ -313,7 +313,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_extraction_that_is_stopped_leaves_no_process_and_goes_on_later(clips, tmp_path, read, number, workers):
+def test_an_interrupted_extraction_leaves_no_process_and_can_be_resumed(clips, tmp_path, read, number, workers):
     """TERM and KILL reach the parent alone; Ctrl+C reaches all processes of a terminal."""
     extractor, cache_dir, log = tiny_feature_extractor(), tmp_path / "cache", tmp_path / "log"
     parent = start_extraction(clips, cache_dir, workers, log)

@@ -50,7 +50,7 @@ def cremad(folder: Path) -> None:
             row = dict.fromkeys("ADFHNS", 0)
             if kind != 1:
                 row["N"] = 9
-            elif clip in ("1001_DFA_DIS_XX", "1010_DFA_DIS_XX"):  # heard as anger
+            elif clip in ("1001_DFA_DIS_XX", "1010_DFA_DIS_XX"):  # perceived as anger
                 row |= {"A": 6, "D": 3}
             elif clip == "1002_DFA_SAD_XX":
                 row |= {"S": 4, "N": 4}
@@ -175,14 +175,14 @@ EIGHT = ("anger", "sadness", "happiness", "surprise", "fear", "disgust", "contem
 ESD = ("neutral", "angry", "happy", "sad", "surprise")
 MELD = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 ASVP = ("boredom", "neutral", "happy", "sad", "angry", "fear", "disgust", "surprise")
-NO_SOUND = "no sound file of this utterance (such as dia0_utt0.wav, made of its film by ffmpeg)"
-MSP_DROPPED = {"annotators do not agree (X)": 5, "class 'other' not among those kept": 3, "of Test3, not {}": 17}
+NO_SOUND = "no sound file of this utterance (such as dia0_utt0.wav, extracted from its film by ffmpeg)"
+MSP_DROPPED = {"annotators do not agree (X)": 5, "class 'other' not among those kept": 3, "in Test3, not {}": 17}
 
 
 def msp_form(name: str, test: str, other: str, speaker: str) -> Form:
     return Form(
         name, msp, dict.fromkeys(EIGHT, 6), {None: 1, "1": 7, "2": 8, "3": 16, speaker: 16}, "predefined",
-        {speaker: 16}, {why.format(test): n for why, n in MSP_DROPPED.items()} | {f"of {other}, not {test}": 17},
+        {speaker: 16}, {why.format(test): n for why, n in MSP_DROPPED.items()} | {f"in {other}, not {test}": 17},
         {"female": 18, "male": 15, None: 15}, {"en": 48},
     )  # fmt: skip
 
@@ -195,7 +195,7 @@ FORMS = [
     Form(
         "cremad-perceived", cremad, dict.fromkeys(SIX, 30) | {"anger": 31, "disgust": 28, "sadness": 29},
         dict.fromkeys(CREMAD_SEXES, 6) | {"1001": 5, "1002": 5}, "tfds", dict.fromkeys(TFDS_TEST, 6),
-        {"not named as a CREMA-D clip": 1, "nobody voted": 1, "annotators' votes tie": 1},
+        {"not named as a CREMA-D clip": 1, "no votes": 1, "annotators' votes tie": 1},
         {"male": 101, "female": 77}, {"en": 178},
     ),
     Form(
@@ -261,7 +261,7 @@ def test_the_original_tree(form, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_from_the_tree_to_a_report(form, tmp_path):
-    """One epoch of the smallest network, of one branch that sees small pictures."""
+    """One epoch of the smallest network, with one branch and small images."""
     form.write(tmp_path / "data")
     main([
         "--dataset_name", form.name, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"),
@@ -299,15 +299,15 @@ def test_the_published_actors_of_cremad_validate(tmp_path):
     corpus = load_corpus("cremad", str(tmp_path))
     split = make_split(corpus, "tfds")
     assert {corpus.speakers[i] for i in split.validation} == {*TFDS_VALIDATION}
-    with pytest.raises(DataError, match="has a validation part of its own"):
+    with pytest.raises(DataError, match="has its own validation part"):
         make_split(corpus, "tfds", validation_share=0.2)
 
 
-def test_what_listeners_heard_needs_their_votes(tmp_path):
+def test_perceived_emotions_need_votes(tmp_path):
     cremad(tmp_path)
     assert len(load_corpus("cremad-perceived", str(tmp_path / "AudioWAV"))) == 178
     (tmp_path / "processedResults" / "tabulatedVotes.csv").unlink()
-    with pytest.raises(DataError, match="no processedResults/tabulatedVotes.csv, which tells what listeners heard"):
+    with pytest.raises(DataError, match="no processedResults/tabulatedVotes.csv with the votes of listeners"):
         load_corpus("cremad-perceived", str(tmp_path))
     assert len(load_corpus("cremad", str(tmp_path))) == 180
 
@@ -331,9 +331,9 @@ def test_cremad_on_the_hub_tells_both_kinds_of_labels(tmp_path):
         ("1001", "male"): 6,
         ("1002", "female"): 6,
     }
-    heard = load_corpus("cremad-perceived", str(tmp_path))
-    assert classes_of(heard) == {"anger": 2, "disgust": 1, "fear": 2, "happiness": 2, "neutral": 2, "sadness": 2}
-    assert heard.dropped == {"annotators' votes tie": 1}
+    perceived = load_corpus("cremad-perceived", str(tmp_path))
+    assert classes_of(perceived) == {"anger": 2, "disgust": 1, "fear": 2, "happiness": 2, "neutral": 2, "sadness": 2}
+    assert perceived.dropped == {"annotators' votes tie": 1}
     soft = load_corpus("cremad-perceived", str(tmp_path), soft_labels="votes")
     assert len(soft) == 12 and soft.clips["votes"][0] == [0.8, 0, 0, 0, 0, 0.8] and not soft.dropped
 
@@ -364,11 +364,11 @@ def test_msp_podcast_of_an_old_release(tmp_path):
     assert [len(indices) for indices in split.parts.values()] == [16, 16, 16]
 
 
-def test_a_film_is_no_sound_of_meld(tmp_path):
+def test_a_film_is_not_read_as_sound_of_meld(tmp_path):
     meld(tmp_path)
     for path in tmp_path.glob("**/*.wav"):
         path.unlink()
-    with pytest.raises(DataError, match="No clip is left .* made of its film by ffmpeg.: 42"):
+    with pytest.raises(DataError, match="No clip is left .* extracted from its film by ffmpeg.: 42"):
         load_corpus("meld", str(tmp_path))
 
 

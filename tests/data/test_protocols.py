@@ -124,7 +124,7 @@ def test_default_protocol():
     assert resolve_protocol(voices(6, splits=["train"] * 12 + ["validation"] * 12)) == "speaker"
 
 
-def test_an_unknown_protocol_or_fold_is_told():
+def test_an_unknown_protocol_or_fold_is_refused():
     with pytest.raises(DataError, match="mine has no protocol 'emobox'; it has predefined, random, speaker, loso"):
         make_split(voices(6), "emobox")
     for fold in (0, 7):
@@ -164,7 +164,7 @@ def test_predefined_with_a_shared_speaker_does_not_claim_to_keep_speakers_apart(
     [
         ([None] * 8, "needs the splits train and test; /data/mine has none"),
         (["train"] * 8, "needs the splits train and test; /data/mine has train"),
-        (["train"] * 4 + ["test"] * 3 + [None], "names no split for 1 clip.*0007.wav"),
+        (["train"] * 4 + ["test"] * 3 + [None], "has no split for 1 clip.*0007.wav"),
     ],
 )
 def test_predefined_without_splits(splits, message):
@@ -226,13 +226,13 @@ def test_iemocap_loso_validates_on_the_partner_in_dialogue():
 def test_test_speakers():
     corpus = voices(5)
     assert people(corpus, make_split(corpus, test_speakers=["s1", "s4"]).test) == {"s1", "s4"}
-    with pytest.raises(DataError, match="tests s9, of whom .* has no clip; it has s0, s1"):
+    with pytest.raises(DataError, match="tests s9, but .* has no such clips; it has s0, s1"):
         make_split(corpus, test_speakers=["s1", "s9"])
 
 
 def test_a_fold_of_an_incomplete_copy_is_refused():
     corpus = corpus_of([0, 1] * 4, ["01", "01", "11", "11", "20", "20", "02", "02"], name="ravdess")
-    with pytest.raises(DataError, match="emobox tests 21, of whom"):
+    with pytest.raises(DataError, match="emobox tests 21, but"):
         make_split(corpus, "emobox")
 
 
@@ -249,23 +249,23 @@ def test_too_few_speakers():
         make_split(voices(2), "loso")
 
 
-# --- nobody validates, nobody is tested ---
+# --- no validation set, no test set ---
 
 
 @pytest.mark.parametrize("protocol", ["speaker", "loso", "random"])
-def test_without_a_share_nobody_validates_and_the_same_are_tested(protocol):
+def test_without_a_share_there_is_no_validation_set_and_the_test_set_is_the_same(protocol):
     corpus = voices(6)
     usual, split = make_split(corpus, protocol), make_split(corpus, protocol, validation_share=0)
     assert split.test == usual.test and not split.validation
     assert split.train == sorted(usual.train + usual.validation)
-    assert split.summary().endswith("; nobody validates") and "validation clips" not in split.summary()
+    assert split.summary().endswith("; no validation set") and "validation clips" not in split.summary()
 
 
 def test_a_share_of_0_is_refused_where_the_data_brings_a_validation_part():
     corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
-    with pytest.raises(DataError, match="validation part of its own: leave out --validation_share"):
+    with pytest.raises(DataError, match="its own validation part: leave out --validation_share"):
         make_split(corpus, "predefined", validation_share=0)
-    with pytest.raises(DataError, match="iemocap/loso-fold1 has a validation part of its own"):
+    with pytest.raises(DataError, match="iemocap/loso-fold1 has its own validation part"):
         make_split(iemocap(), "loso", validation_share=0)
 
 
@@ -273,7 +273,7 @@ def test_everything_is_trained_on():
     corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
     split = make_split(corpus, "everything")
     assert (split.name, split.train, split.validation, split.test) == ("mine/everything", list(range(24)), [], [])
-    assert split.summary() == "Protocol mine/everything: 24 train clips; nobody validates; nobody is tested"
+    assert split.summary() == "Protocol mine/everything: 24 train clips; no validation set; no test set"
     assert n_folds(corpus, "everything") == 1
 
 
@@ -300,7 +300,7 @@ def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol
         split = make_split(corpus, protocol, fold)
         assert split.validation == own and split.test
         assert sorted(split.train + split.test) == list(range(len(corpus) - len(own)))
-        with pytest.raises(DataError, match="has a validation part of its own: leave out --validation_share"):
+        with pytest.raises(DataError, match="has its own validation part: leave out --validation_share"):
             make_split(corpus, protocol, fold, validation_share=0.2)
     assert make_split(corpus, test_speakers=["s0"]).validation == own
     assert make_split(corpus, "everything").train == list(range(len(corpus)))
@@ -308,7 +308,7 @@ def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol
 
 def test_a_validation_split_that_shares_a_speaker_is_refused_where_speakers_are_kept_apart():
     corpus = voices(6, splits=["train", "train", "train", "validation"] * 6)
-    with pytest.raises(DataError, match="Speaker s. is both in .* or take --protocol random"):
+    with pytest.raises(DataError, match="Speaker s. is both in .* or use --protocol random"):
         make_split(corpus)
     split = make_split(corpus, "random")
     assert split.validation == list(range(3, 24, 4)) and not {*split.test} & {*split.validation}
@@ -368,11 +368,11 @@ def test_sentence_tests_each_clip_once_on_speakers_and_sentences_that_are_not_tr
 
 
 def test_sentence_needs_sentences_and_speakers():
-    with pytest.raises(DataError, match="which sentence is spoken .* 24 of 24 .*0000.wav.*--protocol speaker"):
+    with pytest.raises(DataError, match="the sentence of every clip.* 24 of 24 .*0000.wav.*--protocol speaker"):
         make_split(voices(6), "sentence")
     with pytest.raises(DataError, match="for 1 of 4 .such as 0002.wav"):
         make_split(corpus_of([0, 1] * 2, list("aabb"), sentences=["x", "y", None, "y"]), "sentence")
-    with pytest.raises(DataError, match="takes two sentences; all clips of /data/mine say 'x'"):
+    with pytest.raises(DataError, match="needs two sentences, and all clips of /data/mine are of 'x'"):
         make_split(texts(4, ["x"]), "sentence")
     with pytest.raises(DataError, match="needs the speaker of every clip"):
         make_split(corpus_of([0, 1] * 2, sentences=["x", "y"] * 2), "sentence")
@@ -466,5 +466,5 @@ def test_an_empty_part_is_named():
 
 
 def test_a_class_with_a_single_clip_cannot_be_divided():
-    with pytest.raises(DataError, match="Class 'class2' has a single clip"):
+    with pytest.raises(DataError, match="Class 'class2' has only one clip"):
         make_split(corpus_of([0, 1] * 10 + [2]), "random")

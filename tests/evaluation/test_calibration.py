@@ -105,7 +105,7 @@ def test_intervals_equal_a_bootstrap_that_copies_clips_and_speakers():
             assert found[unit][name] == pytest.approx(expected, abs=0.02), (unit, name)
 
 
-def test_intervals_do_not_hang_on_the_blocks_in_which_they_are_drawn(monkeypatch):
+def test_intervals_do_not_depend_on_the_size_of_blocks(monkeypatch):
     labels, probabilities = drawn(40)
     whole = calibration_scores(labels, probabilities, resamples=50)
     monkeypatch.setattr("ser.evaluation.metrics.BLOCK", 100)
@@ -145,12 +145,12 @@ def test_equal_confidence_gives_one_area_in_whatever_order():
     ("labels", "probabilities", "message"),
     [
         ([], np.zeros((0, 2)), "at least one"),
-        ([0], [[0.5, 0.5], [1, 0]], "as many rows"),
-        ([0], [[2.0, -1.0]], "no|numbers from 0"),
+        ([0], [[0.5, 0.5], [1, 0]], "one row of probabilities for each label"),
+        ([0], [[2.0, -1.0]], "non-negative numbers"),
         ([0], [[3.0, 1.0]], "whose sum is 1"),
     ],
 )
-def test_what_are_no_probabilities_is_refused(labels, probabilities, message):
+def test_rows_that_are_not_probabilities_are_refused(labels, probabilities, message):
     for score in (calibration_scores, risk_coverage):
         with pytest.raises(ValueError, match=message):
             score(labels, probabilities)
@@ -188,8 +188,8 @@ def test_no_other_temperature_has_a_lower_nll_and_none_changes_a_label(count, se
         assert (probabilities.argmax(1) == logits.argmax(1)).all()
 
 
-def test_clips_that_no_temperature_fits_best_are_told_of(caplog, monkeypatch):
+def test_a_temperature_at_the_bounds_gives_a_warning(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert fit_temperature([0, 1], [[1.0, 0.0], [0.0, 1.0]]) == 0.1
-    assert "No temperature from 0.1 to 10 fits the 2 validation clips best: 0.1 is taken." in caplog.text
+    assert "No temperature from 0.1 to 10 fits the 2 validation clips best: using 0.1." in caplog.text
     assert fit_temperature([1, 0], [[1.0, 0.0], [0.0, 1.0]]) == 10.0

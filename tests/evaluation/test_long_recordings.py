@@ -1,4 +1,4 @@
-"""Miniatures of the benchmarks that glue clips to long recordings."""
+"""Small runs of the benchmarks that join clips to long recordings."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def ravdess(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """One that hears anger wherever it hears anything."""
+    """A model that always predicts anger."""
     folder = tmp_path_factory.mktemp("checkpoint")
     model = tiny_model(len(RAVDESS_EMOTIONS))
     model.config.id2label = dict(enumerate(RAVDESS_EMOTIONS))
@@ -67,7 +67,7 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     windows = ["--window", 1, "--hop", 1, "--smooth", 1, 3]
     run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", picture)
     corpus = load_corpus("ravdess", str(ravdess))
-    waveform, reference = long_recordings.glue(corpus, actor, 44_100, False, 0)
+    waveform, reference = long_recordings.join_clips(corpus, actor, 44_100, False, 0)
     emotional = sum(segment.end - segment.start for segment in reference)
     angry = sum(segment.end - segment.start for segment in reference if segment.label == "angry")
     figures = json.loads(kept.read_text())["figures"]["by_levels_and_smooth"]
@@ -126,7 +126,7 @@ def test_a_trained_model_recognises_long_recordings_as_well_as_clips(tmp_path, m
 def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
     corpus = load_corpus("ravdess", str(ravdess))
     for equalised in (False, True):
-        waveform, reference = long_recordings.glue(corpus, "03", 44_100, equalised, 0)
+        waveform, reference = long_recordings.join_clips(corpus, "03", 44_100, equalised, 0)
         spans = [waveform[round(44_100 * segment.start) : round(44_100 * segment.end)] for segment in reference]
         levels = [20 * np.log10(np.sqrt(np.mean(np.square(span[span != 0])))) for span in spans]
         assert (np.ptp(levels) < 0.5) == equalised
@@ -142,14 +142,14 @@ def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint
     assert [row["windows"] for row in figures["recordings"]] == [2, 23] and figures["border_s"] == 6
     with Image.open(picture) as drawn:
         assert drawn.size == (900, 630)
-    assert f"drawn in {picture}" in capsys.readouterr().out
+    assert f"wrote {picture}" in capsys.readouterr().out
 
 
-def test_whoever_cannot_be_told_to_be_unheard_is_to_be_named(ravdess, checkpoint, tmp_path, monkeypatch):
+def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoint, tmp_path, monkeypatch):
     assert speakers_of(checkpoint) == ["03"] and speakers_of(checkpoint, "validation") == ["02"]
     with pytest.raises(SystemExit, match="has no splits.json .* name them by --actors"):
         speakers_of(tmp_path)
     tiny_model().save_pretrained(tmp_path)
     tiny_feature_extractor().save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match="knows LABEL_0, .*, and not angry or calm"):
+    with pytest.raises(SystemExit, match="has the classes LABEL_0, .*, but not angry or calm"):
         run(pipeline_long_recording, monkeypatch, tmp_path, ravdess, "--actors", 3)

@@ -18,16 +18,16 @@ def test_a_tone_is_bright_where_the_axis_says_its_frequency_is(hertz):
             int(tick.get_text().replace(",", "")): at
             for tick, at in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
         }
-        picture = axes.images[0]
-        left, right, bottom, top = picture.get_extent()
+        image = axes.images[0]
+        left, right, bottom, top = image.get_extent()
         assert (left, right) == (5.0, 7.0)
-        levels = picture.get_array().mean(axis=1)
+        levels = image.get_array().mean(axis=1)
         brightest = bottom + (levels.argmax() + 0.5) / len(levels) * (top - bottom)
         expected = np.interp(hertz, list(ticks), list(ticks.values()))
         assert brightest == pytest.approx(expected, abs=0.03 * (top - bottom))
 
 
-def test_the_axis_of_a_trimmed_picture_says_when_its_sound_was_there():
+def test_the_time_axis_of_a_trimmed_image_is_that_of_the_recording():
     y = np.zeros(3 * RATE, np.float32)
     y[RATE : 2 * RATE] = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     extractor = tiny_feature_extractor(trim_db=35, trim_margin=0.0)

@@ -21,8 +21,8 @@ from ser.data.protocols import make_split, n_folds
 from ser.evaluation.calibration import CALIBRATION_SCORES, calibration_scores
 from ser.evaluation.metrics import SCORES
 from ser.evaluation.plots import plot_confusion_matrix, plot_training_curves
-from ser.evaluation.report import in_words, splits_table, summarize_folds, write_predictions, write_report
-from ser.files import whole, write_json
+from ser.evaluation.report import format_report, splits_table, summarize_folds, write_predictions, write_report
+from ser.files import atomic_write, write_json
 from ser.utils import DataError
 from tests.helpers.clips import corpus_of
 
@@ -78,7 +78,7 @@ def sklearn_scores(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def test_what_a_temperature_changed_is_told_of_a_run_and_of_all_folds(tmp_path):
+def test_the_effect_of_temperature_scaling_is_reported_for_a_run_and_for_all_folds(tmp_path):
     corpus = mine()
     folders = {kind: [tmp_path / kind / f"fold_{fold}" for fold in (1, 2)] for kind in ("raw", "calibrated")}
     for fold, temperature in ((1, 2.0), (2, 0.7)):
@@ -89,8 +89,8 @@ def test_what_a_temperature_changed_is_told_of_a_run_and_of_all_folds(tmp_path):
         assert report["calibration"]["before"] == expected
         assert {name: report[name] for name in SCORES} == {name: raw[name] for name in SCORES}
         said = f"Temperature {temperature:.3f} (mine/loso-fold{fold}), before and after: ECE {expected['ECE']:.3f} -> "
-        assert said in in_words(report) and "Temperature" not in in_words(raw)
-        assert f"of logits over {temperature:.3f}" in (folders["calibrated"][fold - 1] / "README.md").read_text()
+        assert said in format_report(report) and "Temperature" not in format_report(raw)
+        assert f"at temperature {temperature:.3f}" in (folders["calibrated"][fold - 1] / "README.md").read_text()
     pooled = {kind: summarize_folds(tmp_path / kind, of_kind)["pooled"] for kind, of_kind in folders.items()}
     assert "before" not in pooled["raw"]["calibration"]
     for name in CALIBRATION_SCORES:
@@ -148,7 +148,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert {"python", "torch", "transformers", "timm", "datasets"} <= set(report["versions"])
     assert report["epochs"] == 2 and report["remarks"] == ["Of two clips."]
     assert set(report["intervals"]["by_clip"]) == set(SCORES)
-    remark, *lines = in_words(report).splitlines()
+    remark, *lines = format_report(report).splitlines()
     assert remark == "Of two clips."
     assert [line.split()[0] for line in lines] == [*SCORES, *CALIBRATION_SCORES]
     assert all("(mine/loso-fold1)" in line for line in lines)
@@ -173,8 +173,8 @@ def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
 def test_the_files_of_a_run(tmp_path):
     run(tmp_path, mine())
     names = {path.name for path in tmp_path.iterdir()}
-    pictures = {"confusion_matrix.png", "reliability.png", "training_curves.png"}
-    assert names == {"splits.json", "predictions.csv", "metrics.json", "README.md", *pictures}
+    plots = {"confusion_matrix.png", "reliability.png", "training_curves.png"}
+    assert names == {"splits.json", "predictions.csv", "metrics.json", "README.md", *plots}
 
 
 def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
@@ -189,23 +189,23 @@ def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
     assert len(tested) == 4
 
 
-# --- nobody validates, nobody is tested ---
+# --- no validation set, no test set ---
 
 
-def test_a_run_without_validation_says_so_wherever_it_is_reported(tmp_path):
+def test_a_run_without_validation_has_a_remark_in_all_reports(tmp_path):
     corpus = mine()
     folders = [tmp_path / f"fold_{fold}" for fold in (1, 2)]
     reports = [run(folder, corpus, "loso", fold, share=0) for fold, folder in enumerate(folders, start=1)]
-    said = "Nobody validated: the whole schedule was trained, and its last state is the model."
+    said = "No validation set: the model is the last state of the full training schedule."
     assert reports[0]["corpus"]["rows_used"] == {"train": 20, "validation": 0, "test": 4}
-    assert reports[0]["remarks"] == [said] and in_words(reports[0]).startswith(said)
+    assert reports[0]["remarks"] == [said] and format_report(reports[0]).startswith(said)
     assert said in (folders[0] / "README.md").read_text()
     assert summarize_folds(tmp_path, folders)["remarks"] == [said]
     usual = run(tmp_path / "usual", corpus, "loso")
-    assert usual["remarks"] == [] and "Nobody" not in (tmp_path / "usual" / "README.md").read_text()
+    assert usual["remarks"] == [] and "No validation set" not in (tmp_path / "usual" / "README.md").read_text()
 
 
-def test_a_run_on_everything_has_no_scores_and_says_so(tmp_path):
+def test_a_run_on_everything_has_no_scores_and_a_remark(tmp_path):
     report = run(tmp_path, mine(), "everything")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"splits.json", "metrics.json", "README.md", "training_curves.png"}
@@ -224,14 +224,14 @@ def test_a_run_on_everything_has_no_scores_and_says_so(tmp_path):
         & report.keys()
     )
     assert report["protocol"] == "mine/everything" and report["speaker_disjoint"] is None
-    assert in_words(report).splitlines() == report["remarks"] and len(report["remarks"]) == 2
+    assert format_report(report).splitlines() == report["remarks"] and len(report["remarks"]) == 2
 
 
 QUOTED = {
     "protocol": "mine/loso-all",
     "seed": 7,
     "models": 6,
-    "measured_on": "6 models trained by the same recipe, each tested on speakers it had not heard",
+    "measured_on": "6 models trained by the same recipe, each tested on speakers not trained on",
     "mean": {"UA": 0.512, "WA": 0.523},
     "std": {"UA": 0.031, "WA": 0.042},
     "pooled": {
@@ -252,14 +252,14 @@ def test_scores_of_others_are_quoted_as_theirs(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith(("| 6 models", "| 2 models"))]
     assert len(rows) == 4
     assert rows[0] == (
-        "| 6 models trained by the same recipe, each tested on speakers it had not heard | mine/loso-all, 7 | UA | "
+        "| 6 models trained by the same recipe, each tested on speakers not trained on | mine/loso-all, 7 | UA | "
         "0.512 ± 0.031 | 0.509 | 0.400 to 0.600 |"
     )
-    assert "Nobody was tested: this model has no score of its own." in text
-    assert "No number in this table is a score of this very model." in text
-    said = in_words(report).splitlines()[2:]
+    assert "No test set: this model has no score of its own." in text
+    assert "No number in this table is a score of this model." in text
+    said = format_report(report).splitlines()[2:]
     assert len(said) == 4 and all("models trained by the same recipe" in line for line in said)
-    assert said[0].startswith("UA (mine/loso-all), of 6 models") and ", not of this model: 0.512 +- 0.031, " in said[0]
+    assert said[0].startswith("UA (mine/loso-all) of 6 models") and ", not of this model: 0.512 +- 0.031, " in said[0]
 
 
 # --- predictions ---
@@ -289,7 +289,7 @@ def test_predictions_do_not_mind_the_format_of_the_table(tmp_path):
 
 def test_logits_that_do_not_fit_are_refused(tmp_path):
     corpus = mine()
-    with pytest.raises(ValueError, match=r"24 clips and 4 classes do not fit logits of \(24, 3\)"):
+    with pytest.raises(ValueError, match=r"Logits of \(24, 3\) do not fit 24 clips and 4 classes"):
         write_predictions(tmp_path / "p.csv", corpus.clips, np.zeros((24, 3)), corpus.label_names)
     logits = np.zeros((24, 4))
     logits[5, 1] = np.nan
@@ -303,7 +303,7 @@ def test_logits_that_do_not_fit_are_refused(tmp_path):
 
 def test_a_file_is_whole_or_absent(tmp_path):
     path = tmp_path / "metrics.json"
-    with pytest.raises(RuntimeError), whole(path) as unfinished:
+    with pytest.raises(RuntimeError), atomic_write(path) as unfinished:
         unfinished.write_text("half")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
@@ -371,7 +371,7 @@ def test_one_fold_has_no_standard_deviation(tmp_path):
     assert summarize_folds(tmp_path, [tmp_path / "fold_1"])["std"]["UA"] is None
 
 
-# --- pictures ---
+# --- plots ---
 
 
 def border_is_blank(path: Path) -> bool:
@@ -443,14 +443,14 @@ def test_model_card_metadata(tmp_path):
 
 def test_weights_have_the_licence_of_the_recordings(tmp_path):
     metadata, text = card(tmp_path, mine(name="ravdess"), "random")
-    assert metadata["license"] == "cc-by-nc-sa-4.0" and "and so of these weights: CC BY-NC-SA 4.0" in text
+    assert metadata["license"] == "cc-by-nc-sa-4.0" and "and therefore of these weights: CC BY-NC-SA 4.0" in text
     assert "what they were asked to express" in text
 
 
 def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
     metadata, text = card(tmp_path, mine(), "everything")
     assert "model-index" not in metadata and "metrics" not in metadata
-    assert "Nobody was tested: this model has no score of its own." in text
+    assert "No test set: this model has no score of its own." in text
     assert "24 train, 0 validation, 0 test" in text and "It was trained on the recordings" in text
     assert "confusion_matrix.png" not in text and "UA" not in text
     assert "- Model: the paper's\n" in text and "Mel\nspectrogram (" in text
@@ -458,6 +458,6 @@ def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
 
 def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):
     metadata, text = card(tmp_path, mine(), "random")
-    assert "Speakers are shared" in text and "not known here; ask where the corpus comes from" in text
-    assert "/data/mine" not in text  # a path is nobody else's business
+    assert "Speakers are shared" in text and "not known here; ask the provider of the corpus" in text
+    assert "/data/mine" not in text  # folders of this machine are not published
     assert "datasets" not in metadata

@@ -52,12 +52,12 @@ def test_probabilities_that_are_the_votes_are_perfect_and_impossible_ones_finite
     votes = np.array([[3.0, 0, 0], [1, 2, 0], [1, 1, 1]])
     found = distribution_scores(votes, shares_of(votes), resamples=2)
     assert (found["KL"], found["JS"]) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
-    assert found["soft_macro_f1"] == pytest.approx(2 / 3)  # nobody heard the third more often than by chance
+    assert found["soft_macro_f1"] == pytest.approx(2 / 3)  # the third has no votes above chance
     worst = distribution_scores([[1.0, 0]], [[0.0, 1.0]], resamples=2)
     assert np.isfinite(worst["KL"]) and worst["KL"] > 300 and worst["JS"] == pytest.approx(np.log(2))
 
 
-def test_classes_that_nobody_could_vote_for_got_no_vote():
+def test_classes_that_annotators_could_not_choose_have_no_votes():
     votes, logits = drawn(30, 3, 0)
     probabilities = probabilities_of(np.pad(logits, ((0, 0), (0, 2))))
     padded = distribution_scores(np.pad(votes, ((0, 0), (0, 2))), probabilities, resamples=9)
@@ -76,8 +76,8 @@ def test_intervals_are_by_clip_and_by_speaker():
 
 
 @pytest.mark.parametrize("votes", [[[0.0, 0.0]], [[1.0, -1.0]], [[1.0, float("nan")]], [1.0, 2.0]])
-def test_what_are_no_votes_is_refused(votes):
-    with pytest.raises(ValueError, match="Votes are numbers from 0 on"):
+def test_values_that_are_not_votes_are_refused(votes):
+    with pytest.raises(ValueError, match="Votes must be numbers of at least 0"):
         shares_of(votes)
 
 

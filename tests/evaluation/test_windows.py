@@ -58,7 +58,7 @@ def test_a_configuration_gets_the_longest_training_clip_and_the_training_window(
 
 
 @pytest.mark.parametrize("rate, samples", [(8_000, 8_001), (44_100, 61_740), (16_000, 37_603)])
-def test_a_clip_at_any_rate_is_no_longer_than_the_length_that_is_kept(rate, samples):
+def test_a_clip_at_any_rate_is_at_most_as_long_as_the_stored_length(rate, samples):
     file = io.BytesIO()
     soundfile.write(file, voice(samples / rate, sampling_rate=rate), rate, format="WAV")
     clip = {"bytes": file.getvalue(), "path": None}

@@ -328,10 +328,10 @@ def test_its_options_are_left_out_with_a_warning_where_filters_are_fixed(name, v
 
 def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
     config = built()[0].config
-    with pytest.raises(DataError, match="--mixup_alpha blends images, and learnable filters compute theirs after it"):
+    with pytest.raises(DataError, match="--mixup_alpha blends images before learnable filters compute theirs"):
         check_model(config, DataArguments(), make_arguments(tmp_path, mixup_alpha=0.2))
     config.cqt_backbone = None
-    with pytest.raises(DataError, match="--specaugment_masks masks images, .* all that this model has"):
+    with pytest.raises(DataError, match="--specaugment_masks masks images .* has no others"):
         check_model(config, DataArguments(), make_arguments(tmp_path, specaugment_masks=1))
     check_model(tiny_config(), DataArguments(), make_arguments(tmp_path, filter_learning_rate=0.1))
     assert "--filter_learning_rate has no effect: the model has no such part" in caplog.text

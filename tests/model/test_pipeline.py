@@ -236,11 +236,11 @@ def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classif
         refused = [
             ("nul\0.wav", "cannot be read: embedded null byte"),
             ({"path": "nul\0.wav"}, "cannot be read: embedded null byte"),
-            ("http://[bad/x.wav", "is no valid URL"),
-            ("http://127.0.0.1/a b.wav", "is no valid URL .* write spaces"),
-            ("http://127.0.0.1/\u00e9.wav", "is no valid URL"),
-            ("http://127.0.0.1:port/x.wav", "is no valid URL .*nonnumeric port"),
-            ("http://a..b/x.wav", "is no valid URL"),
+            ("http://[bad/x.wav", "is not a valid URL"),
+            ("http://127.0.0.1/a b.wav", "is not a valid URL .* percent-encode spaces"),
+            ("http://127.0.0.1/\u00e9.wav", "is not a valid URL"),
+            ("http://127.0.0.1:port/x.wav", "is not a valid URL .*nonnumeric port"),
+            ("http://a..b/x.wav", "is not a valid URL"),
             (as_text, 'clip.wav is open as text; open it with mode "rb"'),
             (io.StringIO("text"), "is open as text"),
             (closed, "cannot be read: I/O operation on closed file"),
@@ -248,7 +248,7 @@ def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classif
             ({"array": clip, "sampling_rate": float("inf")}, "has the sampling rate inf"),
             ({"array": clip, "sampling_rate": np.float32("inf")}, "has the sampling rate .*inf"),
             ({"array": clip, "sampling_rate": 1e300}, "has the sampling rate 1e.300"),
-            ({"array": [[0.1, 0.2], [0.3]], "sampling_rate": RATE}, "is no waveform"),
+            ({"array": [[0.1, 0.2], [0.3]], "sampling_rate": RATE}, "is not a waveform"),
         ]
         for source, complaint in refused:
             with pytest.raises(AudioError, match=complaint):
@@ -260,8 +260,8 @@ def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classif
 
 def test_what_is_no_source_is_refused(classify, tmp_path):
     refused = {
-        "is no audio": 3, "cannot be read: Is a directory": tmp_path, "No such file": tmp_path / "missing.wav",
-        "is empty": np.zeros(0), "is no waveform": np.zeros((2, 2, 2)), "holds NaN": np.array([0.0, np.nan]),
+        "is not audio": 3, "cannot be read: Is a directory": tmp_path, "No such file": tmp_path / "missing.wav",
+        "is empty": np.zeros(0), "is not a waveform": np.zeros((2, 2, 2)), "holds NaN": np.array([0.0, np.nan]),
         'has no "sampling_rate"': {"array": np.zeros(9)}, "sampling rate 0": {"raw": [0.0], "sampling_rate": 0},
         'has neither "bytes" nor "path"': {"path": None}, "got <U1": {"array": np.array(["a"]), "sampling_rate": 9},
     }  # fmt: skip
@@ -541,7 +541,7 @@ def test_a_model_that_does_not_know_its_clips_takes_up_to_6_s_as_one(parts):
 
 def test_a_recording_is_as_long_as_it_may_be(classify, monkeypatch):
     long = voice(2.0)
-    with pytest.raises(AudioError, match="lasts longer than 1.5 s, the most that is taken .max_s.; cut it up"):
+    with pytest.raises(AudioError, match="lasts longer than 1.5 s, which is the limit .max_s.; split it"):
         classify(long, max_s=1.5)
     assert len(classify(long, max_s=2.0, window_s=1.0)) == 2
     monkeypatch.setattr(pipeline_maxmvit, "LONGEST_CLIP_S", 1.5)

@@ -407,10 +407,10 @@ def test_batches_by_length_where_they_save_nothing_or_cannot_be_made(encoders, t
     check_model(hearing, DataArguments(), args)
     assert not caplog.text
     check_model(tiny_config(), DataArguments(), args)
-    assert "group_by_length saves no time: all images have one size" in caplog.text
+    assert "group_by_length saves no time, since all images have the same size" in caplog.text
     with pytest.raises(DataError, match="group_by_length needs --cache_features"):
         check_model(hearing, DataArguments(cache_features=False), args)
-    with pytest.raises(ValueError, match="batch_rebalance counts tokens: take group_by_length"):
+    with pytest.raises(ValueError, match="batch_rebalance counts tokens: use group_by_length"):
         command(None, "--train_sampling_strategy", "batch_rebalance")
 
 
@@ -646,7 +646,7 @@ def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path
     with pytest.raises(ValueError, match="speech_processor comes with --speech_encoder"):
         make_feature_extractor(model_args)
     args.mixup_alpha = 0.2
-    with pytest.raises(DataError, match="--mixup_alpha blends images and not waveforms"):
+    with pytest.raises(DataError, match="--mixup_alpha blends images but not waveforms"):
         check_model(config, DataArguments(), args)
     assert isinstance(args, SERTrainingArguments) and isinstance(model.maxmvit.speech_encoder, SpeechEncoder)
 
@@ -662,7 +662,7 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
     assert metrics["n_clips"] == 32 and metrics["model_arguments"]["speech_encoder"] == Path(encoders["wavlm"]).name
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
-        "Mel\nspectrogram, and its waveform (" in card
+        "Mel\nspectrogram, and from its waveform (" in card
         and f"speech_encoder: {Path(encoders['wavlm']).name}, " in card
         and "fusion: gated" in card
     )

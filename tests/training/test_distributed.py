@@ -81,7 +81,7 @@ def written_under(folder: Path) -> list[str]:
 
 
 def make_sharded_trainer(output_dir: Path, **changes):
-    """FSDP2. accelerate quietly takes DDP for it where there are no GPUs, so it is told that there are."""
+    """FSDP2. accelerate quietly takes DDP for it where there are no GPUs, so the test pretends that there are."""
     fsdp = yaml.safe_load((REPOSITORY / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
     fsdp["fsdp_transformer_cls_to_wrap"] = fsdp.pop("fsdp_transformer_layer_cls_to_wrap")
     environment = {name.upper(): str(value) for name, value in fsdp.items()} | {"ACCELERATE_USE_FSDP": "true"}
@@ -97,18 +97,18 @@ def make_sharded_trainer(output_dir: Path, **changes):
 
 
 def stream(output_dir: Path) -> dict:
-    """What a process hears of clips that are streamed, how it answers, and what it ends in if it is resumed."""
-    heard: list[list[str]] = []
+    """The streamed clips of a process, its predictions, and its weights after resuming."""
+    clips_read: list[list[str]] = []
     corpus = load_corpus(str(output_dir.parent / "shards"), cache_dir=str(output_dir.parent), streaming=True)
     trainer = trainer_of(corpus, output_dir / "streamed", **KEEPING)
     collate = trainer.train_collator
-    trainer.train_collator = lambda rows: heard.append([row["file"] for row in rows]) or collate(rows)
+    trainer.train_collator = lambda rows: clips_read.append([row["file"] for row in rows]) or collate(rows)
     trainer.train()
     resumed = trainer_of(corpus, output_dir / "resumed", **KEEPING)
     resumed.train(resume_from_checkpoint=str(output_dir / "streamed" / "checkpoint-3"))
     answers = [each.predict(corpus.clips.select(range(NUM_TEST))) for each in (trainer, resumed)]
     return {
-        "heard": heard,
+        "clips_read": clips_read,
         "predictions": [each.predictions.tolist() for each in answers],
         "labels": answers[0].label_ids.tolist(),
         "features": pooled_features(trainer, corpus.clips.select(range(NUM_TEST))).features.tolist(),
@@ -238,9 +238,9 @@ def test_metrics_are_those_of_one_process(reports):
 def test_clips_that_are_streamed_are_shared(reports):
     said, folder = [report["streamed"] for report in reports], reports[0]["folder"]
     for epoch in range(2):
-        files = [name for each in said for batch in each["heard"][2 * epoch : 2 * epoch + 2] for name in batch]
+        files = [name for each in said for batch in each["clips_read"][2 * epoch : 2 * epoch + 2] for name in batch]
         assert len(files) == len({*files}) == 16
-    assert said[0]["heard"][:2] != said[0]["heard"][2:] and {len(each["heard"]) for each in said} == {4}
+    assert said[0]["clips_read"][:2] != said[0]["clips_read"][2:] and {len(each["clips_read"]) for each in said} == {4}
     assert len({each for report in said for each in report["weights"]}) == 1
     corpus = load_corpus(str(folder.parent / "shards"), cache_dir=str(folder.parent), streaming=True)
     model = MaxMViTForAudioClassification.from_pretrained(folder / "streamed" / "checkpoint-4")
@@ -280,10 +280,10 @@ def test_a_resumed_run_ends_like_the_whole_one(reports):
         assert report["resumed"] == reports[0]["weights"]
 
 
-def test_a_process_that_does_not_find_the_checkpoint_says_so_instead_of_waiting(reports):
+def test_a_process_that_does_not_find_the_checkpoint_raises_instead_of_waiting(reports):
     first, second = (report["not shared"] for report in reports)
-    assert "checkpoint-2. Another process does not find it on its disk" in first
-    assert "of-rank-1/checkpoint-2. Process 1 does not find it on its disk" in second
+    assert "checkpoint-2, which another process does not find" in first
+    assert "of-rank-1/checkpoint-2, which process 1 does not find" in second
 
 
 def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):

@@ -72,7 +72,7 @@ def test_the_average_is_evaluated_and_saved_and_the_last_weights_are_trained(tmp
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_averaging_to_the_bit(tmp_path):
+def test_a_resumed_run_continues_the_average_exactly(tmp_path):
     settings = {"ema_decay": DECAY, "num_train": 8, "channels_last": True}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -82,7 +82,7 @@ def test_a_resumed_run_goes_on_averaging_to_the_bit(tmp_path):
     for name in ("model.safetensors", UNAVERAGED):
         ends = [load_file(tmp_path / run / "checkpoint-6" / name) for run in ("whole", "resumed")]
         assert_same_weights(*ends)
-    with pytest.raises(DataError, match="checkpoint-2 holds averaged weights: go on with --ema_decay"):
+    with pytest.raises(DataError, match="checkpoint-2 holds averaged weights: add --ema_decay"):
         make_trainer(tmp_path / "plain", num_train=8).train(str(tmp_path / "whole" / "checkpoint-2"))
 
 
@@ -112,7 +112,7 @@ def test_only_what_can_be_averaged_is(tmp_path):
         torch.testing.assert_close(model.running_var, 0.5 * before["running_var"] + 0.5 * last["running_var"])
     assert_same_weights(last, model.state_dict())
     assert not torch.equal(model.running_mean, before["running_mean"])
-    with pytest.raises(ValueError, match="from 0 to below 1"):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
         AveragedWeights(model, 1.0)
     with pytest.raises(ValueError, match="ema_decay 1.5 does not work: it must be"):
         make_trainer(tmp_path, ema_decay=1.5)

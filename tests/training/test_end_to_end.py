@@ -89,8 +89,8 @@ def test_every_promised_file_is_there_and_agrees(trained, corpus):
         assert max(probabilities, key=probabilities.get) == row["prediction"]
     chosen_by = {clip["file"] for clip in splits if clip["part"] == "validation"}
     assert {row["file"] for row in read_predictions(trained, "validation_predictions.csv")} == chosen_by
-    heard = {clip["speaker"] for clip in splits if clip["part"] != "test"}
-    assert heard.isdisjoint({row["speaker"] for row in rows})
+    trained_on = {clip["speaker"] for clip in splits if clip["part"] != "test"}
+    assert trained_on.isdisjoint({row["speaker"] for row in rows})
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
     for name in ("protocol", "speaker_disjoint", "UA", "WA", "confusion_matrix", "intervals", "test_speakers"):
         assert after[name] == before[name], name
     assert after["heard_in_training"] == {"speakers": [], "clips": []}
-    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested, such as voice_"):
+    with pytest.raises(DataError, match="trained or validated on .* of the speakers to be tested, such as voice_"):
         evaluate_ser.main([str(trained), *flags, "--fold", "2", "--output_dir", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
@@ -135,7 +135,7 @@ def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, 
 
 
 @pytest.mark.slow
-def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys):
+def test_a_finished_run_is_reported_and_not_changed(trained, corpus, cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained, "--num_train_epochs", "4")
     run(*flags, "--calibrate")
@@ -146,7 +146,7 @@ def test_a_finished_run_says_so_and_is_left_alone(trained, corpus, cache, capsys
 
 
 @pytest.mark.slow
-def test_a_temperature_is_fitted_on_validation_folded_into_the_model_and_its_effect_on_the_test_part_told(trained):
+def test_a_temperature_is_fitted_on_validation_and_stored_and_its_effect_on_the_test_part_reported(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     temperature = metrics["temperature"]
     assert temperature != 1
@@ -168,7 +168,7 @@ def test_a_temperature_is_fitted_on_validation_folded_into_the_model_and_its_eff
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
+def test_training_can_start_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
     run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
         "--labels", "sad", "happy", "angry", "neutral", "--learning_rate", "0")  # fmt: skip
     models = [MaxMViTForAudioClassification.from_pretrained(folder) for folder in (trained, tmp_path)]
@@ -208,7 +208,7 @@ def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(ca
     assert {name: metrics["distributions"][name] for name in expected} == pytest.approx(expected, abs=1e-9)
     sure = [row for row, own in zip(rows, votes, strict=True) if sorted(own)[-1] > sorted(own)[-2]]
     assert metrics["n_clips"] == len(sure) == 6 and metrics["distributions"]["n_without_agreement"] == 2
-    assert "Of 2 test clips the votes tie: only KL, JS, soft_macro_f1 count them." in metrics["remarks"]
+    assert "The votes of 2 test clips tie: only KL, JS, soft_macro_f1 count them." in metrics["remarks"]
     right = balanced_accuracy_score([row["label"] for row in sure], [row["prediction"] for row in sure])
     assert metrics["UA"] == pytest.approx(right, abs=1e-9)
     (checkpoint,) = out.glob("checkpoint-*")
@@ -226,7 +226,7 @@ def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(ca
 def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(cache, tmp_path):
     write_voted_corpus(tmp_path / "data", ties=range(8))  # all of the first session, which is tested
     data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache)
-    with pytest.raises(DataError, match="Of no test clip do the annotators agree"):
+    with pytest.raises(DataError, match="No test clip has a majority label"):
         run(*data, "--soft_labels", "votes", "--output_dir", tmp_path / "out")
 
 
@@ -235,7 +235,7 @@ class PulledPlug(Exception):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--num_train_epochs", "2")
 
     def pull_plug(*args, **kwargs):
@@ -252,9 +252,9 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
         (["--labels", "sad", "happy", "angry", "neutral"], "id2label: "),
         (["--feature_extractor_kwargs", '{"image_size": 48}'], "image_size: 64 -> 48"),
         (["--shuffle_training_labels", "--learning_rate", "1"],
-         "shuffle_training_labels: false -> true; learning_rate: 0.001 -> 1.0. Give it the settings it had"),
+         "shuffle_training_labels: false -> true; learning_rate: 0.001 -> 1.0. Use the same settings"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=f"holds a run of other settings: .*{message}"):
+        with pytest.raises(ValueError, match=f"holds a run with other settings: .*{message}"):
             run(*flags, *other)
     assert json.loads((tmp_path / "run.json").read_text()) == kept
     (tmp_path / "duration.json").write_text('{"seconds": 1000.0}')
@@ -271,7 +271,7 @@ def test_a_stopped_run_goes_on_but_never_with_other_clips_or_another_model(corpu
 
 def test_clips_of_one_class_are_refused_before_anything_is_extracted(corpus, cache, tmp_path):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path / "out")
-    with pytest.raises(DataError, match="All clips of .* are 'happy': training takes two classes"):
+    with pytest.raises(DataError, match="All clips of .* are 'happy', and training needs two classes"):
         run(*flags, "--labels", "happy")
     assert not (tmp_path / "out").exists()
 
@@ -292,7 +292,7 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
 
 
 @pytest.mark.slow
-def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, tmp_path, monkeypatch):
+def test_an_interrupted_run_on_everything_resumes_to_the_same_weights(corpus, cache, tmp_path, monkeypatch):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--protocol", "everything", "--num_train_epochs", "2",
              "--ema_decay", "0.5", "--output_dir")  # fmt: skip
     run(*flags, tmp_path / "whole")
@@ -324,7 +324,7 @@ def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, 
     assert metrics["corpus"]["rows_used"] == {"train": 48, "validation": 0, "test": 0} and "UA" not in metrics
     clip = sorted(corpus.glob("*/*.wav"))[0]
     assert {row["label"] for row in load_pipeline(str(tmp_path / "whole"))(str(clip))} == {*metrics["label_names"]}
-    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+    with pytest.raises(DataError, match="trained or validated on .* of the speakers to be tested"):
         evaluate_ser.main([str(tmp_path / "whole"), "--data_dir", str(corpus), "--output_dir", str(tmp_path / "x")])
 
 
@@ -332,7 +332,7 @@ def test_a_stopped_run_on_everything_goes_on_to_the_same_weights(corpus, cache, 
 def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(corpus, cache, tmp_path, capsys):
     flags = ("--data_dir", corpus, "--cache_dir", cache, "--max_steps", "1", "--output_dir")
     run(*flags, tmp_path / "folds", "--fold", "all", "--validation_share", "0")
-    assert "In every fold: Nobody validated" in capsys.readouterr().out
+    assert "In every fold: No validation set" in capsys.readouterr().out
     summary = json.loads((tmp_path / "folds" / "metrics.json").read_text())
     everything = (*flags, tmp_path / "all", "--protocol", "everything", "--scores_from", tmp_path / "folds")
     with pytest.raises(DataError, match="of another recipe, .*: validation_share: 0.0 -> 0.2; .*eval_strategy: "):
@@ -389,14 +389,14 @@ def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(co
     rows = read_predictions(tmp_path / "tested")
     assert {row["file"] for row in rows} == {clip["file"] for clip in splits if clip["part"] == "test"}
     assert tested["heard_in_training"] == {"speakers": [], "clips": []}
-    with pytest.raises(DataError, match="trained or chosen on .* of the speakers to be tested"):
+    with pytest.raises(DataError, match="trained or validated on .* of the speakers to be tested"):
         run(*start, "--output_dir", tmp_path / "other", "--do_predict", "--fold", "2")
     first = sorted(tmp_path.glob("trained/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))[0]
     run(*flags, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", first)
     ends = [load_file(tmp_path / name / "model.safetensors") for name in ("trained", "again")]
     assert all(value.equal(ends[1][name]) for name, value in ends[0].items())
     assert read_predictions(tmp_path / "again") == rows
-    with pytest.raises(DataError, match="is of a run of other settings: .*max_train_samples: 17 -> 16"):
+    with pytest.raises(DataError, match="is of a run with other settings: .*max_train_samples: 17 -> 16"):
         run(*flags, "--max_train_samples", "16", "--output_dir", tmp_path / "b", "--resume_from_checkpoint", first)
 
 
@@ -429,7 +429,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
         (["--cqt_backbone", "resnet18"], "cqt_backbone='resnet18' cannot be built"),
         (["--feature_extractor_kwargs", '{"top_db": "loud"}'], "--feature_extractor_kwargs .*loud.* does not work"),
         (["--mel_backbone_kwargs", '{"num_heads": "two", "depths": [1, 1, 1, 1]}'], "mel_backbone='mvitv2_base' cann"),
-        (["--labels", "happy", "--merge_labels", "sad=happy", "angry=happy", "neutral=happy"], "takes two classes"),
+        (["--labels", "happy", "--merge_labels", "sad=happy", "angry=happy", "neutral=happy"], "needs two classes"),
         (["--image_size", "100"], "96 or 128"),
         (["--cache_features", "false", "--on_bad_audio", "skip"], "needs --cache_features"),
         (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),

@@ -21,7 +21,7 @@ ENCODER = "maxmvit.speech_encoder.encoder."
 
 
 def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, torch.Tensor]]:
-    """A trainer, and the weights before it. The pictures are seen by nobody."""
+    """A trainer, and the weights before it; the model has no image branches."""
     model, extractor = built(encoder, cqt_backbone=None, mel_backbone=None)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {"lora_rank": 2, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "learning_rate": 0.05, **changes}
@@ -38,7 +38,7 @@ def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_begin_as_nothing_are_all_heard_and_are_merged_without_a_trace(encoders, family):
+def test_adapters_begin_at_zero_are_all_used_and_are_merged_completely(encoders, family):
     model, extractor = built(encoders[family], cqt_backbone=None, mel_backbone=None)
     encoder, expected = model.pretrained_parts()["speech"], logits_of(model, extractor, *CLIPS)
     keys = list(model.state_dict())

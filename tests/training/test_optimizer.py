@@ -149,7 +149,7 @@ def test_a_branch_more_is_trained_by_its_own_settings():
     groups = {group["branch"]: group for group in branch_parameter_groups(model, *settings) if group["weight_decay"]}
     (dense,) = groups.values()
     assert (dense["algorithm"], dense["lr"]) == ("sgd", 0.5) and dense["params"] == [model.classifier.dense.weight]
-    with pytest.raises(ValueError, match="how to train the branch dense: .* for cqt, mel, head"):
+    with pytest.raises(ValueError, match="no settings for the branch dense: .* for cqt, mel, head"):
         branch_parameter_groups(model, PAPER, RATES, NO_DECAY)
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from torch import distributed
 
-from ser.training.distributed import LOCK, all_agree, as_first_says, first_process_first, run_lock
+from ser.training.distributed import LOCK, all_true, broadcast_from_first, first_process_first, run_lock
 from ser.utils import DataError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def worker(rank: int, folder: Path) -> dict:
     init = {"init_method": f"file://{folder / 'meeting'}", "timeout": timedelta(seconds=TIMEOUT)}
     distributed.init_process_group("gloo", rank=rank, world_size=2, **init)
     args = arguments(folder / "run", rank, 2)
-    report = {"agreed": all_agree(args, rank == 0), "said": as_first_says(args, 5 + rank)}
+    report = {"agreed": all_true(args, rank == 0), "said": broadcast_from_first(args, 5 + rank)}
     with first_process_first(args, "a long sleep"):
         if rank == 0:
             time.sleep(2 * TIMEOUT)
@@ -70,7 +70,7 @@ def test_those_who_come_second_wait_as_long_as_it_takes_and_hear_of_a_failure(tm
     for report in (first, second):
         assert (report["agreed"], report["said"], report["slept"], report["locked"]) == (False, 5, True, True)
     assert first["failure"] == "ZeroDivisionError()" and "entered" not in second
-    assert "Another process could not finish the impossible" in second["failure"]
+    assert "Another process failed while the impossible" in second["failure"]
 
 
 def try_lock(folder: Path) -> str:

@@ -86,15 +86,15 @@ def test_the_table_is_the_one_that_is_loaded_whole(corpus, folder, tmp_path):
 
 
 def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, monkeypatch):
-    folder, cache, heard = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
-    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", lambda name, audio: heard.append(name) or (name, 1.0))
+    folder, cache, read = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
+    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", lambda name, audio: read.append(name) or (name, 1.0))
     load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
     first = load()
     assert [path.suffix for path in (cache / FOLDER).iterdir() if path.suffix != ".lock"] == [".parquet"]
     assert not list(cache.glob("**/*.arrow"))
-    assert load().clips[:] == first.clips[:] and len(heard) == 12
+    assert load().clips[:] == first.clips[:] and len(read) == 12
     write_shards(folder, 12)  # as they were, but written anew
-    assert load().clips[:] == first.clips[:] and len(heard) == 24
+    assert load().clips[:] == first.clips[:] and len(read) == 24
 
 
 def test_only_groups_that_are_asked_for_are_read(corpus, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_split_that_is_not_used_is_not_read(tmp_path):
     assert not corpus.dropped and len(corpus) == len(corpus.shards) == 6
 
 
-def test_clips_of_two_splits_that_cannot_be_decoded_are_no_duplicates(tmp_path):
+def test_clips_of_two_splits_that_cannot_be_decoded_are_not_duplicates(tmp_path):
     for split, label in (("train", "a"), ("test", "b")):
         contents = [b"no sound", sound(0 if split == "train" else 1), sound(2 if split == "train" else 3)]
         audio = [{"bytes": each, "path": f"{split}{i}.wav"} for i, each in enumerate(contents)]
@@ -164,7 +164,7 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path):
     write_shards(tmp_path, 12)
     last = sorted(tmp_path.glob("data/*"))[-1]
     last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(DataError, match=f"{last.name} cannot be read: .* Mend or remove it"):
+    with pytest.raises(DataError, match=f"{last.name} cannot be read: .* Repair or remove it"):
         load_corpus(str(tmp_path), cache_dir=str(tmp_path / "cache"), streaming=True)
 
 
@@ -191,13 +191,13 @@ def test_an_epoch_has_every_clip_once_but_the_last_short_batch(corpus):
     assert files_of(shuffled(corpus, seed=4)) != epochs[0]
 
 
-def test_batches_that_are_passed_over_are_not_read_and_the_others_are_as_ever(corpus, monkeypatch):
+def test_skipped_batches_are_not_read_and_the_others_do_not_change(corpus, monkeypatch):
     batches = shuffled(corpus)
     batches.begin(2)
     whole = files_of(batches)
     read, places = [], type(corpus.shards).read
     monkeypatch.setattr(type(corpus.shards), "read", lambda self, asked: read.append(asked) or places(self, asked))
-    batches.begin(2, passed_over=9)
+    batches.begin(2, skipped=9)
     assert files_of(batches) == [[]] * 9 + whole[9:]
     assert [len(asked) for asked in read] == [8]
     assert files_of(batches) == whole  # of an epoch begun anew
@@ -290,12 +290,12 @@ def test_what_does_not_go_with_streaming_is_refused(tmp_path, folder, caplog):
             parse_arguments(["--output_dir", str(tmp_path), *flags])
 
     refuse("--on_bad_audio skip needs", "--streaming", "--on_bad_audio", "skip")
-    refuse("--waveform_copies works on spectrograms", "--streaming", "--waveform_copies", "2")
-    refuse("--test_window works on spectrograms", "--streaming", "--test_window", "3")
-    refuse("reads one corpus", "--streaming", "--dataset_name", "demo", "ravdess")
-    refuse("reads one corpus", "--streaming", "--label_map", "default")
-    refuse("--train_sampling_strategy is not used", "--streaming", "--train_sampling_strategy", "sequential")
-    refuse("--accelerator_config is not used", "--streaming", "--accelerator_config", '{"split_batches": true}')
+    refuse("--waveform_copies needs cached spectrograms", "--streaming", "--waveform_copies", "2")
+    refuse("--test_window needs cached spectrograms", "--streaming", "--test_window", "3")
+    refuse("reads a single corpus", "--streaming", "--dataset_name", "demo", "ravdess")
+    refuse("reads a single corpus", "--streaming", "--label_map", "default")
+    refuse("--train_sampling_strategy has no effect", "--streaming", "--train_sampling_strategy", "sequential")
+    refuse("--accelerator_config has no effect", "--streaming", "--accelerator_config", '{"split_batches": true}')
     refuse("--shuffle_buffer_size 0 does not work: .* at least 1", "--streaming", "--shuffle_buffer_size", "0")
     _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--shuffle_buffer_size", "10"])
     assert data_args.shuffle_buffer_size == 1000 and "no effect without --streaming" in caplog.text
@@ -308,7 +308,7 @@ def test_what_does_not_go_with_streaming_is_refused(tmp_path, folder, caplog):
 def test_what_has_no_shards_is_refused(tmp_path):
     (tmp_path / "tree" / "happy").mkdir(parents=True)
     (tmp_path / "tree" / "happy" / "a.wav").write_bytes(sound(1))
-    with pytest.raises(DataError, match="has none: leave it out, and take --no_cache_features"):
+    with pytest.raises(DataError, match="has none: leave it out; --no_cache_features"):
         load_corpus(str(tmp_path / "tree"), streaming=True)
     Dataset.from_dict({"label": ["a"]}).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match="no column 'audio'"):

@@ -461,7 +461,7 @@ def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
 
 
 @pytest.mark.slow
-def test_without_the_best_checkpoint_there_is_no_result(tmp_path):
+def test_a_run_without_its_best_checkpoint_is_refused(tmp_path):
     settings = {"num_train": 4, "num_train_epochs": 3}
     trainer = make_trainer(tmp_path, **settings)
     trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
@@ -584,7 +584,7 @@ def test_tolerated_steps_leave_no_trace(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_counting_tolerated_steps(tmp_path):
+def test_a_resumed_run_continues_to_count_skipped_steps(tmp_path):
     settings = {"num_train": 8, "num_train_epochs": 2, "skip_nonfinite_steps": 1}
     whole = make_trainer(tmp_path, **settings)
     whole.train_collator = Poisoned(1)

@@ -39,9 +39,9 @@ def test_the_installed_version_is_among_the_tested_ones():
 
 @pytest.fixture
 def warnings(monkeypatch):
-    told = []
-    monkeypatch.setattr(checkpoints.logger, "warning_once", told.append)
-    return told
+    warnings = []
+    monkeypatch.setattr(checkpoints.logger, "warning_once", warnings.append)
+    return warnings
 
 
 def test_trainer_as_it_was_tested_is_used_without_a_warning(tmp_path, warnings):

@@ -1,7 +1,7 @@
-"""Where clips come from: each corpus with its published copies, what a row of them says, and its classes.
+"""Corpora: their published copies, the meaning of rows in them, and their classes.
 
-Every source ends in the same table of clips with the columns `file`, `audio` ({"path", "bytes"}, never decoded here),
-`label`, `speaker`, `session` and `split`. Adding a corpus is one [`Record`] in `RECORDS`.
+Every source is read into the same table of clips with the columns `file`, `audio` ({"path", "bytes"}, never decoded
+here), `label`, `speaker`, `session` and `split`. A corpus is added by one [`Record`] in `RECORDS`.
 """
 
 from ser.data.corpora.combine import load_corpora

@@ -2,10 +2,10 @@
 
 The tree (zenodo.org/records/7132783) is `ASVP-ESD-Update/Audio/actor_12/03-01-06-01-02-12-02-01-01-16.wav`: modality,
 vocal channel (01 speech, 02 other sounds, which are left out and counted), emotion, intensity, number, actor, age,
-source, language. Odd actors are women, even ones men (zenodo.org/records/3782416). The public readers that were looked
-at (nkululeko, data/asvp-esd; EmoBox, data/asvpesd/label_map.json) agree on emotions, not on the numbers of languages,
-so that a clip's is left untold. Emotions 09 to 13 are excited, pleasure, pain, disappointment and breath, mostly other
-sounds than speech: `--labels` takes them in. EmoBox's one fold was found without its speakers.
+source, language. Odd actors are women, even ones men (zenodo.org/records/3782416). Public readers (nkululeko,
+data/asvp-esd; EmoBox, data/asvpesd/label_map.json) agree on the emotions but not on the numbers of the languages, so
+the language of a clip is left out. Emotions 09 to 13 are excited, pleasure, pain, disappointment and breath, mostly
+sounds other than speech; `--labels` includes them. EmoBox's one fold was found without its speakers.
 """
 
 import re

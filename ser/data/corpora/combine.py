@@ -1,4 +1,4 @@
-"""Several corpora -> one table of clips, under classes that they share; and a corpus that only tests."""
+"""Reads several corpora into one table of clips under shared classes, and corpora that are only tested."""
 
 import inspect
 from collections import Counter
@@ -17,12 +17,12 @@ from ser.data.corpora.table import Corpus, keep_one_of_equal_sound
 from ser.utils import DataError
 
 NO_FOLDER = "none"
-FOR_ONE = "is for a corpus by itself: leave it out, and say which classes are one by --label_map"
+FOR_ONE = "is for a single corpus: leave it out, and map classes by --label_map"
 
 
 @dataclass
 class _Part:
-    """One corpus of several: the rows that were chosen of it, and spelling -> class."""
+    """One of several corpora: its chosen rows, and spelling -> class."""
 
     chosen: Chosen
     classes: dict[str, str | None]
@@ -47,27 +47,27 @@ def load_corpora(
 ) -> Corpus:
     """Reads one corpus or several into one table.
 
-    One corpus is read as [`load_corpus`] does, under its own classes, unless a map is given. Of several, files,
-    speakers and sessions are prefixed by the corpus ("ravdess/01"), classes are harmonised by the map, and a column
-    `corpus` says whose each clip is.
+    A single corpus is read by [`load_corpus`], under its own classes, unless a map is given. With several corpora,
+    files, speakers and sessions are prefixed by the corpus ("ravdess/01"), classes are unified by the map, and a
+    column `corpus` names the corpus of each clip.
 
     Args:
-        dataset_name: corpora to train on, each as [`load_corpus`] takes it.
-        data_dir: a folder for each, in their order; "none" for one that needs none.
-        test_dataset_name: corpora that only test, whose clips have the split "test". Clips of classes that are not
-            trained on are left out, and the table's `shared_labels` are those that remain.
-        test_data_dir: a folder for each of them, likewise.
+        dataset_name: corpora to train on, each as in [`load_corpus`].
+        data_dir: a folder for each, in the same order; "none" for a corpus without one.
+        test_dataset_name: corpora that are only tested; their clips have the split "test". Clips of classes that are
+            not trained on are left out, and `shared_labels` of the table are the remaining classes.
+        test_data_dir: a folder for each of these, likewise.
         label_map: YAML file of classes and their spellings (see `ser/data/corpora/label_map.py`), or "default".
-        labels: classes to keep, in this order, by their harmonised names (default: all).
-        drop_duplicates: of clips of equal sound, in one corpus or two, keep one (the one that tests, if any does).
+        labels: classes to keep, in this order, by their names in the map (default: all).
+        drop_duplicates: keep one of several clips of equal sound, also across corpora (a tested one if there is any).
         cache_dir: see [`load_corpus`].
-        model_classes: classes of a model that is tested: the map may name them as well, and of the corpora's classes
-            those are kept that the model knows under the map.
-        choices: what else [`load_corpus`] takes; for one corpus without a map.
+        model_classes: classes of the model to be tested: the map may contain them as well, and only classes that the
+            model knows under the map are kept.
+        choices: other arguments of [`load_corpus`], for a single corpus without a map.
 
     Raises:
-        DataError: as [`load_corpus`]; folders do not fit the corpora, one is named twice, the map does not fit, or
-            fewer than two classes are shared.
+        DataError: as in [`load_corpus`]; or folders do not match the corpora, a corpus is named twice, the map does
+            not fit, or fewer than two classes are shared.
     """
     places = _places(dataset_name, data_dir, "data_dir")
     tested = _places(test_dataset_name or (), test_data_dir, "test_data_dir")
@@ -78,14 +78,14 @@ def load_corpora(
             raise DataError(f"--{name} {FOR_ONE}.")
     names = [find_corpus(*place)[2] for place in (*places, *tested)]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise DataError(f"The corpus {twice[0]} is named twice: leave out one of the two.")
+        raise DataError(f"The corpus {twice[0]} is named twice: leave out one of them.")
     mapping = read_label_map(label_map)
     parts = [_read(*place, mapping, cache_dir) for place in (*places, *tested)]
     if mapping.is_given:
         known = {part.name: {*part.chosen.known, *part.classes} for part in parts}
         mapping.check(known | ({"the model": {*model_classes}} if model_classes else {}))
-    taught = {*mapping.of("the model", model_classes).values()} if model_classes else None
-    corpus = _join(parts, len(places), mapping, labels, taught)
+    model_names = {*mapping.of("the model", model_classes).values()} if model_classes else None
+    corpus = _join(parts, len(places), mapping, labels, model_names)
     corpus.options["drop_duplicates"] = drop_duplicates
     check_classes(corpus)
     if drop_duplicates:
@@ -96,19 +96,19 @@ def load_corpora(
 
 
 def _places(names: Sequence[str], folders: Sequence[str] | None, flag: str) -> list[tuple[str, str | None]]:
-    """(corpus, its folder) of each."""
+    """Returns pairs of a corpus and its folder."""
     if folders is None:
         return [(name, None) for name in names]
     if len(folders) != len(names):
         raise DataError(
-            f"--{flag} names {len(folders)} folder(s) for {len(names)} corpora: give one for each, in their order, "
-            f"and {NO_FOLDER} for a corpus that needs none."
+            f"--{flag} names {len(folders)} folder(s) for {len(names)} corpora: give one for each, in the same order, "
+            f"and {NO_FOLDER} for a corpus without one."
         )
     return [(name, None if folder == NO_FOLDER else folder) for name, folder in zip(names, folders, strict=True)]
 
 
 def _read(dataset_name: str, data_dir: str | None, mapping: LabelMap, cache_dir: str | None) -> _Part:
-    """The rows of one corpus. A file's map decides which of the classes that a record knows are read."""
+    """Reads the rows of one corpus; a map from a file also decides which of a record's classes are read."""
     record = find_corpus(dataset_name, data_dir)[0]
     if record is None:
         chosen = choose_rows(dataset_name, data_dir, cache_dir=cache_dir)
@@ -125,20 +125,20 @@ def _join(
     n_trained: int,
     mapping: LabelMap,
     labels: Sequence[str] | None,
-    taught: set[str | None] | None,
+    model_names: set[str | None] | None,
 ) -> Corpus:
     trained, tested = parts[:n_trained], parts[n_trained:]
     had = {name for part in trained for name in part.classes.values()}
-    names = [name for name in mapping.names if name in (had if taught is None else had & taught)]
+    names = [name for name in mapping.names if name in (had if model_names is None else had & model_names)]
     if unknown := [label for label in labels or () if label not in names]:
-        raise DataError(f"There is no class {unknown[0]!r} after {mapping.where}; the classes are {', '.join(names)}.")
+        raise DataError(f"There is no class {unknown[0]!r} under {mapping.where}; the classes are {', '.join(names)}.")
     names = list(labels or names)
     with_parts = all(_has_parts(part) for part in parts) and not tested
     for part in parts:
         name_rows(part.chosen.rows)
         validates_only = not _has_parts(part)
         for row in part.chosen.rows:
-            _settle(row, part, names, "trained on" if part in tested or taught is not None else "kept")
+            _set_class(row, part, names, "trained on" if part in tested or model_names is not None else "kept")
             if len(parts) > 1:
                 _prefix(row, part.name)
                 own = with_parts or (validates_only and row.get("split") == "validation")
@@ -147,7 +147,7 @@ def _join(
     if tested and len(shared) < 2:
         raise DataError(
             f"{_names(trained)} and {_names(tested)} share {len(shared)} class(es) under {mapping.where}, and a test "
-            "takes two: name which spellings are one class by --label_map."
+            "needs two: map spellings to common classes by --label_map."
         )
     audio = datasets.concatenate_datasets(
         [part.chosen.audio.cast_column("audio", datasets.Audio(decode=False)) for part in parts]
@@ -180,8 +180,8 @@ def _options(trained: Sequence[_Part], tested: Sequence[_Part], mapping: LabelMa
     return {**facts, "label_map": {"from": Path(mapping.where).name, "classes": classes}}
 
 
-def _settle(row: dict, part: _Part, names: Sequence[str], whose: str) -> None:
-    """The row's class among the names, or why it is left out."""
+def _set_class(row: dict, part: _Part, names: Sequence[str], whose: str) -> None:
+    """Sets the row's class index, or the reason why it is left out."""
     if row["drop"]:
         return
     spelling = part.chosen.label_names[row["class"]]
@@ -195,10 +195,10 @@ def _settle(row: dict, part: _Part, names: Sequence[str], whose: str) -> None:
 def _prefix(row: dict, name: str) -> None:
     row["corpus"] = name
     row["file"] = f"{name}/{row['file']}"
-    who = row.get("speaker")
-    together = row.get("session") or who  # where a source knows sessions only, nobody of one is in two parts
-    row["speaker"] = None if who is None else f"{name}/{who}"
-    row["session"] = None if together is None else f"{name}/{together}"
+    speaker = row.get("speaker")
+    session = row.get("session") or speaker  # what must not be divided between parts, in all corpora
+    row["speaker"] = None if speaker is None else f"{name}/{speaker}"
+    row["session"] = None if session is None else f"{name}/{session}"
     row["sentence"] = None if row.get("sentence") is None else f"{name}/{row['sentence']}"
 
 
@@ -215,12 +215,12 @@ def _names(parts: Sequence[_Part]) -> str:
 
 
 def balanced_rows(corpora: Sequence[str], seed: int) -> list[int]:
-    """Rows of a table such that each corpus has as many as the largest: all of its rows, as often as that takes, and
-    of the last round a random choice.
+    """Returns rows of a table such that each corpus has as many as the largest: all of its rows, repeated as often as
+    needed, with a random choice of them in the last round.
 
     Args:
-        corpora: whose each row is.
-        seed: of the choice.
+        corpora: the corpus of each row.
+        seed: random seed of the choice.
     """
     rng = np.random.default_rng(seed)
     rows_of: dict[str, list[int]] = {}

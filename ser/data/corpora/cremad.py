@@ -1,11 +1,11 @@
-"""CREMA-D (Cao et al. 2014): what actors were asked to express, and what listeners heard; two corpora, since the same
-predictions score differently on either.
+"""CREMA-D (Cao et al. 2014), as two corpora: with the emotions that actors intended, and with those that listeners
+perceived. The same predictions score differently on either.
 
 The tree is github.com/CheyneyComputerScience/CREMA-D, with git-lfs: `AudioWAV/1001_DFA_ANG_XX.wav` is actor 1001,
 sentence DFA, angry, at no stated intensity (its README). `VideoDemographics.csv` (ActorID, Age, Sex, Race, Ethnicity)
-tells the sex. `processedResults/tabulatedVotes.csv` counts votes in the columns A, D, F, H, N, S of a `fileName`; its
+has the sex. `processedResults/tabulatedVotes.csv` counts votes in the columns A, D, F, H, N, S of a `fileName`; its
 first column is 100000 * queryType + clip, and queryType 1 is the voice alone (tabulateVotesV2.r). AbstractTTS/CREMA-D
-has `file`, `gender`, `major_emotion` and six columns of votes (its card, which does not say of which queryType).
+has `file`, `gender`, `major_emotion` and six columns of votes (its card, which does not state their queryType).
 The split by speakers is that of TensorFlow Datasets 4.9 (tensorflow_datasets/audio/crema_d.py: the sorted actors are
 shuffled by RandomState(0) and cut at 70 and 80 %), whose catalogue has the same sizes, 1,556 and 738 clips. EmoBox's
 fold shares its actors between training and test.
@@ -39,7 +39,7 @@ HUB_VOTES = ("angry", "disgust", "fear", "happy", "neutral", "sad")
 
 
 def _beside(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a table of the tree, of which `folder` may be a part."""
+    """Returns the rows of a table in the tree, of which `folder` may be a part."""
     found = next((path for place in (folder, folder.parent) if (path := place / name).is_file()), None)
     if found is None:
         return []
@@ -56,8 +56,8 @@ def _facts(name: re.Match[str]) -> dict:
     return {"label": CREMAD_CODES.get(name[3], name[3]), "speaker": name[1], "sentence": name[2]}
 
 
-def _heard(votes: Sequence[float]) -> dict:
-    """What most listeners heard."""
+def _perceived_emotion(votes: Sequence[float]) -> dict:
+    """Returns the emotion with the most votes of listeners as the label."""
     if votes.count(max(votes)) > 1:
         return {"drop": VOTES_TIE, "votes": votes}
     return {"label": tuple(CREMAD_CODES.values())[votes.index(max(votes))], "votes": votes}
@@ -68,19 +68,19 @@ def _perceived(folder: Path) -> Iterator[dict]:
     votes = {row["fileName"]: [int(row[letter]) for letter in "ADFHNS"] for row in table if row[""].startswith("1")}
     if not votes and audio_files(folder):
         raise DataError(
-            f"{folder} and the folder above it have no processedResults/tabulatedVotes.csv, which tells what "
-            "listeners heard: give --data_dir the whole of CREMA-D, or train on what actors intended by "
+            f"{folder} and the folder above it have no processedResults/tabulatedVotes.csv with the votes of "
+            "listeners: give the whole of CREMA-D by --data_dir, or train on the intended emotions by "
             "--dataset_name cremad."
         )
     for row in _intended(folder):
-        heard = _heard(votes[row["key"]]) if row["key"] in votes else {"drop": "nobody voted"}
-        yield row if row.get("drop") else row | heard
+        perceived = _perceived_emotion(votes[row["key"]]) if row["key"] in votes else {"drop": "no votes"}
+        yield row if row.get("drop") else row | perceived
 
 
 def _hub_names(row: Mapping) -> dict:
     name = CREMAD_NAME.search(Path(row["file"] or "").stem)
-    told = _facts(name) if name else {"label": None}
-    return {"file": row["file"], "sex": str(row["gender"]).lower(), **told}
+    facts = _facts(name) if name else {"label": None}
+    return {"file": row["file"], "sex": str(row["gender"]).lower(), **facts}
 
 
 INTENDED = Record(
@@ -102,7 +102,7 @@ PERCEIVED = replace(
     INTENDED,
     hub={
         "AbstractTTS/CREMA-D": Source(
-            lambda row: _hub_names(row) | _heard([row[name] for name in HUB_VOTES]),
+            lambda row: _hub_names(row) | _perceived_emotion([row[name] for name in HUB_VOTES]),
             columns=("file", "gender", *HUB_VOTES),
             votes=HUB_VOTES,
         )

@@ -1,10 +1,9 @@
 """The embedded demo corpus: emotional pseudo-speech, synthesised with numpy and scipy alone.
 
-Source and filter (Fant 1960, as made practical by Klatt 1980): glottal pulses and breath noise excite a cascade of
-formant resonators that move through a random string of consonant-vowel syllables. The voice decides the pitch around
-which a clip speaks, the length of the vocal tract, the breathiness and the habitual rate; the emotion shifts prosody
-relative to that voice. No single cue settles the emotion of an unseen voice: each varies by voice and by clip and
-overlaps between emotions.
+It uses a source and a filter (Fant 1960; Klatt 1980): glottal pulses and breath noise excite a cascade of formant
+resonators, which move through a random string of consonant-vowel syllables. The voice determines the mean pitch, the
+length of the vocal tract, the breathiness and the habitual rate; the emotion shifts prosody relative to that voice. No
+single cue determines the emotion of a new voice: each varies by voice and by clip, and overlaps between emotions.
 """
 
 import json
@@ -33,7 +32,7 @@ VERSION = 3  # raise it whenever the samples change, so that a folder made by ol
 
 @dataclass(frozen=True)
 class Prosody:
-    """How an emotion departs from the voice's habit, in the directions of Scherer (2003) and Juslin & Laukka (2003).
+    """How an emotion differs from the voice's habit, following Scherer (2003) and Juslin & Laukka (2003).
 
     Args:
         level: mean pitch against the voice's own, in semitones.
@@ -101,7 +100,7 @@ CONSONANTS = (
 
 @dataclass(frozen=True)
 class Voice:
-    """What stays with a speaker, whatever the emotion.
+    """Properties of a speaker that do not depend on the emotion.
 
     Args:
         f0: habitual pitch in Hz, 160 to 230 for women and 90 to 140 for men.
@@ -109,7 +108,7 @@ class Voice:
         breath: level of the aspiration noise.
         rate: habitual syllables a second.
         tilt: habitual extra attenuation of the source at 3 kHz in dB.
-        expression: how much of the emotions' departures from neutral this speaker shows.
+        expression: factor of this speaker's differences between emotions and neutral speech.
     """
 
     f0: float
@@ -126,7 +125,7 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def make_voice(voice: int, seed: int = 0) -> Voice:
-    """The speaker number `voice`: women have even numbers, men odd ones."""
+    """Returns speaker number `voice`; women have even numbers, men odd ones."""
     rng = _generator(seed, voice)
     female = voice % 2 == 0
     return Voice(
@@ -140,7 +139,7 @@ def make_voice(voice: int, seed: int = 0) -> Voice:
 
 
 def _clip_prosody(emotion: str, expression: float, rng: np.random.Generator) -> Prosody:
-    """The emotion's prosody as this clip shows it: its departure from neutral stretched, then every cue scattered."""
+    """Returns the prosody of a clip: the emotion's difference from neutral, scaled, with random variation per cue."""
     neutral, target = PROSODY["neutral"], PROSODY[emotion]
     strength = expression * rng.uniform(0.85, 1.15)
     cues = {name: value + strength * (getattr(target, name) - value) for name, value in vars(neutral).items()}
@@ -152,7 +151,7 @@ def _clip_prosody(emotion: str, expression: float, rng: np.random.Generator) -> 
 
 
 def _smooth(track: np.ndarray, seconds: float) -> np.ndarray:
-    """Moves a stepwise control track (frames,) from step to step within about `seconds`."""
+    """Smooths a stepwise control track (frames,), so that it moves from step to step within about `seconds`."""
     window = np.hanning(2 * round(seconds * SAMPLING_RATE / FRAME / 2) + 3)
     return np.convolve(np.pad(track, len(window) // 2, mode="edge"), window / window.sum(), mode="valid")
 
@@ -163,7 +162,7 @@ def _to_samples(track: np.ndarray) -> np.ndarray:
 
 
 def resonate(signal: np.ndarray, resonators: Iterable[tuple[np.ndarray | float, float]]) -> np.ndarray:
-    """A cascade of moving second-order resonators, A / (1 - B / z - C / z**2), applied frame by frame.
+    """Applies a cascade of moving second-order resonators, A / (1 - B / z - C / z**2), frame by frame.
 
     Source: Klatt (1980), "Software for a cascade/parallel formant synthesizer", JASA 67(3), eq. 1-4. The frames
     overlap by half and are filtered by their spectra, so that resonators may move without a click.
@@ -191,7 +190,7 @@ def resonate(signal: np.ndarray, resonators: Iterable[tuple[np.ndarray | float, 
 def glottal_flow(
     f0: np.ndarray, open_quotient: float, jitter: float, shimmer: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Glottal airflow: a half cosine up, a quarter cosine down to an abrupt closure, closed until the next cycle.
+    """Returns the glottal airflow: half a cosine up, a quarter down to an abrupt closure, closed until the next cycle.
 
     Source: Rosenberg (1971), "Effect of glottal pulse shape on the quality of natural vowels", JASA 49, pulse C;
     the flow rises during two thirds of the open phase.
@@ -214,7 +213,7 @@ def glottal_flow(
 
 
 def _tilt(source: np.ndarray, decibels: float) -> np.ndarray:
-    """A one-pole low-pass of gain 1 at 0 Hz that attenuates by `decibels` at 3 kHz (Klatt 1980, parameter TL)."""
+    """Applies a one-pole low-pass with gain 1 at 0 Hz and `decibels` of attenuation at 3 kHz (Klatt 1980, TL)."""
     power = 10 ** (-max(decibels, 0.1) / 10)
     p = (1 - power * np.cos(2 * np.pi * 3000 / SAMPLING_RATE)) / (1 - power)
     pole = p - np.sqrt(p * p - 1)
@@ -222,12 +221,12 @@ def _tilt(source: np.ndarray, decibels: float) -> np.ndarray:
 
 
 def _utterance(prosody: Prosody, rate: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """A random string of consonant-vowel syllables between two silences, as control tracks of one value a frame.
+    """Returns control tracks, one value per frame, of a random string of syllables between two silences.
 
     Returns:
         Seven tracks (frames,): F1, F2, F3 in Hz, level of voicing, level of noise, its frequency in Hz, pitch accent.
     """
-    # The length is drawn first and filled with syllables at the clip's rate: it says nothing about the emotion.
+    # The length is drawn first and filled with syllables at the clip's rate, so it does not depend on the emotion.
     seconds = rng.uniform(1.0, 1.8)
     n_syllables = round(seconds * rate)
     lengths = rng.uniform(0.85, 1.15, n_syllables)
@@ -248,22 +247,22 @@ def _utterance(prosody: Prosody, rate: float, rng: np.random.Generator) -> list[
 
 
 def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.ndarray:
-    """One clip of 1.2 to 2 seconds: the same arguments give the same samples.
+    """Returns one clip of 1.2 to 2 seconds; the same arguments give the same samples.
 
     Args:
         emotion: one of `EMOTIONS`.
         voice: number of the speaker, from 0.
         take: number of the clip among this speaker's clips of this emotion, from 0.
-        seed: of the corpus.
+        seed: random seed of the corpus.
 
     Returns:
         float32 (T,) at 44,100 Hz, within (-0.9, 0.9).
 
     Raises:
-        ValueError: for an unknown emotion.
+        ValueError: the emotion is unknown.
     """
     if emotion not in EMOTIONS:
-        raise ValueError(f"unknown emotion {emotion!r}: the demo corpus speaks {', '.join(EMOTIONS)}")
+        raise ValueError(f"unknown emotion {emotion!r}: the demo corpus has {', '.join(EMOTIONS)}")
     speaker = make_voice(voice, seed)
     rng = _generator(seed, voice, EMOTIONS.index(emotion), take)
     prosody = _clip_prosody(emotion, speaker.expression, rng)
@@ -273,7 +272,7 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
     semitones = prosody.level + prosody.slope * course + prosody.spread * _smooth(accent, 0.10)
     f0 = _to_samples(speaker.f0 * 2 ** (semitones / 12))
     flow = glottal_flow(f0, prosody.open_quotient, prosody.jitter, 3 * prosody.jitter, rng)
-    # The flow's derivative stands for radiation at the lips; divided by pitch, it is as strong in every voice.
+    # The flow's derivative models radiation at the lips; divided by pitch, it is equally strong in every voice.
     pulses = _tilt(np.diff(flow, prepend=0.0) * SAMPLING_RATE / f0 / 10, prosody.tilt + speaker.tilt)
     breath = speaker.breath * prosody.breath * rng.standard_normal(len(flow)) * (0.3 + flow)
     source = (pulses + breath) * _to_samples(_smooth(voicing, 0.03))
@@ -284,7 +283,7 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
     frequencies = [scale * frequency for frequency in UPPER_FORMANTS] + [scale * formant for formant in moving]
     bandwidths = [*UPPER_BANDWIDTHS, 70.0, 90.0, 130.0]
     speech = resonate(source, list(zip(frequencies, bandwidths, strict=True)))
-    # Consonants and the room's noise keep their distance from the vowels: loudness cannot be read off it.
+    # Consonants and the noise of the room have a fixed level relative to the vowels, which does not reveal loudness.
     speech = speech / np.abs(speech).max() + 0.04 * resonate(hiss, [(scale * noise_frequency, 1200.0)])
     speech += 10 ** (-rng.uniform(55, 65) / 20) * rng.standard_normal(len(speech))
     peak = 10 ** (min(prosody.loudness, -1.0) / 20)
@@ -292,24 +291,24 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
 
 
 def write_demo_corpus(folder: str | Path, *, n_voices: int = 24, clips_per_emotion: int = 5, seed: int = 0) -> None:
-    """Writes the corpus as `voice_NN/EMOTION_TAKE.wav` (44.1 kHz, mono, 16 bits), or finds it already there.
+    """Writes the corpus as `voice_NN/EMOTION_TAKE.wav` (44.1 kHz, mono, 16 bits), unless it is already there.
 
     The folder appears complete or not at all; the same parameters write the same bytes.
 
     Args:
-        folder: of the corpus; made with its parents.
-        n_voices: speakers, half of them women.
-        clips_per_emotion: clips of each emotion that each speaker says.
-        seed: of voices and clips.
+        folder: folder of the corpus; created with its parents.
+        n_voices: number of speakers, half of them women.
+        clips_per_emotion: number of clips of each emotion by each speaker.
+        seed: random seed of voices and clips.
 
     Raises:
-        ValueError: for parameters that make no corpus.
-        FileExistsError: where `folder` holds something else, other parameters' clips, or lacks clips.
+        ValueError: a parameter is out of range.
+        FileExistsError: `folder` holds something else, a corpus with other parameters, or lacks clips.
     """
     if n_voices < 1 or clips_per_emotion < 1 or seed < 0:
         raise ValueError(
-            f"no corpus has n_voices={n_voices}, clips_per_emotion={clips_per_emotion}, seed={seed}: "
-            "the first two must be 1 or more, the seed 0 or more"
+            f"n_voices={n_voices} and clips_per_emotion={clips_per_emotion} must be at least 1, and seed={seed} at "
+            "least 0"
         )
     folder = Path(folder)
     manifest = {"version": VERSION, "n_voices": n_voices, "clips_per_emotion": clips_per_emotion, "seed": seed}
@@ -331,22 +330,22 @@ def write_demo_corpus(folder: str | Path, *, n_voices: int = 24, clips_per_emoti
         (unfinished / MANIFEST).write_text(json.dumps(manifest))
         try:
             unfinished.rename(folder)
-        except OSError:  # another process may have put the same corpus there meanwhile
+        except OSError:  # another process may have written the same corpus in the meantime
             if not _holds(folder, manifest, clips):
                 raise
 
 
 def _holds(folder: Path, manifest: dict[str, int], clips: Iterable[str]) -> bool:
-    """Whether `folder` is the corpus of this manifest; False where nothing is there yet."""
+    """Returns whether `folder` holds the corpus of this manifest; False if it is empty or does not exist."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     remedy = "give another folder, or delete this one and run again"
     try:
         found = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise FileExistsError(f"{folder} is in the way: it is not a demo corpus; {remedy}") from error
+        raise FileExistsError(f"{folder} exists and is not a demo corpus; {remedy}") from error
     if found != manifest:
-        raise FileExistsError(f"{folder} holds a demo corpus made with {found}, wanted is {manifest}; {remedy}")
+        raise FileExistsError(f"{folder} holds a demo corpus made with {found}, not with {manifest}; {remedy}")
     missing = [name for name in clips if not (folder / name).is_file()]
     if missing:
         raise FileExistsError(f"{folder} lacks {len(missing)} of its clips, such as {missing[0]}; {remedy}")

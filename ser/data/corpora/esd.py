@@ -1,13 +1,13 @@
-"""ESD, the Emotional Speech Dataset (Zhou et al. 2021): all of it, and its English part.
+"""ESD, the Emotional Speech Dataset (Zhou et al. 2021): the whole corpus, and its English part.
 
 The tree (hltsingapore.github.io/ESD) is `0011/Angry/0011_000351.wav`, in an older archive with a folder more:
 `0011/Angry/train/0011_000351.wav`, or `evaluation`, or `test`, which are its published parts; they share the speakers.
 Speakers 0001 to 0010 speak Mandarin, 0011 to 0020 English. AbstractTTS/ESD_english has `file`, `emotion`, `gender` and
-`transcription`, and no speaker but in the name of the file (so public readers of it; its card could not be read). The
-licence is what its authors say on the page of the data (github.com/HLTSingapore/Emotional-Speech-Data): for research,
-to be filled in and sent to them. EmoBox's five folds were not found in a form from which all their speakers could be
-read, so that `--protocol speaker` deals the speakers itself. Of whose sex they are, public lists disagree: the copy's
-word is taken, and of the tree it is left untold.
+`transcription`; the speaker is only in the name of the file (according to public readers of it; its card could not be
+read). The licence is stated on the page of the data (github.com/HLTSingapore/Emotional-Speech-Data): for research, to
+be filled in and sent to the authors. EmoBox's five folds were not found in a form that lists all their speakers, so
+`--protocol speaker` makes folds of its own. Public lists disagree on the sex of the speakers: it is read from the copy
+on the Hub, and left out for the tree.
 """
 
 import re
@@ -44,8 +44,8 @@ def _english(folder: Path) -> Iterator[dict]:
 def _row(row: dict) -> dict:
     speaker = re.match(r"\d{4}", Path(row["file"] or "").name)
     sex = str(row["gender"]).lower()
-    told = {"sex": sex} if sex in ("female", "male") else {}
-    return {"file": row["file"], "label": row["emotion"], "speaker": speaker and speaker[0], **told}
+    facts = {"sex": sex} if sex in ("female", "male") else {}
+    return {"file": row["file"], "label": row["emotion"], "speaker": speaker and speaker[0], **facts}
 
 
 RECORD = Record(

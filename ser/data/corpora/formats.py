@@ -1,4 +1,4 @@
-"""The forms in which a corpus lies: its original tree, tables as on the Hub, folders and lists of one's own."""
+"""Reads corpora in any of their forms: original trees, tables as on the Hub, and a user's folders and lists."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ from ser.utils import DataError
 
 
 def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict) -> Rows:
-    """A corpus of the registry: its original tree, or one of its copies on the Hub (or local tables in that form)."""
+    """Reads a corpus of the registry: its original tree, a copy on the Hub, or local tables in the form of a copy."""
     if data_dir:
         rows = list(record.tree(Path(data_dir)))
         tables = record.hub and holds_tables(Path(data_dir))
@@ -41,7 +41,7 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
         table, revision = open_tables(data_dir, load | {"revision": None})
         hub_id = hub_id or _recognise(record, table, data_dir)
     elif not record.hub:
-        raise DataError(f"{name} has no copy on the Hub that is known here: name its folder by data_dir.")
+        raise DataError(f"No copy of {name} on the Hub is known: give its folder by --data_dir.")
     else:
         hub_id = hub_id or next(iter(record.hub))
         table, revision = open_tables(hub_id, load | {"revision": load["revision"] or record.hub[hub_id].revision})
@@ -57,7 +57,7 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
             read = source.read(row)
         except (TypeError, ValueError, OverflowError) as error:
             facts = ", ".join(f"{name} {row[name]!r}" for name in source.columns)
-            raise DataError(f"Row {index} of {where} is not as in {hub_id} ({facts}): {error}.") from error
+            raise DataError(f"Row {index} of {where} differs in form from {hub_id} ({facts}): {error}.") from error
         rows.append(
             read | {"drop": row["drop"] or read.get("drop")} | ({"votes": [row[v] for v in votes]} if votes else {})
         )
@@ -65,7 +65,7 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
 
 
 def _recognise(record: Record, table: Tables, where: str) -> str:
-    """The copy on the Hub whose columns a local folder of tables has; of several, the one that asks for most."""
+    """Returns the copy on the Hub whose columns local tables have; of several, the one that needs the most columns."""
     have = {name for split in table.values() for name in split.column_names}
     fits = [hub_id for hub_id, source in record.hub.items() if have >= {"audio", *source.columns}]
     if not fits:
@@ -81,19 +81,19 @@ def read_own(
     splits: Mapping[str, str],
     load: dict,
 ) -> Rows:
-    """A data set of one's own: list of files, folder of class folders, tables, Hub id."""
+    """Reads a user's own data set: a list of files, a folder of class folders, tables, or a Hub id."""
     path = Path(dataset_name)
     if is_list(path):
         return read_listed(path, Path(data_dir) if data_dir else path.parent, columns)
     if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir():
         raise DataError(
-            f"{dataset_name} is one recording, and a data set has many: give a folder with a sub-folder for each "
-            "class, or a list of files. predict_ser.py names the emotion in one."
+            f"{dataset_name} is a recording, not a data set: give a folder with a sub-folder for each class, or a "
+            "list of files. predict_ser.py classifies single recordings."
         )
     path = Path(data_dir) if data_dir else path
     if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path} is not a table that is read here: give {', '.join(sorted(LIST_SUFFIXES | TABLE_SUFFIXES))}."
+            f"{path} is not a supported table: give one of {', '.join(sorted(LIST_SUFFIXES | TABLE_SUFFIXES))}."
         )
     if metadata := metadata_of(path):
         return read_listed(metadata, path, columns)
@@ -101,7 +101,8 @@ def read_own(
         return read_class_folders(path)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in {"..", "~"}):
         raise DataError(
-            f"{dataset_name} is no corpus known here ({', '.join(RECORDS)}), no file or folder, and no Hub id."
+            f"{dataset_name} is not a known corpus ({', '.join(RECORDS)}), a file, a folder or a Hub id: check its "
+            "spelling."
         )
     where = str(path) if path.exists() else dataset_name
     table, revision = open_tables(where, load)
@@ -127,7 +128,7 @@ def read_own(
     unused = {
         f"split {split!r} not used": len(part)
         for split, part in table.items()
-        if split not in used and not isinstance(part, StreamedSplit)  # which nobody has to read
+        if split not in used and not isinstance(part, StreamedSplit)  # whose length would have to be read
     }
     return Rows(audio, rows, labels, where, revision, dropped=unused, shards=shards)
 
@@ -138,7 +139,7 @@ def _is_class_folder(path: Path) -> bool:
 
 
 def _spelt_as_in(table: Tables, splits: Mapping[str, str]) -> dict[str, str]:
-    """Part -> name of its split, which may be another usual one, such as dev for validation."""
+    """Returns part -> name of its split, which may be another usual name, such as dev for validation."""
     usual = {part: name for name in reversed(list(table)) if (part := SPLIT_NAMES.get(name.lower()))}
     return {part: usual.get(part, name) if name == part and name not in table else name
             for part, name in splits.items()}  # fmt: skip
@@ -147,26 +148,26 @@ def _spelt_as_in(table: Tables, splits: Mapping[str, str]) -> dict[str, str]:
 def _cell(value: Any, column: str | None, where: str) -> str:
     if (text := text_of(value)) is None:
         raise DataError(
-            f"Column {column!r} of {where} holds {value!r:.80}, which is neither text nor a number: give one of them "
-            "for each clip."
+            f"Column {column!r} of {where} holds {value!r:.80}, which is neither text nor a number: give one or the "
+            "other for each clip."
         )
     return text
 
 
-def refuse_unheard(given: set[str], record: Record | None, dataset_name: str, data_dir: str | None) -> None:
-    """Raises if flags were given that the form in which the data lies has no use for."""
+def refuse_unused_options(given: set[str], record: Record | None, dataset_name: str, data_dir: str | None) -> None:
+    """Raises if options were given that have no effect on data of this form."""
     path = Path(data_dir or dataset_name)
     hub, tables = {"dataset_config_name", "dataset_revision"}, {flag for flag in given if flag.endswith("_split_name")}
     columns = {flag for flag in given if flag.endswith("_column_name")}
     if record:
-        form, unheard = f"{dataset_name} is known, with its columns and splits", columns | tables
+        form, unused = f"{dataset_name} is a known corpus, with known columns and splits", columns | tables
         if data_dir or not record.hub:
-            form, unheard = f"{form}, and {path} is no Hub data set", unheard | hub
+            form, unused = f"{form}, and {path} is not a Hub data set", unused | hub
     elif is_list(Path(dataset_name)) or metadata_of(path):
-        form, unheard = f"{dataset_name} is a list of files, whose splits are its column split", tables | hub
+        form, unused = f"{dataset_name} is a list of files, whose splits are its column split", tables | hub
     elif _is_class_folder(path):
-        form, unheard = f"{path} is a folder of class folders", columns | tables | hub
+        form, unused = f"{path} is a folder of class folders", columns | tables | hub
     else:
-        form, unheard = f"{path} is no Hub data set", {"dataset_revision"} if path.exists() else set()
-    if idle := sorted(given & unheard):
+        form, unused = f"{path} is not a Hub data set", {"dataset_revision"} if path.exists() else set()
+    if idle := sorted(given & unused):
         raise DataError(f"{form}: leave out {', '.join(f'--{flag}' for flag in idle)}.")

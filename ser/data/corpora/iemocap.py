@@ -1,10 +1,10 @@
 """IEMOCAP (Busso et al. 2008).
 
 The tree is `Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav`, and for each dialogue a file of notes,
-`Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`: of every turn a line with its name and the emotion of most (`xxx`:
-of none), then a line for each evaluator with one emotion or several, `C-E2:`, a tab, `Neutral; Sadness;`, a tab and a
-remark. `C-F1:` and `C-M1:` are what the actors thought of themselves, and count for neither emotion nor votes.
-AbstractTTS/IEMOCAP has a column of votes for each emotion, Zahra99/IEMOCAP_Audio the four classes alone.
+`Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`: for every turn a line with its name and the majority emotion
+(`xxx`: none), then a line for each evaluator with one or more emotions, `C-E2:`, a tab, `Neutral; Sadness;`, a tab and
+a remark. `C-F1:` and `C-M1:` are the actors' own evaluations, and are not counted. AbstractTTS/IEMOCAP has a column of
+votes for each emotion, Zahra99/IEMOCAP_Audio only the four classes.
 """
 
 import re
@@ -25,14 +25,14 @@ WORDS = {
     **dict.fromkeys(("neutral", "neutral state"), "neutral"),
     "surprise": "surprise",
     "happiness": "happy",
-}  # what evaluators chose from, but for "other"
+}  # the choices of evaluators, except "other"
 SEXES = {"F": "female", "M": "male"}
 ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
 
 
 def _names(file: str) -> dict:
-    """Session and speaker of `Ses01F_impro01_M000`: the first token's letter is the one who wears the motion-capture
-    markers, the last token's the one who speaks."""
+    """Returns session and speaker of `Ses01F_impro01_M000`: the letter in the first token is the speaker with the
+    motion-capture markers, the one in the last token the speaker of the turn."""
     match = re.match(r"(Ses0\d)[FM]_.+_([FM])\w+$", Path(file).stem)
     return {"session": match[1], "speaker": match[1] + match[2], "sex": SEXES[match[2]]} if match else {}
 

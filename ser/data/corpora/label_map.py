@@ -1,6 +1,6 @@
-"""One name for each class of several corpora: happiness is happy, fearful is fear, and what a YAML file says.
+"""Maps the classes of several corpora to common names, by default (happiness is happy) or by a YAML file.
 
-A file maps each class to its spellings, and to null what is to be left out:
+A file maps each class to its spellings, and null to the spellings whose clips are left out:
 
     neutral: [neutral, calm]
     happy: [happy, happiness, excited]
@@ -33,11 +33,11 @@ DEFAULT_MAP = {
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which class each spelling is.
+    """Mapping from spellings to classes.
 
     Args:
-        where: the file, or what the default map is called.
-        classes: spelling -> class; None where its clips are left out.
+        where: the file, or the name of the default map.
+        classes: spelling -> class, or None if its clips are left out.
     """
 
     where: str
@@ -45,7 +45,7 @@ class LabelMap:
 
     @property
     def is_given(self) -> bool:
-        """Whether a user wrote it."""
+        """Whether the map comes from a user's file."""
         return self.where != DEFAULT_NAME
 
     @property
@@ -54,41 +54,42 @@ class LabelMap:
         return list(dict.fromkeys(name for name in self.classes.values() if name is not None))
 
     def of(self, whose: str, spellings: Iterable[str]) -> dict[str, str | None]:
-        """Spelling -> class for all that a corpus (or model) has.
+        """Returns spelling -> class for all classes of a corpus (or model).
 
         Raises:
-            DataError: the map loses one of them.
+            DataError: the map lacks one of them.
         """
         for spelling in spellings:
             if spelling not in self.classes:
                 raise DataError(
-                    f"{self.where} loses the class {spelling!r} of {whose}: map it to a class, or to null to leave it "
-                    "out, in a file that --label_map names."
+                    f"{self.where} lacks the class {spelling!r} of {whose}: map it to a class, or to null to leave it "
+                    "out, in a file given by --label_map."
                 )
         return {spelling: self.classes[spelling] for spelling in spellings}
 
     def check(self, known: Mapping[str, Iterable[str]]) -> None:
-        """
+        """Checks that every spelling in the map is a class of some corpus.
+
         Args:
-            known: corpus -> all classes that it knows.
+            known: corpus -> all of its classes.
 
         Raises:
-            DataError: the map names a class that no corpus has.
+            DataError: the map has a spelling that no corpus has.
         """
         have = {spelling for spellings in known.values() for spelling in spellings}
         for spelling in self.classes:
             if spelling not in have:
                 raise DataError(
-                    f"{self.where} names {spelling!r}, which is a class of none of {', '.join(known)}; they have "
+                    f"{self.where} has {spelling!r}, which is not a class of {' or '.join(known)}; they have "
                     f"{', '.join(sorted(have))}."
                 )
 
 
 def read_label_map(path: str | None) -> LabelMap:
-    """The map in a YAML file; the default one without a path, or under the name "default".
+    """Reads a map from a YAML file; without a path, or under the name "default", returns the default map.
 
     Raises:
-        DataError: the file is none, maps a class two ways, or maps nothing to one.
+        DataError: the file is not a map, maps a spelling to two classes, or maps nothing to a class.
     """
     if path in (None, DEFAULT):
         return LabelMap(DEFAULT_NAME, {s: name for name, spellings in DEFAULT_MAP.items() for s in spellings})
@@ -103,18 +104,20 @@ def read_label_map(path: str | None) -> LabelMap:
         names.add(name)
         for spelling in spellings:
             if spelling in classes:
-                raise DataError(f"{where} maps {spelling!r} two ways, to {classes[spelling]!r} and to {name!r}.")
+                raise DataError(
+                    f"{where} maps {spelling!r} to both {classes[spelling]!r} and {name!r}: leave out one of them."
+                )
             classes[spelling] = name
     return LabelMap(where, classes)
 
 
 def _entries(path: Path, where: str) -> list[tuple[str | None, list[str]]]:
-    """(class, spellings) in the file's order. Of one name given twice YAML itself would keep the last."""
+    """Returns (class, spellings) in the file's order. If a name occurs twice, YAML itself would keep the last."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{where} cannot be read: {error}") from error
-    refusal = DataError(f"{where} is no map of classes to lists of spellings, such as `happy: [happy, joy]`.")
+    refusal = DataError(f"{where} is not a map of classes to lists of spellings, such as `happy: [happy, joy]`.")
     if not isinstance(root, yaml.MappingNode):
         raise refusal
     entries = []
@@ -127,8 +130,8 @@ def _entries(path: Path, where: str) -> list[tuple[str | None, list[str]]]:
     return entries
 
 
-def in_words(classes: Mapping[str, Mapping[str, str | None]], names: Sequence[str]) -> str:
-    """The map as it was used, a line a class.
+def format_label_map(classes: Mapping[str, Mapping[str, str | None]], names: Sequence[str]) -> str:
+    """Formats a map with one line for each class.
 
     Args:
         classes: corpus -> spelling -> class.

@@ -1,4 +1,4 @@
-"""A name and a few choices -> one table of clips."""
+"""Reads a corpus, given its name and a few choices, into a table of clips."""
 
 import hashlib
 from collections import Counter
@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from ser.data.corpora.demo import make_demo_corpus
-from ser.data.corpora.formats import read_own, read_record, refuse_unheard
+from ser.data.corpora.formats import read_own, read_record, refuse_unused_options
 from ser.data.corpora.names import check_classes_differ, check_not_reserved, warn_of_almost_equal_speakers
 from ser.data.corpora.readers import TABLE_SUFFIXES, Rows, visible_files
 from ser.data.corpora.records import VOTES_TIE, Record
@@ -29,12 +29,12 @@ def load_corpus(
 
     Args:
         dataset_name, data_dir: see [`choose_rows`].
-        drop_duplicates: of clips with equal sound keep one (the one nearest to the test split); of such clips under
-            different labels keep none.
-        choices: what else [`choose_rows`] takes: which classes, columns, splits, from where, and whether streamed.
+        drop_duplicates: keep one of several clips of equal sound (the one nearest to the test split), and none if
+            their labels differ.
+        choices: other arguments of [`choose_rows`]: classes, columns, splits, revision, and whether to stream.
 
     Raises:
-        DataError: a source, column, file or class that was asked for is missing, or nothing is left; says which.
+        DataError: a source, column, file or class is missing, or no clip is left; the message names it.
     """
     chosen = choose_rows(dataset_name, data_dir, **choices)
     check_classes_differ({chosen.merge.get(name, name) for name in chosen.known}, chosen.location)
@@ -66,14 +66,14 @@ def load_corpus(
 
 @dataclass
 class Chosen(Rows):
-    """The rows of a corpus, of which each has its `class`, an index into `label_names`, or its reason to `drop`.
+    """Rows of a corpus, each with its `class`, an index into `label_names`, or a reason to `drop` it.
 
     Args:
         name: short name of the corpus.
         label_names: classes in the order of the indices.
-        known: all classes that the corpus knows, kept or not.
-        merge: class -> class that its clips are counted under.
-        speaker_hint: sources that tell the speaker.
+        known: all classes of the corpus, kept or not.
+        merge: class -> class into which its clips are merged.
+        speaker_hint: sources that state the speaker.
     """
 
     name: str = ""
@@ -102,20 +102,19 @@ def choose_rows(
     soft_labels: Literal["none", "votes"] = "none",
     streaming: bool = False,
 ) -> Chosen:
-    """What [`load_corpus`] reads, before a table is made of it.
+    """Reads the rows of a corpus and chooses among them; [`load_corpus`] makes a table of the result.
 
     Args:
-        dataset_name: a corpus (`python run_ser.py --list_corpora` names all), the Hub id of one of its copies, or a
-            data set of one's own: a Hub id, a folder of parquet files, a folder with one sub-folder per class
+        dataset_name: a corpus (`python run_ser.py --list_corpora` lists them), the Hub id of one of its copies, or a
+            user's own data set: a Hub id, a folder of parquet files, a folder with one sub-folder per class
             (optionally below train/validation/test; also as `audiofolder` with `data_dir`), or a list (.csv, .tsv or
             .jsonl) of `file,label[,speaker][,split][,sentence]`.
-        data_dir: where the data of `dataset_name` lies locally: the original folder tree of a corpus, or a folder of
-            parquet files in the form of its copy on the Hub. Files named in a list are relative to it (default: to
-            the list's own folder).
+        data_dir: local folder of `dataset_name`: the original tree of a corpus, or parquet files in the form of its
+            copy on the Hub. Files in a list are relative to it (default: to the folder of the list).
         dataset_config_name: configuration of a Hub data set.
         dataset_revision: Hub revision: branch, tag or commit.
-        cache_dir: where `datasets` keeps what it downloads and converts; the demo corpus is written there too.
-        train_split_name: in a data set of one's own, the split that is trained on.
+        cache_dir: cache folder of `datasets`; the demo corpus is written there too.
+        train_split_name: training split of a user's own data set.
         eval_split_name: its validation split.
         test_split_name: its test split.
         audio_column_name: its audio column (default: "audio"; in a CSV "file").
@@ -124,19 +123,19 @@ def choose_rows(
         labels: classes to keep, in this order (default: the corpus's own).
         merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
         unique_vote: keep only clips for which one emotion got more votes than any other.
-        soft_labels: "votes" for a column `votes`, those of the annotators for each class that is kept; a clip's label
-            is the class with most, and clips on which annotators do not agree are kept too.
-        streaming: of tables, on the Hub or in a folder, read the shards as they lie, once for all but the sound; see
+        soft_labels: "votes" for a column `votes` with the annotators' votes for each class that is kept; the label is
+            the class with the most votes, and clips on which annotators do not agree are kept too.
+        streaming: read tables, on the Hub or in a folder, shard by shard, once for everything except the sound; see
             [`Shards`].
 
     Raises:
-        DataError: as [`load_corpus`].
+        DataError: as in [`load_corpus`].
     """
     record, hub_id, name = find_corpus(dataset_name, data_dir)
     merge = _parse_merge(merge_labels)
     load = {"name": dataset_config_name, "cache_dir": cache_dir, "revision": dataset_revision, "streaming": streaming}
     if data_dir is not None and not Path(data_dir).exists():
-        raise DataError(f"data_dir {data_dir} does not exist.")
+        raise DataError(f"--data_dir {data_dir} does not exist.")
 
     columns = (audio_column_name, label_column_name, speaker_column_name)
     splits = {"train": train_split_name, "validation": eval_split_name, "test": test_split_name}
@@ -150,7 +149,7 @@ def choose_rows(
         "dataset_config_name": dataset_config_name,
         "dataset_revision": dataset_revision,
     }
-    refuse_unheard({flag for flag, value in given.items() if value is not None}, record, dataset_name, data_dir)
+    refuse_unused_options({flag for flag, value in given.items() if value is not None}, record, dataset_name, data_dir)
     if name == "demo" and data_dir is None:
         data_dir = make_demo_corpus(cache_dir)
     if record:
@@ -164,48 +163,75 @@ def choose_rows(
     if streaming and found.shards is None:
         raise DataError(
             f"--streaming reads shards, such as a folder of parquet files or a copy on the Hub, and {found.location} "
-            "has none: leave it out, and take --no_cache_features to keep nothing but names in memory."
+            "has none: leave it out; --no_cache_features keeps only the names of clips in memory."
         )
-    if unique_vote and soft_labels != "none":
-        raise DataError("unique_vote leaves out the clips that soft_labels has a use for: give one of the two.")
-    for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
-        if is_made and not any("votes" in row for row in found.rows):
-            raise DataError(
-                f"{choice} needs the annotators' votes, which {found.location} does not have; leave it out."
-            )
-    for choice in {*merge, *(labels or ())} - known - set(merge.values()):
-        raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
-
-    names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
-    if lost := {*merge.values()} - {*names}:
-        raise DataError(f"merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}.")
-    seen: set[str] = set()
-    aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
-    for row in found.rows:
-        if soft_labels == "votes":
-            drop = None if row.get("drop") == VOTES_TIE else row.get("drop")
-            row["drop"] = drop or _settle_votes(row, names, merge, voted_for)
-        else:
-            row["drop"] = row.get("drop") or _settle(row, names, aliases, merge, unique_vote)
-        key = row.get("key")
-        if not row["drop"] and key in seen:
-            row["drop"] = "second file of the same name"
-        elif not row["drop"] and "audio" in row and not row["audio"].is_file():
-            raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
-        if key is not None:
-            seen.add(key)
+    _check_votes(found, unique_vote, soft_labels)
+    names = _class_names(found, name, known, merge, labels)
+    _set_classes(found, names, merge, record, unique_vote, soft_labels)
     return Chosen(
         **vars(found) | {"revision": found.revision or _files_digest(Path(found.location))},
         name=name,
         label_names=names,
         known=known,
         merge=merge,
-        speaker_hint=record.with_speaker if record else "a data set with such a column, named by speaker_column_name",
+        speaker_hint=record.with_speaker if record else "a data set with such a column (--speaker_column_name)",
     )
 
 
+def _check_votes(found: Rows, unique_vote: bool, soft_labels: str) -> None:
+    """Raises if votes are needed that the source does not have."""
+    if unique_vote and soft_labels != "none":
+        raise DataError("--unique_vote leaves out the clips that --soft_labels keeps: leave out one of the two.")
+    for choice, is_made in (("unique_vote", unique_vote), ("soft_labels", soft_labels != "none")):
+        if is_made and not any("votes" in row for row in found.rows):
+            raise DataError(
+                f"--{choice} needs the annotators' votes, which {found.location} does not have: leave it out."
+            )
+
+
+def _class_names(
+    found: Rows, name: str, known: set[str], merge: Mapping[str, str], labels: Sequence[str] | None
+) -> list[str]:
+    """Returns the classes to keep, in their order; raises if one of those that were chosen is unknown."""
+    for choice in {*merge, *(labels or ())} - known - set(merge.values()):
+        raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
+    names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
+    if lost := {*merge.values()} - {*names}:
+        raise DataError(
+            f"--merge_labels makes clips {lost.pop()!r}, which is not among the classes {', '.join(names)}: add it to "
+            "--labels."
+        )
+    return names
+
+
+def _set_classes(
+    found: Rows,
+    names: list[str],
+    merge: Mapping[str, str],
+    record: Record | None,
+    unique_vote: bool,
+    soft_labels: str,
+) -> None:
+    """Sets the class index of each row, or the reason to drop it; a second file of the same name is dropped, too."""
+    keys: set[str] = set()
+    aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
+    for row in found.rows:
+        if soft_labels == "votes":
+            drop = None if row.get("drop") == VOTES_TIE else row.get("drop")
+            row["drop"] = drop or _set_votes(row, names, merge, voted_for)
+        else:
+            row["drop"] = row.get("drop") or _set_class(row, names, aliases, merge, unique_vote)
+        key = row.get("key")
+        if not row["drop"] and key in keys:
+            row["drop"] = "second file of the same name"
+        elif not row["drop"] and "audio" in row and not row["audio"].is_file():
+            raise DataError(f"{row['audio']} does not exist, so {found.location} is incomplete.")
+        if key is not None:
+            keys.add(key)
+
+
 def find_corpus(dataset_name: str, data_dir: str | None) -> tuple[Record | None, str | None, str]:
-    """(record, Hub id, short name) of a corpus, or (None, None, short name) for a data set of one's own."""
+    """Returns (record, Hub id, short name) of a corpus, or (None, None, short name) for a user's own data set."""
     for name, record in RECORDS.items():
         if dataset_name.lower() == name:
             return record, None, name
@@ -214,7 +240,7 @@ def find_corpus(dataset_name: str, data_dir: str | None) -> tuple[Record | None,
                 return record, hub_id, name
     path = Path(data_dir if data_dir and dataset_name == "audiofolder" else dataset_name).absolute()
     name = path.stem if path.suffix.lower() in {*LIST_SUFFIXES, *TABLE_SUFFIXES} else path.name
-    # A corpus's published folds go by its name, and are not those of somebody's own table of that name.
+    # The published folds of a corpus are found by its name, and do not apply to a user's table of the same name.
     return None, None, f"own-{name}" if name.lower() in RECORDS else name
 
 
@@ -223,12 +249,12 @@ def _parse_merge(pairs: Sequence[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         old, _, new = (part.strip() for part in pair.partition("="))
         if not (old and new):
-            raise DataError(f"merge_labels takes pairs such as excited=happy, not {pair!r}.")
+            raise DataError(f"--merge_labels takes pairs such as excited=happy, not {pair!r}.")
         merge[old] = new
     return merge
 
 
-def _settle(
+def _set_class(
     row: dict, names: list[str], aliases: Mapping[str, str] | None, merge: Mapping[str, str], unique_vote: bool
 ) -> str | None:
     """Sets the row's class index, or returns why the row is left out."""
@@ -250,9 +276,9 @@ def _settle(
     return None
 
 
-def _settle_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_for: Sequence[str]) -> str | None:
-    """Sets the row's votes for each class that is kept and, as its class, the one with most of them (of several the
-    first), or returns why the row is left out."""
+def _set_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_for: Sequence[str]) -> str | None:
+    """Sets the row's votes for each class that is kept and, as its class, the one with the most votes (the first if
+    several tie), or returns why the row is left out."""
     votes = row.get("votes") or ()
     known = all(isinstance(vote, int | float) and isfinite(vote) and vote >= 0 for vote in votes)
     if not known or len(votes) != len(voted_for):
@@ -267,7 +293,7 @@ def _settle_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_f
 
 
 def name_rows(rows: list[dict]) -> None:
-    """Gives every row a file's name of its own."""
+    """Gives every row a unique file name."""
     for index, row in enumerate(rows):
         row["file"] = row["file"] or f"{row.get('split') or 'clip'}-{index:06d}"
     often = {file for file, n in Counter(row["file"] for row in rows).items() if n > 1}
@@ -276,7 +302,7 @@ def name_rows(rows: list[dict]) -> None:
 
 
 def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
-    """The table of clips: the audio column beside what the rows say, without the rows that are left out."""
+    """Returns the table of clips: the audio column and the facts of the rows, without the rows that are dropped."""
     features = CLIP_FEATURES | ({"corpus": datasets.Value("string")} if "corpus" in rows[0] else {})
     facts = {key: [row.get(key) for row in rows] for key in features} | {
         "label": [row.get("class", -1) for row in rows]
@@ -290,7 +316,7 @@ def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
 
 
 def check_classes(corpus: Corpus) -> None:
-    """Every class needs a clip, and a name that tables of predictions do not use themselves."""
+    """Raises `DataError` if a class has no clip, or a name that is reserved in tables of predictions."""
     check_not_reserved(corpus.label_names)
     left_out = "; ".join(f"{reason}: {n}" for reason, n in corpus.dropped.items()) or "nothing"
     counts = Counter(corpus.labels)
@@ -299,13 +325,13 @@ def check_classes(corpus: Corpus) -> None:
         raise DataError(f"No clip is left of {corpus.source}. Left out: {left_out}.")
     if empty:
         raise DataError(
-            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes with labels. "
+            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes by --labels. "
             f"Left out: {left_out}."
         )
 
 
 def _files_digest(path: Path) -> str | None:
-    """Stands for a revision where there is none: a digest of the names and sizes of the files."""
+    """Returns a digest of the names and sizes of local files, in place of a revision."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else visible_files(path, "**/*")

@@ -3,9 +3,9 @@
 The tree is `MELD.Raw` (github.com/declare-lab/MELD, its archives unpacked in place): `train_sent_emo.csv`,
 `dev_sent_emo.csv` and `test_sent_emo.csv` (Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID and others), in the
 folder or beside their films `train/train_splits/dia0_utt0.mp4`, `dev/dev_splits_complete/...` and
-`test/output_repeated_splits_test/...`. Films are not read: a sound file of each (wav, flac, ...) has to lie beside it,
-under its name. A few utterances have no readable film, such as train's dia125_utt3. TwinkStart/MELD is the test part
-alone, with the CSV's columns. Speakers are parts of the series; leading ones are in all three parts.
+`test/output_repeated_splits_test/...`. Films are not read: each needs a sound file (wav, flac, ...) of the same name
+beside it. A few utterances have no readable film, such as dia125_utt3 of train. TwinkStart/MELD is the test part only,
+with the columns of the CSV. Speakers are characters of the series; the leading ones are in all three parts.
 """
 
 import csv
@@ -22,7 +22,7 @@ MELD_PARTS = {
 }
 MELD_EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 FILMS = {".mp4", ".mkv", ".mov", ".webm"}
-NO_SOUND = "no sound file of this utterance (such as dia0_utt0.wav, made of its film by ffmpeg)"
+NO_SOUND = "no sound file of this utterance (such as dia0_utt0.wav, extracted from its film by ffmpeg)"
 
 
 def _tree(folder: Path) -> Iterator[dict]:

@@ -3,9 +3,9 @@
 The tree is `Labels/labels_consensus.csv` (FileName, EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Gender, Split_Set;
 called `labels_concensus.csv` in old releases) beside `Audios/MSP-PODCAST_0001_0008.wav`. EmoClass is A, S, H, U, F, D,
 C, N, O (other) or X (no agreement); Split_Set is Train, Development (old: Validation), Test1, Test2 or Test3, whose
-labels are kept back. So read nkululeko (github.com/felixbur/nkululeko, data/msp-podcast) and ser-standardizer
-(github.com/ViniciusSuaiden/ser-standardizer). Test1 is the test part here, and Test2 that of `msp-podcast-test2`;
-speakers may be "Unknown".
+labels are withheld. This follows the readers of nkululeko (github.com/felixbur/nkululeko, data/msp-podcast) and
+ser-standardizer (github.com/ViniciusSuaiden/ser-standardizer). Test1 is the test part here, and Test2 that of
+`msp-podcast-test2`; speakers may be "Unknown".
 """
 
 import csv
@@ -36,7 +36,7 @@ def _tree(folder: Path, test: str = "Test1") -> Iterator[dict]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 part, emotion = row["Split_Set"].strip(), row["EmoClass"].strip()
-                drop = None if part in splits else f"of {part}, not {test}"
+                drop = None if part in splits else f"in {part}, not {test}"
                 yield {
                     "file": row["FileName"],
                     "audio": folder / "Audios" / row["FileName"],

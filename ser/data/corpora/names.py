@@ -1,4 +1,4 @@
-"""Names of classes and speakers that are almost equal, or that the tables of answers use themselves."""
+"""Checks for names of classes and speakers that are almost equal, or reserved in tables of predictions."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ MAX_NAMED = 5
 
 
 def _alike(name: str) -> str:
-    """Equal for names that differ in case, in spaces or in the form of Unicode only."""
+    """Returns a key that is equal for names that differ only in case, spaces or Unicode normalization."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -26,28 +26,28 @@ def _groups(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def check_classes_differ(names: Iterable[str], where: str) -> None:
-    """Raises `DataError` where two classes differ in case, spaces or the form of Unicode only."""
+    """Raises `DataError` if two classes differ only in case, spaces or Unicode normalization."""
     for alike in _groups(names).values():
         if len(alike) > 1:
             one, other = (ascii(name) if alike[0].isascii() is False else repr(name) for name in alike[:2])
             raise DataError(
-                f"{where} has the classes {one} and {other}, which are almost equal: make them one by "
-                f'--merge_labels "{alike[0]}={alike[1]}", or spell one of them another way.'
+                f"{where} has the classes {one} and {other}, which are almost equal: merge them by "
+                f'--merge_labels "{alike[0]}={alike[1]}", or rename one of them.'
             )
 
 
 def check_not_reserved(names: Iterable[str]) -> None:
-    """Raises `DataError` where a class has the name of a column of the tables of predictions, or of an answer that is
-    not a class."""
+    """Raises `DataError` if a class has the name of a column of tables of predictions, or of a prediction that is not
+    a class."""
     if taken := [name for name in names if _alike(name) in RESERVED]:
         raise DataError(
-            f"A class cannot be called {taken[0]!r}: tables of predictions use that name themselves. Rename it, such "
-            f'as by --merge_labels "{taken[0]}={taken[0]} class".'
+            f"A class cannot be called {taken[0]!r}, which is reserved in tables of predictions: rename it, for "
+            f'example by --merge_labels "{taken[0]}={taken[0]} class".'
         )
 
 
 def warn_of_almost_equal_speakers(speakers: Iterable[str | None], where: str) -> None:
-    """Names in one warning the speakers that may be one person ("1" and "01"): parts are disjoint by exact names."""
+    """Warns of speakers that may be one person ("1" and "01"), since parts are kept apart by exact names."""
     groups: dict[str, list[str]] = {}
     for speaker in sorted({speaker for speaker in speakers if speaker is not None}):
         plain = re.sub(r"(?<![\d.])(\d+)\.0+$", r"\1", _alike(speaker))
@@ -55,6 +55,6 @@ def warn_of_almost_equal_speakers(speakers: Iterable[str | None], where: str) ->
     if alike := [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]:
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         logger.warning(
-            f"{where} has speakers of almost equal names, who count as different people and may be in two parts: "
-            f"{'; '.join(alike[:MAX_NAMED])}{more}. Spell each speaker one way."
+            f"{where} has speakers of almost equal names, which count as different ones and may be in two parts: "
+            f"{'; '.join(alike[:MAX_NAMED])}{more}. Spell each speaker in one way."
         )

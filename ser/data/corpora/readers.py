@@ -1,4 +1,4 @@
-"""Reads tables, folders and CSV files of clips, knowing no corpus: gives an audio column and raw rows."""
+"""Reads tables, folders and CSV files of clips, of any corpus, as an audio column and raw rows."""
 
 import hashlib
 import io
@@ -33,19 +33,19 @@ SPLIT_NAMES = {
 
 @dataclass
 class Rows:
-    """What a reader found.
+    """Result of a reader.
 
     Args:
-        audio: one column `audio` ({"path", "bytes"}); of streamed clips their `place` in `shards`, and `content`.
-        rows: what is known of each clip: `file`, `label` and, where the source tells, `speaker`, `sex`, `language`,
-            `session`, `sentence`, `split`, `votes`; `drop` is a reason to leave the row out, `key` the recording's
-            name where a file's name is one.
+        audio: one column `audio` ({"path", "bytes"}), or `place` in `shards` and `content` for streamed clips.
+        rows: facts of each clip: `file`, `label` and, if the source states them, `speaker`, `sex`, `language`,
+            `session`, `sentence`, `split`, `votes`; `drop` is a reason to leave out the row, `key` the name of the
+            recording, if the file name is one.
         labels: classes in order.
         location: Hub id or path.
         revision: Hub commit, or a digest.
-        schema: the form that was read.
-        dropped: reason -> rows left out already.
-        shards: where the sound of streamed clips is.
+        schema: the form of the source.
+        dropped: reason -> number of rows already left out.
+        shards: the sound of streamed clips.
     """
 
     audio: datasets.Dataset
@@ -59,7 +59,7 @@ class Rows:
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Files in a stable order, without the `._name` companions that some archives carry."""
+    """Returns files in a stable order, without the `._name` companions in some archives."""
     return sorted(p for p in folder.glob(pattern) if not p.name.startswith(".") and p.is_file())
 
 
@@ -70,14 +70,14 @@ def audio_files(folder: Path) -> list[Path]:
 def named_files(
     folder: Path, name: re.Pattern[str], clip: str, read: Callable[[re.Match[str]], dict]
 ) -> Iterator[dict]:
-    """Rows of a tree whose names tell all.
+    """Yields the rows of a tree whose file names contain all facts.
 
     Args:
         folder: the tree.
-        name: is searched for in every audio file's path below the folder, without its suffix.
-        clip: what is so named ("a RAVDESS clip"), for the reason under which others are left out.
-        read: a match -> `label` and `speaker`, `drop`, or what else is to be known. `key`, the recording's name of
-            which a second file is left out, is the file's own where it gives none.
+        name: pattern that is searched for in the path of every audio file below the folder, without its suffix.
+        clip: what files of that name are ("a RAVDESS clip"), for the reason why other files are left out.
+        read: a match -> `label` and `speaker`, `drop`, or other facts. A second file with the same `key` is left out;
+            the key defaults to the file name.
     """
     for audio in audio_files(folder):
         path = audio.relative_to(folder)
@@ -92,14 +92,14 @@ def holds_tables(path: Path) -> bool:
 
 def audio_from_paths(rows: list[dict]) -> datasets.Dataset:
     paths = datasets.Dataset.from_dict({"audio": [str(row["audio"]) for row in rows]})
-    return paths.cast_column("audio", datasets.Audio(decode=False))  # made as Audio, datasets would want torchcodec
+    return paths.cast_column("audio", datasets.Audio(decode=False))  # created as Audio, it would require torchcodec
 
 
 Tables = Mapping[str, Any]  # split -> `datasets.Dataset` or `StreamedSplit`
 
 
 def open_tables(location: str, load: dict) -> tuple[Tables, str | None]:
-    """Opens a Hub id or local tables: (its splits, Hub commit or None)."""
+    """Opens a Hub data set or local tables; returns (its splits, Hub commit or None)."""
     path, source = Path(location), location
     options = {name: value for name, value in load.items() if name != "streaming"}
     if path.is_file():
@@ -113,14 +113,14 @@ def open_tables(location: str, load: dict) -> tuple[Tables, str | None]:
             return splits, _commit(files)
         else:
             table = datasets.load_dataset(source, **options)
-    except ImportError as error:  # the loose recordings of a folder, which `datasets` decodes with torchcodec
+    except ImportError as error:  # recordings beside the tables, which `datasets` decodes with torchcodec
         raise DataError(
-            f"{location} holds tables among other files: give the tables a folder of their own, or the recordings a "
-            "folder for each class."
+            f"{location} holds tables among other files: put the tables into a folder of their own, or the recordings "
+            "into a folder for each class."
         ) from error
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # StopIteration: an empty table
         reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
-        raise DataError(f"{location} cannot be read: {reason} (data_dir names a local copy.)") from error
+        raise DataError(f"{location} cannot be read: {reason} (--data_dir names a local copy.)") from error
     if isinstance(table, datasets.Dataset):
         table = datasets.DatasetDict({"train": table})
     return table, _commit(" ".join(next(iter(table.values())).info.download_checksums or {}))
@@ -134,9 +134,9 @@ def _commit(addresses: str) -> str | None:
 def rows_of_tables(
     table: Tables, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
 ) -> tuple[datasets.Dataset, list[dict], Shards | None]:
-    """The audio column of the splits, or what [`Rows`] has for it of streamed ones; their rows without it: `columns`
-    with class names for class numbers, `path` (the name kept with the audio), `split`, and `drop`, why a row is left
-    out; and the shards of streamed ones."""
+    """Returns the audio column of the splits (for streamed ones see [`Rows`]), their rows, and the shards of streamed
+    ones. The rows have `columns`, with class names instead of numbers, `path` (the name stored with the audio),
+    `split`, and `drop`, the reason why a row is left out."""
     parts, rows, shards = [], [], Shards()
     for split in splits:
         part = table[split]
@@ -146,7 +146,7 @@ def rows_of_tables(
         try:
             if isinstance(part, StreamedSplit):
                 if _holds_arrays(part.features[audio_column]):
-                    raise DataError(f"Column {audio_column!r} of {where} holds arrays, and --streaming reads encoded "
+                    raise DataError(f"Column {audio_column!r} of {where} holds arrays, but --streaming reads encoded "
                                     "recordings: leave it out.")  # fmt: skip
                 known = part.facts(audio_column, columns)
                 audio = shards.add(part, audio_column, known)
@@ -162,7 +162,9 @@ def rows_of_tables(
                 facts = part.select_columns(list(columns)).with_format("arrow")[:].to_pydict() if columns else {}
         except (TypeError, pa.ArrowException) as error:
             kind = part.features[audio_column]
-            raise DataError(f"Column {audio_column!r} of {where} holds no audio, but {kind}.") from error
+            raise DataError(
+                f"Column {audio_column!r} of {where} holds {kind}, not audio: name another by --audio_column_name."
+            ) from error
         except UnicodeDecodeError as error:
             raise DataError(f"{where} (split {split}) holds text that is not UTF-8: {error}.") from error
         for name in columns:
@@ -177,12 +179,12 @@ def rows_of_tables(
 
 
 def _holds_arrays(feature: Any) -> bool:
-    """Whether a column is of {"array", "sampling_rate"}, as `datasets` gives decoded audio."""
+    """Returns whether a column holds {"array", "sampling_rate"}, the form of decoded audio in `datasets`."""
     return isinstance(feature, dict) and {"array", "sampling_rate"} <= {*feature}
 
 
 def _encoded(part: datasets.Dataset, column: str, where: str) -> datasets.Dataset:
-    """A column of arrays as one of wav files, without loss; `datasets` would want torchcodec. Others as they are."""
+    """Encodes a column of arrays losslessly as wav files, for which `datasets` would require torchcodec."""
     if not _holds_arrays(part.features[column]):
         return part
     features = datasets.Features({column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
@@ -222,24 +224,24 @@ def distinct_labels(rows: Iterable[dict]) -> list[str]:
 
 def _split_name(name: str, where: str) -> str:
     if name.lower() not in SPLIT_NAMES:
-        raise DataError(f"{where}: split {name!r} is none of train, validation, test.")
+        raise DataError(f"{where}: split {name!r} must be train, validation or test.")
     return SPLIT_NAMES[name.lower()]
 
 
 def has_class_folders(folder: Path) -> bool:
-    """Whether recordings lie in two sub-folders or more; a table among them is a stray one."""
+    """Returns whether recordings are in two or more sub-folders, so that a table among them is ignored."""
     return len({p.relative_to(folder).parts[0] for p in audio_files(folder) if p.parent != folder}) > 1
 
 
 def read_class_folders(folder: Path) -> Rows:
-    """`[split/]class/.../clip.wav`, other files counted; `datasets` would take any "test" in a file's name for a split
-    and leave out the files without one."""
+    """Reads `[split/]class/.../clip.wav` and counts other files. (`datasets` would take any "test" in a file name for
+    a split, and leave out the other files.)"""
     files = [p.relative_to(folder) for p in audio_files(folder)]
     others = [p for p in visible_files(folder, "*/**/*") if p.suffix.lower() not in AUDIO_SUFFIXES]
     if inner := [p for p in others if p.name in METADATA and p.parent.name.lower() in SPLIT_NAMES]:
-        raise DataError(f"{inner[0]}: put one {inner[0].name} into {folder} itself, with the split of each file in a "
-                        "column split.")  # fmt: skip
-    dropped = Counter(f"no audio by its name ({p.suffix.lower() or 'no suffix'})" for p in others)
+        raise DataError(f"{inner[0]} is not read: put one {inner[0].name} into {folder} itself, with the split of "
+                        "each file in a column split.")  # fmt: skip
+    dropped = Counter(f"not audio by its name ({p.suffix.lower() or 'no suffix'})" for p in others)
     if not files:
         raise DataError(f"{folder} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no parquet files.")
     by_split = all(p.parts[0].lower() in SPLIT_NAMES and len(p.parts) > 2 for p in files)
@@ -253,12 +255,12 @@ def read_class_folders(folder: Path) -> Rows:
 
 def _class_of(file: Path, folder: Path, by_split: bool) -> str:
     if len(file.parts) < 2 + by_split:
-        raise DataError(f"{folder / file} lies in no class folder.")
+        raise DataError(f"{folder / file} is not in a class folder: move it into the folder of its class.")
     return file.parts[by_split]
 
 
 def metadata_of(folder: Path) -> Path | None:
-    """The list of the recordings in a folder, if it has one."""
+    """Returns the list of recordings in a folder, if there is one."""
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
@@ -266,9 +268,9 @@ def read_listed(path: Path, base: Path, columns: tuple[str | None, str | None, s
     """Reads a list of recordings: CSV, TSV or JSON Lines of `file,label[,speaker][,split][,sentence]`.
 
     Args:
-        path: the list. One that is called metadata may have no labels: its recordings then lie in class folders.
-        base: what paths in it are relative to.
-        columns: names of the columns of files, labels and speakers, where they are not these.
+        path: the list. If it is called metadata, it may have no labels; its recordings must then be in class folders.
+        base: the folder to which paths in it are relative.
+        columns: names of the columns of files, labels and speakers, if they are not the default ones.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
@@ -288,7 +290,7 @@ def read_listed(path: Path, base: Path, columns: tuple[str | None, str | None, s
     line_of: dict[str, int] = {}
     for line, row in table.rows:
         file = Path(row[file_column]).as_posix()
-        if not os.path.isfile(base / file):  # Path's own is_file raises at a name that is too long
+        if not os.path.isfile(base / file):  # Path.is_file would raise for a name that is too long
             raise DataError(f"{path}, line {line}: {base / file} is not a file.")
         if file in line_of:
             raise DataError(f"{path}: {file} is listed twice, in lines {line_of[file]} and {line}.")
@@ -299,7 +301,7 @@ def read_listed(path: Path, base: Path, columns: tuple[str | None, str | None, s
         rows[-1] |= {key: row.get(names[key]) or None for key in ("speaker", "sentence")}
         rows[-1]["split"] = _split_name(split, f"{path}, line {line}") if split else None
     if not rows:
-        raise DataError(f"{path} lists no clip.")
+        raise DataError(f"{path} lists no clips: add a row for each.")
     left = len({*audio_files(base)} - {row["audio"] for row in rows}) if path.name in METADATA else 0
     dropped = {f"not in {path.name}": left} if left else {}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]

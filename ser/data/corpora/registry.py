@@ -1,4 +1,4 @@
-"""All corpora that are known by name, and the table of them that --list_corpora prints."""
+"""Registry of the known corpora, and the table of them that --list_corpora prints."""
 
 from ser.data.corpora import (
     asvpesd,
@@ -42,14 +42,14 @@ RECORDS: dict[str, Record] = {
 HEADER = ("name", "clips", "classes", "speakers", "languages", "licence", "published protocols", "sources")
 TREE = "a local folder"
 FOOTNOTE = (
-    "Every corpus has the protocols random and everything, speaker and loso where the source tells the speakers, and\n"
-    "sentence where it tells the text as well. Clips are those of the whole corpus, before classes are chosen;\n"
-    "- stands for what depends on the release."
+    "Every corpus has the protocols random and everything, speaker and loso if the source states the speakers, and\n"
+    "sentence if it also states the text. Clips are those of the whole corpus, before classes are chosen;\n"
+    "- means that it depends on the release."
 )
 
 
 def list_corpora() -> str:
-    """Name, clips, classes, speakers, languages, licence, protocols (with the number of folds) and sources of each."""
+    """Returns the table of corpora: name, clips, classes, speakers, languages, licence, protocols and sources."""
     rows = [HEADER, *(_row(name, record) for name, record in RECORDS.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     right = {HEADER.index(name) for name in ("clips", "classes", "speakers")}

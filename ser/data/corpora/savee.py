@@ -1,8 +1,8 @@
 """SAVEE, Surrey Audio-Visual Expressed Emotion (Haq and Jackson 2010).
 
 The tree is `AudioData/DC/a01.wav` (kahlan.eps.surrey.ac.uk/savee, after registration) or, in Kaggle's archive,
-`ALL/DC_a01.wav`: one of four men, then the emotion's letters and the sentence. AbstractTTS/SAVEE has `file` (which
-starts with the speaker) and `emotion`. The folds are EmoBox's (data/savee/fold_1 to fold_4), a speaker each.
+`ALL/DC_a01.wav`: one of four men, then the letters of the emotion and the sentence. AbstractTTS/SAVEE has `file`
+(which starts with the speaker) and `emotion`. The folds are EmoBox's (data/savee/fold_1 to fold_4), one speaker each.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Data sets that are streamed: read once for what is known of their clips, then shard by shard for the sound."""
+"""Streamed data sets, which are read once for the facts of their clips, then shard by shard for the sound."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from pyarrow import parquet
 from transformers.utils.versions import require_version
 
 from ser.data.corpora.table import sound_facts
-from ser.files import whole
+from ser.files import atomic_write
 from ser.utils import DataError
 
 FOLDER = "maxmvit_streams"
-# What is kept of every clip besides the columns that are asked for; no column of a data set begins so.
-OWN = pa.schema(
+# Facts stored for every clip besides the requested columns; no column of a data set begins with a colon.
+SOUND_FIELDS = pa.schema(
     [
         (":path", "string"),
         (":has_bytes", "bool"),
@@ -37,11 +37,11 @@ class StreamedSplit:
     """One split of a streamed data set.
 
     Args:
-        name: of the split.
-        rows: its rows, a shard for each file.
-        files: their names.
-        version: changes with them.
-        folder: where what is known of its clips is kept.
+        name: name of the split.
+        rows: its rows, with one shard for each file.
+        files: names of the files.
+        version: a string that changes with the files.
+        folder: folder where the facts of its clips are stored.
     """
 
     name: str
@@ -59,22 +59,22 @@ class StreamedSplit:
         return list(self.features)
 
     def facts(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
-        """The columns, and `OWN`: the name kept with the audio, whether there are bytes, a digest of the sound and its
-        seconds, and the file and group that each clip is in. All rows are read for it once; after that it is read from
-        the disk."""
-        key = repr((self.version, audio_column, [*columns], OWN.names))
+        """Returns the columns and `SOUND_FIELDS`: the name stored with the audio, whether there are bytes, a digest of
+        the sound and its seconds, and the file and group of each clip. All rows are read once for it; later calls read
+        it from the disk."""
+        key = repr((self.version, audio_column, [*columns], SOUND_FIELDS.names))
         name = hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()
         path = self.folder / f"{name}.parquet"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                with whole(path) as unfinished:
+                with atomic_write(path) as unfinished:
                     parquet.write_table(self._read(audio_column, columns), unfinished)
         return parquet.read_table(path)
 
     def _read(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
         asked = datasets.Features({name: self.features[name] for name in columns}).arrow_schema
-        schema = pa.schema([*asked, *OWN])
+        schema = pa.schema([*asked, *SOUND_FIELDS])
         rows = undecoded(self.rows, audio_column, columns)
         tables = [schema.empty_table()]
         with tqdm(desc="Reading clips", unit="clip") as progress:
@@ -86,15 +86,15 @@ class StreamedSplit:
                 except (OSError, pa.ArrowInvalid) as error:
                     name = f"Shard {file + 1} of {rows.num_shards}"
                     name = self.files[file] if len(self.files) == rows.num_shards else name
-                    raise DataError(f"{name} cannot be read: {error} Mend or remove it.") from error
+                    raise DataError(f"{name} cannot be read: {error} Repair or remove it.") from error
         return pa.concat_tables(tables)
 
 
 def _rows_by_group(
     rows: datasets.IterableDataset, file: int, audio_column: str, split: str
 ) -> Iterator[list[dict[str, Any]]]:
-    """What is known of the rows of each group of a file: their columns, with `OWN` for the sound. What cannot be
-    decoded is unlike any other clip, of another split too."""
+    """Yields the facts of the rows in each group of a file: their columns and `SOUND_FIELDS`. A clip that cannot be
+    decoded has a unique digest, also across splits."""
     groups = groups_of(rows, file)
     for group in range(groups.num_shards):
         known: list[dict[str, Any]] = []
@@ -102,7 +102,7 @@ def _rows_by_group(
             audio = row.pop(audio_column) or {"path": None, "bytes": None}
             content, seconds = sound_facts(f"{split} {file} {group} {len(known)}", audio)
             own = (audio["path"], audio["bytes"] is not None, content, seconds, file, group)
-            known.append(row | dict(zip(OWN.names, own, strict=True)))
+            known.append(row | dict(zip(SOUND_FIELDS.names, own, strict=True)))
         yield known
 
 
@@ -113,13 +113,13 @@ def undecoded(
 
 
 def groups_of(rows: datasets.IterableDataset, file: int) -> datasets.IterableDataset:
-    """A file, with what of it can be read by itself as its shards: of parquet its row groups, else the whole."""
+    """Returns a file whose shards can be read separately: the row groups of parquet, otherwise the whole file."""
     return rows.shard(num_shards=rows.num_shards, index=file).reshard()
 
 
 class Shards:
-    """The sound of the clips of streamed splits, not decoded, from whichever clip on. A clip's place is its number,
-    from 0, in the order of splits, files and rows."""
+    """Undecoded sound of the clips of streamed splits, which can be read from any clip on. The place of a clip is its
+    number, from 0, in the order of splits, files and rows."""
 
     def __init__(self) -> None:
         self._files: list[tuple[datasets.IterableDataset, int]] = []
@@ -131,7 +131,7 @@ class Shards:
         return int(self._starts[-1])
 
     def add(self, split: StreamedSplit, audio_column: str, facts: pa.Table) -> datasets.Dataset:
-        """Takes in a split, after those that came before; a table of its clips' `place`, `content` and `seconds`."""
+        """Appends a split; returns a table with `place`, `content` and `seconds` of its clips."""
         rows = undecoded(split.rows, audio_column)
         rows = rows if audio_column == "audio" else rows.rename_column(audio_column, "audio")
         pairs = np.stack([facts[name].to_numpy() for name in (":file", ":group")], axis=1)
@@ -145,12 +145,12 @@ class Shards:
         return datasets.Dataset(pa.table({"place": places, **known}))
 
     def group_of(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The number of the group that each clip is in."""
+        """Returns the number of the group that each clip is in."""
         return np.searchsorted(self._starts, places, side="right") - 1
 
     def read(self, places: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
-        """`{"path", "bytes"}` of clips in the order of `places`. A group is read once for places in it that rise, and
-        not at all where nothing in it is asked for.
+        """Yields `{"path", "bytes"}` of clips in the order of `places`. A group is read once for increasing places in
+        it, and not at all if no place is in it.
 
         Raises:
             DataError: the data set has fewer clips than when they were listed.
@@ -164,7 +164,7 @@ class Shards:
             while row < wanted:
                 row, found = row + 1, next(source, {})
                 if not found:
-                    raise DataError("The streamed data set has fewer clips than when training began: start over.")
+                    raise DataError("The streamed data set has fewer clips than when training began: start again.")
             yield found["audio"]
 
     def _group(self, number: int) -> datasets.IterableDataset:
@@ -175,13 +175,13 @@ class Shards:
 
 
 def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple[dict[str, StreamedSplit], str]:
-    """What `datasets.load_dataset` would load by these arguments, with nothing downloaded, converted or read: (its
-    splits, the names of its files)."""
+    """Opens what `datasets.load_dataset` would load with these arguments, without downloading, converting or reading
+    anything; returns (its splits, the names of its files)."""
     try:
         require_version("datasets>=5.2")
     except ImportError as error:
         raise DataError(
-            "--streaming reads parquet by row groups, which datasets before 5.2 cannot: pip install -U datasets"
+            "--streaming reads parquet by row groups, which needs datasets 5.2 or newer: pip install -U datasets"
         ) from error
     builder = datasets.load_dataset_builder(location, cache_dir=cache_dir, **choices)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / FOLDER
@@ -189,7 +189,10 @@ def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple
     for name, rows in builder.as_streaming_dataset().items():
         files = (builder.config.data_files or {}).get(name)
         if rows.features is None or files is None:
-            raise ValueError("its columns are not known before all is read, so it cannot be streamed; parquet can.")
+            raise ValueError(
+                "its columns are unknown until everything is read, so it cannot be streamed: leave out --streaming, "
+                "or use parquet."
+            )
         splits[str(name)] = StreamedSplit(
             str(name), rows, files, repr((name, [*files], files.origin_metadata)), folder
         )

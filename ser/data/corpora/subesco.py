@@ -3,7 +3,7 @@
 The tree (zenodo.org/records/4526477) is a folder of `F_01_OISHI_S_10_ANGRY_1.wav`: sex, number and name of the
 speaker, sentence 10, angry, first take. sajid73/SUBESCO-audio-dataset has `label`, `speaker_id` and `speaker_gender`
 (its card); sustcsenlp/bn_emotion_speech_corpus is a script, which `datasets` no longer runs. Numbers count women and
-men apart. EmoBox's five folds (data/subesco) test whole speakers, but whom could not be read from them in full.
+men separately. EmoBox's five folds (data/subesco) test whole speakers, but not all of them could be determined.
 """
 
 import re

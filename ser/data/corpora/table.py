@@ -1,4 +1,4 @@
-"""The table of clips in which every corpus ends."""
+"""The table of clips into which every corpus is read."""
 
 import hashlib
 from collections import defaultdict
@@ -36,24 +36,24 @@ CLIP_FEATURES = datasets.Features(
 
 @dataclass
 class Corpus:
-    """Clips of one corpus and how they were chosen.
+    """Clips of a corpus, and how they were chosen.
 
     Args:
         name: short name, the first part of every protocol's name ("ravdess").
-        source: Hub id or local path the clips were read from.
-        revision: Hub commit where known, else a fingerprint of the local files' names and sizes.
+        source: Hub id or local path from which the clips were read.
+        revision: Hub commit if known, else a digest of the names and sizes of the local files.
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
-            `language` (ISO 639-1), `session`, `sentence` (which text is spoken), `split`; `votes`, where the labels
-            are soft; `corpus`, where they are of several; and for `audio`, where they are streamed, their `place` in
-            `shards`, `content` and `seconds`.
+            `language` (ISO 639-1), `session`, `sentence` (an identifier of the text), `split`; `votes` if the labels
+            are soft; `corpus` if there are several; and for streamed clips `place` in `shards`, `content` and
+            `seconds` instead of `audio`.
         dropped: reason -> number of rows left out.
-        options: the choices that shaped the table (merged classes, vote rule, ...).
-        recordings: the rows of `clips` with their `audio`, where `clips` has spectrograms in its place.
-        shared_labels: where other corpora than those that are trained on test (their clips have the split "test"), the
-            classes that both have, by which the test is scored.
-        shards: where the sound of streamed clips is.
-        speaker_hint: sources that tell the speaker, named when one is needed and this source does not.
+        options: choices that affected the table (merged classes, vote rule, ...).
+        recordings: the rows of `clips` with their `audio`, if `clips` has spectrograms instead.
+        shared_labels: if corpora are tested that are not trained on (their clips have the split "test"), the classes
+            that both have, by which the test is scored.
+        shards: the sound of streamed clips.
+        speaker_hint: sources that state the speaker, for the error message of a source that does not.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Corpus:
 
     @cached_property
     def contents(self) -> list[str]:
-        """One digest per clip of its decoded samples, channels averaged: equal for equal sound in whatever file."""
+        """Digest of each clip's decoded samples, averaged over channels: equal for equal sound in any file."""
         if "content" in self.clips.column_names:  # every clip has been read already
             return self.clips["content"][:]
         audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
@@ -101,8 +101,8 @@ class Corpus:
 
 
 def sound_facts(file: str, audio: dict) -> tuple[str, float]:
-    """A digest of a clip's decoded samples, channels averaged, and their length in seconds; of a clip that cannot be
-    decoded, its name and 0."""
+    """Returns a digest of a clip's decoded samples, averaged over channels, and their length in seconds; for a clip
+    that cannot be decoded, its name and 0."""
     length = 0
     try:
         pieces, sampling_rate = decode_audio(audio, max_s=LONGEST_CLIP_S)
@@ -111,16 +111,15 @@ def sound_facts(file: str, audio: dict) -> tuple[str, float]:
             digest.update(piece.data)
             length += len(piece)
     except AudioError:
-        return f"{UNREADABLE} {file}", 0.0  # whoever extracts features says so, or counts it
+        return f"{UNREADABLE} {file}", 0.0  # the extraction of features reports or counts it
     return digest.hexdigest(), length / sampling_rate
 
 
 # ---- Clips of equal sound ----
-# Clips of equal sound in one corpus.
 
 
 def keep_one_of_equal_sound(corpus: Corpus) -> None:
-    """Keeps one of several clips of equal sound, the one nearest to the test split; none where their labels differ."""
+    """Keeps one of several clips of equal sound, the one nearest to the test split; none if their labels differ."""
     groups = defaultdict(list)
     for index, content in enumerate(corpus.contents):
         groups[content].append(index)
@@ -148,23 +147,23 @@ VOTES = "votes"
 
 def shares_of(votes: ArrayLike) -> np.ndarray:
     """
-    Votes `(clips, C)`, of which each clip has one at least, as the share that each class got.
+    Converts votes `(clips, C)`, at least one for each clip, to the share of each class.
 
     Raises:
-        ValueError: They are no votes.
+        ValueError: A vote is negative or not finite, or a clip has no votes.
     """
     votes = np.asarray(votes, dtype=np.float64)
     if votes.ndim != 2 or not np.isfinite(votes).all() or (votes < 0).any() or not (votes.sum(1) > 0).all():
-        raise ValueError("Votes are numbers from 0 on, one for each class of each clip, not all of them 0.")
+        raise ValueError("Votes must be numbers of at least 0 for each class of each clip, and not all 0.")
     return votes / votes.sum(1, keepdims=True)
 
 
 def agreed(votes: ArrayLike) -> np.ndarray:
-    """`(clips,)`: whether one class got more votes than any other."""
+    """Returns `(clips,)`: whether one class got more votes than any other."""
     votes = np.asarray(votes, dtype=np.float64)
     return (votes == votes.max(1, keepdims=True)).sum(1) == 1
 
 
 def with_one_label(clips: datasets.Dataset) -> np.ndarray:
-    """Which rows of a table have one label: all, or of clips with votes those on which annotators agree."""
+    """Returns which rows of a table have a single label: all rows or, with votes, those without a tie."""
     return agreed(clips.with_format(None)[VOTES][:]) if VOTES in clips.column_names else np.full(len(clips), True)

@@ -3,8 +3,8 @@
 The tree (tspace.library.utoronto.ca/handle/1807/24487, and Kaggle's archive, which holds it twice) is a folder per
 actress and emotion of `OAF_back_angry.wav`: the older (OAF) or younger (YAF) actress says "Say the word back"; "ps"
 is pleasant surprise, and one file is spelt `OA_bite_neutral.wav`. AbstractTTS/TESS has `file` and `emotion` (as on the
-card of windcrossroad/TESS, which is made of it). EmoBox's one fold shares both actresses between training and test, so
-it is none of speakers; to test one who was not heard takes `--protocol loso --validation_share 0`.
+card of windcrossroad/TESS, which is derived from it). EmoBox's one fold shares both actresses between training and
+test, so it is not offered; `--protocol loso --validation_share 0` tests a speaker that is not trained on.
 """
 
 import re
