@@ -1178,7 +1178,7 @@ class MaxMViTClassifierOutput(SequenceClassifierOutput):
             The share of training-like clips that lie farther from the training data, 0 to 1; see [`Familiarity`].
     """
 
-    branch_logits: tuple[torch.FloatTensor, ...] | None = None
+    branch_logits: tuple[torch.Tensor, ...] | None = None
     familiarity: torch.FloatTensor | None = None
 
 

@@ -428,7 +428,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def _forward(
         self,
-        sounds: list[np.ndarray | dict[str, torch.Tensor]],
+        sounds: Sequence[np.ndarray | dict[str, torch.Tensor]],
         feature_shift: torch.Tensor | None = None,
         only_features: bool = False,
     ) -> Any:

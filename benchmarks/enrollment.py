@@ -29,7 +29,7 @@ from pipeline_maxmvit import RELEVANCE, map_shift, population_mean
 from ser.arguments import ClipArguments
 from ser.data.batches import PairCollator
 from ser.data.corpora import Corpus
-from ser.data.embedding_cache import layer_statistics_of, can_cache_embeddings
+from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
 from ser.evaluation.adaptation import shifted_logits
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_feature_extractor, load_model
@@ -99,9 +99,8 @@ def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
     if corpus.label_names != names:
         sys.exit(f"error: {folder} knows {', '.join(names)}, and the corpus has {', '.join(corpus.label_names)}.")
     statistics = None
-    if can_cache_embeddings(
-        model.config, SimpleNamespace(**{"closed_form_classifier": False, **report["training_arguments"]})
-    ):  # type: ignore[arg-type]
+    trained: Any = SimpleNamespace(**{"closed_form_classifier": False, **report["training_arguments"]})
+    if can_cache_embeddings(model.config, trained):
         place = clip_args.cache_dir
         statistics = layer_statistics_of([corpus.clips], model, extractor, place, trainer_args.device)
     collator = PairCollator(extractor, layer_statistics=statistics, branches=model.config.picture_names)

@@ -8,7 +8,7 @@ part is needed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -149,8 +149,7 @@ def fit_speech_classifier(
     if branch.norm is not None:
         branch.norm.reset_running_stats()
         features = torch.cat([_features(branch, part) for part in statistics.split(256)])
-        branch.norm.running_mean.copy_(features.mean(0))
-        branch.norm.running_var.copy_(features.var(0))
+        branch.norm.load_state_dict({"running_mean": features.mean(0), "running_var": features.var(0)}, strict=False)
     features = torch.cat([_features(branch, part) for part in statistics.split(256)])
     labels = torch.as_tensor(clips["label"][:])[owners]
     speakers = clips["speaker"][:]
@@ -165,7 +164,8 @@ def fit_speech_classifier(
 
 def speech_classifier(model: MaxMViTForAudioClassification) -> LinearHead:
     """The linear classifier that follows the speech encoder."""
-    return model.classifier.speech if isinstance(model.classifier, LateFusionHead) else model.classifier
+    classifier: Any = model.classifier
+    return classifier.speech if isinstance(classifier, LateFusionHead) else classifier
 
 
 def _features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
