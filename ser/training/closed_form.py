@@ -42,21 +42,27 @@ class LinearClassifier(NamedTuple):
     shrinkage: float
 
 
-class _Scatter(NamedTuple):
-    """Sums over clips: `(num_labels,)` counts, `(num_labels, num_features)` sums, `(num_features, num_features)`
-    products."""
+class Scatter(NamedTuple):
+    """
+    Sums over clips.
+
+    Args:
+        counts (`torch.Tensor` of shape `(num_labels,)`): Clips of each class.
+        sums (`torch.Tensor` of shape `(num_labels, num_features)`): Of their features.
+        products (`torch.Tensor` of shape `(num_features, num_features)`): Of the outer products of features.
+    """
 
     counts: torch.Tensor
     sums: torch.Tensor
     products: torch.Tensor
 
     @classmethod
-    def of(cls, features: torch.Tensor, labels: torch.Tensor, num_labels: int) -> "_Scatter":
+    def of(cls, features: torch.Tensor, labels: torch.Tensor, num_labels: int) -> "Scatter":
         members = nn.functional.one_hot(labels, num_labels).to(features.dtype)
         return cls(members.sum(0), members.T @ features, features.T @ features)
 
-    def without(self, other: "_Scatter") -> "_Scatter":
-        return _Scatter(*(own - left_out for own, left_out in zip(self, other, strict=True)))
+    def without(self, other: "Scatter") -> "Scatter":
+        return Scatter(*(own - left_out for own, left_out in zip(self, other, strict=True)))
 
     def discriminant(self, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of the classes, all equally likely beforehand."""
@@ -85,8 +91,8 @@ def fit_discriminant(
     center = features.mean(0)
     features = features - center
     folds = torch.as_tensor(np.unique(groups, return_inverse=True)[1]) % FOLDS
-    parts = [_Scatter.of(features[folds == fold], labels[folds == fold], num_labels) for fold in folds.unique()]
-    whole = _Scatter(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
+    parts = [Scatter.of(features[folds == fold], labels[folds == fold], num_labels) for fold in folds.unique()]
+    whole = Scatter(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
     best = (np.inf, 0.0, 1.0)
     for shrinkage in SHRINKAGES:
         logits, truth = [], []
@@ -141,33 +147,46 @@ def fit_speech_classifier(
         layer_statistics: From `layer_statistics_of`.
     """
     branch: SpeechEncoder = model.branches()["speech"]
-    versions = clips["spectrograms"]
-    rows = [(content, row) for row, clip in enumerate(versions) for content in dict.fromkeys(clip.contents)]
-    owners = torch.tensor([row for _, row in rows])
-    statistics = torch.stack([layer_statistics[content] for content, _ in rows])
-    branch.requires_grad_(False).eval()
-    if branch.norm is not None:
-        branch.norm.reset_running_stats()
-        features = torch.cat([_features(branch, part) for part in statistics.split(256)])
-        branch.norm.load_state_dict({"running_mean": features.mean(0), "running_var": features.var(0)}, strict=False)
-    features = torch.cat([_features(branch, part) for part in statistics.split(256)])
-    labels = torch.as_tensor(clips["label"][:])[owners]
-    speakers = clips["speaker"][:]
-    known = None not in speakers and len(set(speakers)) > 1
-    numbers = np.unique(speakers, return_inverse=True)[1] if known else np.arange(len(speakers))
-    fitted = fit_discriminant(features, labels, numbers[owners].tolist(), model.config.num_labels)
+    branch.requires_grad_(False)
+    features, labels, speakers = training_features(branch, clips, layer_statistics)
+    fitted = fit_discriminant(features, labels, speakers, model.config.num_labels)
     classifier = speech_classifier(model)
     classifier.out_proj.weight.copy_(fitted.weight)
     classifier.out_proj.bias.copy_(fitted.bias)
     classifier.requires_grad_(False)
 
 
+def training_features(
+    branch: SpeechEncoder, clips: datasets.Dataset, layer_statistics: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """
+    Returns the features of clips and of their altered copies, `(N, head_hidden_size)`, their labels `(N,)` and numbers
+    of their speakers (of the clips if speakers are unknown), and fits the statistics that standardise the features.
+    """
+    versions = clips["spectrograms"]
+    rows = [(content, row) for row, clip in enumerate(versions) for content in dict.fromkeys(clip.contents)]
+    owners = torch.tensor([row for _, row in rows])
+    statistics = torch.stack([layer_statistics[content] for content, _ in rows])
+    branch.eval()
+    if branch.norm is not None:
+        branch.norm.reset_running_stats()
+        raw = pooled_features(branch, statistics)
+        branch.norm.load_state_dict({"running_mean": raw.mean(0), "running_var": raw.var(0)}, strict=False)
+    speakers = clips["speaker"][:]
+    known = None not in speakers and len(set(speakers)) > 1
+    numbers = np.unique(speakers, return_inverse=True)[1] if known else np.arange(len(speakers))
+    labels = torch.as_tensor(clips["label"][:])[owners]
+    return pooled_features(branch, statistics), labels, numbers[owners].tolist()
+
+
+@torch.no_grad()
+def pooled_features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
+    """`(N, layers + 1, 2, width)` statistics of layers -> `(N, head_hidden_size)` features, on the CPU."""
+    device = next(branch.parameters()).device
+    return torch.cat([branch(part.float().to(device), None).cpu() for part in statistics.split(256)])
+
+
 def speech_classifier(model: MaxMViTForAudioClassification) -> LinearHead:
     """The linear classifier that follows the speech encoder."""
     classifier: Any = model.classifier
     return classifier.speech if isinstance(classifier, LateFusionHead) else classifier
-
-
-def _features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
-    device = next(branch.parameters()).device
-    return branch(statistics.float().to(device), None).cpu()
