@@ -34,6 +34,28 @@ def wait_passively() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+def count_processes() -> int:
+    """
+    Returns how many processes `accelerate launch` or `torchrun` has started.
+
+    Raises:
+        UsageError: The environment variables that number them make no sense.
+    """
+    given = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
+    numbers = {name: int(text) if text.strip().isdecimal() else -1 for name, text in given.items()}
+    count = numbers.get("WORLD_SIZE", 1)
+    if -1 in numbers.values() or count < 1 or numbers.get("RANK", 0) >= count:
+        said = ", ".join(f"{name}={text!r}" for name, text in given.items())
+        raise UsageError(
+            f"the environment says {said}, which does not number processes: unset these variables, or start by "
+            "`accelerate launch`, which sets them."
+        )
+    return count
+
+
 # ---- Ends of commands ----
 
 FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130

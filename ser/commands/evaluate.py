@@ -10,10 +10,11 @@ With --adapt speaker or --adapt table, clips are answered relative to the mean f
 or of the table. It uses no labels, but all test clips: the protocol's name says so in the report.
 """
 
-from ser.utils import exit_code, wait_passively
+from ser.utils import count_processes, exit_code, wait_passively
 
 
 def main(arguments: list[str] | None = None) -> None:
+    count_processes()
     wait_passively()  # before torch is imported
     from ser.evaluation.evaluate import evaluate, parse_arguments
     from ser.evaluation.report import format_report

@@ -11,12 +11,13 @@ any user of transformers can load it, its scores on clips that chose nothing, an
 import sys
 
 from ser.cli import answer_at_once
-from ser.utils import exit_code, wait_passively
+from ser.utils import count_processes, exit_code, wait_passively
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     answer_at_once(arguments, __doc__)
+    count_processes()
     wait_passively()
     # torch takes seconds to import: help and misspelt options are answered without it.
     from ser.cli import check_model, check_writable, parse_arguments

@@ -5,7 +5,6 @@ the first process joins them. What an earlier start left there, however it ended
 joined at the beginning and not answered again. The processes may be on any number of machines that share the folder.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,10 +15,9 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from ser.inference.predictions import Item, Table
-from ser.utils import UsageError
+from ser.utils import UsageError, count_processes
 
 TIMEOUT = timedelta(days=30)  # of those that wait for the slowest
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def connect_processes() -> PartialState | None:
@@ -30,16 +28,7 @@ def connect_processes() -> PartialState | None:
     Raises:
         UsageError: The environment variables that number them make no sense.
     """
-    given = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
-    numbers = {name: int(text) if text.strip().isdecimal() else -1 for name, text in given.items()}
-    count = numbers.get("WORLD_SIZE", 1)
-    if -1 in numbers.values() or count < 1 or numbers.get("RANK", 0) >= count:
-        said = ", ".join(f"{name}={text!r}" for name, text in given.items())
-        raise UsageError(
-            f"the environment says {said}, which does not number processes: unset these variables, or start by "
-            "`accelerate launch`, which sets them."
-        )
-    return PartialState(cpu=True, timeout=TIMEOUT) if count > 1 else None
+    return PartialState(cpu=True, timeout=TIMEOUT) if count_processes() > 1 else None
 
 
 def parts_folder(output: str) -> Path:

@@ -17,11 +17,12 @@ import pytest
 import soundfile
 from accelerate import PartialState
 
+from ser.commands import evaluate, train
 from ser.commands import predict as predict_ser
 from ser.inference import shards as shares
 from ser.inference.predictions import Item, Table
 from ser.inference.shards import Share, connect_processes, join_parts, parts_folder
-from ser.utils import UsageError
+from ser.utils import RANK_VARIABLES, UsageError
 from tests.commands.test_predict import LABELS, read_rows, save_checkpoint
 from tests.helpers.tiny import voice
 
@@ -203,7 +204,7 @@ def test_several_processes_need_a_table(monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_variables_that_number_no_processes_are_refused_by_name(variables, monkeypatch, capsys):
-    for name in shares.RANK_VARIABLES:
+    for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert connect_processes() is None
     for name, text in variables.items():
@@ -211,6 +212,9 @@ def test_variables_that_number_no_processes_are_refused_by_name(variables, monke
     assert predict_ser.main(["a.wav"]) == 2
     said = capsys.readouterr().err
     assert all(f"{name}={text!r}" in said for name, text in variables.items()) and "unset these variables" in said
+    for main in (train.main, evaluate.main):
+        with pytest.raises(UsageError, match="unset these variables"):
+            main(["somewhere"])
 
 
 # --- three real ones ---
