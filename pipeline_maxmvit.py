@@ -1,4 +1,4 @@
-"""The audio-classification pipeline of MaxMViT-MLP: recordings -> emotions, whole or along time."""
+"""Audio-classification pipeline of MaxMViT-MLP: classifies recordings as a whole or along time."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ try:
     )
     from .spectrograms_maxmvit import SpectrogramStream, twice
 except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+    if "." in __name__:  # the sibling exists: an import that fails inside it is the real error
         raise
     from audio_maxmvit import (
         HIGHEST_RATE,
@@ -46,10 +46,8 @@ except ImportError:
     from spectrograms_maxmvit import SpectrogramStream, twice
 
 
-SHORTEST_CUT_S = (
-    1.0  # the ends of shorter windows, where cut spectrograms differ from those of a waveform, are most of it
-)
-SHORTEST_WINDOW_S = 0.01  # and hop
+SHORTEST_CUT_S = 1.0  # shorter windows consist mostly of their ends, where cut and separate spectrograms differ
+SHORTEST_WINDOW_S = 0.01  # of a window and of a hop
 SILENCE, UNCERTAIN, UNFAMILIAR = "silence", "uncertain", "unfamiliar"
 
 
@@ -57,22 +55,22 @@ SILENCE, UNCERTAIN, UNFAMILIAR = "silence", "uncertain", "unfamiliar"
 
 PROFILE_KIND = "maxmvit speaker profile"
 RELEVANCE = 4.0
-CLIPS_FOR_SPREAD = 8  # below, the spread of a speaker's clips says little
-SPREAD_MARGIN = 1.1  # times the largest spread of a training speaker, from which clips look like several speakers'
+CLIPS_FOR_SPREAD = 8  # the spread of fewer clips is not reliable
+SPREAD_MARGIN = 1.1  # times the largest spread of a training speaker: beyond it, there may be several speakers
 
 
 @dataclass(frozen=True, eq=False)
 class SpeakerProfile:
     """
-    What is known of a voice, or of recording conditions, without labels: the mean features of some clips.
+    Describes a voice, or recording conditions, by the mean features of clips without labels.
 
     Args:
         mean, deviation (`np.ndarray` of shape `(num_features,)`): Mean and standard deviation of the pooled features
             of the clips, float32.
-        clips (`int`): Clips, or windows of longer recordings, silent ones left out.
-        seconds (`float`): Their length in all.
-        relevance (`float`): How many clips the mean of the training clips counts for.
-        model (`str`): Digest of the weights that the features were computed by, from [`features_digest`].
+        clips (`int`): Number of clips, or of windows of longer recordings, without silent ones.
+        seconds (`float`): Their total length.
+        relevance (`float`): Number of clips that the mean of the training clips counts for.
+        model (`str`): Digest of the weights that computed the features, from [`features_digest`].
     """
 
     mean: np.ndarray
@@ -84,14 +82,14 @@ class SpeakerProfile:
 
     def shift(self, population: np.ndarray) -> np.ndarray:
         """
-        The `feature_shift` for the model, `(num_features,)`: how far the clips' mean is from that of the training
-        clips, `population`, shrunk by MAP adaptation of a mean (Reynolds et al. 2000, doi 10.1006/dspr.1999.0361),
-        n / (n + relevance) for n clips.
+        Returns the `feature_shift` of the model, `(num_features,)`: the clips' mean minus that of the training clips,
+        `population`, times n / (n + relevance) for n clips, as in the MAP adaptation of a mean (Reynolds et al. 2000,
+        doi 10.1006/dspr.1999.0361).
         """
         return map_shift(self.mean, self.clips, population, self.relevance)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the profile as JSON; the file is whole, or as it was before."""
+        """Writes the profile as JSON, and replaces an existing file only when the new one is complete."""
         content = {"kind": PROFILE_KIND, **vars(self)}
         content |= {name: getattr(self, name).tolist() for name in ("mean", "deviation")}
         unfinished = f"{os.fspath(path)}.{secrets.token_hex(4)}"
@@ -105,15 +103,15 @@ class SpeakerProfile:
         Reads a profile.
 
         Raises:
-            ValueError: The file is no profile, or is broken off.
-            OSError: It cannot be read.
+            ValueError: The file is not a speaker profile, or is incomplete.
+            OSError: The file cannot be read.
         """
-        remedy = "Make it anew from the recordings, by pipeline.enroll or predict_ser.py --enroll."
+        remedy = "Create it again from the recordings, by pipeline.enroll or predict_ser.py --enroll."
         with open(path, encoding="utf-8") as file:
             try:
                 content = json.load(file)
             except ValueError as error:
-                raise ValueError(f"{os.fspath(path)} is not a whole speaker profile ({error}). {remedy}") from error
+                raise ValueError(f"{os.fspath(path)} is not a complete speaker profile ({error}). {remedy}") from error
         if not isinstance(content, dict) or content.pop("kind", None) != PROFILE_KIND:
             raise ValueError(f"{os.fspath(path)} is not a speaker profile. {remedy}")
         try:
@@ -128,16 +126,16 @@ class SpeakerProfile:
     def _check(self) -> None:
         for values in (self.mean, self.deviation):
             if values.ndim != 1 or values.shape != self.mean.shape or not np.isfinite(values).all():
-                raise ValueError("mean and deviation are not two lists of as many finite numbers")
+                raise ValueError("mean and deviation are not two lists of equally many finite numbers")
         if not (_is_number(self.clips, 1, kind=Integral) and _is_number(self.seconds, 0)):
-            raise ValueError(f"clips={self.clips!r} and seconds={self.seconds!r} do not count clips")
+            raise ValueError(f"clips={self.clips!r} and seconds={self.seconds!r} are not a count and a length")
         check_relevance(self.relevance)
         if not isinstance(self.model, str):
             raise ValueError(f"model={self.model!r} is not a digest")
 
     @classmethod
     def joined(cls, profiles: Sequence["SpeakerProfile"]) -> "SpeakerProfile":
-        """The profile of the clips of all `profiles`, which are of one model."""
+        """Returns the profile of the clips of all `profiles`, which must be of one model."""
         counts = np.array([profile.clips for profile in profiles], dtype=np.float64)
         shares = counts / counts.sum()
         means, deviations = (
@@ -156,22 +154,22 @@ class SpeakerProfile:
 
 
 def map_shift(mean: np.ndarray, clips: int, population: np.ndarray, relevance: float) -> np.ndarray:
-    """`(num_features,)`: the mean features of `clips` clips less those of the training clips, times clips / (clips +
-    relevance)."""
+    """Returns the mean features of `clips` clips minus those of the training clips, times clips / (clips + relevance),
+    `(num_features,)`."""
     return (mean - population) * (clips / (clips + relevance)) if clips else np.zeros_like(population)
 
 
 def check_relevance(relevance: Any) -> None:
-    """Raises `ValueError` for what is not a number from 0 on."""
+    """Raises `ValueError` unless `relevance` is a number of at least 0."""
     if not _is_number(relevance, 0):
         raise ValueError(
-            f"relevance={relevance!r} does not work: it is how many clips the mean of the training clips counts for, "
-            "0 or more."
+            f"relevance={relevance!r} does not work: it is the number of clips that the mean of the training clips "
+            "counts for, 0 or more."
         )
 
 
 def features_digest(model: Any) -> str:
-    """A hash of the weights that pooled features are computed by, those of all branches."""
+    """Returns a hash of the weights of all branches, which compute the pooled features."""
     digest = hashlib.sha256()
     for name, tensor in model.base_model.state_dict().items():
         digest.update(name.encode())
@@ -181,10 +179,10 @@ def features_digest(model: Any) -> str:
 
 def population_mean(model: Any) -> np.ndarray:
     """
-    The mean of the pooled features of the training clips, `(num_features,)`, float32.
+    Returns the mean of the pooled features of the training clips, `(num_features,)`, float32.
 
     Raises:
-        ValueError: The model does not keep it.
+        ValueError: The model does not store it.
     """
     config = model.config
     if config.looks_at_tokens:
@@ -194,8 +192,8 @@ def population_mean(model: Any) -> np.ndarray:
         )
     if model.base_model.feature_statistics is None:
         raise ValueError(
-            f"{model.name_or_path!r} keeps no statistics of the features of its training clips, against which a "
-            "speaker is enrolled: train it anew with this version."
+            f"{model.name_or_path!r} keeps no statistics of the features of its training clips, which enrolment "
+            "needs: train it again with this version."
         )
     return model.base_model.feature_statistics.mean.float().cpu().numpy()
 
@@ -205,7 +203,7 @@ def population_mean(model: Any) -> np.ndarray:
 
 class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline):
     """
-    Names the emotion of clips, and the emotions along recordings of any length.
+    Classifies the emotion of clips, and the emotions along recordings of any length.
 
     ```python
     >>> classify = pipeline("audio-classification", model="my/checkpoint", trust_remote_code=True)
@@ -215,75 +213,82 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     [{"start": 0.0, "end": 3.0, "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
     ```
 
-    Windows that overlap are cut out of spectrograms that are computed once along the recording, instead of each from a
-    waveform of its own, where they are 1 s long or more and the extractor's back end is `"torch"`. The two differ near
-    the ends of a window: cut, its sounds are heard whole there, not broken off into silence. Pictures of 3 s windows
-    of voices differ by 0.02 of their range on average in the CQT and 0.004 in the Mel spectrogram, 0.04 at most.
+    Overlapping windows of 1 s or more are cut out of spectrograms that are computed once along the recording, if the
+    extractor's backend is `"torch"`; otherwise, the spectrograms of each window are computed from its own waveform.
+    The two differ near the ends of a window: a spectrogram that is cut out includes the sound beyond them, where that
+    of a separate waveform has silence. Images of 3 s windows of voices differ by 0.02 of their range on average in the
+    CQT and 0.004 in the Mel spectrogram, and by 0.04 at most.
 
-    Every parameter can be given when the pipeline is built and again, for one call, when it is called.
+    Every parameter can be set when the pipeline is created, and overridden for one call.
 
     Args:
-        top_k (`int`, *optional*): Best labels to return; all by default.
+        top_k (`int`, *optional*): Number of best labels to return; all by default.
         function_to_apply (`str`, *optional*): `"softmax"` (default) of the logits over the configuration's
             `temperature`, `"sigmoid"` or `"none"`.
         window_s (`float` or `str`, *optional*, defaults to `"auto"`): Length of a window in seconds, 0.01 to 600. A
-            number asks for a timeline. `"auto"` takes a recording as one clip if it is at most as long as the longest
-            training clip (the configuration's `max_clip_s`), and else answers by the mean over windows of the
-            configuration's `window_s`, one after the other. None takes any recording as one clip, the whole of it in
-            memory, though a model does not recognise in long images what it learned from short ones.
+            number returns a timeline. `"auto"` classifies a recording as one clip if it is at most as long as the
+            longest training clip (the configuration's `max_clip_s`), and otherwise returns the mean over consecutive
+            windows of the configuration's `window_s`. None classifies any recording as one clip, which is held in
+            memory as a whole, but models are unreliable on clips that are much longer than those of their training.
         hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next, from 0.01 to
-            `window_s`. One more window ends where the recording ends, so that nothing is left out.
+            `window_s`. If the last window would leave out the end of the recording, one more window covers it.
         timeline (`bool`, *optional*): True for the timeline, False for one answer (the mean of the windows' scores).
-            With `window_s="auto"`, the timeline has the windows whose mean is the answer.
-        smooth (`int`, *optional*, defaults to 1): Each window of a timeline gets the mean scores of this odd number of
-            windows around it.
-        min_score (`float`, *optional*): What the best score of an answer has to reach, from 0 to 1. Where it does not,
-            the answer is "uncertain", with that best score, before the labels that it is uncertain between; a window
-            of a timeline keeps its scores. A run says under `selective` in its `metrics.json` what each bound costs.
-        speaker ([`SpeakerProfile`] or path, *optional*): What [`~MaxMViTAudioClassificationPipeline.enroll`] returned
-            or saved: the recordings are answered relative to that voice. An iterable of profiles, paths and None has
-            one for each recording.
-        min_familiarity (`float`, *optional*): What the familiarity of a recording has to reach, from 0 to 1: the share
-            of training-like clips that lie farther from the training data than it does (the mean over windows). Where
-            it does not, the answer is "unfamiliar", with the best score, before the labels, and the label of such a
-            window of a timeline is; this comes before "uncertain". With any number, 0 included (which turns nothing
-            away), rows have `familiarity`. Needs a checkpoint whose configuration has `familiarity`.
-        silence_db (`float`, *optional*, defaults to -60): Clips and windows without 50 ms louder than this (RMS, dB
-            below full scale) are labelled "silence", with no scores, and are not classified. None classifies all.
-        sampling_rate (`int`, *optional*): Of arrays that come without their own; by default the model's.
-        max_s (`float`, *optional*): Seconds a recording may last, None for any length. By default 600 where it is
-            taken as one clip (`window_s=None`), and any length in windows.
-        allow_private_urls (`bool`, *optional*, defaults to False): Whether URLs may lie in the network of the machine
-            that runs the pipeline (loopback, private and link-local addresses). Leave it where strangers give them.
-        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` answers `{"error": message}` to input that cannot
-            be used, or has no finite scores, and goes on.
-        batch_size (`int`, *optional*, defaults to 8): Clips or windows in one forward; windows of several recordings
-            share one.
+            With `window_s="auto"`, the timeline consists of the windows whose mean is the answer.
+        smooth (`int`, *optional*, defaults to 1): Odd number of windows, centred on each window of a timeline, whose
+            scores are averaged.
+        min_score (`float`, *optional*): Minimum of the best score of an answer, from 0 to 1. Below it, the answer is
+            "uncertain", with that best score, followed by the labels with their scores; a window of a timeline keeps
+            its scores. `selective` in the `metrics.json` of a run lists how many answers each bound rejects and how
+            good the others are.
+        speaker ([`SpeakerProfile`] or path, *optional*): Profile from [`~MaxMViTAudioClassificationPipeline.enroll`]:
+            the recordings are classified relative to that voice. Or an iterable with one profile, path or None for
+            each recording.
+        min_familiarity (`float`, *optional*): Minimum familiarity of a recording, from 0 to 1: the share of
+            training-like clips that lie farther from the training data than the recording does (the mean over
+            windows). Below it, the answer is "unfamiliar", with the best score, followed by the labels with their
+            scores, and so is the label of a window of a timeline; "unfamiliar" takes precedence over "uncertain". With
+            any number, rows have `familiarity`; 0 rejects nothing. Needs a checkpoint whose configuration has
+            `familiarity`.
+        silence_db (`float`, *optional*, defaults to -60): Level in dB relative to full scale. Clips and windows in
+            which no 50 ms are louder (RMS) are labelled "silence", without scores, and are not classified. None
+            classifies all.
+        sampling_rate (`int`, *optional*): Sampling rate of arrays that come without one; by default the model's.
+        max_s (`float`, *optional*): Maximum length of a recording in seconds, None for any length. By default 600 for
+            a recording that is classified as one clip (`window_s=None`), and any length for windows.
+        allow_private_urls (`bool`, *optional*, defaults to False): Whether URLs may point to the network of the
+            machine that runs the pipeline (loopback, private and link-local addresses). Do not allow it for URLs from
+            untrusted users.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` returns `{"error": message}` for input that
+            cannot be used, or whose scores are not finite, and continues.
+        batch_size (`int`, *optional*, defaults to 8): Number of clips or windows in one forward pass; windows of
+            several recordings may share one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"top_k": None, "batch_size": 8, **kwargs})
         if "speech" in self.model.config.branch_names and self.feature_extractor.speech_processor is None:
             raise ValueError(
-                "the model has a speech encoder, and speech_processor of its feature extractor, which says how that "
-                "takes waveforms, is None: restore preprocessor_config.json."
+                "the model has a speech encoder, but speech_processor of its feature extractor, which prepares its "
+                "inputs, is None: restore preprocessor_config.json."
             )
 
     def check_model_type(self, supported_models: Any) -> None:
         """
-        Refuses a checkpoint that was saved without its head, which every load would draw anew. transformers' own list
-        of audio classifiers cannot hold a checkpoint that brings its own code.
+        Refuses a checkpoint that was saved without its head, which every load would initialise at random. The list of
+        audio classifiers in transformers cannot contain a checkpoint that comes with its own code.
         """
         saved = self.model.config.architectures
         if saved and type(self.model).__name__ not in saved:
             raise ValueError(
                 f"{self.model.name_or_path!r} was saved as {', '.join(saved)}, without the head of "
-                f"{type(self.model).__name__}: its answers would be drawn at random. Name a checkpoint that was saved "
-                "with its head."
+                f"{type(self.model).__name__}: its answers would be random. Name a checkpoint that was saved with its "
+                "head."
             )
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
+        Classifies one or several recordings.
+
         Args:
             inputs: One source, or several: a list, tuple, generator, column of a table (pandas) or of a dataset
                 (`datasets`, read from its bytes, without torchcodec), or a dataset with one audio column. A source is
@@ -292,9 +297,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             kwargs: The parameters of the class.
 
         Returns:
-            For a source its `[{"label", "score"}, ...]`, best first, or its timeline, `[{"start", "end", "label",
-            "scores"}, ...]` in seconds. For several a list of those; for a generator or dataset an iterator that reads
-            as it is asked.
+            For one source `[{"label", "score"}, ...]`, best first, or its timeline, `[{"start", "end", "label",
+            "scores"}, ...]` in seconds. For several sources a list of these; for a generator or dataset an iterator
+            that reads its input lazily.
 
         Raises:
             AudioError: Names the source that cannot be used.
@@ -305,8 +310,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             return super().__call__(inputs, **kwargs)
         if isinstance(inputs, Sequence):
             _refuse_numbers(inputs)
-        sources = (source for source in inputs)  # a generator is read as answers are asked for
-        is_stored = isinstance(inputs, (Sequence, np.ndarray)) or hasattr(inputs, "iloc")  # pandas' column
+        sources = (source for source in inputs)  # a generator is read lazily
+        is_stored = isinstance(inputs, (Sequence, np.ndarray)) or hasattr(inputs, "iloc")  # a column of pandas
         return list(super().__call__(sources, **kwargs)) if is_stored else super().__call__(sources, **kwargs)
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
@@ -322,7 +327,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         if given.get("min_familiarity") is not None and not self.model.config.familiarity:
             raise ValueError(
                 f"min_familiarity={given['min_familiarity']} needs a checkpoint that keeps the distribution of its "
-                f"training data, which {self.model.name_or_path!r} does not: train it anew with this version, or "
+                f"training data, which {self.model.name_or_path!r} does not: train it again with this version, or "
                 "leave min_familiarity out."
             )
         return steps
@@ -336,14 +341,14 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[Any]:
-        """Yields the answer to each input in turn. Batches run across recordings; `num_workers` is not used."""
+        """Yields the answer to each input in turn. A batch may span recordings; `num_workers` is not used."""
         if "window_s" in preprocess_params:
             timeline = preprocess_params["window_s"] not in (None, "auto")
             postprocess_params = {"timeline": timeline, **postprocess_params}
         on_error = forward_params.get("on_error", "raise")
         shifts = self._shifts(forward_params.get("speaker"))
-        waiting: list[dict] = []  # recordings not answered yet, the oldest first
-        batch: list[dict] = []  # windows of theirs that are not classified yet
+        waiting: list[dict] = []  # recordings that are not classified completely, the oldest first
+        batch: list[dict] = []  # their windows that are not classified yet
         for index, source in enumerate(inputs):
             has_name = isinstance(source, (str, os.PathLike))
             name = name_of(source) if has_name else f"Input {index}"
@@ -381,7 +386,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         allow_private_urls: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Yields the windows of a recording, `{"start", "end", "sound"}`; the sound is a waveform or its spectrograms,
-        and None of a silent window."""
+        or None for a silent window."""
         rate = self.feature_extractor.sampling_rate
         if sampling_rate is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             source = {"array": source, "sampling_rate": sampling_rate}
@@ -400,19 +405,19 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             return
         hop_s = window_s if hop_s is None else hop_s
         if hop_s > window_s:
-            raise ValueError(f"hop_s={hop_s} leaves out audio between the windows of window_s={window_s}; lessen it.")
+            raise ValueError(f"hop_s={hop_s} leaves out audio between the windows of window_s={window_s}; reduce it.")
         frames = None
         if hop_s < window_s and window_s >= SHORTEST_CUT_S and self.feature_extractor.backend == "torch":
             pieces, again = twice(pieces)
             frames = SpectrogramStream(again, self.feature_extractor, self.device)
         for start, waveform in _windows(pieces, window_s * rate, hop_s * rate):
-            sound = frames.cut(start, len(waveform)) if frames else waveform  # in silence too: it keeps pace
+            sound = frames.cut(start, len(waveform)) if frames else waveform  # if silent too: none is skipped
             is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
             end = (start + len(waveform)) / rate
             yield {"start": start / rate, "end": end, "sound": None if is_silent else sound}
 
     def _classify(self, windows: list[dict[str, Any]]) -> None:
-        """Puts the logits of one batch of windows, and their familiarity if any, in the place of their sounds."""
+        """Replaces the sounds of one batch of windows by their logits, and their familiarity if any."""
         shifts = [window.pop("shift") for window in windows]
         known = next((shift for shift in shifts if shift is not None), None)
         others: dict[str, Any] = {}
@@ -447,34 +452,33 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         self, recordings: Any, relevance: float = RELEVANCE, several_speakers: bool = False, **kwargs: Any
     ) -> SpeakerProfile:
         """
-        Makes a profile of recordings without labels, all of one speaker, or all of one kind of recording.
+        Computes the profile of one speaker, or of recording conditions, from recordings without labels.
 
-        What is common to all of the recordings is taken for the voice and taken off its later ones. So they have to be
-        of several emotions, in about the shares of ordinary speech: of a folder of one emotion, the emotion is taken
-        off too.
+        What the recordings have in common is attributed to the voice, and removed from its later recordings. So the
+        recordings must be of several emotions, in about the proportions of ordinary speech: if they are all of one
+        emotion, that emotion is removed too.
 
         Args:
-            recordings: One source or several, as for a call. Recordings longer than the training clips count as
-                several clips, their windows; silent ones are left out.
-            relevance (`float`, defaults to 4): How many clips the mean of the training clips counts for. 0 takes the
-                mean of the recordings as it is, which a few clips of one emotion mislead.
-            several_speakers (`bool`, defaults to False): True for a profile of recording conditions: no warning that
-                the clips look like those of several speakers.
-            kwargs: The parameters of the class that are about reading recordings (`window_s`, `silence_db`,
-                `sampling_rate`, `max_s`, `allow_private_urls`), and `on_error`: `"skip"` leaves out what cannot be
-                read.
+            recordings: One source or several, as for a call. Each window of a recording longer than the training
+                clips counts as a clip; silent ones are left out.
+            relevance (`float`, defaults to 4): Number of clips that the mean of the training clips counts for. 0 uses
+                the mean of the recordings as it is, which a few clips of one emotion can bias.
+            several_speakers (`bool`, defaults to False): True for a profile of recording conditions, which suppresses
+                the warning that the clips may be of several speakers.
+            kwargs: The parameters of the class for reading recordings (`window_s`, `silence_db`, `sampling_rate`,
+                `max_s`, `allow_private_urls`), and `on_error`: `"skip"` leaves out what cannot be read.
 
         Raises:
-            AudioError: Names the recording that cannot be used; or all of them are silent.
-            ValueError: The model keeps no statistics of its training clips, or its fusion or head reads feature maps;
-                or the relevance is below 0.
+            AudioError: A recording, which the message names, cannot be used; or all of them are silent.
+            ValueError: The model stores no statistics of its training clips, its fusion or head reads feature maps, or
+                the relevance is below 0.
             FloatingPointError: The features are not finite.
         """
         check_relevance(relevance)
         population_mean(self.model)
         preprocess_params, forward_params, others = self._sanitize_parameters(**kwargs)
         if others or "speaker" in forward_params:
-            raise TypeError(f"enroll takes no {', '.join([*others, *forward_params])}: they are about answers.")
+            raise TypeError(f"enroll takes no {', '.join([*others, *forward_params])}: they apply to answers.")
         preprocess_params = {**self._preprocess_params, **preprocess_params}
         preprocess_params.pop("hop_s", None)  # windows that overlap would count a clip several times
         on_error = {**self._forward_params, **forward_params}.get("on_error", "raise")
@@ -499,21 +503,21 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         )
         if not several_speakers and self.looks_like_several(profile):
             warnings.warn(
-                f"The {count} clips differ more in what tells speakers apart than those of any training speaker: they "
-                "may be of several speakers. Enroll each of them apart.",
+                f"The {count} clips differ more, in the features that distinguish speakers, than those of any "
+                "training speaker: they may be of several speakers. Enroll each speaker separately.",
                 stacklevel=2,
             )
         return profile
 
     def looks_like_several(self, profile: SpeakerProfile) -> bool:
-        """Whether clips of a profile differ more than those of any one training speaker, in the features by which
-        these differ; never where the profile has fewer than 8 clips."""
+        """Returns whether the clips of a profile differ more than those of any training speaker, in the features that
+        distinguish speakers; False for fewer than 8 clips."""
         statistics = self.model.base_model.feature_statistics
         bound = SPREAD_MARGIN * float(statistics.largest_spread)
         return profile.clips >= CLIPS_FOR_SPREAD and 0 < bound < statistics.spread(torch.tensor(profile.deviation))
 
     def _voiced(self, sources: Iterable[Any], on_error: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The windows of some recordings that are not silent."""
+        """Yields the windows that are not silent of some recordings."""
         for index, source in enumerate(sources):
             try:
                 yield from (each for each in self.preprocess(source, **parameters) if each["sound"] is not None)
@@ -527,7 +531,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         return features_digest(self.model)
 
     def _shifts(self, speaker: Any) -> Iterator[torch.Tensor | None]:
-        """The shift of the features for each recording."""
+        """Yields the shift of the features for each recording."""
         if speaker is None or _is_profile(speaker):
             yield from repeat(self.shift_of(speaker))
         for each in speaker or ():
@@ -536,10 +540,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def shift_of(self, profile: Any) -> torch.Tensor | None:
         """
-        The shift of the features, `(num_features,)`, by a profile or the path of one; None without one.
+        Returns the shift of the features, `(num_features,)`, for a profile or the path of one; None without one.
 
         Raises:
-            ValueError: It is not a profile, or one of another model; or the model keeps no statistics.
+            ValueError: It is not a profile, or is one of another model; or the model stores no statistics.
         """
         if profile is None:
             return None
@@ -551,7 +555,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         population = population_mean(self.model)
         if profile.model != self._digest:
             raise ValueError(
-                f"{name} was made by another model, or by this one in another precision: enroll the speaker anew."
+                f"{name} was made by another model, or by this one in another precision: enroll the speaker again."
             )
         return torch.from_numpy(profile.shift(population))
 
@@ -565,18 +569,20 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         min_score: float | None = None,
         min_familiarity: float | None = None,
     ) -> Any:
-        """The answer to one recording, from its windows with their logits."""
+        """Returns the answer to one recording, from its windows with their logits."""
         if recording["error"]:
             return {"error": recording["error"]}
         windows = recording["windows"]
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         if min_score is not None and self._function(function_to_apply) == "none":
-            raise ValueError(f"min_score={min_score} bounds probabilities, and function_to_apply='none' gives logits.")
+            raise ValueError(
+                f"min_score={min_score} applies to probabilities, but function_to_apply='none' gives logits."
+            )
         scores = [self._scores(window, function_to_apply) for window in windows]
         familiarities = [window.get("familiarity") for window in windows]
 
         def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, float]]:
-            """Mean scores over classified windows, what is answered instead of the best label, further columns."""
+            """Returns the mean scores of classified windows, the answer if it is no label, and further columns."""
             mean = np.mean([row for row in scores[some] if row is not None], axis=0)
             instead = UNCERTAIN if min_score is not None and float(mean.max()) < min_score else None
             if min_familiarity is None:
@@ -603,7 +609,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         return rows
 
     def _scores(self, window: dict[str, Any], function_to_apply: str | None) -> np.ndarray | None:
-        """`(num_labels,)` scores of a window, None of a silent one."""
+        """Returns the scores of a window, `(num_labels,)`, or None if it is silent."""
         if "logits" not in window:
             return None
         functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -613,7 +619,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
         temperature = self.model.config.temperature
-        # In float64 what is larger stays larger, and so no label changes.
+        # float64 preserves the order of the scores, so that no label changes.
         return (logits if temperature == 1 else logits.double() / temperature).softmax(-1)
 
     def _function(self, given: str | None) -> str:
@@ -622,19 +628,19 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
 
 def _is_profile(value: Any) -> bool:
-    # Not by its class: a checkpoint that brings its own code has a copy of it.
+    # Not by its class: a checkpoint that comes with its own code has a copy of the class.
     return isinstance(value, (str, os.PathLike)) or hasattr(value, "shift")
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yields lists of `size` items, of which the last may be shorter."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
 
 
 def _is_one_source(inputs: Any) -> bool:
-    """Whether an input of the pipeline is one recording, not several."""
+    """Returns whether an input of the pipeline is one recording rather than several."""
     if isinstance(inputs, np.ndarray):
         return inputs.dtype.kind not in "OUS"  # an array of paths is several
     kinds = (str, bytes, bytearray, memoryview, os.PathLike, dict, torch.Tensor)
@@ -643,23 +649,23 @@ def _is_one_source(inputs: Any) -> bool:
 
 
 def _refuse_numbers(inputs: Sequence[Any]) -> None:
-    """Raises where what is given as several sources is the samples of one, with or without their rate."""
+    """Raises `AudioError` if a sequence holds the samples of one recording, with or without their sampling rate."""
     if len(inputs) and all(isinstance(value, Real) for value in inputs[:2]):
-        raise AudioError(f"A list of {len(inputs):,} numbers is no list of recordings; {ONE_ARRAY}")
+        raise AudioError(f"A list of {len(inputs):,} numbers is not a list of recordings; {ONE_ARRAY}")
     is_pair = len(inputs) == 2 and isinstance(inputs, (tuple, list))
     if is_pair and sum(isinstance(value, Real) for value in inputs) == 1:
-        raise AudioError(f"A pair of samples and their sampling rate is no list of recordings; {ONE_ARRAY}")
+        raise AudioError(f"A pair of samples and their sampling rate is not a list of recordings; {ONE_ARRAY}")
 
 
 def _undecoded(inputs: Any) -> Any:
-    """A column of a dataset as it is stored, for `datasets` would decode it by torchcodec; anything else as it is."""
+    """Returns a column of a dataset undecoded, since `datasets` would need torchcodec; anything else as it is."""
     column = getattr(inputs, "column_name", None) or getattr(inputs, "key", None)  # of datasets, of transformers
     dataset: Any = inputs
     if column is not None:
         dataset = getattr(inputs, "source", None) or getattr(inputs, "dataset", None)
     if isinstance(dataset, dict) and hasattr(dataset, "cast_column"):
         raise AudioError(
-            f'A dataset of the splits {", ".join(dataset)} is no list of recordings; take dataset["split"].'
+            f'A dataset of the splits {", ".join(dataset)} is not a list of recordings; use dataset["split"].'
         )
     if not hasattr(dataset, "cast_column"):
         return inputs
@@ -685,7 +691,7 @@ def _is_window(value: Any) -> bool:
     return _is_number(value, SHORTEST_WINDOW_S, LONGEST_CLIP_S)
 
 
-# name: (the step that takes it: 0 preprocess, 1 forward, 2 postprocess; what fits besides None; the same in words)
+# name: (its step: 0 preprocess, 1 forward, 2 postprocess; test of a value other than None; valid values in words)
 _PARAMETERS = {
     "window_s": (
         0,
@@ -707,7 +713,7 @@ _PARAMETERS = {
         "a SpeakerProfile, the path of one, or an iterable of these, one for each recording",
     ),
     "on_error": (1, lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
-    "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number from 1 on, or None for all"),
+    "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number of at least 1, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
     "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for any answer"),
@@ -717,7 +723,7 @@ _PARAMETERS = {
 
 
 def _checked(recording: dict[str, Any], on_error: str) -> dict[str, Any]:
-    """The recording, whose windows' logits are finite if it has no error."""
+    """Returns the recording, with an error if the logits of a window are not finite."""
     logits = [window["logits"] for window in recording["windows"] if "logits" in window]
     if not recording["error"] and not all(torch.isfinite(row).all() for row in logits):
         recording["error"] = (
@@ -733,7 +739,7 @@ _NEVER_NONE = ("on_error", "timeline", "smooth", "allow_private_urls")
 
 
 def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Pieces up to the one in which `length` samples are passed."""
+    """Yields pieces up to the one that exceeds `length` samples in total."""
     while length >= 0 and (piece := next(pieces, None)) is not None:
         length -= len(piece)
         yield piece
@@ -741,11 +747,11 @@ def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
 
 def _windows(pieces: Iterable[np.ndarray], length: float, hop: float) -> Iterator[tuple[int, np.ndarray]]:
     """
-    First sample and samples of the windows over a recording that comes in pieces, one window every `hop` samples and,
-    where that leaves an end over, one that ends with it. A recording shorter than a window is one window.
+    Yields the first sample and the samples of windows over a recording in pieces: one window every `hop` samples and,
+    if these leave out its end, one that ends with it. A recording shorter than a window is one window.
     """
     size = max(1, round(length))
-    kept, first, index = np.zeros(0, np.float32), 0, 0  # the samples in reach, the first one's place, the next window
+    kept, first, index = np.zeros(0, np.float32), 0, 0  # samples still needed, position of the first one, next window
     for piece in pieces:
         kept = np.concatenate([kept, piece])
         while (start := round(index * hop)) + size <= first + len(kept):

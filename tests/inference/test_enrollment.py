@@ -137,7 +137,7 @@ def test_a_relevance_that_is_no_number_from_0_on_is_refused(classify, relevance)
 
 
 def test_models_that_cannot_enroll_say_why():
-    with pytest.raises(ValueError, match="keeps no statistics .* train it anew"):
+    with pytest.raises(ValueError, match="keeps no statistics .* train it again"):
         pipeline_of(tiny_model()).enroll(CLIPS[:1])
     for changes in ({"fusion": "attention"}, {"head": "decoder"}):
         with pytest.raises(ValueError, match="No speaker can be enrolled with fusion="):
@@ -166,8 +166,8 @@ def test_a_profile_is_read_as_it_was_saved(classify, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda text: text[: len(text) // 2], "is not a whole speaker profile"),
-        (lambda text: "", "is not a whole speaker profile"),
+        (lambda text: text[: len(text) // 2], "is not a complete speaker profile"),
+        (lambda text: "", "is not a complete speaker profile"),
         (lambda text: "[1, 2]", "is not a speaker profile"),
         (lambda text: '{"UA": 0.5}', "is not a speaker profile"),
         (lambda text: text.replace('"clips": 1', '"clips": 0'), "is a broken speaker profile"),
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_whole_profile_is_refused(classify, tmp_path, change, 
     text = path.read_text()
     assert change(text) != text
     path.write_text(change(text))
-    with pytest.raises(ValueError, match=f"voice.json {message}.* Make it anew"):
+    with pytest.raises(ValueError, match=f"voice.json {message}.* Create it again"):
         classify(CLIPS[0], speaker=path)
 
 
@@ -318,7 +318,7 @@ def test_what_cannot_be_adapted_to_is_refused_in_a_line(checkpoint, clips, tmp_p
         (checkpoint, [clips / "unknown.csv", "--adapt", "speaker"], "1 have none, such as .*2.wav: give a list"),
         (checkpoint, [clips / "ann", "--adapt", "speaker"], "3 have none, such as"),
         (checkpoint, [clips / "ann", "--adapt", tmp_path / "none.json"], "none.json cannot be read"),
-        (checkpoint, [clips / "ann", "--adapt", tmp_path / "broken.json"], "is not a whole speaker profile"),
+        (checkpoint, [clips / "ann", "--adapt", tmp_path / "broken.json"], "is not a complete speaker profile"),
         (str(plain), [clips / "ann", "--adapt", "table"], "keeps no statistics"),
         (checkpoint, ["--enroll", silent, "--speaker_profile", tmp_path / "a.json"], "all are silent"),
         (

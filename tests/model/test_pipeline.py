@@ -362,7 +362,7 @@ def test_below_the_least_score_an_answer_is_uncertain_and_says_between_what(clas
     assert classify(clip, min_score=above) == [unsure, *everything]
     assert classify(clip, min_score=above, top_k=1) == [unsure, everything[0]]
     assert classify(np.zeros(3 * RATE), window_s=1.0, timeline=False, min_score=1.0)[0]["label"] == "silence"
-    with pytest.raises(ValueError, match="min_score=0.5 bounds probabilities, and function_to_apply='none'"):
+    with pytest.raises(ValueError, match="min_score=0.5 applies to probabilities, but function_to_apply='none'"):
         classify(clip, min_score=0.5, function_to_apply="none")
 
 
