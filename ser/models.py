@@ -1,4 +1,4 @@
-"""From arguments to a configuration, a feature extractor and a model; from a checkpoint to a pipeline."""
+"""Builds configurations, feature extractors and models from options, and loads checkpoints and pipelines."""
 
 import copy
 import difflib
@@ -30,7 +30,7 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.utils import DataError, UsageError
 
-if TYPE_CHECKING:  # the flags bring scikit-learn and datasets along, which answers have no use for
+if TYPE_CHECKING:  # the options import scikit-learn and datasets, which inference does not need
     from ser.arguments import ModelArguments
 
 PROVENANCE = (
@@ -38,7 +38,7 @@ PROVENANCE = (
     "auto_map",
     "transformers_version",
     "speech_encoder",
-)  # settings that no score depends on
+)  # settings that do not change any score
 DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
@@ -50,10 +50,10 @@ EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).
 
 def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     """
-    What the model is: as the flags say, or as the checkpoint to start from was.
+    Returns the configuration of the model: that of the options, or that of the checkpoint to start from.
 
     Raises:
-        DataError: A flag asks for another model than the checkpoint's.
+        DataError: An option contradicts the checkpoint.
     """
     chosen = {name: getattr(model_args, name) for name in MODEL_FIELDS if hasattr(model_args, name)}
     chosen |= {name: None for name in ("cqt_backbone", "mel_backbone") if str(chosen[name]).lower() == "none"}
@@ -63,34 +63,34 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     if not start:
         if chosen["filter_bank"] == "learnable":
             deaf = copy.copy(model_args)
-            deaf.speech_encoder = None  # its configuration is to be read first, below
+            deaf.speech_encoder = None  # MaxMViTConfig reads its configuration first, below
             chosen["filter_bank_config"] = picture_settings(make_feature_extractor(deaf))
         config = MaxMViTConfig(**chosen)
-        if config.speech_encoder and os.path.isdir(config.speech_encoder):  # where it lies is nobody's business
+        if config.speech_encoder and os.path.isdir(config.speech_encoder):  # a checkpoint holds no local paths
             config.speech_encoder = Path(config.speech_encoder).resolve().name
         return config
     config = load_config(start)
-    config.temperature, config.familiarity = 1.0, False  # they were fitted to weights that will be others
+    config.temperature, config.familiarity = 1.0, False  # they were fitted to the weights before training
     others = [
         name for name, value in chosen.items() if value not in (getattr(MaxMViTConfig, name), getattr(config, name))
     ]
     if others:
         raise DataError(
-            f"--model_name_or_path {start} brings the whole model, and with another {' and '.join(others)}: leave out "
-            f"{', '.join(f'--{name}' for name in others)}."
+            f"--model_name_or_path {start} defines the whole model, which has another {' and '.join(others)}: leave "
+            f"out {', '.join(f'--{name}' for name in others)}."
         )
     if config.filter_bank == "learnable":
         drawn = picture_settings(make_feature_extractor(model_args))
         if others := [name for name, value in drawn.items() if value != (config.filter_bank_config or {})[name]]:
             raise DataError(
-                f"--feature_extractor_kwargs: the model of {start} draws its Mel pictures itself, as it was trained "
-                f"to, not by another {' and '.join(others)}: leave it out."
+                f"--feature_extractor_kwargs: the model of {start} computes its Mel images itself, with the settings "
+                f"of its training, and cannot use another {' and '.join(others)}: leave it out."
             )
     return config
 
 
 def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
-    """The same model, of these classes."""
+    """Returns a copy of the configuration with these classes."""
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
@@ -98,13 +98,13 @@ def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTCo
 
 
 def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtractor:
-    """The extractor of the checkpoint to start from, or a new one, with the changes that the flags ask for."""
-    changes: Any = model_args.feature_extractor_kwargs or {}  # a dict by now
+    """Returns the extractor of the checkpoint to start from, or a new one, with the changes that the options set."""
+    changes: Any = model_args.feature_extractor_kwargs or {}  # parsed into a dict
     if unknown := set(changes) - set(EXTRACTOR_FIELDS):
         raise ValueError(f"--feature_extractor_kwargs: the extractor has no parameter {', '.join(sorted(unknown))}.")
     for name, flag in (("speech_processor", "speech_encoder"), ("filter_bank", "filter_bank")):
         if name in changes:
-            raise ValueError(f"--feature_extractor_kwargs: {name} comes with --{flag}; leave it out.")
+            raise ValueError(f"--feature_extractor_kwargs: {name} is set by --{flag}; leave it out.")
     if model_args.model_name_or_path:
         try:
             return load_feature_extractor(model_args.model_name_or_path, **changes)
@@ -116,14 +116,14 @@ def make_feature_extractor(model_args: "ModelArguments") -> MaxMViTFeatureExtrac
         changes = {**changes, "speech_processor": read_processor(model_args.speech_encoder)}
     try:
         return MaxMViTFeatureExtractor(**{**_pretrained_normalization(model_args), **changes})
-    except (TypeError, ValueError) as error:  # a value of another type, or one that does not work
+    except (TypeError, ValueError) as error:  # a value of the wrong type, or an invalid one
         given = json.dumps(model_args.feature_extractor_kwargs)
         raise ValueError(f"--feature_extractor_kwargs {given} does not work: {error}") from error
 
 
 def _pretrained_normalization(model_args: "ModelArguments") -> dict[str, dict[str, list[float]]]:
-    """`image_mean` and `image_std` that the backbones were pretrained with, where their pretrained weights are used
-    and they are not the paper's, whose images stay normalised by ImageNet's mean and standard deviation."""
+    """Returns the `image_mean` and `image_std` of the pretraining of the backbones. A backbone without pretrained
+    weights, or one of the paper's, has ImageNet's mean and standard deviation; if both have, the result is empty."""
     found = {}
     for branch in ("cqt", "mel"):
         name = str(getattr(model_args, f"{branch}_backbone"))
@@ -140,11 +140,11 @@ def _pretrained_normalization(model_args: "ModelArguments") -> dict[str, dict[st
 
 
 def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTForAudioClassification:
-    """From a checkpoint (with a new last layer if its classes are others), from ImageNet weights and those of the
-    speech encoder, or from scratch."""
+    """Builds a model from a checkpoint (with a new last layer if its classes differ), from pretrained weights of the
+    backbones and of the speech encoder, or from scratch."""
     if model_args.model_name_or_path:
         model = load_model(model_args.model_name_or_path, config)
-        model.base_model.set_feature_statistics(None)  # they were fitted to weights that will be others
+        model.base_model.set_feature_statistics(None)  # they were fitted to the weights before training
         return model
     model = MaxMViTForAudioClassification(config)
     if model_args.imagenet_weights:
@@ -156,7 +156,7 @@ def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTFo
 
 def load_config(checkpoint: str | os.PathLike) -> MaxMViTConfig:
     """
-    The configuration of a checkpoint.
+    Returns the configuration of a checkpoint.
 
     Raises:
         DataError: There is no checkpoint of this name, or its config.json cannot be used.
@@ -167,8 +167,8 @@ def load_config(checkpoint: str | os.PathLike) -> MaxMViTConfig:
 
 
 def _check_place(checkpoint: str | os.PathLike) -> None:
-    """Raises `DataError` for what is neither a folder with a config.json nor can be a name on the Hugging Face Hub,
-    which would be asked for it several times over."""
+    """Raises `DataError` unless a name is a folder with a config.json or can be a name on the Hugging Face Hub, which
+    would otherwise get several requests for it."""
     name, path = os.fspath(checkpoint), Path(checkpoint)
     if (path / "config.json").is_file():
         return
@@ -184,22 +184,22 @@ def _check_place(checkpoint: str | os.PathLike) -> None:
             return
     there = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(str(path), there, n=1)
-    hint = f"did you mean {close[0]}?" if close else "name a folder that is there, or OWNER/NAME on the Hub."
+    hint = f"did you mean {close[0]}?" if close else "name an existing folder, or OWNER/NAME on the Hub."
     raise DataError(f"there is no folder {name}: {hint}")
 
 
 def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = None) -> MaxMViTForAudioClassification:
     """
-    The model of a checkpoint, every one of its weights as it was saved.
+    Loads the model of a checkpoint, and checks that every weight is as it was saved.
 
     Args:
         checkpoint: A folder, or a name on the Hugging Face Hub.
-        config (`MaxMViTConfig`, *optional*): Instead of the checkpoint's own. Where its classes are others, the last
-            layer is drawn anew.
+        config (`MaxMViTConfig`, *optional*): Used instead of the checkpoint's own. If its classes differ, the last
+            layer is initialised at random.
 
     Raises:
         DataError: The checkpoint is one of another model, or cannot be found or read; or a weight is missing, has
-            another shape, has no place in the model, or is not finite.
+            another shape, does not belong to the model, or is not finite.
     """
     own = load_config(checkpoint)
     with _quietly(), _named(checkpoint):
@@ -209,7 +209,7 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
         )
     if any(".lora_A." in name for name in info["unexpected_keys"]):
         raise DataError(
-            f"{checkpoint} holds adapters beside a speech encoder, as a run with --lora_rank has them until its end: "
+            f"{checkpoint} holds adapters of a speech encoder that are not merged, as during a run with --lora_rank: "
             "name the folder of the finished run."
         )
     if missing := sorted(info["missing_keys"]):
@@ -237,18 +237,18 @@ def _incomplete(checkpoint: str | os.PathLike, model: MaxMViTForAudioClassificat
     head = {f"classifier.{name}" for name in model.classifier.state_dict()}
     if head <= {*missing, *(name for name in head if name.endswith("num_batches_tracked"))}:
         return (
-            f"{checkpoint} holds no classification head, so it knows no emotions: name a checkpoint of "
+            f"{checkpoint} holds no classification head, so it cannot classify: name a checkpoint of "
             "MaxMViTForAudioClassification, as training writes it, rather than one of its backbones alone."
         )
     return (
-        f"{checkpoint} lacks {len(missing)} weight(s) of its model, such as {missing[0]}: copy it again whole, or "
+        f"{checkpoint} lacks {len(missing)} weight(s) of its model, such as {missing[0]}: copy all of it again, or "
         "name another checkpoint."
     )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' own report of a load: what it finds is an error, or meant."""
+    """Suppresses transformers' report of a load: what it lists is either an error here, or intended."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -259,7 +259,7 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _named(checkpoint: str | os.PathLike) -> Iterator[None]:
-    """Has what a library says of a checkpoint say which one it is."""
+    """Turns an error of a library into a `DataError` that names the checkpoint."""
     try:
         yield
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
@@ -268,7 +268,7 @@ def _named(checkpoint: str | os.PathLike) -> Iterator[None]:
 
 def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> MaxMViTFeatureExtractor:
     """
-    The feature extractor of a checkpoint.
+    Returns the feature extractor of a checkpoint.
 
     Raises:
         DataError: It is that of another model, or there is none.
@@ -287,16 +287,16 @@ def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> Max
 
 def shipped_weights() -> str:
     """
-    The folder of the checkpoint that comes with the code.
+    Returns the folder of the checkpoint that comes with the code.
 
     Raises:
-        UsageError: This copy of the code came without.
+        UsageError: This copy of the code has none.
     """
     for root in ROOTS:
         if (root / SHIPPED / "config.json").is_file():
             return str(root / SHIPPED)
     raise UsageError(
-        f"no model is named, and this copy of the code came without {SHIPPED}: name a checkpoint folder, or its name "
+        f"no model is named, and this copy of the code lacks {SHIPPED}: name a checkpoint folder, or its name "
         "on the Hugging Face Hub (predict_ser.py --model MODEL, app.py MODEL). `python run_ser.py configs/demo.yaml` "
         "trains one in a minute or two, out/demo."
     )
@@ -306,12 +306,12 @@ def load_pipeline(
     model: str | None, device: str | None = None, **parameters: Any
 ) -> MaxMViTAudioClassificationPipeline:
     """
-    The pipeline of a checkpoint, with this repository's code rather than the checkpoint's copy of it.
+    Loads the pipeline of a checkpoint, with this repository's code rather than the checkpoint's copy of it.
 
     Args:
-        model: A folder, or a name on the Hugging Face Hub; without one, the checkpoint that comes with the code.
+        model: A folder, or a name on the Hugging Face Hub; by default the checkpoint that comes with the code.
         device: Such as "cpu" or "cuda:1"; by default the first accelerator, or the CPU.
-        parameters: Of the pipeline.
+        parameters: Parameters of the pipeline.
 
     Raises:
         UsageError: The checkpoint or the device cannot be used, or no checkpoint is named and none came with the code.
@@ -335,10 +335,10 @@ def load_pipeline(
 
 def usable_device(name: str) -> torch.device:
     """
-    The device of a name such as "cpu" or "cuda:1".
+    Returns the device of a name such as "cpu" or "cuda:1".
 
     Raises:
-        UsageError: Nothing can be computed there: torch knows no such device, this machine lacks it, or it is "meta".
+        UsageError: torch does not know the device, this machine lacks it, or it cannot compute ("meta").
     """
     try:
         device = torch.device(name)
@@ -352,7 +352,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:
-    """A hash of all that a checkpoint's scores depend on: both configurations and the weights, wherever they lie."""
+    """Returns a hash of all that a checkpoint's scores depend on: both configurations and the weights."""
     digest = hashlib.sha256()
     for part in (classify.model.config, classify.feature_extractor):
         settings = {name: value for name, value in part.to_dict().items() if name not in PROVENANCE}
@@ -363,8 +363,8 @@ def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:
 
 def starting_weights(model: MaxMViTForAudioClassification, model_args: "ModelArguments") -> str:
     """
-    Which weights [`make_model`] began with, the same wherever it ran: a hash of those that came out of files. What is
-    drawn at random is not in it, since the last bits of that hang on the processor; the seed tells it.
+    Returns a hash of the weights that [`make_model`] loaded from files, the same on every machine. Random weights are
+    left out, since their last bits depend on the processor; the seed identifies them.
     """
     loaded = model.state_dict()
     start = model_args.model_name_or_path
@@ -379,7 +379,7 @@ def starting_weights(model: MaxMViTForAudioClassification, model_args: "ModelArg
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """A hash of tensors and their names."""
+    """Returns a hash of tensors and their names."""
     digest = hashlib.sha256()
     _add_weights(digest, weights)
     return f"sha256-{digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""Speaker profiles of the recordings of a command: one from a file, one for each speaker, or one of all."""
+"""Makes the speaker profiles of a command: reads one, or enrolls each speaker or all recordings."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, SpeakerProfile,
 from ser.inference.predictions import Item
 from ser.utils import UsageError
 
-SPEAKER, TABLE = "speaker", "table"  # what --adapt takes besides a file
+SPEAKER, TABLE = "speaker", "table"  # values of --adapt other than a file
 
 
 def check_speakers(items: Sequence[Item]) -> None:
@@ -25,13 +25,13 @@ def check_speakers(items: Sequence[Item]) -> None:
     if unknown := [item.file for item in items if item.speaker is None]:
         raise UsageError(
             f"--adapt {SPEAKER} needs the speaker of every recording, and {len(unknown):,} have none, such as "
-            f"{unknown[0]}: give a list with a column speaker, or take --adapt {TABLE}."
+            f"{unknown[0]}: give a list with a column speaker, or use --adapt {TABLE}."
         )
 
 
 def adaptation_origin(adapt: str | None, relevance: float, items: Sequence[Item]) -> str | None:
-    """A text that is the same for two commands whose answers are adapted alike: by profiles of the same recordings, or
-    by a file of the same content.
+    """Returns a text that identifies how answers are adapted: by profiles of which recordings, or by a file of which
+    content.
 
     Raises:
         UsageError: The file cannot be read.
@@ -57,15 +57,15 @@ def profiles_of(
     processes: PartialState | None = None,
 ) -> dict[str, SpeakerProfile]:
     """
-    The profile for each recording, by its file; none for those of a speaker whose recordings are all silent or cannot
-    be read.
+    Returns the profile for each recording, by its file. Recordings of a speaker without any audible, readable
+    recording have none.
 
     Args:
-        classify: Makes the profiles.
+        classify: Pipeline that computes the profiles.
         adapt: `"speaker"`, `"table"`, or the path of a profile.
         items: All recordings, the same in every process.
         relevance: See [`~MaxMViTAudioClassificationPipeline.enroll`].
-        processes: Those that share the work; each gets all profiles.
+        processes: Processes that share the work; each returns all profiles.
 
     Raises:
         UsageError: The model or the profile cannot be used.
@@ -101,14 +101,14 @@ def _name(adapt: str, item: Item) -> str:
 def _enrolled(
     classify: MaxMViTAudioClassificationPipeline, adapt: str, items: Sequence[Item], relevance: float, is_shown: bool
 ) -> list[tuple[str, SpeakerProfile]]:
-    """The profiles of some recordings, by name of the speaker."""
+    """Returns the profiles of some recordings, with the names of their speakers."""
     files: dict[str, list[str]] = defaultdict(list)
     for item in items:
         files[_name(adapt, item)].append(item.file)
     profiles = []
     with tqdm(total=len(items), desc="enrolling", unit="file", file=sys.stderr, disable=not is_shown) as progress:
         for name, own in files.items():
-            with suppress(AudioError):  # all of them are silent, or are named when they are to be answered
+            with suppress(AudioError):  # all are silent, or are reported when they are classified
                 profiles.append((name, classify.enroll(_counted(own, progress), relevance, several_speakers=True)))
     return profiles
 
@@ -123,8 +123,8 @@ def _warn_of_several(classify: MaxMViTAudioClassificationPipeline, profiles: Map
     for name, profile in profiles.items():
         if classify.looks_like_several(profile):
             print(
-                f"The {profile.clips} clips of the speaker {name!r} differ more in what tells speakers apart than "
-                "those of any training speaker: they may be of several.",
+                f"The {profile.clips} clips of the speaker {name!r} differ more, in the features that distinguish "
+                "speakers, than those of any training speaker: they may be of several.",
                 file=sys.stderr,
             )
 
@@ -133,11 +133,11 @@ def write_profile(
     classify: MaxMViTAudioClassificationPipeline, items: Sequence[Item], relevance: float, path: str
 ) -> None:
     """
-    Enrolls one speaker from recordings, says how much there was of him, and writes the profile.
+    Enrolls one speaker from recordings, writes the profile, and prints how much audio it is based on.
 
     Raises:
-        UsageError: There is no speech in the recordings, a recording or the model cannot be used, or nothing can be
-            written there.
+        UsageError: There is no speech in the recordings, a recording or the model cannot be used, or the file cannot
+            be written.
     """
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -150,4 +150,4 @@ def write_profile(
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
     for warning in warned:
         print(f"warning: {warning.message}", file=sys.stderr)
-    print(f"{path}: a profile of {profile.clips} clips, {profile.seconds:.1f} s of sound.", file=sys.stderr)
+    print(f"{path}: a profile of {profile.clips} clips, {profile.seconds:.1f} s of audio.", file=sys.stderr)

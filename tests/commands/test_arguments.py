@@ -501,7 +501,7 @@ def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tm
         "image_size": [96],
         "cqt_backbone_kwargs": '{"depths": [2, 2, 2, 2]}',
     }.items():
-        with pytest.raises(DataError, match=f"brings the whole model, and with another {name}: leave out --{name}"):
+        with pytest.raises(DataError, match=f"defines the whole model, which has another {name}: leave out --{name}"):
             make_config(ModelArguments(**start, **{name: value}))
 
 

@@ -254,7 +254,7 @@ def run(checkpoint, *arguments) -> int:
 def test_a_voice_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys):
     profile, output = tmp_path / "voice.json", tmp_path / "out.csv"
     assert run(checkpoint, "--enroll", clips / "ann", "--speaker_profile", profile, "--relevance", 2) == 0
-    assert "a profile of 3 clips, 1.5 s of sound" in capsys.readouterr().err
+    assert "a profile of 3 clips, 1.5 s of audio" in capsys.readouterr().err
     assert json.loads(profile.read_text())["relevance"] == 2
     assert run(checkpoint, clips / "ann", "--adapt", profile, "--output", output) == 0
     classify = pipeline_of(predict_ser.load_pipeline(checkpoint, "cpu").model)

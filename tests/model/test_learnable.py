@@ -290,7 +290,7 @@ def test_the_ablations_variation_runs_ten_steps(tmp_path):
     model_args = parse_arguments([*start, "--filter_learning_rate", "0.1"])[0]
     assert make_config(model_args).filter_bank == make_feature_extractor(model_args).filter_bank == "learnable"
     model_args = parse_arguments([*start, "--feature_extractor_kwargs", '{"top_db": 80, "trim_db": 30}'])[0]
-    with pytest.raises(DataError, match="draws its Mel pictures itself, .* another top_db: leave it out"):
+    with pytest.raises(DataError, match="computes its Mel images itself, .* another top_db: leave it out"):
         make_config(model_args)
 
 
@@ -315,7 +315,7 @@ def test_the_command_builds_both_of_one_kind():
     assert config.filter_bank_config == picture_settings(extractor) and extractor.filter_bank == "learnable"
     assert args.by_branch("optimizer")["filter"] == "sgd" and config.filter_bank_config["channels"] == "deltas"
     model_args.feature_extractor_kwargs = {"filter_bank": "learnable"}
-    with pytest.raises(ValueError, match="filter_bank comes with --filter_bank; leave it out"):
+    with pytest.raises(ValueError, match="filter_bank is set by --filter_bank; leave it out"):
         make_feature_extractor(model_args)
 
 

@@ -106,8 +106,8 @@ WRONG = {
     headless: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
     other_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
     other_extractor: "holds a 'Wav2Vec2FeatureExtractor' as feature_extractor_type, not a MaxMViTFeatureE",
-    without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy it again",
-    without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy it again",
+    without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy all of it again",
+    without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy all of it again",
     with_a_weight_too_many: "weights of another model than its config.json describes, such as maxmvit.third.weight",
     of_another_shape: "weights of another model than its config.json describes, such as classifier.dense.bias",
     of_more_classes_than_it_says: "another model than its config.json describes, such as classifier.out_proj.weight",
@@ -180,7 +180,7 @@ def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
 
 def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
-    with pytest.raises(UsageError, match="came without weights/ravdess_small: name a checkpoint"):
+    with pytest.raises(UsageError, match="lacks weights/ravdess_small: name a checkpoint"):
         load_pipeline(None)
     (tmp_path / "clone" / "weights" / "ravdess_small").mkdir(parents=True)  # of which nothing was copied
     assert predict_ser.main([str(recording)]) == 2
@@ -259,9 +259,9 @@ def test_a_mean_by_branch_must_name_both():
     [
         ("out/dmo", "there is no folder out/dmo: did you mean out/demo?"),
         ("out/demo/checkpoint-3", "there is no folder out/demo/checkpoint-3: did you mean out/demo/checkpoint-2?"),
-        ("demo", "there is no folder demo: name a folder that is there, or OWNER/NAME on the Hub."),
-        ("a/b/c", "there is no folder a/b/c: name a folder that is there"),
-        ("/nowhere/model", "there is no folder /nowhere/model: name a folder that is there"),
+        ("demo", "there is no folder demo: name an existing folder, or OWNER/NAME on the Hub."),
+        ("a/b/c", "there is no folder a/b/c: name an existing folder"),
+        ("/nowhere/model", "there is no folder /nowhere/model: name an existing folder"),
         ("out", "out holds no config.json, so it is not a checkpoint: did you mean out/demo?"),
         ("out/empty", "out/empty holds no config.json, so it is not a checkpoint: name a folder that training"),
         ("out/note", "out/note is a file: name the folder of a checkpoint."),

@@ -643,7 +643,7 @@ def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path
     torch.manual_seed(5)
     assert start == starting_weights(make_model(config, model_args), model_args) and start.startswith("sha256-")
     model_args.feature_extractor_kwargs = {"speech_processor": {}}
-    with pytest.raises(ValueError, match="speech_processor comes with --speech_encoder"):
+    with pytest.raises(ValueError, match="speech_processor is set by --speech_encoder"):
         make_feature_extractor(model_args)
     args.mixup_alpha = 0.2
     with pytest.raises(DataError, match="--mixup_alpha blends images but not waveforms"):
