@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Names the emotion in files, folders and lists of recordings."""
+"""Classifies the emotion of recordings in files, folders and lists."""
 
 import sys
 

@@ -1,35 +1,35 @@
 """
-Names the emotion in files, folders and lists of recordings:
+Classifies the emotion of recordings in files, folders and lists:
 
     python predict_ser.py FILE_OR_FOLDER... [--model MODEL] [--window 3 --hop 1] [--output out.csv]
 
-A recording that is longer than the longest clip the model was trained on is answered by the mean over windows.
+For a recording longer than the longest training clip of the model, the answer is the mean over windows.
 
-Rows are written as they come. A run that was broken off goes on where it stopped when the same command is given again;
-beside out.csv, out.csv.origin.json keeps which model and windows its rows are of, and no others are added to them.
-Several processes share the work, on any number of machines that have the folder of --output in common:
+Rows are written one by one. An interrupted run continues where it stopped when the same command is given again.
+out.csv.origin.json, beside out.csv, records the model and windows of its rows; rows of others are not added.
+Several processes can divide the work, on any number of machines that share the folder of --output:
 
     accelerate launch --multi_gpu predict_ser.py FILE_OR_FOLDER... --output out.csv
 
-Each answers its part beside out.csv, in out.csv.parts, and the first joins them at the end in the order of the input.
+Each writes its part to out.csv.parts, beside out.csv, and the first joins the parts at the end in the input's order.
 
-Without --output, a terminal gets a table to be read, and a pipe or a file the rows as CSV.
+Without --output, a terminal gets a readable table, and a pipe or a file gets the rows as CSV.
 
-Ends with exit code 0 if every file was answered, 1 if some could not be read (they are named, and have no row) or the
-answers not be written, 2 if nothing could be started, 130 if it was interrupted (Ctrl+C), and 141 if what it was piped
-into ended before.
+Exit codes: 0 if every file has an answer, 1 if some could not be read (they are named, and have no row) or answers
+could not be written, 2 if the command could not start, 130 if it was interrupted (Ctrl+C), and 141 if the program that
+it was piped into ended first.
 
-Without labels, a model adapts to a voice or to recording conditions. --enroll writes a profile of a speaker's
-recordings, of several emotions, and --adapt takes it:
+A model can be adapted to a voice, or to recording conditions, without labels. --enroll writes a profile of a speaker's
+recordings, which must be of several emotions, and --adapt uses it:
 
     python predict_ser.py --enroll FOLDER --speaker_profile voice.json
     python predict_ser.py RECORDINGS --adapt voice.json
 
 --adapt speaker makes a profile of each speaker's recordings (of a list with a column speaker), --adapt table one of
-all recordings of the command. Do not adapt to recordings of one emotion: it is taken for the voice.
+all recordings of the command. Do not adapt to recordings of one emotion: it would be attributed to the voice.
 
-With --segments, what was truly spoken when, the answers along the recordings are scored at the end: the emotion
-diarization error rate, the share of time named right, and the F1 of segments (ser/inference/segments.py says how).
+With --segments, the true emotions along the recordings, answers are scored at the end: the emotion diarization error
+rate, the share of emotional time with the right label, and the F1 of segments (defined in ser/inference/segments.py).
 """
 
 import argparse
@@ -65,12 +65,12 @@ from ser.inference.enrollment import (  # noqa: E402
     write_profile,
 )
 from ser.inference.predictions import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
-from ser.inference.segments import Segment, in_words, pooled_scores, read_references, reference_scores  # noqa: E402
+from ser.inference.segments import Segment, format_scores, pooled_scores, read_references, reference_scores  # noqa: E402
 from ser.inference.shards import Share, connect_processes, join_parts  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.utils import FAILED, NOT_STARTED, DataError, UsageError, exit_code  # noqa: E402
 
-MOST_NAMED = 10  # recordings whose scores are printed one by one
+MOST_NAMED = 10  # maximum number of recordings whose scores are printed one by one
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def enroll(args: argparse.Namespace, processes: PartialState | None) -> None:
-    """Writes the profile that --enroll asks for; the first of several processes does it."""
+    """Writes the profile of --enroll, in the first of several processes."""
     if processes is None or processes.is_main_process:
         classify = load_pipeline(
             args.model, args.device, batch_size=args.batch_size, allow_private_urls=args.allow_private_urls
@@ -132,10 +132,10 @@ def enroll(args: argparse.Namespace, processes: PartialState | None) -> None:
 
 
 def check_output(args: argparse.Namespace, processes: PartialState | None) -> None:
-    """Settles, before the model is loaded, where answers go, and which device each of several processes takes.
+    """Checks, before the model is loaded, that answers can be written, and sets the device of each process.
 
     Raises:
-        UsageError: Nothing can be written there.
+        UsageError: The output cannot be written.
     """
     if args.output is not None:
         check_writable(args.output)
@@ -157,59 +157,63 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "inputs",
         nargs="*",
         metavar="FILE_OR_FOLDER",
-        help="audio files, URLs, folders (searched to the bottom; where a file lies in a folder named after a label, "
-        "that is its true label), or .csv, .tsv or .jsonl lists with a column file and, if known, one label",
+        help="audio files, URLs, folders (searched recursively; a folder that is named after a label gives the true label "
+        "of its files), or .csv, .tsv or .jsonl lists with a column file and, if known, a column label",
     )
     parser.add_argument(
         "--model",
         help="checkpoint folder, or its name on the Hugging Face Hub (default: the one that comes with the code)",
     )
-    parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
-    parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
+    parser.add_argument("--window", type=float, help="seconds; one row per window instead of one per file")
     parser.add_argument(
-        "--allow_private_urls", action="store_true", help="fetch URLs in this machine's own network too"
+        "--hop", type=float, help="seconds from one window to the next (default: the length of a window)"
     )
-    parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
     parser.add_argument(
-        "--min_score", type=float, help='from 0 to 1; an answer whose best score is below it is "uncertain"'
+        "--allow_private_urls", action="store_true", help="also fetch URLs in this machine's own network"
+    )
+    parser.add_argument(
+        "--smooth", type=int, default=1, help="odd number of windows to average around each one (default 1)"
+    )
+    parser.add_argument(
+        "--min_score", type=float, help='from 0 to 1; an answer whose best score is lower is "uncertain"'
     )
     parser.add_argument(
         "--min_familiarity",
         type=float,
-        help='from 0 to 1, such as 0.05; a recording whose familiarity is below it is "unfamiliar": that is the share '
-        "of training-like clips that are less like the training data; adds its column (0 turns nothing away)",
+        help='from 0 to 1, such as 0.05; a recording whose familiarity is lower is "unfamiliar". Familiarity is the '
+        "share of training-like clips that are less like the training data. Adds its column (0 rejects nothing)",
     )
     parser.add_argument(
         "--segments",
-        help="true emotions along the recordings, by which --window is scored: a .csv, .tsv or .jsonl of "
-        'file,start,end,label in seconds (it may be among the inputs too), or an .rttm file; no emotion is "silence"',
+        help="true emotions along the recordings, to score the answers of --window: a .csv, .tsv or .jsonl list of "
+        'file,start,end,label in seconds (which may also be an input), or an .rttm file; "silence" is no emotion',
     )
     parser.add_argument(
         "--output",
-        help=".csv or .jsonl file (default: the standard output, as a table in a terminal, else as CSV)",
+        help=".csv or .jsonl file (default: the standard output, as a readable table in a terminal, else as CSV)",
     )
     parser.add_argument(
-        "--enroll", nargs="+", metavar="FILE_OR_FOLDER", help="make a profile of one speaker of these recordings"
+        "--enroll", nargs="+", metavar="FILE_OR_FOLDER", help="make a profile of one speaker from these recordings"
     )
     parser.add_argument("--speaker_profile", metavar="FILE.json", help="where --enroll writes the profile")
     parser.add_argument(
         "--adapt",
         metavar="PROFILE",
-        help="answer relative to a voice or recording conditions: a profile that --enroll wrote; speaker, one of each "
-        "speaker's own recordings in the input; or table, one of all recordings in the input (default: none)",
+        help="classify relative to a voice or recording conditions: a profile from --enroll; speaker, one of each "
+        "speaker's recordings in the input; or table, one of all recordings in the input (default: none)",
     )
     parser.add_argument(
         "--relevance",
         type=float,
         default=RELEVANCE,
-        help="clips that the mean of the training clips counts for in a profile (default 4)",
+        help="number of clips that the mean of the training clips counts for in a profile (default 4)",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward (default 8)")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward pass (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
     args = parser.parse_args(arguments)
     check_adaptation(parser, args)
     if args.model is None and args.inputs and (Path(args.inputs[0]) / "config.json").is_file():
-        parser.error(f"{args.inputs[0]} is a checkpoint: the model goes to --model now, as --model {args.inputs[0]}")
+        parser.error(f"{args.inputs[0]} is a checkpoint: give the model by --model, as --model {args.inputs[0]}")
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
     if args.segments is not None and args.window is None:
@@ -235,13 +239,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the command where the options about profiles do not fit together."""
+    """Ends the command if the options for profiles are incompatible."""
     if not args.inputs and not args.enroll:
         parser.error("the following arguments are required: FILE_OR_FOLDER")
     if bool(args.enroll) != bool(args.speaker_profile):
-        parser.error("--enroll and --speaker_profile need each other: what is enrolled, and where its profile goes")
+        parser.error(
+            "--enroll (the recordings) and --speaker_profile (the file of the profile) must be given together"
+        )
     if args.enroll and args.adapt:
-        parser.error("--enroll and --adapt do not go together: recordings beside --enroll are answered by its profile")
+        parser.error(
+            "--enroll and --adapt cannot be combined: with --enroll, recordings are classified by its profile"
+        )
     if not (math.isfinite(args.relevance) and args.relevance >= 0):
         parser.error("--relevance must be a number of clips, 0 or more")
     if args.enroll and args.inputs:
@@ -249,7 +257,7 @@ def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 
 def begin(output: str | None, items: list[Item], open_at: Callable[[str | None], Table]) -> tuple[Table, list[Item]]:
-    """The table for the answers, and the recordings that are not answered in it yet."""
+    """Opens the table for the answers, and returns it with the recordings that are still to be classified."""
     if output is not None:
         join_parts(output, items, open_at)
     table = open_at(output)
@@ -266,8 +274,8 @@ def predict(
     is_shown: bool = True,
     profiles: Mapping[str, SpeakerProfile] | None = None,
 ) -> list[str]:
-    """Answers items into a table, closes it, and returns the files that cannot be answered. With `profiles` by file,
-    each is answered relative to its own, if it has one."""
+    """Classifies items, writes them to a table, closes it, and returns the files that cannot be classified. With
+    `profiles` by file, each file is classified relative to its own, if it has one."""
     failed: list[str] = []
     files = (item.file for item in todo)
     adapted = {} if profiles is None else {"speaker": [profiles.get(item.file) for item in todo]}
@@ -303,14 +311,14 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
 
 
 def compare(references: dict[str, list[Segment]], table: Table, path: str) -> None:
-    """Prints how well the answers along the recordings agree with the segments read from `path`."""
+    """Prints the scores of the answers along the recordings against the segments read from `path`."""
     scores = reference_scores(references, table.along, path)
     if len(scores) <= MOST_NAMED:
         for file, own in scores.items():
-            print(f"{file}: {in_words(own)}", file=sys.stderr)
+            print(f"{file}: {format_scores(own)}", file=sys.stderr)
     if len(scores) > 1:
-        print(f"{len(scores)} recordings: {in_words(pooled_scores(scores.values()))}", file=sys.stderr)
+        print(f"{len(scores)} recordings: {format_scores(pooled_scores(scores.values()))}", file=sys.stderr)
 
 
 def command() -> int:
-    return exit_code(main, "Stopped; with --output, the same command goes on from here.")
+    return exit_code(main, "Stopped. With --output, the same command continues from here.")

@@ -1,4 +1,4 @@
-"""What is to be predicted, and the table in which the answers are kept."""
+"""Finds the recordings to classify, and writes their answers to a table."""
 
 import argparse
 import csv
@@ -26,13 +26,17 @@ from ser.models import checkpoint_digest
 from ser.utils import DataError, UsageError
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
-ORIGIN = ".origin.json"  # what follows a table's name in that of the file which says what made it
-ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # of files, text or not
+ORIGIN = ".origin.json"  # suffix of the file, beside a table, that says how its rows were made
+ANY_NAME: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+    "newline": "",
+}  # file names need not be text
 
 
 @dataclass
 class Item:
-    """A recording to be answered: its path or URL, and the true label and the speaker where the input tells them."""
+    """A recording to classify: its path or URL, and its true label and speaker if the input gives them."""
 
     file: str
     label: str | None = None
@@ -40,15 +44,15 @@ class Item:
 
 
 def find_items(inputs: Iterable[str], label_names: list[str], with_speakers: bool = False) -> list[Item]:
-    """Every recording the inputs name, once, in a fixed order. What of a folder is no recording by its suffix is
-    counted in a line on the standard error.
+    """Returns every recording that the inputs name, once, in a fixed order. Files of a folder whose suffix is not that
+    of a recording are counted in a line on the standard error.
 
     Args:
         with_speakers: Whether the column `speaker` of a list is read.
 
     Raises:
-        UsageError: a folder holds no recording, or two inputs say that one has another label or speaker.
-        DataError: a list cannot be used; names the line.
+        UsageError: A folder holds no recording, or two inputs give a recording different labels or speakers.
+        DataError: A list cannot be used; the message names the line.
     """
     items: dict[str, Item] = {}
     for source in inputs:
@@ -91,8 +95,10 @@ def _listed_items(path: Path, label_names: list[str], with_speakers: bool) -> li
     if not table.rows:
         raise DataError(f"{path} lists no file.")
     if nameless := [str(line) for line, row in table.rows if not row[file_column]]:
-        raise DataError(f"{path} names no file in line {', '.join(nameless)}; fill in or remove what is incomplete.")
-    has_labels = "label" in table.columns and not {"start", "end"} <= table.columns  # those of segments are others
+        raise DataError(f"{path} names no file in line {', '.join(nameless)}; fill in the names or remove the lines.")
+    has_labels = (
+        "label" in table.columns and not {"start", "end"} <= table.columns
+    )  # labels of segments are not labels of files
     items: dict[str, Item] = {}
     line_of: dict[str, int] = {}
     for line, row in table.rows:
@@ -100,7 +106,7 @@ def _listed_items(path: Path, label_names: list[str], with_speakers: bool) -> li
         label = (row["label"] if has_labels else "") or None
         if label not in (None, *label_names):
             raise DataError(
-                f"{path}, line {line}: the model does not know the label {label!r}. It knows "
+                f"{path}, line {line}: the model does not have the label {label!r}. Its labels are "
                 f"{', '.join(label_names)}. Rename it, or leave the column label out."
             )
         if file in items and items[file].label != label:
@@ -115,23 +121,23 @@ def _listed_items(path: Path, label_names: list[str], with_speakers: bool) -> li
 
 class Table:
     """
-    Rows in a .csv or .jsonl file, added recording by recording. What an earlier run left in the file is kept,
-    but for a row or a recording of which only a part was written: that is done again.
+    Writes rows to a .csv or .jsonl file, recording by recording. Rows of an earlier run are kept, except those of a
+    recording that was written only in part, which is classified again.
 
     Args:
         path: The file, or None for CSV on the standard output.
-        columns: Names, in order. With `windows` among them, a recording has that many rows.
+        columns: Names, in order. If `windows` is one of them, its value is the number of rows of a recording.
         label_names: The columns that hold scores.
-        origin: What the scores depend on besides the recording, by name. It is kept in a file beside the table, so
-            that rows are only added to rows of the same origin.
+        origin: What the scores depend on besides the recording, by name. It is stored in a file beside the table, so
+            that rows are added only to rows of the same origin.
 
     Attributes:
-        done: The answered files, each with its label; None if all of it is silence, "uncertain" where its best score
-            is below the origin's `min_score`, "unfamiliar" where its familiarity is below its `min_familiarity`.
-        along: Those that are answered window by window, each with its segments, and its end in seconds.
+        done: Label of each finished file; None if all of it is silent, "uncertain" if its best score is below the
+            origin's `min_score`, "unfamiliar" if its familiarity is below the origin's `min_familiarity`.
+        along: Segments and end, in seconds, of each file that is classified window by window.
 
     Raises:
-        UsageError: The file holds something else or rows of another origin, or cannot be read or written.
+        UsageError: The file is not such a table, has rows of another origin, or cannot be read or written.
     """
 
     def __init__(
@@ -167,10 +173,10 @@ class Table:
 
     def recordings_at(self, path: str) -> dict[str, list[dict[str, Any]]]:
         """
-        The rows of the whole recordings, by file, in a table like this one; none if there is no such file.
+        Returns the rows of the complete recordings, by file, in a table like this one; none if there is no such file.
 
         Raises:
-            UsageError: The file holds something else, or rows of another origin.
+            UsageError: The file is not such a table, or has rows of another origin.
         """
         recordings = self._recordings(path)
         if recordings:
@@ -180,14 +186,14 @@ class Table:
     def _recordings(self, path: str) -> dict[str, list[dict[str, Any]]]:
         if not os.path.exists(path):
             return {}
-        with open(path, **ANY_NAME) as file:  # a name may hold any end of a line, which must stay as it is
+        with open(path, **ANY_NAME) as file:  # a file name may hold any kind of line break, which must be preserved
             rows = self._parse(path, file.read())
         groups = ((file, list(group)) for file, group in groupby(rows, key=lambda row: row["file"]))
         return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
 
     def write_rows(self, path: str, rows: list[dict[str, Any]]) -> None:
         """
-        Writes a table of the same kind and origin anew, to be opened or added to; it is whole or as it was.
+        Writes a table of the same kind and origin, and replaces an existing one only when the new one is complete.
 
         Raises:
             UsageError: It cannot be written.
@@ -197,33 +203,33 @@ class Table:
             path: self._head() + self._text(rows),
         }
         try:
-            for name, text in texts.items():  # the origin first: there are never rows without
+            for name, text in texts.items():  # the origin first, so that no rows are ever without one
                 with atomic_write(name) as unfinished:
                     unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UsageError(
-                f"{path} cannot be written: {error.strerror}. Answers that were written before are kept: make room "
-                "and give the same command again."
+                f"{path} cannot be written: {error.strerror}. Earlier answers are kept: free some space and run the "
+                "same command again."
             ) from error
 
     def _head(self) -> str:
         return self._csv_line(self.columns) if self.suffix == ".csv" else ""
 
     def _check_origin(self, path: str) -> None:
-        """Raises unless the rows that a table holds are of this origin, by what is written beside it."""
+        """Raises `UsageError` unless the rows of a table are of this origin, according to the file beside it."""
         beside = f"{path}{ORIGIN}"
-        remedy = f"give another --output, or remove {path} to begin anew."
+        remedy = f"give another --output, or remove {path} to start again."
         try:
             known = dict(json.loads(Path(beside).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError) as error:
             raise UsageError(
-                f"{path} holds rows, but {beside}, which says what made them, is missing or broken; {remedy}"
+                f"{path} holds rows, but {beside}, which says how they were made, is missing or broken; {remedy}"
             ) from error
         if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
             raise UsageError(f"{path} holds rows made with another {' and '.join(differing)}; {remedy}")
 
     def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
-        """Writes the rows of one recording: its answer or its timeline."""
+        """Adds the rows of one recording: its answer or its timeline."""
         if "windows" not in self.columns:
             scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
             rows = [scores_by_label | {"prediction": answer[0]["label"]}]
@@ -254,17 +260,17 @@ class Table:
         except OSError as error:
             if self.path is None:
                 raise UsageError(f"the standard output cannot be written: {error.strerror}.") from error
-            with suppress(OSError):  # it tries once more to write what is left
+            with suppress(OSError):  # closing tries to write the rest once more
                 self.file.close()
             raise UsageError(
-                f"{self.path} cannot be written any further: {error.strerror}. Its whole rows are kept: make room and "
-                "give the same command again."
+                f"{self.path} cannot be written any further: {error.strerror}. Its complete rows are kept: free some "
+                "space and run the same command again."
             ) from error
 
     def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
         self.done[file] = self._overall(rows)
         if "windows" in self.columns:
-            no_name = {UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}  # where segments are told, all are the lack of one
+            no_name = {UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}  # a segment without a label counts as silence
             windows = [
                 {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
                 for row, label in ((row, row["prediction"]) for row in rows)
@@ -276,29 +282,29 @@ class Table:
 
     def _other_table(self, path: str | None) -> UsageError:
         return UsageError(
-            f"{path} exists and is no table of this kind (columns {', '.join(self.columns)}); give another "
+            f"{path} exists and is not a table of this kind (columns {', '.join(self.columns)}); give another "
             "--output, or remove it."
         )
 
     def _overall(self, rows: list[dict[str, Any]]) -> str | None:
-        """The label of a recording by the mean scores of its rows, None if they have none."""
+        """Returns the label of a recording by the mean scores of its rows, None if they have none."""
         first, min_score, min_familiarity = (
             self.label_names[0],
             *map(self.origin.get, ("min_score", "min_familiarity")),
         )
-        heard = [row for row in rows if row[first] not in (None, "")]
-        if not heard:
+        scored = [row for row in rows if row[first] not in (None, "")]
+        if not scored:
             return None
         if len(rows) == 1:
-            return rows[0]["prediction"]  # from scores that were not rounded
+            return rows[0]["prediction"]  # made from scores that were not rounded
         columns = [*self.label_names, *(["familiarity"] if min_familiarity is not None else [])]
-        mean = {column: sum(float(row[column]) for row in heard) / len(heard) for column in columns}
+        mean = {column: sum(float(row[column]) for row in scored) / len(scored) for column in columns}
         if mean.pop("familiarity", 1.0) < (min_familiarity or 0.0):
             return UNFAMILIAR
         best = max(mean, key=mean.__getitem__)
         return best if min_score is None or mean[best] >= min_score else UNCERTAIN
 
-    def _can_be_ours(self, row: dict[str, Any]) -> bool:
+    def _is_valid(self, row: dict[str, Any]) -> bool:
         scores = [row[column] for column in self.columns if column in {*self.label_names, "familiarity"}]
         is_silent = all(score in (None, "") for score in scores)
         try:
@@ -312,7 +318,7 @@ class Table:
 
     def _csv_line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\r\n").writerow(values)  # so that it quotes names with either of the two
+        csv.writer(line, lineterminator="\r\n").writerow(values)  # the writer quotes names that hold either character
         return line.getvalue().removesuffix("\r\n") + "\n"
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
@@ -321,13 +327,13 @@ class Table:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _parse(self, path: str, text: str) -> list[dict[str, Any]]:
-        """The whole rows in the text of a table that may have been broken off anywhere."""
+        """Returns the complete rows in the text of a table, which may end anywhere."""
         whole = text[: text.rfind("\n") + 1]
         rows: list[dict[str, Any]] = []
         if self.suffix == ".csv":
             rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]
             head = self._csv_line(self.columns)
-            is_ours = whole.startswith(head) if whole else head.startswith(text)
+            is_table = whole.startswith(head) if whole else head.startswith(text)
         else:
             lines = [line for line in text.split("\n") if line.strip()]
             for index, line in enumerate(lines):
@@ -336,16 +342,16 @@ class Table:
                 except json.JSONDecodeError:
                     if index < len(lines) - 1:
                         rows.append({})
-            is_ours = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
-        if not (is_ours and all(map(self._can_be_ours, rows))):
+            is_table = all(isinstance(row, dict) and list(row) == self.columns for row in rows)
+        if not (is_table and all(map(self._is_valid, rows))):
             raise self._other_table(path)
         return rows
 
 
 class TerminalTable(Table):
     """
-    The same answers as lines to be read in a terminal: file, label where there is one, times of a window, emotion,
-    score, familiarity where it is asked for, and the two next emotions. Progress bars of tqdm stay below.
+    Prints answers as lines for a terminal: file, label if there is one, times of a window, emotion, score, familiarity
+    if requested, and the two next emotions. Progress bars of tqdm stay below.
     """
 
     NAME_WIDTH = 40
@@ -391,15 +397,15 @@ def open_table(
     classify: MaxMViTAudioClassificationPipeline,
     path: str | None,
 ) -> Table:
-    """The table of some recordings at a path, or on the standard output, formatted to be read in a terminal.
+    """Opens the table of some recordings at a path, or on the standard output, where a terminal gets readable lines.
 
     Raises:
-        UsageError: as [`Table`]; or a label of the model is the name of a column, or an answer that is not a label.
+        UsageError: As for [`Table`]; or a label of the model is the name of a column or of an answer such as silence.
     """
     if taken := sorted(RESERVED & {name.casefold() for name in label_names}):
         raise UsageError(
-            f"The model has a label {taken[0]!r}, a name that the table of answers uses itself: rename it in id2label "
-            "and label2id of the model's config.json."
+            f"The model has a label {taken[0]!r}, which is a reserved name in the table of answers: rename it in "
+            "id2label and label2id of the model's config.json."
         )
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []

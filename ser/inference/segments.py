@@ -1,4 +1,4 @@
-"""Segments along a recording: how answers are scored against reference segments, and how these are read."""
+"""Reads reference segments of recordings, and scores answers along a recording against them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +11,7 @@ from ser.data.tables import FILE_COLUMNS, read_list
 from ser.utils import DataError
 
 # ---- Scores of segments ----
-# How well emotions along a recording agree with reference segments.
-#
-# A segment is an emotion and the time it fills; where there is none, or one labelled "silence", there is no emotion.
+# A segment is an emotion with its start and end; elsewhere, and in segments labelled "silence", there is no emotion.
 # The emotion diarization error rate and its parts are those of Wang et al. (2023), "Speech Emotion Diarization: Which
 # Emotion Appears When?", https://arxiv.org/abs/2306.12991, for any number of segments and whole label names:
 #
@@ -21,11 +19,11 @@ from ser.utils import DataError
 #
 # missed: emotion in the reference, none in the answer; false: the other way round; confused: two different emotions.
 
-LEAST_IOU = 0.5  # a segment is found if one of its label shares this much of their union with it
+LEAST_IOU = 0.5  # intersection over union with a segment of the same label from which a segment is found
 
 
 class Segment(NamedTuple):
-    """`label` from `start` to `end`, in seconds; and the line of the file that it was read from, if it was."""
+    """`label` from `start` to `end`, in seconds, and the line of the file that it was read from, if any."""
 
     start: float
     end: float
@@ -35,11 +33,11 @@ class Segment(NamedTuple):
 
 def timeline_segments(rows: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """
-    The segments of a pipeline's timeline: each window speaks for the time nearer to its middle than to that of any
-    other, and neighbours of one label are one segment. Silence is left out, and so is a segment that fills no time.
+    Returns the segments of a pipeline's timeline. Each window labels the time that is nearer to its middle than to
+    that of any other, and neighbours with one label become one segment. Silence and empty segments are left out.
 
     Args:
-        rows: `[{"start", "end", "label", ...}, ...]` in the order of their starts, as the pipeline answers.
+        rows: `[{"start", "end", "label", ...}, ...]` in the order of their starts, as the pipeline returns them.
     """
     if not rows:
         return []
@@ -57,20 +55,20 @@ def diarization_scores(
     reference: Iterable[Segment], answer: Iterable[Segment], duration: float | None = None
 ) -> dict[str, float]:
     """
-    Scores of one recording.
+    Computes the scores of one recording.
 
     Args:
         reference: Segments that do not overlap, in any order.
-        answer: The same of the model, see [`timeline_segments`].
-        duration: Of the recording, in seconds; by default up to where the last segment of either ends.
+        answer: Segments of the model, likewise; see [`timeline_segments`].
+        duration: Length of the recording in seconds; by default the end of the last segment.
 
     Returns:
-        Seconds `total`, `missed`, `false`, `confused` and `right` (of the reference's emotional time, named rightly);
+        Seconds `total`, `missed`, `false`, `confused` and `right` (emotional time with the right label);
         `emotional`, the reference's emotional time; counts `reference_segments`, `answer_segments` and
-        `found_segments`; and what follows from them, see [`rates`].
+        `found_segments`; and the rates computed from them, see [`rates`].
 
     Raises:
-        ValueError: segments overlap, end before they start or lie outside of the recording.
+        ValueError: Segments overlap, end before they start or lie outside the recording.
     """
     sides = [
         [segment for segment in in_order(name, segments) if segment.label != SILENCE]
@@ -99,7 +97,7 @@ def diarization_scores(
 
 
 def pooled_scores(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The scores of several recordings taken as one long one: times and counts are added up, then divided."""
+    """Returns the scores of several recordings as if they were one: rates of their summed times and counts."""
     scores = list(scores)
     summed = {name: sum(each[name] for each in scores) for name in scores[0] if name not in RATES}
     return summed | rates(summed)
@@ -110,9 +108,9 @@ RATES = ("EDER", "time_right", "segment_F1")
 
 def rates(scores: Mapping[str, float]) -> dict[str, float]:
     """
-    `EDER`; `time_right`, the share of the reference's emotional time that is named rightly; `segment_F1`, twice the
-    segments found (one of the same label with an intersection over union of at least 0.5, each counted once) over the
-    segments of both sides. What would be a division by nothing is 0.
+    Returns `EDER`; `time_right`, the share of the reference's emotional time with the right label; and `segment_F1`,
+    twice the number of segments found (matched once to one of the same label with an intersection over union of at
+    least 0.5) over the number of segments of both sides. A rate whose denominator is 0 is 0.
     """
     both = scores["reference_segments"] + scores["answer_segments"]
     wrong = scores["missed"] + scores["false"] + scores["confused"]
@@ -125,15 +123,17 @@ def rates(scores: Mapping[str, float]) -> dict[str, float]:
 
 def in_order(name: str, segments: Iterable[Segment]) -> list[Segment]:
     """
-    In the order of time, once it is sure that no two overlap.
+    Sorts segments by time, and checks that no two overlap.
 
     Raises:
-        ValueError: names the side and what is wrong with it.
+        ValueError: Two overlap, or one does not have 0 <= start < end; the message starts with `name`.
     """
     ordered = sorted(segments)
     for segment in ordered:
         if not 0 <= segment.start < segment.end:
-            raise ValueError(f"{name}: a segment from {segment.start:g} to {segment.end:g} s fills no time.")
+            raise ValueError(
+                f"{name}: a segment from {segment.start:g} to {segment.end:g} s; 0 <= start < end is needed."
+            )
     for before, after in pairwise(ordered):
         if after.start < before.end - 1e-6:
             lines = "" if after.line is None else f" of lines {before.line} and {after.line}"
@@ -166,19 +166,18 @@ def _iou(one: Segment, other: Segment) -> float:
 
 
 # ---- Reference segments ----
-# Reference segments of recordings: read, told which recording is theirs, and held against the answers.
 
-ROUNDING_S = 0.05  # that a segment may end after its recording: annotations are rounded, and codecs pad
+ROUNDING_S = 0.05  # by which a segment may end after its recording: annotations are rounded, and codecs pad
 
 
 def read_segments(path: str | Path) -> dict[str, list[Segment]]:
     """
-    Reference segments by file, in the order of time, from a list (.csv, .tsv or .jsonl) with the columns
+    Reads reference segments by file, in the order of time, from a list (.csv, .tsv or .jsonl) with the columns
     `file,start,end,label` (seconds) or an RTTM file (`SPEAKER file channel start duration <NA> <NA> label ...`).
     Overlapping segments are refused.
 
     Raises:
-        DataError: names the line that cannot be used, and why.
+        DataError: A line cannot be used; the message names it and the reason.
     """
     path = Path(path)
     rows = _rttm_rows(path) if path.suffix.lower() == ".rttm" else _listed_rows(path)
@@ -189,7 +188,9 @@ def read_segments(path: str | Path) -> dict[str, list[Segment]]:
             if not (file and label and 0 <= start < end < float("inf")):
                 raise ValueError("a file, a label and 0 <= start < end are needed")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {line}: no segment of file, start, end, label ({error}).") from error
+            raise DataError(
+                f"{path}, line {line}: not a segment with file, start, end and label ({error})."
+            ) from error
         segments.setdefault(file, []).append(Segment(start, end, label, line))
     if not segments:
         raise DataError(f"{path} holds no segments.")
@@ -210,7 +211,7 @@ def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path} cannot be read: {error}.") from error
     rows = []
     for line, content in enumerate(text.split("\n"), start=1):
-        fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # other spaces may be in a name
+        fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # names may contain other kinds of space
         if fields and not content.startswith(";"):
             row: dict[str, Any] = dict(
                 zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
@@ -237,11 +238,11 @@ def _ordered(segments: Mapping[str, list[Segment]], path: Path) -> dict[str, lis
 
 def read_references(path: str | Path, files: Sequence[str], label_names: Sequence[str]) -> dict[str, list[Segment]]:
     """
-    The reference segments of recordings, by recording.
+    Reads the reference segments of recordings, by recording.
 
-    A name stands for the recording of that path or URL, from where the command runs or from the folder of `path`; or
-    else for the one whose path ends in it, with or without its suffix: `talks/a.wav`, `a.wav` and, as RTTM has it, `a`
-    for `/data/talks/a.wav`. A recording without emotion has one segment, labelled "silence".
+    A name denotes the recording with that path or URL, relative to the working directory or to the folder of `path`;
+    otherwise the recording whose path ends in it, with or without its suffix: `talks/a.wav`, `a.wav` and, as in RTTM,
+    `a` for `/data/talks/a.wav`. A recording without emotion has one segment, labelled "silence".
 
     Args:
         path: A file for [`read_segments`].
@@ -249,8 +250,8 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
         label_names: The labels of the model.
 
     Raises:
-        DataError: names the line that cannot be used, or whose label the model does not have, or whose name stands for
-            none or for several of the recordings; or the recording that no line is of.
+        DataError: A line cannot be used, has a label that the model does not have, or a name that denotes none or
+            several of the recordings; or a recording has no line. The message names the line or the recording.
     """
     path = Path(path)
     named = read_segments(path)
@@ -265,28 +266,28 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
             if segment.label not in (*label_names, SILENCE):
                 raise DataError(
                     f"{path}, line {segment.line}: the model has no label {segment.label!r}; it has "
-                    f"{', '.join(label_names)}. Rename it, or remove the line ({SILENCE!r} is no emotion)."
+                    f"{', '.join(label_names)}. Rename it, or remove the line ({SILENCE!r} stands for no emotion)."
                 )
         exact = whole.get(Path(name).parts) or whole.get((path.parent / name).parts)
         candidates = [exact] if exact else ends.get(Path(name).parts, [])
         line = min(segment.line or 0 for segment in segments)
         if not candidates:
-            raise DataError(f"{path}, line {line}: {name!r} is none of the recordings to be answered; name it too, or "
+            raise DataError(f"{path}, line {line}: {name!r} is none of the recordings of the command; add it, or "
                             "remove its lines.")  # fmt: skip
         if len(candidates) > 1:
-            raise DataError(f"{path}, line {line}: {name!r} may be {candidates[0]} or {candidates[1]}; write more of "
+            raise DataError(f"{path}, line {line}: {name!r} may be {candidates[0]} or {candidates[1]}; give more of "
                             "its path.")  # fmt: skip
         found.setdefault(candidates[0], []).extend(segments)
     if without := [file for file in files if file not in found]:
         raise DataError(
-            f"{path} has no line of {without[0]}: add its segments (one of {SILENCE!r} over all of it if it holds no "
+            f"{path} has no line for {without[0]}: add its segments (one of {SILENCE!r} over all of it if it holds no "
             "emotion), or leave the recording out."
         )
     return _ordered(found, path)
 
 
 def _ends(file: str) -> set[tuple[str, ...]]:
-    """All ends of a path, part by part, with its suffix and without."""
+    """Returns all ends of a path, part by part, with and without its suffix."""
     parts = Path(file).parts
     places = range(len(parts))
     return {parts[i:] for i in places} | {(*parts[i:-1], Path(file).stem) for i in places}
@@ -296,15 +297,15 @@ def reference_scores(
     references: Mapping[str, list[Segment]], answers: Mapping[str, tuple[list[Segment], float]], path: str | Path
 ) -> dict[str, dict[str, float]]:
     """
-    The scores of every recording that is answered, see [`diarization_scores`], in the order of the references.
+    Returns the scores of every recording with an answer, see [`diarization_scores`], in the order of the references.
 
     Args:
-        references: What [`read_references`] gave.
-        answers: The model's segments by recording, and where each ends, in seconds.
-        path: Of the file of the references, for messages.
+        references: From [`read_references`].
+        answers: The model's segments by recording, and the end of each recording in seconds.
+        path: File of the references, for messages.
 
     Raises:
-        DataError: names the line of a segment that ends more than 0.05 s after its recording.
+        DataError: A segment ends more than 0.05 s after its recording; the message names the line.
     """
     scores = {}
     for file, segments in references.items():
@@ -322,11 +323,11 @@ def reference_scores(
     return scores
 
 
-def in_words(scores: Mapping[str, float]) -> str:
-    """Scores in a line; missed, false and confused as the shares of time that add up to the EDER."""
+def format_scores(scores: Mapping[str, float]) -> str:
+    """Formats scores as one line; missed, false and confused are shares of time that add up to the EDER."""
     total = scores["total"] or 1.0
     parts = ", ".join(f"{name} {scores[name] / total:.3f}" for name in ("missed", "false", "confused"))
     return (
-        f"EDER {scores['EDER']:.3f} ({parts}), time named right {scores['time_right']:.3f}, "
+        f"EDER {scores['EDER']:.3f} ({parts}), time labelled right {scores['time_right']:.3f}, "
         f"segment F1 {scores['segment_F1']:.3f}"
     )

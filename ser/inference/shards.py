@@ -1,8 +1,8 @@
-"""Predictions by several processes, as `accelerate launch` starts them.
+"""Divides predictions among several processes, as `accelerate launch` starts them.
 
-Beside `answers.csv`, the folder `answers.csv.parts` holds a table of every process while they are at work. At the end
-the first process joins them. What an earlier start left there, however it ended and however many processes it had, is
-joined at the beginning and not answered again. The processes may be on any number of machines that share the folder.
+Each process writes a table of its own to the folder `answers.csv.parts` beside `answers.csv`, and the first process
+joins them at the end. Tables that an interrupted run left there, of any number of processes, are joined at the start,
+and their recordings are not classified again. The processes may be on several machines that share the folder.
 """
 
 import shutil
@@ -17,31 +17,31 @@ from filelock import FileLock, Timeout
 from ser.inference.predictions import Item, Table
 from ser.utils import UsageError, count_processes
 
-TIMEOUT = timedelta(days=30)  # of those that wait for the slowest
+TIMEOUT = timedelta(days=30)  # for processes that wait for the slowest one
 
 
 def connect_processes() -> PartialState | None:
     """
-    Connects the processes that `accelerate launch` or `torchrun` has started; None where there is only this one. They
-    exchange only a few words, so they are connected by gloo and not by the accelerators.
+    Connects the processes that `accelerate launch` or `torchrun` started; returns None if there is only this one. They
+    exchange little data, so that gloo is used rather than the accelerators.
 
     Raises:
-        UsageError: The environment variables that number them make no sense.
+        UsageError: The environment variables that number them are inconsistent.
     """
     return PartialState(cpu=True, timeout=TIMEOUT) if count_processes() > 1 else None
 
 
 def parts_folder(output: str) -> Path:
-    """Where the tables of the processes lie while `output` is made."""
+    """Returns the folder of the processes' tables while `output` is written."""
     return Path(f"{output}.parts")
 
 
 def join_parts(output: str, items: Sequence[Item], open_table: Callable[[str], Table]) -> None:
     """
-    Joins `output` and the tables of all processes beside it: every recording stands once, in the order of the input.
+    Joins `output` and the tables of all processes beside it, with every recording once and in the order of the input.
 
     Raises:
-        UsageError: A table is of something else, or cannot be read or written.
+        UsageError: A table is of another kind or origin, or cannot be read or written.
     """
     folder = parts_folder(output)
     if not folder.is_dir():
@@ -49,7 +49,7 @@ def join_parts(output: str, items: Sequence[Item], open_table: Callable[[str], T
     table = open_table(output)
     rows = table.recordings_at(output)
     for path in sorted(folder.glob(f"*-of-*{Path(output).suffix}")):
-        if "." in path.stem:  # what stands beside a table
+        if "." in path.stem:  # a file beside a table
             continue
         for file, own in table.recordings_at(str(path)).items():
             rows.setdefault(file, own)
@@ -61,11 +61,11 @@ def join_parts(output: str, items: Sequence[Item], open_table: Callable[[str], T
 
 class Share:
     """
-    What one of several processes answers.
+    The recordings that one of several processes classifies.
 
     Args:
-        state: Of the processes.
-        output: The table in which all answers end.
+        state: State of the processes.
+        output: The table for all answers.
         items: All recordings, the same in every process.
         open_table: Path -> a table of these recordings.
     """
@@ -76,12 +76,14 @@ class Share:
 
     def begin(self) -> tuple[Table, list[Item]]:
         """
+        Opens the table of this process, once the first process has joined what an earlier run left.
+
         Returns:
-            The table of this process, and which recordings it has to answer into it.
+            The table of this process, and the recordings that it has to classify.
 
         Raises:
-            UsageError: A table is of something else or cannot be written, others are writing it, or the processes do
-                not share its folder.
+            UsageError: A table is of another kind or origin or cannot be written, other processes are writing it, or
+                the processes do not share its folder.
         """
         folder, state = parts_folder(self.output), self.state
         if state.is_main_process:
@@ -96,7 +98,7 @@ class Share:
         state.wait_for_everyone()
         if not folder.is_dir():
             raise UsageError(
-                f"{folder}, which the first process has made, is not on this machine: let --output lie on a disk that "
+                f"{folder}, which the first process has made, is not on this machine: put --output on a disk that "
                 "all machines share."
             )
         place = f"{state.process_index + 1}-of-{state.num_processes}{Path(self.output).suffix}"
@@ -111,10 +113,10 @@ class Share:
         Waits until every process has closed its table, and joins them.
 
         Args:
-            failed: Files of this share that could not be answered.
+            failed: Files of this process that could not be classified.
 
         Returns:
-            In the first process the whole table, closed, and what could not be answered of all shares; None in others.
+            In the first process the complete table, closed, and the failed files of all processes; in others None.
         """
         failed = gather_object(failed)
         if not self.state.is_main_process:

@@ -89,7 +89,7 @@ def test_a_model_among_the_inputs_is_told_where_it_goes(checkpoint, clips, capsy
         with pytest.raises(SystemExit) as stopped:
             predict_ser.main(inputs)
         assert stopped.value.code == 2
-        assert f"{checkpoint} is a checkpoint: the model goes to --model now, as --model" in capsys.readouterr().err
+        assert f"{checkpoint} is a checkpoint: give the model by --model, as --model" in capsys.readouterr().err
 
 
 def test_windows_give_rows_with_times_and_the_mean_is_what_is_scored(checkpoint, clips, tmp_path, capsys):
@@ -177,7 +177,9 @@ def test_windows_are_scored_by_reference_segments_also_where_a_table_is_finished
     for name, line in zip(("one", "two"), said[:2], strict=True):
         expected = shares_of_time([row for row in read_rows(output) if Path(row["file"]).stem == name], truth[name])
         parts = ", ".join(f"{kind} {share:.3f}" for kind, share in expected.items())
-        assert line.startswith(f"{folder / name}.wav: EDER {sum(expected.values()):.3f} ({parts}), time named right ")
+        assert line.startswith(
+            f"{folder / name}.wav: EDER {sum(expected.values()):.3f} ({parts}), time labelled right "
+        )
     assert said[2].startswith("2 recordings: EDER ") and len(said) == 3
     rows = output.read_text().splitlines(keepends=True)
     for kept in (rows, rows[:-1], rows[:1]):  # a finished table, one with half of a recording, one without any
@@ -392,7 +394,7 @@ def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_p
     beside = Path(f"{output}.origin.json")
     beside.unlink() if origin is None else beside.write_text(origin)
     assert predict_ser.main(arguments) == 2
-    assert f"{beside}, which says what made them, is missing or broken; give another" in capsys.readouterr().err
+    assert f"{beside}, which says how they were made, is missing or broken; give another" in capsys.readouterr().err
     assert output.read_text() == whole
 
 
@@ -414,7 +416,7 @@ def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
         process.send_signal(signal.SIGINT)
         _, message = process.communicate()
     assert process.returncode == 130
-    assert "Stopped; with --output, the same command goes on from here." in message
+    assert "Stopped. With --output, the same command continues from here." in message
     assert "Traceback" not in message
 
 
@@ -442,13 +444,13 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     (tmp_path / "empty").mkdir()
     clip = str(clips / "angry" / "0.wav")
     wrong = {
-        "is no table of this kind": [clip, "--output", str(other)],
-        f"{numberless} exists and is no table of this kind": [clip, "--output", str(numberless)],
-        f"{incomplete} exists and is no table of this kind": [clip, "--output", str(incomplete)],
-        f"{overlong} exists and is no table of this kind": [clip, "--output", str(overlong)],
-        f"{disordered} exists and is no table of this kind": [clip, "--window", "1", "--output", str(disordered)],
-        f"{timeless} exists and is no table of this kind": [clip, "--window", "1", "--output", str(timeless)],
-        "the model does not know the label 'bored'": [str(unknown)],
+        "is not a table of this kind": [clip, "--output", str(other)],
+        f"{numberless} exists and is not a table of this kind": [clip, "--output", str(numberless)],
+        f"{incomplete} exists and is not a table of this kind": [clip, "--output", str(incomplete)],
+        f"{overlong} exists and is not a table of this kind": [clip, "--output", str(overlong)],
+        f"{disordered} exists and is not a table of this kind": [clip, "--window", "1", "--output", str(disordered)],
+        f"{timeless} exists and is not a table of this kind": [clip, "--window", "1", "--output", str(timeless)],
+        "the model does not have the label 'bored'": [str(unknown)],
         "has no column 'file'": [str(headless)],
         f"{short} names no file in line 3, 5": [str(short)],
         "holds no audio files": [str(tmp_path / "empty")],

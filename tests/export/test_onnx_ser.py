@@ -173,7 +173,7 @@ def test_a_list_of_files(model, tmp_path, capsys):
     assert [(row["label"], row["prediction"]) for row in table(capsys)] == [("soft", "loud")]
     (tmp_path / "list.csv").write_text("file,label\na.wav,furious\n")
     assert onnx_ser.main([model, str(tmp_path / "list.csv")]) == 2
-    assert "line 2: the model does not know the label 'furious'" in capsys.readouterr().err
+    assert "line 2: the model does not have the label 'furious'" in capsys.readouterr().err
 
 
 LISTS = {

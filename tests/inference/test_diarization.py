@@ -58,7 +58,7 @@ def test_recordings_are_pooled_as_one():
     ("reference", "message"),
     [
         ([Segment(0, 3, "sad"), Segment(2, 4, "happy")], "overlap"),
-        ([Segment(3, 3, "sad")], "fills no time"),
+        ([Segment(3, 3, "sad")], "0 <= start < end is needed"),
         ([Segment(0, 30, "sad")], "after the recording's end"),
     ],
 )

@@ -333,10 +333,10 @@ def test_what_cannot_be_adapted_to_is_refused_in_a_line(checkpoint, clips, tmp_p
         assert re.search(message, said), said
     for arguments, message in [
         ([], "are required"),
-        (["--enroll", clips / "ann"], "need each other"),
-        ([clips / "ann", "--speaker_profile", "a.json"], "need each other"),
+        (["--enroll", clips / "ann"], "must be given together"),
+        ([clips / "ann", "--speaker_profile", "a.json"], "must be given together"),
         ([clips / "ann", "--adapt", "table", "--relevance", -1], "--relevance must be"),
-        (["--enroll", clips / "ann", "--speaker_profile", "a.json", "--adapt", "table"], "do not go together"),
+        (["--enroll", clips / "ann", "--speaker_profile", "a.json", "--adapt", "table"], "cannot be combined"),
     ]:
         with pytest.raises(SystemExit):
             run(checkpoint, *arguments)

@@ -1,6 +1,6 @@
 import pytest
 
-from ser.inference.segments import Segment, in_words, read_references, read_segments, reference_scores
+from ser.inference.segments import Segment, format_scores, read_references, read_segments, reference_scores
 from ser.utils import DataError
 
 LABELS = ["happy", "sad"]
@@ -79,8 +79,8 @@ def test_a_name_is_the_end_of_a_path_and_the_whole_of_one_first(tmp_path):
         (["a.wav,0,1,sad", "b.wav,0,1,bored"], "line 3: the model has no label 'bored'; it has happy, sad. Rename it"),
         (["a.wav,0,1,sad", "x/b.wav,3,4,sad", "c.wav,0,1,sad"], "line 4: 'c.wav' is none of the recordings"),
         (["a.wav,0,1,silence", "z.wav,1,2,silence"], "line 3: 'z.wav' is none of the recordings"),
-        (["a.wav,0,1,sad", "b.wav,0,1,sad"], "line 3: 'b.wav' may be x/b.wav or y/b.wav; write more of its path"),
-        (["a.wav,0,1,sad", "x/b.wav,0,1,sad"], "has no line of y/b.wav: add its segments .* or leave the recording"),
+        (["a.wav,0,1,sad", "b.wav,0,1,sad"], "line 3: 'b.wav' may be x/b.wav or y/b.wav; give more of its path"),
+        (["a.wav,0,1,sad", "x/b.wav,0,1,sad"], "has no line for y/b.wav: add its segments .* or leave the recording"),
         (
             ["x/b.wav,0,2,sad", "a.wav,0,1,sad", "a,0.5,2,happy", "y/b.wav,0,1,sad"],
             "a.wav: the segments of lines 3 and 4 .* overlap",
@@ -103,8 +103,8 @@ def test_scores_go_to_the_end_of_a_recording_and_no_further(tmp_path):
     assert list(scores) == ["a.wav", "b.wav"]  # late.wav could not be answered
     assert (scores["a.wav"]["total"], scores["a.wav"]["right"], scores["a.wav"]["confused"]) == (3, 1, 2)
     assert (scores["b.wav"]["false"], scores["b.wav"]["EDER"]) == (1, 0.5)
-    assert in_words(scores["a.wav"]) == (
-        "EDER 0.667 (missed 0.000, false 0.000, confused 0.667), time named right 0.333, segment F1 0.000"
+    assert format_scores(scores["a.wav"]) == (
+        "EDER 0.667 (missed 0.000, false 0.000, confused 0.667), time labelled right 0.333, segment F1 0.000"
     )
     with pytest.raises(DataError, match="line 3: the segment ends at 3.04 s, and a.wav at 2.98 s. Correct its times"):
         reference_scores(references, {"a.wav": ([], 2.98)}, path)

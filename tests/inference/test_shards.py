@@ -186,7 +186,7 @@ def test_rows_of_another_model_or_a_table_that_others_write_are_refused(one_by_o
 
 
 def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not on this machine: let --output lie on a disk that all machines share"):
+    with pytest.raises(UsageError, match="is not on this machine: put --output on a disk that all machines share"):
         Share(State(1, 2), str(tmp_path / "out.csv"), ITEMS, open_at).begin()
 
 
