@@ -157,8 +157,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "inputs",
         nargs="*",
         metavar="FILE_OR_FOLDER",
-        help="audio files, URLs, folders (searched recursively; a folder that is named after a label gives the true label "
-        "of its files), or .csv, .tsv or .jsonl lists with a column file and, if known, a column label",
+        help="audio files, URLs, folders (searched recursively; a folder named after a label gives the true label of "
+        "its files), or .csv, .tsv or .jsonl lists with a column file and, if known, a column label",
     )
     parser.add_argument(
         "--model",

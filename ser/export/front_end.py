@@ -1,8 +1,7 @@
-"""The feature extractor once more, as one module of plain operators: what an ONNX file holds before the model.
+"""Implements the feature extractor as one module of plain operators, which an ONNX file can contain.
 
-No FFT, no complex number and no loop: convolutions, matrix products, squares, logarithms and columns picked by
-computed indices. What it gives is what [`MaxMViTFeatureExtractor`] gives (`backend` aside, which is a way to compute
-and none of the pictures').
+It uses convolutions, matrix products, squares, logarithms and columns selected by computed indices, but no FFT,
+complex numbers or loops. Its output is that of [`MaxMViTFeatureExtractor`] with the backend `"torch"`.
 """
 
 import math
@@ -35,21 +34,21 @@ from spectrograms_maxmvit import (
     wavelets,
 )
 
-MAX_RESAMPLING_WEIGHTS = 2**22  # of rates with a small common divisor
-FAINT = 1e-8  # of a weight of the resampling filter, of which the largest is about 0.3
+MAX_RESAMPLING_WEIGHTS = 2**22  # exceeded by rates with a small common divisor
+MIN_WEIGHT = 1e-8  # smaller weights of the resampling filter are left out; the largest is about 0.3
 
 
 class FrontEnd(nn.Module):
     """
-    Waveforms of one length -> the inputs of the model: normalised images, and the inputs of a speech encoder.
+    Computes the inputs of the model from waveforms of one length: normalised images, and inputs of a speech encoder.
 
     Args:
-        extractor (`MaxMViTFeatureExtractor`): whose inputs these are. All of its choices can be had.
-        branches (`Iterable[str]`): Those of `"cqt"`, `"mel"` and `"speech"` whose inputs are wanted, as
-            `model.branches()` names them.
+        extractor (`MaxMViTFeatureExtractor`): Extractor with the same output. All of its options are supported.
+        branches (`Iterable[str]`): Branches to compute inputs for, of `"cqt"`, `"mel"` and `"speech"`, as in
+            `model.branches()`.
 
     Raises:
-        DataError: The ratio of the sampling rates of the extractor and of the speech encoder is too fine.
+        DataError: The ratio of the sampling rates of the extractor and of the speech encoder has too large terms.
     """
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, branches: Iterable[str] = ("cqt", "mel")):
@@ -59,39 +58,39 @@ class FrontEnd(nn.Module):
         wanted = list(branches)
         spectrograms = {name: kind for name, kind in (("cqt", ConstantQ), ("mel", Mel)) if name in wanted}
         self.spectrograms = nn.ModuleDict({name: kind(extractor) for name, kind in spectrograms.items()})
-        self.pictures = nn.ModuleDict({name: Picture(extractor, name) for name in spectrograms})
+        self.images = nn.ModuleDict({name: Image(extractor, name) for name in spectrograms})
         self.speech = Speech(extractor) if "speech" in wanted else None
 
     def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            waveform (`torch.Tensor` of shape `(B, samples)`): float32, mono, at the extractor's rate, finite, and no
-                further from 0 than 1e9. Where an export leaves the length open, `min_length` samples or more. One clip
-                for a speech encoder.
+            waveform (`torch.Tensor` of shape `(B, samples)`): float32, mono, at the extractor's rate, finite, between
+                -1e9 and 1e9. At least `min_length` samples if the export is for any length. One clip for a speech
+                encoder.
 
         Returns:
-            Those of them that are wanted: `cqt_values` and `mel_values`, float32 `(B, 3, height, width)`;
-            `input_values` and `attention_mask` from [`Speech`]. And `shown`, float32 `(B, 2)`: start and end of the
-            part of the clip that they are computed from, in seconds.
+            The inputs of the branches: `cqt_values` and `mel_values`, float32 `(B, 3, height, width)`; `input_values`
+            and `attention_mask` from [`Speech`]. And `shown`, float32 `(B, 2)`: start and end, in seconds, of the part
+            of the clip that they are computed from.
         """
         samples = waveform.shape[-1]
         if samples < self.min_length:
             waveform = F.pad(waveform, (0, self.min_length + 1 - samples))
-        spoken = None if self.trim is None else self.trim(waveform)
-        pictures = {
-            f"{name}_values": self.pictures[name](spectrogram(waveform), spoken)
+        bounds = None if self.trim is None else self.trim(waveform)
+        inputs = {
+            f"{name}_values": self.images[name](spectrogram(waveform), bounds)
             for name, spectrogram in self.spectrograms.items()
         }
         if self.speech is not None:
-            pictures |= self.speech(waveform, spoken)
+            inputs |= self.speech(waveform, bounds)
         length = torch.full(waveform.shape[:1], samples).double() / self.sampling_rate
-        start, end = (torch.zeros_like(length), length) if spoken is None else spoken
-        return pictures | {"shown": torch.stack([start, torch.minimum(end, length)], dim=1).float()}
+        start, end = (torch.zeros_like(length), length) if bounds is None else bounds
+        return inputs | {"shown": torch.stack([start, torch.minimum(end, length)], dim=1).float()}
 
 
 class ConstantQ(nn.Module):
-    """`(B, samples)` -> `(B, cqt_n_bins, frames)` in dB, as `spectrograms_maxmvit.cqt_magnitude` defines it: a
-    convolution for each octave, over the waveform seen as rows of `cqt_hop_length` samples."""
+    """Computes the CQT of `spectrograms_maxmvit.cqt_magnitude` in dB, `(B, samples)` -> `(B, cqt_n_bins, frames)`, by
+    one convolution per octave over the waveform arranged in rows of `cqt_hop_length` samples."""
 
     def __init__(self, extractor: MaxMViTFeatureExtractor):
         super().__init__()
@@ -111,24 +110,24 @@ class ConstantQ(nn.Module):
         power = []
         for number, margin in enumerate(self.margins, start=1):
             aside = self.margin - margin
-            seen = rows[:, :, aside : steps + 2 * self.margin - aside]
-            parts = F.conv1d(seen, self.get_buffer(f"octave{number}"))
+            reach = rows[:, :, aside : steps + 2 * self.margin - aside]
+            parts = F.conv1d(reach, self.get_buffer(f"octave{number}"))
             power.append(_power(parts))
         return _decibels(torch.cat(power, dim=1))
 
 
 class Mel(nn.Module):
     """
-    `(B, samples)` -> `(B, n_mels, frames)` in dB, as `spectrograms_maxmvit.mel_power` has it.
+    Computes the Mel spectrogram of `spectrograms_maxmvit.mel_power` in dB, `(B, samples)` -> `(B, n_mels, frames)`.
 
     The Fourier transform of N = width * height points takes two stages (Cooley and Tukey, 1965). With
     n = width n1 + n2 and k = k1 + height k2,
 
         X[k] = sum_n2 exp(-2 pi i n2 k2 / width) sum_n1 y[n] w[n] exp(-2 pi i (n1 k1 / height + n2 k1 / N)).
 
-    The inner sum, with the window w and the twiddle factors in its weights, is a convolution over the waveform seen as
-    rows of `width` samples, each column by itself; the outer sum is one matrix for all k1. As y is real, X[N - k] is
-    the conjugate of X[k]: the k1 up to height / 2 give all there is.
+    The inner sum, with the window w and the twiddle factors in its weights, is a convolution over the waveform
+    arranged in rows of `width` samples, separately for each column; the outer sum is one matrix for all k1. As y is
+    real, X[N - k] is the conjugate of X[k], so that the k1 up to height / 2 suffice.
     """
 
     inner: torch.Tensor
@@ -148,11 +147,11 @@ class Mel(nn.Module):
         inner = window.T[:, None] * np.exp(-2j * np.pi * turns)
         inner = np.stack([inner.real, inner.imag], axis=1).reshape(-1, 1, height)
         outer = np.exp(-2j * np.pi * k2[:, None] * n2 / self.width)
-        # Rows: real parts for all k2, then imaginary ones. Columns: of each n2 the inner sum's real, imaginary part.
+        # Rows: real parts for all k2, then imaginary parts. Columns: real and imaginary part of each n2's inner sum.
         outer = np.stack([np.stack([outer.real, -outer.imag], axis=-1), np.stack([outer.imag, outer.real], axis=-1)])
         bank = mel_filters(extractor.sampling_rate, self.n_fft, extractor.n_mels)
         k = (k1 + height * k2[:, None]).ravel()
-        k, at = np.unique(np.minimum(k, self.n_fft - k), return_index=True)  # of a pair of conjugates, one counts
+        k, at = np.unique(np.minimum(k, self.n_fft - k), return_index=True)  # one of each conjugate pair
         weights = np.zeros((len(bank), len(k2) * len(k1)))
         weights[:, at] = bank[:, k]
         outer = outer.reshape(2 * self.width, -1, 1, 1)
@@ -171,8 +170,8 @@ class Mel(nn.Module):
 
 
 class Trim(nn.Module):
-    """`(B, samples)` -> two float64 `(B,)`: from when to when a clip is shown, in seconds, as
-    [`MaxMViTFeatureExtractor.trim`] has it. In float64 like there, so that halves are rounded to the same frame."""
+    """Computes start and end, in seconds, of the part of a clip that images show, as [`MaxMViTFeatureExtractor.trim`]
+    does: `(B, samples)` -> two float64 `(B,)`. float64, as there, rounds halves to the same frame."""
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, trim_db: float):
         super().__init__()
@@ -194,9 +193,9 @@ class Trim(nn.Module):
         return start, end.double() / self.sampling_rate + self.margin
 
 
-class Picture(nn.Module):
-    """A spectrogram in dB, `(B, bins, frames)`, -> a normalised picture `(B, 3, height, width)`: what is spoken of it,
-    levelled, represented and resized, as `feature_extraction_maxmvit.py` has it."""
+class Image(nn.Module):
+    """Renders a spectrogram in dB, `(B, bins, frames)`, as a normalised image, `(B, 3, height, width)`: trims, scales,
+    transforms and resizes it like `feature_extraction_maxmvit.py`."""
 
     deltas: torch.Tensor
     resize: torch.Tensor
@@ -231,35 +230,36 @@ class Picture(nn.Module):
         for constant, values in constants.items():
             self.register_buffer(constant, torch.from_numpy(values.astype(np.float32)))
 
-    def forward(self, db: torch.Tensor, spoken: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        begin, frames = self._shown(db.shape[-1], spoken)
-        picture = self._levelled(db, begin, frames)
+    def forward(self, db: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        begin, frames = self._shown(db.shape[-1], bounds)
+        values = self._scaled(db, begin, frames)
         if self.is_cepstrum:
-            picture = (self.cepstrum @ picture + self.middle).clamp(0, 1)
-        # Bilinear without antialiasing, as torch has it: where a pixel's centre lies among those of the frames.
+            values = (self.cepstrum @ values + self.middle).clamp(0, 1)
+        # Bilinear without antialiasing, as in torch: position of each pixel's centre among those of the frames.
         ratio = frames.float() / self.width
         place = ((torch.arange(self.width) + 0.5) * ratio[:, None] - 0.5).clamp(min=0)
         left = torch.minimum(place.long(), frames[:, None] - 1)
         right = torch.minimum(left + 1, frames[:, None] - 1)
         share = (place - left).clamp(0, 1)[:, None, None]
-        columns = self._channels(picture, torch.cat([left, right], dim=1), begin, frames)
+        columns = self._channels(values, torch.cat([left, right], dim=1), begin, frames)
         at_left, at_right = columns.split(self.width, dim=-1)
         image = self.resize @ (at_left * (1 - share) + at_right * share)
         return (image - self.mean) / self.std
 
     def _shown(
-        self, count: int, spoken: tuple[torch.Tensor, torch.Tensor] | None
+        self, count: int, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first frame shown and how many are, `(B,)` or `(1,)`; see [`MaxMViTFeatureExtractor.cut`]."""
-        if spoken is None:
+        """Returns the first frame and the number of frames that are shown, `(B,)` or `(1,)`; see
+        [`MaxMViTFeatureExtractor.cut`]."""
+        if bounds is None:
             return torch.zeros(1, dtype=torch.long), torch.full((1,), count)
-        start, end = spoken
+        start, end = bounds
         begin = (start * self.sampling_rate / self.hop_length).round().long().clamp(max=count - 1)
         samples = ((end - start) * self.sampling_rate).round().long()
         return begin, torch.minimum(1 + samples // self.hop_length, count - begin)
 
-    def _levelled(self, db: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """`between` the levels that 0 and 1 stand for."""
+    def _scaled(self, db: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Scales levels to [0, 1] like `feature_extraction_maxmvit.between`."""
         if self.full_scale_db is not None:
             quietest, loudest = self.full_scale_db
             return ((db - quietest) / (loudest - quietest)).clamp(0, 1)
@@ -271,26 +271,26 @@ class Picture(nn.Module):
         return ((db - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
 
     def _channels(
-        self, picture: torch.Tensor, frame: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor
+        self, values: torch.Tensor, frame: torch.Tensor, begin: torch.Tensor, frames: torch.Tensor
     ) -> torch.Tensor:
-        """`(B, 1 or 3, rows, n)`: the columns `frame`, `(B, n)`, counted from `begin`, and their changes."""
-        static = _columns(picture, begin[:, None] + frame)
+        """Returns the columns `frame`, `(B, n)`, counted from `begin`, and their changes: `(B, 1 or 3, rows, n)`."""
+        static = _columns(values, begin[:, None] + frame)
         if not self.has_deltas:
             return static[:, None]
         window = torch.minimum((frame - DELTA_WIDTH // 2).clamp(min=0), (frames[:, None] - DELTA_WIDTH).clamp(min=0))
         window = torch.minimum(window[..., None] + torch.arange(DELTA_WIDTH), frames[:, None, None] - 1)
-        heard = _columns(picture, begin[:, None] + window.flatten(1)).unflatten(-1, (-1, DELTA_WIDTH))
-        changes = (heard @ self.deltas + 0.5).clamp(0, 1)
+        windows = _columns(values, begin[:, None] + window.flatten(1)).unflatten(-1, (-1, DELTA_WIDTH))
+        changes = (windows @ self.deltas + 0.5).clamp(0, 1)
         return torch.cat([static[:, None], changes.permute(0, 3, 1, 2)], dim=1)
 
 
 class Speech(nn.Module):
     """
-    The inputs of a speech encoder, as `feature_extraction_maxmvit.speech_inputs` prepares them: the spoken part of the
+    Prepares the inputs of a speech encoder like `feature_extraction_maxmvit.speech_inputs`: the spoken part of the
     clip at the encoder's rate, as samples or, for Whisper, as log-Mel frames.
 
     Args:
-        extractor (`MaxMViTFeatureExtractor`): Has a `speech_processor`.
+        extractor (`MaxMViTFeatureExtractor`): Extractor with a `speech_processor`.
     """
 
     def __init__(self, extractor: MaxMViTFeatureExtractor):
@@ -302,19 +302,19 @@ class Speech(nn.Module):
         self.has_unit_variance = self.log_mel is None and processor.do_normalize
 
     def forward(
-        self, waveform: torch.Tensor, spoken: tuple[torch.Tensor, torch.Tensor] | None
+        self, waveform: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             waveform (`torch.Tensor` of shape `(1, samples)`): At the extractor's rate.
-            spoken (`tuple[torch.Tensor, torch.Tensor]`, *optional*): From [`Trim`].
+            bounds (`tuple[torch.Tensor, torch.Tensor]`, *optional*): From [`Trim`].
 
         Returns:
             `input_values`, float32, and `attention_mask`, int64, 1 for the clip and 0 for padding: `(1, T)` samples
-            or, for Whisper, `(1, pieces, bands, frames)` and `(1, pieces, frames)`, the pieces of at most 30 s.
+            or, for Whisper, `(1, pieces, bands, frames)` and `(1, pieces, frames)`, in pieces of at most 30 s.
         """
         speech = self.resample(waveform)[0]
-        begin, count = self._shown(speech.shape[0], spoken)
+        begin, count = self._shown(speech.shape[0], bounds)
         if self.log_mel is not None:
             return self.log_mel(speech, begin, count)
         length = size_of(count.clamp(min=SHORTEST), SHORTEST)
@@ -325,12 +325,12 @@ class Speech(nn.Module):
         return {"input_values": values[None], "attention_mask": torch.ones_like(place)[None]}
 
     def _shown(
-        self, samples: int, spoken: tuple[torch.Tensor, torch.Tensor] | None
+        self, samples: int, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """First sample and number of samples of the spoken part; see `spectrograms_maxmvit.stretch`."""
-        if spoken is None:
+        """Returns the first sample and the length of the spoken part; see `spectrograms_maxmvit.stretch`."""
+        if bounds is None:
             return torch.zeros((), dtype=torch.long), torch.full((), samples)
-        start, end = (seconds[0] for seconds in spoken)
+        start, end = (seconds[0] for seconds in bounds)
         begin = (start * self.sampling_rate / float(self.hop)).round().long().clamp(max=samples - 1)
         length = ((end - start) * self.sampling_rate).round().long()
         count = 1 + length * self.hop.denominator // self.hop.numerator
@@ -339,11 +339,11 @@ class Speech(nn.Module):
 
 class Resample(nn.Module):
     """
-    `(1, samples)` -> `(1, samples at the rate of a processor)`, as `feature_extraction_maxmvit.resampled` has it to
-    1e-6 of the loudest sample, but for the first four samples of a recording.
+    Resamples `(1, samples)` to the rate of a processor. The result differs from that of
+    `feature_extraction_maxmvit.resampled` by at most 1e-6 of the loudest sample, except in its first four samples.
 
-    soxr's filter is linear and repeats itself after as many samples as the rates' ratio says, 441 of 44,100 Hz for
-    160 of 16,000 Hz. So it is a convolution, whose weights are read from soxr's answers to single impulses.
+    soxr's filter is linear and periodic, with a period that follows from the ratio of the rates, such as 441 samples
+    at 44,100 Hz for 160 at 16,000 Hz. So it is a convolution, whose weights are soxr's responses to single impulses.
     """
 
     kernels: torch.Tensor
@@ -354,24 +354,24 @@ class Resample(nn.Module):
         self.up, self.down = processor.sampling_rate // common, sampling_rate // common
         if self.up == self.down:
             return
-        reach = math.ceil(1024 * max(1, self.down / self.up))  # more samples than the filter is long on either side
+        reach = math.ceil(1024 * max(1, self.down / self.up))  # samples, more than the filter has on either side
         blocks = math.ceil(reach / self.down)
         if self.up * (2 * blocks + 1) * self.down > MAX_RESAMPLING_WEIGHTS:
             raise DataError(
                 f"sampling_rate={sampling_rate} cannot be exported beside a speech encoder of "
-                f"{processor.sampling_rate} Hz: the ratio of the rates is {self.down} to {self.up}, too fine for a "
+                f"{processor.sampling_rate} Hz: the ratio of the rates, {self.down} to {self.up}, needs too large a "
                 "filter. Train with a sampling_rate such as 16000, 22050, 44100 or 48000."
             )
         weights = np.zeros((self.up, (2 * blocks + 1) * self.down), np.float64)
         for phase in range(self.down):
             impulse = torch.zeros((4 * blocks + 3) * self.down, dtype=torch.float64)
             impulse[(2 * blocks + 1) * self.down + phase] = 1
-            answer = resampled(impulse, sampling_rate, processor).numpy().reshape(-1, self.up)
-            # The block of outputs that is `step` after the impulse's own has the impulse `step` blocks before itself.
+            response = resampled(impulse, sampling_rate, processor).numpy().reshape(-1, self.up)
+            # In the output block `step` blocks after that of the impulse, the impulse lies `step` blocks earlier.
             for step in range(-blocks, blocks + 1):
-                weights[:, phase + (blocks - step) * self.down] = answer[2 * blocks + 1 + step]
-        heard = np.flatnonzero(np.abs(weights).max(axis=0) > FAINT)
-        first, end = int(heard[0]), int(heard[-1]) + 1
+                weights[:, phase + (blocks - step) * self.down] = response[2 * blocks + 1 + step]
+        used = np.flatnonzero(np.abs(weights).max(axis=0) > MIN_WEIGHT)
+        first, end = int(used[0]), int(used[-1]) + 1
         self.before, self.after = blocks * self.down - first, end - (blocks + 1) * self.down
         self.register_buffer("kernels", torch.from_numpy(weights[:, None, first:end].astype(np.float32)))
 
@@ -379,7 +379,7 @@ class Resample(nn.Module):
         if self.up == self.down:
             return waveform
         samples = waveform.shape[-1]
-        count = (2 * samples * self.up + self.down) // (2 * self.down)  # rounded, a half upwards
+        count = (2 * samples * self.up + self.down) // (2 * self.down)  # rounded, halves up
         steps = (count + self.up - 1) // self.up
         padded = F.pad(waveform, (self.before, steps * self.down + self.after - samples))
         made = F.conv1d(padded[:, None], self.kernels, stride=self.down)
@@ -388,8 +388,8 @@ class Resample(nn.Module):
 
 class LogMel(nn.Module):
     """
-    Samples -> the log-Mel frames of transformers' [`WhisperFeatureExtractor`], in pieces of 30 s at most, each by
-    itself as there. The Fourier transform of 400 points is a convolution.
+    Computes the log-Mel frames of transformers' [`WhisperFeatureExtractor`] from samples, in separate pieces of at
+    most 30 s, as there. The Fourier transform of 400 points is a convolution.
     """
 
     transform: torch.Tensor
@@ -409,7 +409,7 @@ class LogMel(nn.Module):
         """
         Args:
             speech (`torch.Tensor` of shape `(samples,)`): At Whisper's rate.
-            begin, count (`torch.Tensor`): int64, the first sample of the spoken part and how many it has.
+            begin, count (`torch.Tensor`): int64, the first sample and the number of samples of the spoken part.
 
         Returns:
             `input_values` and `attention_mask`, see [`Speech`].
@@ -432,7 +432,7 @@ class LogMel(nn.Module):
 
 
 def size_of(number: torch.Tensor, least: int, most: int | None = None) -> int:
-    """A size that the values of a clip decide, and that a graph is told to lie between `least` and `most`."""
+    """Returns a size that depends on the values of a clip, declared to the graph as between `least` and `most`."""
     size: Any = number.item()
     torch._check(size >= least)
     if most is not None:
@@ -441,37 +441,39 @@ def size_of(number: torch.Tensor, least: int, most: int | None = None) -> int:
 
 
 def _taken(samples: torch.Tensor, place: torch.Tensor, is_own: torch.Tensor) -> torch.Tensor:
-    """Of `(T,)` samples those at `place`, of any shape, and zeros where they are not the clip's own."""
+    """Returns the samples, `(T,)`, at `place`, of any shape, with zeros where `is_own` is false."""
     return torch.where(is_own, samples[place.clamp(max=samples.shape[0] - 1)], 0.0)
 
 
-def _columns(picture: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
-    """Of `(B, rows, frames)` the columns `frame`, `(B, n)`: `(B, rows, n)`."""
-    return picture.gather(2, frame[:, None].expand(*picture.shape[:2], -1))
+def _columns(values: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Returns the columns `frame`, `(B, n)`, of `(B, rows, frames)`: `(B, rows, n)`."""
+    return values.gather(2, frame[:, None].expand(*values.shape[:2], -1))
 
 
 def _as_rows(waveform: torch.Tensor, width: int, before: int, rows: int) -> torch.Tensor:
-    """`(B, samples)` -> `(B, width, rows)`, with `before` rows of zeros in front, and as many as it takes behind."""
+    """Arranges `(B, samples)` as `(B, width, rows)`, with `before` rows of zeros in front, and zeros at the end."""
     behind = (rows - before) * width - waveform.shape[-1]
     return F.pad(waveform, (before * width, behind)).reshape(waveform.shape[0], -1, width).transpose(1, 2)
 
 
 def _power(parts: torch.Tensor) -> torch.Tensor:
-    """`(B, 2 n, ...)`, `n` real parts and then their imaginary ones, -> `(B, n, ...)`."""
+    """Computes the power, `(B, n, ...)`, of `n` real parts followed by their imaginary parts, `(B, 2 n, ...)`."""
     real, imaginary = parts.chunk(2, dim=1)
     return real * real + imaginary * imaginary
 
 
 def _decibels(power: torch.Tensor) -> torch.Tensor:
-    """10 log10 of a power, floored at -100 dB."""
+    """Converts power to dB, at least -100 dB."""
     return power.clamp(min=MIN_POWER).log10() * 10
 
 
 def _wavelet_kernels(extractor: MaxMViTFeatureExtractor, margins: list[int]) -> Iterator[torch.Tensor]:
     """
-    For each octave `(2 * bins, hop_length, 2 * margin)`, real parts and then imaginary ones: the frequency responses
-    that the extractor multiplies spectra by, brought back to time. A wavelet's formula would do too, but the extractor
-    leaves out its faintest frequencies, and where a picture is quiet that is seen.
+    Yields the kernels of each octave, `(2 * bins, hop_length, 2 * margin)`, real parts followed by imaginary parts.
+
+    They are the inverse Fourier transforms of the frequency responses that the extractor multiplies spectra by. The
+    wavelets' formula differs from these in their faintest frequencies, which the extractor leaves out, and the
+    difference is visible in quiet images.
     """
     hop_length, size = extractor.cqt_hop_length, 4 * max(margins)
     parameters = extractor.cqt_parameters
@@ -480,7 +482,7 @@ def _wavelet_kernels(extractor: MaxMViTFeatureExtractor, margins: list[int]) -> 
         response = np.zeros((len(rows), size * hop_length), np.complex128)
         response[:, np.arange(-below * size, above * size)] = hop_length * rows.flatten(1).numpy()
         reach = margin * hop_length
-        # A frame is the sum of y[n] h[t - n], so what n samples after it weigh is h[-n].
+        # A frame is the sum of y[n] h[t - n], so a sample n after the frame has the weight h[-n].
         kernels = np.fft.ifft(response)[:, -np.arange(-reach, reach)]
         kernels = np.concatenate([kernels.real, kernels.imag]).astype(np.float32)
         yield torch.from_numpy(kernels.reshape(-1, 2 * margin, hop_length).transpose(0, 2, 1).copy())

@@ -132,7 +132,7 @@ def in_order(name: str, segments: Iterable[Segment]) -> list[Segment]:
     for segment in ordered:
         if not 0 <= segment.start < segment.end:
             raise ValueError(
-                f"{name}: a segment from {segment.start:g} to {segment.end:g} s; 0 <= start < end is needed."
+                f"{name}: a segment goes from {segment.start:g} to {segment.end:g} s; 0 <= start < end is needed."
             )
     for before, after in pairwise(ordered):
         if after.start < before.end - 1e-6:
