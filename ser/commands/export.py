@@ -1,13 +1,13 @@
 """
-Writes a model as one ONNX file, from waveform to emotion, that needs neither PyTorch nor this project:
+Exports a model to one ONNX file, from waveform to emotion, that needs neither PyTorch nor this project:
 
     python export_ser.py MODEL OUT.onnx [--window 3 | --dynamic] [--without_front_end] [--quantize int8|fp16]
 
-Input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; of a model with a speech
-encoder, one clip: (1, samples). Outputs are `probabilities` and `logits` (batch, labels), `embedding` (batch,
-features), and the model's inputs: images, and the samples or log-Mel frames of a speech encoder. Beside it, OUT.pt2
-holds the same in float32 as a program of torch.export. onnxruntime answers with the file on synthesised clips before
-it is given its name; if it answers otherwise than the pipeline, there is no file. Needs requirements-export.txt.
+The input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; for a model with a speech
+encoder, one clip: (1, samples). The outputs are `probabilities` and `logits` (batch, labels), `embedding` (batch,
+features), and the model's inputs: images, and the samples or log-Mel frames of a speech encoder. OUT.pt2, beside it,
+holds the same model in float32 as a program of torch.export. The answers of the file in onnxruntime are compared with
+those of the pipeline on synthesised clips; if they differ, no file is written. Needs requirements-export.txt.
 """
 
 import argparse
@@ -33,31 +33,33 @@ def main(arguments: list[str] | None = None) -> None:
     from ser.export.onnx import Form, export
     from ser.models import load_pipeline
 
-    # What the exporters say of their own innards, which nobody here can mend.
+    # The exporters warn about their own internals, which users cannot change.
     warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|copyreg|onnxruntime")
     logging.disable(logging.WARNING)
     form = Form(None if args.dynamic else args.window, not args.without_front_end, args.quantize, args.opset)
     difference = export(load_pipeline(args.model, "cpu"), args.output, form)
     size = args.output.stat().st_size / 2**20
-    print(f"{args.output}: {size:.1f} MiB, probabilities at most {difference:.1e} beside the pipeline's")
+    print(f"{args.output}: {size:.1f} MiB, probabilities within {difference:.1e} of the pipeline's")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
-    parser.add_argument("output", type=Path, help="the file to write, which ends in .onnx")
+    parser.add_argument("output", type=Path, help="file to write; its name must end in .onnx")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--window", type=float, default=3.0, help="seconds of each waveform (default 3)")
-    length.add_argument("--dynamic", action="store_true", help="waveforms of any length from 0.1 s on")
+    length.add_argument("--window", type=float, default=3.0, help="length of each waveform in seconds (default 3)")
+    length.add_argument("--dynamic", action="store_true", help="accept waveforms of any length of at least 0.1 s")
     parser.add_argument(
-        "--without_front_end", action="store_true", help="pictures go in, as the feature extractor returns them"
+        "--without_front_end", action="store_true", help="take images from the feature extractor instead of waveforms"
     )
     parser.add_argument(
         "--quantize",
         choices=("int8", "fp16"),
-        help="the model's weights in 8 or 16 bits",
+        help="store the model's weights in 8 or 16 bits",
     )
-    parser.add_argument("--opset", type=int, default=20, choices=range(18, 24), help="of ONNX (default 20)")
+    parser.add_argument(
+        "--opset", type=int, default=20, choices=range(18, 24), help="version of the ONNX operator set (default 20)"
+    )
     args = parser.parse_args(arguments)
     if args.output.suffix != ".onnx":
         parser.error("the file to write must end in .onnx")

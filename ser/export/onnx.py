@@ -1,4 +1,4 @@
-"""A checkpoint as files that run without this project: an ONNX graph from waveform to emotion, a PyTorch program."""
+"""Exports checkpoints to files that run without this project: an ONNX graph and a PyTorch program."""
 
 import copy
 import json
@@ -35,32 +35,35 @@ from ser.export.front_end import FrontEnd, size_of
 from ser.files import atomic_write
 from ser.utils import DataError
 
-SHORTEST_S = 0.1  # of waveforms of any length
-APPLY = {"regression": "none", "multi_label_classification": "sigmoid"}  # to logits, by problem type; else softmax
-# The largest difference from the probabilities of the pipeline; quantized files differ by more than rounding.
+SHORTEST_S = 0.1  # minimum length in a file for waveforms of any length
+APPLY = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+}  # to the logits, by problem type; otherwise softmax
+# Maximum difference from the probabilities of the pipeline; quantized files differ by more than rounding.
 TOLERANCE = {None: 1e-3, "fp16": 1e-2, "int8": 0.1}
-LENGTHS_S = (0.5, 1.7, 5.0, 10.0)  # of the clips by which a file for waveforms of any length is checked
+LENGTHS_S = (0.5, 1.7, 5.0, 10.0)  # lengths of the clips that check a file for waveforms of any length
 RULES = [
     rules.fuse_batchnorm_into_conv_rule,  # before weights are quantized
     rules.fuse_batchnorm_into_gemm_rule,
     rules.collapse_slice_rule,
     rules.collapse_slice2_rule,
-    rules.no_op_dynamic_scatter_nd_rule,  # an MViTv2 overwrites all of its attention with what it adds to it
+    rules.no_op_dynamic_scatter_nd_rule,  # MViTv2 scatters what it adds to its attention over all of it
 ]
-LARGE = 1024  # numbers of a weight worth halving
+MIN_HALVED = 1024  # smaller weights stay in float32
 
 
 @dataclass
 class Form:
     """
-    What is written of a checkpoint.
+    Describes the file to write.
 
     Args:
-        window_s (`float`, *optional*): Seconds of every waveform; None for any length.
-        front_end (`bool`): Whether waveforms go in, or pictures as the feature extractor returns them.
-        quantize (`str`, *optional*): `"fp16"`: the model's weights in half precision, computed with in float32.
+        window_s (`float`, *optional*): Length of every waveform in seconds; None for any length.
+        front_end (`bool`): Whether the inputs are waveforms, rather than images from the feature extractor.
+        quantize (`str`, *optional*): `"fp16"`: the model's weights in half precision, with computation in float32.
             `"int8"`: its matrix products and convolutions in 8 bits. The front end stays in float32.
-        opset (`int`): Version of ONNX's operators.
+        opset (`int`): Version of the ONNX operator set.
     """
 
     window_s: float | None
@@ -71,13 +74,13 @@ class Form:
 
 class OneClipSpeechEncoder(SpeechEncoder):
     """
-    [`SpeechEncoder`] of one clip as [`Speech`] prepares it, without the loops over clips and pieces, which no graph
-    can hold: the pieces of a clip are a batch, and only the last one is padded.
+    [`SpeechEncoder`] for one clip from [`Speech`], without the loops over clips and pieces, which a graph cannot
+    contain: the pieces of a clip are a batch, and only the last one is padded.
     """
 
     @classmethod
     def of(cls, branch: SpeechEncoder, config: MaxMViTConfig) -> "OneClipSpeechEncoder":
-        """The branch of a model of this configuration, with its weights."""
+        """Returns the branch of a model with this configuration, with the same weights."""
         own = cls(config.speech_encoder_config or {}, config.speech_pooling, config.speech_layers).eval()
         own.load_state_dict(branch.state_dict(), assign=True)
         return own
@@ -85,7 +88,7 @@ class OneClipSpeechEncoder(SpeechEncoder):
     def checked(
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the inputs as they are."""
+        """Returns the inputs unchanged."""
         assert input_values is not None
         return input_values, attention_mask
 
@@ -101,10 +104,10 @@ class OneClipSpeechEncoder(SpeechEncoder):
 
 class WholeModel(nn.Module):
     """
-    Front end (*optional*), model, and what makes scores of logits, as one module in float32.
+    Combines an optional front end, the model, and the function from logits to scores, as one module in float32.
 
-    Returns `probabilities` and `logits`, `(B, num_labels)`, `embedding`, `(B, features)`, the pooled features of the
-    branches, and with a front end its values and `shown`, under their names there, to be displayed.
+    Returns `probabilities` and `logits`, `(B, num_labels)`, and `embedding`, `(B, features)`, the pooled features of
+    the branches. With a front end, also returns its values and `shown`, under the same names, for display.
     """
 
     def __init__(self, classify: MaxMViTAudioClassificationPipeline, has_front_end: bool):
@@ -120,26 +123,26 @@ class WholeModel(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         made = dict(zip(self.names, inputs, strict=True)) if self.front_end is None else self.front_end(*inputs)
         shown = {name: made.pop(name) for name in ("shown",) if name in made}
-        seen: list[torch.Tensor] = []
-        hook = self.model.base_model.register_forward_hook(lambda module, args, out: seen.append(out.pooler_output))
+        pooled: list[torch.Tensor] = []
+        hook = self.model.base_model.register_forward_hook(lambda module, args, out: pooled.append(out.pooler_output))
         logits = self.model(**made).logits
         hook.remove()
         softmax = (logits / self.model.config.temperature).softmax(-1)
         scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
-        answer = {"probabilities": scores[self.apply_name], "logits": logits, "embedding": seen[0]}
+        answer = {"probabilities": scores[self.apply_name], "logits": logits, "embedding": pooled[0]}
         return answer | ({name: made[name] for name in self.names} | shown if shown else {})
 
 
 def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form) -> float:
     """
-    Writes `path`, an ONNX file, and beside it the same in float32 as a program of `torch.export`, with the suffix
-    .pt2. Neither appears unless onnxruntime answers with the first as the pipeline does.
+    Writes an ONNX file, and beside it the same model in float32 as a program of `torch.export`, with the suffix .pt2.
+    Neither is kept unless the ONNX file gives the pipeline's answers in onnxruntime.
 
     Returns:
         The largest difference of a probability from the pipeline's.
 
     Raises:
-        DataError: The model cannot be exported, or what was written answers otherwise.
+        DataError: The model cannot be exported, or the answers of the file differ from the pipeline's.
     """
     program, graph = build(classify, form)
     with atomic_write(path.with_suffix(".pt2")) as program_path, atomic_write(path) as graph_path:
@@ -148,17 +151,17 @@ def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form)
         if not difference <= TOLERANCE[form.quantize]:
             raise DataError(
                 f"{path} is not written: in onnxruntime its probabilities differ from the pipeline's by up to "
-                f"{difference:.2g}, and {TOLERANCE[form.quantize]:g} is the most that is tolerated. "
+                f"{difference:.2g}, and at most {TOLERANCE[form.quantize]:g} is tolerated. "
                 + ("Leave out --quantize." if form.quantize else "Please report this model's configuration.")
             )
-        with open(program_path, "wb") as file:  # whose name it would want to end in .pt2
+        with open(program_path, "wb") as file:  # torch.export.save insists on the suffix .pt2 for paths
             torch.export.save(program, file)
     return difference
 
 
 def build(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[ExportedProgram, onnx.ModelProto]:
     """
-    A checkpoint as a program and as a graph, both in float32.
+    Converts a checkpoint to a program and to a graph, both in float32.
 
     Raises:
         DataError: The model cannot be exported.
@@ -173,17 +176,17 @@ def build(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[Exp
 
 
 def save(graph: onnx.ModelProto, path: Path, quantize: str | None) -> None:
-    """Writes a graph of [`build`], quantized as [`Form`] says; the graph stays as it is."""
+    """Writes a graph from [`build`], quantized as in [`Form`], without changing the graph."""
     if quantize == "int8":
-        copy = onnx.ModelProto.FromString(graph.SerializeToString())  # the quantizer writes into what it is given
+        copy = onnx.ModelProto.FromString(graph.SerializeToString())  # the quantizer modifies its input
         quantize_dynamic(copy, path, weight_type=QuantType.QUInt8, nodes_to_exclude=front_end_nodes(graph))
     else:
         onnx.save(_halved(graph) if quantize == "fp16" else graph, path)
 
 
 def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline, form: Form) -> float:
-    """Between the probabilities of a file in onnxruntime and those of the pipeline, over synthesised clips, in batches
-    of one, two and three, or one by one, of a speech encoder."""
+    """Returns the largest difference between the probabilities of a file in onnxruntime and of the pipeline, for
+    synthesised clips in batches of one, two and three, or one by one if the model has a speech encoder."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
@@ -214,28 +217,28 @@ def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
     if config.speech_encoder is not None and not form.front_end:
         raise DataError(
             f"a model with speech_encoder={config.speech_encoder!r} is exported with its front end only, since the "
-            "inputs of the encoder depend on the part of the clip that is spoken: leave out --without_front_end."
+            "inputs of the encoder depend on which part of the clip is speech: leave out --without_front_end."
         )
     if config.filter_bank == "learnable":
         raise DataError(
             "a model with filter_bank='learnable' cannot be exported: the front end of a file has fixed filters. "
-            "Export a model of filter_bank='fixed'."
+            "Export a model with filter_bank='fixed'."
         )
     if extractor.backend != "torch":
         raise DataError(
-            f"the feature extractor has backend={extractor.backend!r}, whose approximate CQT no file can hold: set "
+            f"the feature extractor has backend={extractor.backend!r}, whose approximate CQT cannot be exported: set "
             "it to 'torch' in preprocessor_config.json."
         )
     shortest = extractor.min_length / extractor.sampling_rate
     if form.front_end and form.window_s is None and shortest > SHORTEST_S:
         raise DataError(
-            f"the feature extractor fills clips up to {shortest:.2f} s with zeros (min_length), which a file for any "
+            f"the feature extractor pads clips to {shortest:.2f} s with zeros (min_length), which a file for any "
             "length cannot do: give --window."
         )
 
 
 def _examples(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[torch.Tensor, ...]:
-    """Inputs of two clips: with one, a batch would be taken for always one, as it is of a speech encoder."""
+    """Returns inputs of two clips, since one would fix the batch size to 1, as intended for a speech encoder."""
     extractor = classify.feature_extractor
     if form.front_end:
         batch = 1 if classify.model.config.speech_encoder is not None else 2
@@ -245,12 +248,12 @@ def _examples(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple
 
 
 def samples_of(seconds: float, sampling_rate: int) -> int:
-    """As the pipeline counts those of a window."""
+    """Returns the number of samples of a window, as in the pipeline."""
     return max(1, round(seconds * sampling_rate))
 
 
 def _traced(module: WholeModel, examples: tuple[torch.Tensor, ...], form: Form) -> ExportedProgram:
-    """The module's program, of any number of clips (one, of a speech encoder) and, where asked for, any length."""
+    """Traces the module, for any number of clips (one for a speech encoder) and, if requested, of any length."""
     config = module.model.config
     sizes: dict[int, Any] = {} if config.speech_encoder is not None else {0: Dim("batch", min=1)}
     if form.front_end and form.window_s is None:
@@ -261,10 +264,10 @@ def _traced(module: WholeModel, examples: tuple[torch.Tensor, ...], form: Form) 
             module,
             examples,
             dynamic_shapes=(tuple(dict(sizes) for _ in examples),),
-            # That 256 (n + 8) is divided by n + 8 is more than it can prove, and would bind the length.
+            # It cannot prove that 256 (n + 8) is divisible by n + 8, and would fix the length.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    except RuntimeError as error:  # of which torch's exporters' errors are kinds
+    except RuntimeError as error:  # base class of the errors of torch's exporters
         raise DataError(_unexportable(config, error)) from error
 
 
@@ -278,7 +281,7 @@ def _unexportable(config: Any, error: Exception) -> str:
 
 
 def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.ModelProto:
-    """The program as a graph whose inputs and outputs have the names that they are known by."""
+    """Converts the program to a graph whose inputs and outputs have their public names."""
     inputs = ["waveform"] if form.front_end else module.names
     outputs = ["probabilities", "logits", "embedding", *([*module.names, "shown"] if form.front_end else [])]
     try:
@@ -291,7 +294,7 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
     assert exported is not None
     _simplify(exported.model)
     graph = exported.model_proto
-    axes = {}  # what the exporter calls the sizes that are open -> a name
+    axes = {}  # the exporter's name of a dynamic size -> our name
     for value in graph.graph.input:
         for size, name in zip(value.type.tensor_type.shape.dim, ("batch", "samples"), strict=False):
             if size.dim_param:
@@ -303,20 +306,19 @@ def _as_onnx(program: ExportedProgram, module: WholeModel, form: Form) -> onnx.M
         del value.metadata_props[:]
     del graph.graph.value_info[:]
     for part in [graph, graph.graph, *graph.graph.node, *graph.graph.initializer]:
-        del part.metadata_props[:]  # the lines of code, with their folders, that each node is of
+        del part.metadata_props[:]  # source lines, with local folders, of each node
         part.doc_string = ""
     return graph
 
 
 def _simplify(graph: onnx_ir.Model) -> None:
     """
-    Computes in advance what hangs on no input, and leaves out what is there twice or does nothing.
+    Computes constants in advance, and removes duplicates and operations without effect.
 
-    torch's exporter offers more (`optimize=True`), of which nothing makes a file faster: onnxruntime does the same as
-    it loads one. But for every node, one of its rules looks at all of them, which is most of the time that a large
-    model takes to export.
+    torch's exporter offers more (`optimize=True`), which does not make a file faster: onnxruntime does the same when
+    it loads one. But one of its rules compares each node with all others, which dominates the export of large models.
     """
-    for _ in range(2):  # what shapes the first round finds, the second makes use of
+    for _ in range(2):  # the second round uses the shapes that the first one finds
         fold_constants_ir(graph, onnx_shape_inference=True)
         RewritePass(RULES)(graph)
         passes.RemoveUnusedNodesPass()(graph)
@@ -331,7 +333,7 @@ def _simplify(graph: onnx_ir.Model) -> None:
 
 
 def front_end_nodes(graph: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that compute the model's inputs, where the graph has a front end."""
+    """Returns the names of the nodes that compute the model's inputs, if the graph has a front end."""
     makers = {output: node for node in graph.graph.node for output in node.output}
     waiting, found = ["cqt_values", "mel_values", "input_values"], set()
     while waiting:
@@ -343,14 +345,14 @@ def front_end_nodes(graph: onnx.ModelProto) -> list[str]:
 
 
 def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same with the model's large weights in half precision, each made float32 again where it is used.
+    """Returns a copy with the model's large weights in half precision, each cast to float32 where it is used.
 
-    To compute in half precision has no use: a CPU, and onnxruntime's for browsers, turns every number to and fro.
+    Computing in half precision would not help: on a CPU and in browsers, every number is converted back and forth.
     """
     halved, casts = onnx.ModelProto.FromString(graph.SerializeToString()), []
     for weight in halved.graph.initializer:
         # Not vectors, such as the running statistics of a BatchNorm: they are small, and need their precision.
-        is_large = len(weight.dims) > 1 and math.prod(weight.dims) >= LARGE
+        is_large = len(weight.dims) > 1 and math.prod(weight.dims) >= MIN_HALVED
         is_large &= weight.data_type == onnx.TensorProto.FLOAT
         if is_large and not weight.name.startswith("front_end."):
             values = numpy_helper.to_array(weight).astype(np.float16)
@@ -366,7 +368,7 @@ def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> dict[str, str]:
-    """What the file says of itself, each a text: JSON where it is more than one."""
+    """Returns the metadata of the file as texts, with JSON for structured values."""
     config, extractor = classify.model.config, classify.feature_extractor
     length = "" if form.window_s is None else str(samples_of(form.window_s, extractor.sampling_rate))
     return {
@@ -386,7 +388,7 @@ def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> di
 
 
 def _licence(checkpoint: str) -> str:
-    """That of the weights, as the card in the checkpoint's folder names it, or `"unknown"`."""
+    """Returns the licence of the weights from the model card in the checkpoint's folder, or `"unknown"`."""
     card = Path(checkpoint, "README.md")
     parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
     named = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
@@ -394,7 +396,7 @@ def _licence(checkpoint: str) -> str:
 
 
 def _version() -> str:
-    """That of this project, installed or in its folder."""
+    """Returns the version of this project, installed or from its folder."""
     try:
         return version("maxmvit-mlp")
     except PackageNotFoundError:
@@ -402,7 +404,7 @@ def _version() -> str:
 
 
 def _clips(sampling_rate: int, form: Form) -> Iterator[np.ndarray]:
-    """Batches of synthesised voices, `(clips, samples)`."""
+    """Yields batches of synthesised voices, `(clips, samples)`."""
     voices = [synthesize_clip(EMOTIONS[number % len(EMOTIONS)], number, 0) for number in range(10)]
     speech = soxr.resample(np.concatenate(voices), SAMPLING_RATE, sampling_rate)
     lengths = LENGTHS_S if form.window_s is None else [form.window_s] * 3
