@@ -1,16 +1,17 @@
 #!/usr/bin/env python
 """
-Names the emotion in recordings by a file that export_ser.py wrote, without PyTorch:
+Classifies the emotion of recordings with a file from export_ser.py, without PyTorch:
 
     pip install numpy soundfile soxr onnxruntime
     python onnx_ser.py OUT.onnx FILE_OR_FOLDER... [--window 3 --hop 1 --smooth 1]
 
-This file stands alone: copy it and OUT.onnx wherever they are needed. It prints the table that predict_ser.py prints,
-answers silence and long recordings alike, reads the same lists, and ends with the same exit codes (0: every file was
-answered, 1: some could not be read, or the answers not be written, 2: nothing could be started, 130: interrupted, 141:
-what it was piped into ended before). Three things differ. Nothing is fetched from URLs. Files that are cut off or
-damaged are answered as far as they go. And of windows that overlap each is classified by itself, where
-predict_ser.py cuts them out of spectrograms of the whole recording, which changes their first and last half second.
+This file needs no other file of the project: copy it and OUT.onnx to where they are needed. It prints the table that
+predict_ser.py prints, treats silence and long recordings in the same way, reads the same lists, and has the same exit
+codes (0: every file has an answer, 1: some could not be read or answers not be written, 2: the command could not
+start, 130: interrupted, 141: the program that it was piped into ended first). Three things differ. URLs are not
+fetched. Files that are cut off or damaged are classified as far as they can be read. And overlapping windows are
+classified separately, whereas predict_ser.py cuts them out of spectrograms of the whole recording, which changes their
+first and last half second.
 """
 
 import argparse
@@ -33,17 +34,17 @@ import soxr
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 FAILED, NOT_STARTED, INTERRUPTED, NO_READER = 1, 2, 130, 141
-BLOCK_S, BLOCK_VALUES = 30, 2**22  # how much of a file is in memory at a time: so many seconds, or numbers if fewer
-LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; beyond are broken headers
+BLOCK_S, BLOCK_VALUES = 30, 2**22  # of a file in memory at a time: seconds, or numbers if those are fewer
+LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; rates beyond these come from broken headers
 GREATEST_SAMPLE = 1e9
-CANCELLED_POWER = 1e-3  # of the channels' own: if their mean has less, one channel is the other with inverted sign
-LEAST_POWER = 1e-6  # of full scale, -60 dB; channels below it are silent anyway
-MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # of files that do not say how long their training clips and windows were
+CANCELLED_POWER = 1e-3  # of the channels' power; if their mean has less, one channel is the inverse of the other
+LEAST_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
+MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # for files without these values in their metadata
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
-SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window with no louder frame is not classified
+SILENCE, SILENCE_DB, SILENCE_FRAME_S = "silence", -60.0, 0.05  # a window without a louder frame is not classified
 LIST_SUFFIXES, FILE_COLUMNS = {".csv", ".tsv", ".jsonl"}, ("file", "file_name", "audio")
-MISSING = {"", "nan", "<na>"}  # as a spreadsheet, numpy and pandas write a cell without a value
+MISSING = {"", "nan", "<na>"}  # how spreadsheets, numpy and pandas write a missing value
 AUDIO_SUFFIXES = {
     ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bwf", ".caf", ".flac", ".htk", ".iff", ".ircam", ".mp1",
     ".mp2", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sds", ".sf", ".snd", ".sph", ".svx",
@@ -54,60 +55,66 @@ AUDIO_SUFFIXES = {
 
 
 class InputError(Exception):
-    """What its user can mend; the message says how."""
+    """Raised for input that the user can correct; the message says how."""
 
 
 class Recognizer:
     """
-    A file of export_ser.py, ready to answer.
+    Classifies recordings with a file from export_ser.py.
 
     Args:
         path: The ONNX file.
-        threads (`int`, defaults to 0): How many compute; 0 for as many as there are cores.
+        threads (`int`, defaults to 0): Number of threads; 0 for one per core.
 
     Raises:
-        InputError: It is missing, broken, or no file of export_ser.py that takes waveforms.
+        InputError: The file is missing or broken, or is not a file from export_ser.py for waveforms.
     """
 
     def __init__(self, path: str, threads: int = 0):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # which costs beside a busy process
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # spinning is slow beside a busy process
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
             raise InputError(f"{path} cannot be used: {error}") from error
         about = self.session.get_modelmeta().custom_metadata_map
         if "labels" not in about or self.session.get_inputs()[0].name != "waveform":
-            raise InputError(f"{path} takes no waveforms: write it by export_ser.py, without --without_front_end.")
+            raise InputError(
+                f"{path} does not take waveforms: export it by export_ser.py, without --without_front_end."
+            )
         self.labels: list[str] = json.loads(about["labels"])
         self.sampling_rate = int(about["sampling_rate"])
         self.min_length = int(about["min_length"])
-        self.samples = int(about["samples"]) if about["samples"] else None  # of every waveform; None: any
-        # A recording of up to the first is one clip, a longer one is the mean over windows of the second.
+        self.samples = (
+            int(about["samples"]) if about["samples"] else None
+        )  # length of every waveform; None for any length
+        # A recording up to max_clip_s is one clip; for a longer one, windows of window_s are averaged.
         self.max_clip_s = float(about.get("max_clip_s", MAX_CLIP_S))
         self.window_s = float(about.get("window_s", WINDOW_S))
 
     def scores(self, waveform: np.ndarray, name: str) -> np.ndarray:
-        """Of a float32 waveform `(T,)` at `sampling_rate`, `(labels,)`; errors begin with its `name`."""
+        """Returns the scores, `(labels,)`, of a float32 waveform, `(T,)`, at `sampling_rate`; errors name `name`."""
         if self.samples is None and len(waveform) < self.min_length:
             waveform = np.pad(waveform, (0, self.min_length + 1 - len(waveform)))
         (scores,) = self.session.run(["probabilities"], {"waveform": waveform[None]})[0]
         if not np.isfinite(scores).all():
-            raise InputError(f"{name}: the model's scores are not finite. Export it anew.")
+            raise InputError(f"{name}: the model's scores are not finite. Export it again.")
         return scores
 
     def answer(self, path: str, window_s: float | None, hop_s: float | None) -> list[dict[str, Any]]:
         """
-        The windows of a recording: `{"start", "end", "scores"}`, with no scores where it is silent.
+        Classifies the windows of a recording: `{"start", "end", "scores"}`, without scores for silent ones.
 
         Args:
             window_s, hop_s (`float`, *optional*): In seconds. Without them, a recording that is no longer than the
-                longest training clip is one window, and a longer one has windows of the length that the model was
-                trained on, one after the other. A file for windows of one length takes no other `window_s`.
+                longest training clip is one window, and a longer one has consecutive windows of the length that the
+                model was trained on. A file for one window length ignores `window_s`.
 
         Raises:
-            InputError: The recording cannot be used, or is shorter than the windows that the file takes.
+            InputError: The recording cannot be used, or is shorter than the window of the file.
         """
         rate = self.sampling_rate
         pieces = read(path, rate)
@@ -122,26 +129,26 @@ class Recognizer:
         for start, sound in _windows(pieces, window_s * rate, (hop_s or window_s) * rate):
             if self.samples is not None and len(sound) < self.samples:
                 raise InputError(
-                    f"{path} lasts {len(sound) / rate:.2f} s, and this model takes windows of {window_s:g} s: write "
-                    "one by export_ser.py --dynamic."
+                    f"{path} lasts {len(sound) / rate:.2f} s, but this model takes windows of {window_s:g} s: "
+                    "export it with --dynamic."
                 )
             row: dict[str, Any] = {"start": start / rate, "end": (start + len(sound)) / rate}
             if loudness(sound, rate) >= SILENCE_DB:
-                row["scores"] = self.scores(sound, path)  # one by one: several at once take memory and no less time
+                row["scores"] = self.scores(sound, path)  # one by one: a batch takes more memory and no less time
             rows.append(row)
         return rows
 
 
 def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
     """
-    A recording in consecutive float32 pieces `(samples,)`: the mean of its channels, resampled.
+    Reads a recording in consecutive float32 pieces, `(samples,)`: the mean of its channels, resampled.
 
     Raises:
-        InputError: It is missing, no audio, empty, holds what is no number, or its channels cancel each other.
+        InputError: It is missing, empty or not audio, has samples that are not finite, or channels that cancel out.
     """
     length = 0
     try:
-        # A name that is not text has to be given as bytes, which Windows does not take.
+        # File names that are not text must be given as bytes, which Windows does not accept.
         with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as audio:
             rate = audio.samplerate
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -156,8 +163,8 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
                 power = np.square(block).mean()
                 if power > LEAST_POWER and np.square(piece).mean() < CANCELLED_POWER * power:
                     raise InputError(
-                        f"{path} has channels that cancel each other when they are averaged: one is the other with "
-                        "inverted sign. Give one channel alone, or invert one."
+                        f"{path} has channels that cancel each other when they are averaged: one is the inverse of "
+                        "the other. Use one channel only, or invert one."
                     )
                 length += len(piece)
                 if rate != sampling_rate:
@@ -171,30 +178,30 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
     except (OSError, soundfile.SoundFileError) as error:
         reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
         raise InputError(
-            f"{path} cannot be read ({reason}). Wav, flac, ogg, opus, mp3 and aiff files are; convert anything else."
+            f"{path} cannot be read ({reason}). Wav, flac, ogg, opus, mp3 and aiff files can be read; convert others."
         ) from error
     if not length:
         raise InputError(f"{path} is empty: it holds no samples.")
 
 
 def loudness(waveform: np.ndarray, sampling_rate: int) -> float:
-    """RMS level of the loudest 50 ms of a waveform `(T,)`, in dB relative to full scale; -200 if there is nothing."""
+    """Returns the RMS level of the loudest 50 ms of a waveform, `(T,)`, in dB of full scale, at least -200."""
     length = max(1, min(len(waveform), round(SILENCE_FRAME_S * sampling_rate)))
     frames = waveform[: len(waveform) // length * length].reshape(-1, length)
     return float(10 * np.log10(np.square(frames).mean(axis=1).max(initial=0.0) + 1e-20))
 
 
 def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Pieces up to the one in which `length` samples are passed."""
+    """Yields pieces up to the one that exceeds `length` samples in total."""
     while length >= 0 and (piece := next(pieces, None)) is not None:
         length -= len(piece)
         yield piece
 
 
 def _windows(pieces: Iterator[np.ndarray], length: float, hop: float) -> Iterator[tuple[int, np.ndarray]]:
-    """First sample and samples of windows, one every `hop` samples, and one that ends with the recording."""
+    """Yields first sample and samples of windows, one every `hop` samples and one that ends with the recording."""
     size = max(1, round(length))
-    kept, first, index = np.zeros(0, np.float32), 0, 0  # the samples in reach, the first one's place, the next window
+    kept, first, index = np.zeros(0, np.float32), 0, 0  # samples still needed, position of the first one, next window
     for piece in pieces:
         kept = np.concatenate([kept, piece])
         while (start := round(index * hop)) + size <= first + len(kept):
@@ -210,8 +217,8 @@ def _windows(pieces: Iterator[np.ndarray], length: float, hop: float) -> Iterato
 
 def find(inputs: list[str], labels: list[str]) -> dict[str, str | None]:
     """
-    Every recording that files, folders and lists name, once, with its label where that is known. What of a folder is
-    no recording by its suffix is counted in a line on the standard error.
+    Returns every recording that files, folders and lists name, once, with its label if known. Files of a folder whose
+    suffix is not that of a recording are counted in a line on the standard error.
 
     Raises:
         InputError: A folder holds no recording, a list cannot be used, or a recording has two labels.
@@ -263,23 +270,25 @@ def _listed(path: Path, labels: list[str]) -> dict[str, str | None]:
                 f"{where} names no file. A list has the columns file and, if known, label; this row has "
                 f"{', '.join(name.strip() for name, _ in cells)}."
             )
-        label = (row.get("label") if not {"start", "end"} <= {*row} else None) or None  # those of segments are others
+        label = (
+            row.get("label") if not {"start", "end"} <= {*row} else None
+        ) or None  # labels of segments are not labels of files
         if label not in (None, *labels):
             raise InputError(
-                f"{where}: the model does not know the label {label!r}. It knows {', '.join(labels)}. Rename it, or "
-                "leave the column label out."
+                f"{where}: the model does not have the label {label!r}. Its labels are {', '.join(labels)}. Rename "
+                "it, or leave the column label out."
             )
         file = file if "://" in file else str(path.parent / file)
         if found.get(file, label) != label:
             raise InputError(f"{where}: {file} has two labels, {found[file]} and {label}: correct one of them.")
         found[file] = label
     if not found:
-        raise InputError(f"{path} lists no file: it needs a line of column names, among them file, and rows.")
+        raise InputError(f"{path} lists no file: it needs a line of column names, including file, and rows.")
     return found
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
-    """The line of each row of a .csv, .tsv or .jsonl file, and its cells with the names of their columns."""
+    """Yields the line of each row of a .csv, .tsv or .jsonl file, and its cells with the names of their columns."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -313,14 +322,14 @@ def _rows(path: Path) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
                     "text that holds a separator in double quotes."
                 )
             if torn := [cell for cell in cells if cell.endswith('"') and cell.count('"') % 2]:
-                raise InputError(f"{path}, line {line}: {torn[0]:.80} ends with a double quote that none opens.")
+                raise InputError(f"{path}, line {line}: {torn[0]:.80} ends with a double quote that is not opened.")
             yield line, list(zip(names, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, from line {line} on: {error}.") from error
 
 
 def _text_of(value: Any, where: str) -> str:
-    """A cell's text without surrounding spaces, "" for a missing value."""
+    """Returns a cell's text without surrounding spaces, "" for a missing value."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -332,12 +341,12 @@ def _text_of(value: Any, where: str) -> str:
 def table_rows(
     windows: list[dict[str, Any]], labels: list[str], smooth: int | None, min_score: float = 0.0
 ) -> list[dict[str, Any]]:
-    """A recording's rows: one for each window, smoothed, or where `smooth` is None one for all of them; "uncertain"
-    where the best score is below `min_score`."""
+    """Returns the rows of a recording: one per window, smoothed, or one for all windows if `smooth` is None. The
+    prediction is "uncertain" if the best score is below `min_score`."""
     scores = [window.get("scores") for window in windows]
     if smooth is None:
-        heard = [row for row in scores if row is not None]
-        return [_row(np.mean(heard, axis=0) if heard else None, labels, min_score)]
+        scored = [row for row in scores if row is not None]
+        return [_row(np.mean(scored, axis=0) if scored else None, labels, min_score)]
     rows = []
     for index, window in enumerate(windows):
         around = [row for row in scores[max(0, index - smooth // 2) : index + smooth // 2 + 1] if row is not None]
@@ -363,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.window is not None and recognizer.samples is not None:
             own = recognizer.samples / recognizer.sampling_rate
             if abs(args.window - own) > 1e-6:
-                raise InputError(f"{args.model} takes windows of {own:g} s: leave out --window, or give that.")
+                raise InputError(f"{args.model} takes windows of {own:g} s: leave out --window, or set it to that.")
         items = find(args.inputs, recognizer.labels)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -402,7 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _accuracy(judged: list[tuple[str, str]]) -> str:
-    """WA, the share of right answers, and UA, its mean over the classes that were spoken."""
+    """Formats WA, the share of right answers, and UA, its mean over the classes of the recordings."""
     right: dict[str, list[bool]] = {}
     for label, prediction in judged:
         right.setdefault(label, []).append(label == prediction)
@@ -412,21 +421,25 @@ def _accuracy(judged: list[tuple[str, str]]) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="file that export_ser.py wrote")
+    parser.add_argument("model", help="file from export_ser.py")
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="FILE_OR_FOLDER",
-        help="audio files, folders (searched to the bottom; where a file lies in a folder named after a label, that "
-        "is its true label), or .csv, .tsv or .jsonl lists with a column file and, if known, one label",
+        help="audio files, folders (searched recursively; a folder named after a label gives the true label of its "
+        "files), or .csv, .tsv or .jsonl lists with a column file and, if known, a column label",
     )
-    parser.add_argument("--window", type=float, help="seconds; one row for each window instead of one for each file")
-    parser.add_argument("--hop", type=float, help="seconds from window to window (default: the window's length)")
-    parser.add_argument("--smooth", type=int, default=1, help="windows averaged around each (odd; default 1)")
+    parser.add_argument("--window", type=float, help="seconds; one row per window instead of one per file")
     parser.add_argument(
-        "--min_score", type=float, default=0.0, help='from 0 to 1; an answer whose best score is below is "uncertain"'
+        "--hop", type=float, help="seconds from one window to the next (default: the length of a window)"
     )
-    parser.add_argument("--threads", type=int, default=0, help="that compute (default: as many as there are cores)")
+    parser.add_argument(
+        "--smooth", type=int, default=1, help="odd number of windows to average around each one (default 1)"
+    )
+    parser.add_argument(
+        "--min_score", type=float, default=0.0, help='from 0 to 1; an answer whose best score is lower is "uncertain"'
+    )
+    parser.add_argument("--threads", type=int, default=0, help="number of threads (default: one per core)")
     args = parser.parse_args(arguments)
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
@@ -452,8 +465,8 @@ def command() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # of the standard output: what is read is caught where it is
-        # Python flushes it once more as it ends, and would complain about it.
+    except OSError as error:  # of the standard output; errors of files that are read become InputError
+        # Python flushes the output once more at exit, and would report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return NO_READER

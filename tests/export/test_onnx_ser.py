@@ -158,7 +158,7 @@ def test_a_file_for_windows_takes_windows_only(tmp_path, capsys):
     assert onnx_ser.main([model, str(long), str(short)]) == 1
     printed = capsys.readouterr()
     assert (
-        printed.out.count("\n") == 2 and "short.wav lasts 0.50 s, and this model takes windows of 1 s" in printed.err
+        printed.out.count("\n") == 2 and "short.wav lasts 0.50 s, but this model takes windows of 1 s" in printed.err
     )
     assert onnx_ser.main([model, str(long), "--window", "2"]) == 2
     assert "takes windows of 1 s" in capsys.readouterr().err
