@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Scores a checkpoint on any table of clips, with the report that training writes."""
+"""Scores a checkpoint on any table of clips, and writes the same report as training."""
 
 import sys
 

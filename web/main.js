@@ -121,7 +121,7 @@ async function answerRecording(name, samples) {
   if (mine !== turn) return;
   showScores(answer.scores);
   showPictures(answer, 0);
-  say(`${name}: ${clock(seconds)} of speech, answered as one clip.`);
+  say(`${name}: ${clock(seconds)} of speech, classified as one clip.`);
 }
 
 // The windows of a recording one by one, the last of which ends with it; the mean of their scores is its answer.

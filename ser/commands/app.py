@@ -1,8 +1,8 @@
 """
-A page that shows the emotion of a recording: `python app.py [MODEL]`, then open http://localhost:7860.
+Serves a page that classifies the emotion of recordings: run `python app.py [MODEL]`, then open http://localhost:7860.
 
-Needs requirements-app.txt. On a Hugging Face Space (SDK gradio, app_file app.py) push this repository as it is and set
-the variable SER_MODEL to the name of a checkpoint, unless it shall be the one that comes with the code.
+Needs requirements-app.txt. For a Hugging Face Space (SDK gradio, app_file app.py), push this repository unchanged and
+set the variable SER_MODEL to the name of a checkpoint; the default is the one that comes with the code.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from ser.models import load_pipeline  # noqa: E402
 from ser.utils import UsageError, exit_code  # noqa: E402
 
 ENVELOPE_POINTS = 1200
-KEEP_S, CHECK_S = 600, 30  # recordings, and tables made of them, are deleted when so old, looked for so often
-UNLIKE = 0.05  # familiarity below which the page warns
+KEEP_S, CHECK_S = 600, 30  # age at which recordings and their tables are deleted, and interval of the check
+MIN_FAMILIARITY = 0.05  # below it, the page warns
 TITLE = "Speech emotion recognition"
 INTRODUCTION = (
     "Upload or record speech. MaxMViT-MLP classifies its emotion from spectrograms; the answer for a recording longer "
@@ -58,11 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, or the CPU)")
     parser.add_argument(
-        "--port", type=_port, help="from 1 to 65535 (default: GRADIO_SERVER_PORT, or the first free one from 7860 on)"
+        "--port", type=_port, help="from 1 to 65535 (default: GRADIO_SERVER_PORT, or the first free port from 7860)"
     )
-    parser.add_argument("--max_mb", type=_above_zero, default=50, help="of an upload; more is refused (default 50)")
-    parser.add_argument("--max_minutes", type=_above_zero, default=15, help="of a recording, likewise (default 15)")
-    parser.add_argument("--max_queue", type=_above_zero, default=20, help="visitors who wait, likewise (default 20)")
+    parser.add_argument("--max_mb", type=_above_zero, default=50, help="maximum size of an upload (default 50)")
+    parser.add_argument(
+        "--max_minutes", type=_above_zero, default=15, help="maximum length of a recording (default 15)"
+    )
+    parser.add_argument(
+        "--max_queue", type=_above_zero, default=20, help="maximum number of waiting visitors (default 20)"
+    )
     args = parser.parse_args(arguments)
     classify = load_pipeline(args.model, args.device)
     with _own_folder():
@@ -85,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Has gradio keep recordings and tables in a folder of this process (in GRADIO_TEMP_DIR, if that is set), which is
-    deleted with all that is in it as the process ends, whether or not an answer is under way."""
+    """Makes gradio store recordings and tables in a folder of this process (in GRADIO_TEMP_DIR, if set), which is
+    deleted with its contents when the process ends, even while a recording is being classified."""
     given = os.environ.get("GRADIO_TEMP_DIR")
     if given:
         os.makedirs(given, exist_ok=True)
@@ -101,8 +105,8 @@ def _own_folder() -> Iterator[None]:
 
 
 def _end_as_interrupted() -> None:
-    """Has the process end as after Ctrl+C, which deletes all recordings, on SIGTERM (which Docker and systemd send)
-    and on SIGHUP (its terminal is closed), unless that is ignored, as by nohup."""
+    """Makes SIGTERM (which Docker and systemd send) and SIGHUP (the terminal is closed) end the process like Ctrl+C,
+    which deletes all recordings, unless the signal is ignored, as by nohup."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -111,7 +115,7 @@ def _end_as_interrupted() -> None:
 
 def _above_zero(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -122,14 +126,14 @@ def _port(text: str) -> int:
 
 
 def theme() -> gr.Theme:
-    """Fonts of the reader's system: the page asks no other server for anything."""
+    """Returns a theme with the system's fonts, so that the page loads nothing from other servers."""
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def build_page(
     classify: MaxMViTAudioClassificationPipeline, max_minutes: float = 15, max_queue: int = 20
 ) -> gr.Blocks:
-    """The page, for recordings of up to `max_minutes`, answered one by one while up to `max_queue` visitors wait."""
+    """Builds the page, for recordings of up to `max_minutes`, one at a time, with up to `max_queue` waiting."""
     config = classify.model.config
     default_s = config.window_s
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CHECK_S, KEEP_S)) as page:
@@ -185,10 +189,10 @@ def analyse(
     classify: MaxMViTAudioClassificationPipeline, path: str | None, window_s: float, hop_s: float, max_s: float
 ) -> dict[str, Any]:
     """
-    All that the page shows of a recording.
+    Computes everything that the page shows for a recording.
 
     Raises:
-        AudioError: There is none, or it cannot be read, or lasts longer than `max_s` seconds.
+        AudioError: There is no recording, it cannot be read, or it lasts longer than `max_s` seconds.
     """
     if path is None:
         raise AudioError("Upload or record some speech first.")
@@ -200,18 +204,18 @@ def analyse(
     duration, is_clip = length / rate, length <= longest
     if is_clip:  # one window as long as the longest training clip
         window_s = hop_s = longest / rate
-    asked = {"min_familiarity": 0.0} if config.familiarity else {}
-    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s, **asked)
+    options = {"min_familiarity": 0.0} if config.familiarity else {}
+    rows = classify(path, window_s=window_s, hop_s=min(hop_s, window_s), max_s=max_s, **options)
     classified = [row for row in rows if row["label"] != SILENCE]
     if not classified:
         raise AudioError(f"{path} is silent from beginning to end.")
     scores = {label: float(np.mean([row["scores"][label] for row in classified])) for label in labels}
     best = max(scores, key=scores.__getitem__)
     clearest = max(classified, key=lambda row: row["scores"][best])
-    waveform = _stretch(path, rate, clearest["start"], clearest["end"])
+    waveform = _read_span(path, rate, clearest["start"], clearest["end"])
     images = _images(classify, waveform, clearest["start"])
     if is_clip:
-        message = f"**{clock(duration)}** of speech, answered as one clip.{_familiarity(classified)}"
+        message = f"**{clock(duration)}** of speech, classified as one clip.{_familiarity(classified)}"
         return images | {"message": message, "scores": scores, "timeline": None, "rows": None}
     step_s = duration / ENVELOPE_POINTS
     shape = envelope(stream_audio(path, rate), rate, step_s)
@@ -225,19 +229,21 @@ def analyse(
 
 
 def _over(classified: list[dict], rows: list[dict], window_s: float) -> str:
-    """Says over how many windows an answer is the mean, and how many more are silent."""
+    """Describes over how many windows an answer is the mean, and how many more are silent."""
     silent = len(rows) - len(classified)
     windows = "that of one window" if len(classified) == 1 else f"the mean over {len(classified)} windows"
     return f"{windows} of {window_s:g} s" + (f" ({silent} more are silent)" if silent else "")
 
 
 def _familiarity(classified: list[dict]) -> str:
-    """Says how much a recording is like the training data, where the model tells it of its windows."""
+    """Describes how similar a recording is to the training data, if the model computes familiarity."""
     if "familiarity" not in classified[0]:
         return ""
     mean = float(np.mean([row["familiarity"] for row in classified]))
-    warning = " It is hardly like the training data, so do not rely on the answer." if mean < UNLIKE else ""
-    return f" Familiarity: {100 * mean:.0f} % of clips like those of the training are less like them.{warning}"
+    warning = (
+        " The recording is unlike the training data, so do not rely on the answer." if mean < MIN_FAMILIARITY else ""
+    )
+    return f" Familiarity: {100 * mean:.0f} % of training-like clips are less like the training data.{warning}"
 
 
 def _images(classify: MaxMViTAudioClassificationPipeline, waveform: np.ndarray, start: float) -> dict[str, Figure]:
@@ -245,8 +251,8 @@ def _images(classify: MaxMViTAudioClassificationPipeline, waveform: np.ndarray, 
     return {"cqt": cqt, "mel": mel}
 
 
-def _stretch(path: str, rate: int, start: float, end: float) -> np.ndarray:
-    """The samples from `start` to `end`, in seconds, without the whole recording in memory."""
+def _read_span(path: str, rate: int, start: float, end: float) -> np.ndarray:
+    """Reads the samples from `start` to `end`, in seconds, without the whole recording in memory."""
     first, last, position, parts = round(start * rate), round(end * rate), 0, []
     for piece in stream_audio(path, rate):
         parts.append(piece[max(0, first - position) : max(0, last - position)])
@@ -255,7 +261,7 @@ def _stretch(path: str, rate: int, start: float, end: float) -> np.ndarray:
 
 
 def write_csv(rows: list[dict[str, Any]], folder: Path, name: str) -> str:
-    """Writes a timeline to a folder of its own below `folder`, gradio's, which is tidied up as uploads are."""
+    """Writes a timeline to a new folder below `folder`, that of gradio, which deletes it when it deletes uploads."""
     labels = next(list(row["scores"]) for row in rows if row["scores"])
     path = folder / uuid.uuid4().hex / f"{name}_emotions.csv"
     path.parent.mkdir(parents=True)

@@ -1,13 +1,13 @@
-"""Scores a checkpoint on any table of clips, with the report that training writes.
+"""Scores a checkpoint on any table of clips, and writes the same report as training.
 
     python evaluate_ser.py out/ravdess --dataset_name emodb --label_map default --output_dir out/on_emodb
     python evaluate_ser.py out/ravdess --dataset_name ravdess --protocol emobox --fold 1 --output_dir out/again
 
-Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on, as
-its splits.json tells, are refused. Classes go by their names: the table may hold fewer than the model knows.
+Without --protocol (or --test_speakers) all clips are scored. Speakers and clips that the checkpoint was trained on,
+according to its splits.json, are refused. Classes are matched by name: the table may have fewer than the model.
 
-With --adapt speaker or --adapt table, clips are answered relative to the mean features of all clips of their speaker,
-or of the table. It uses no labels, but all test clips: the protocol's name says so in the report.
+With --adapt speaker or --adapt table, clips are classified relative to the mean features of all clips of their
+speaker, or of the table. This uses no labels, but all test clips, which the report states in the protocol's name.
 """
 
 from ser.utils import count_processes, exit_code, wait_passively
@@ -24,4 +24,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def command() -> int:
-    return exit_code(main, "Interrupted: there is no report yet.")
+    return exit_code(main, "Interrupted: no report was written.")

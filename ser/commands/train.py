@@ -1,11 +1,11 @@
 """Trains and tests MaxMViT-MLP on a corpus of emotional speech.
 
     python run_ser.py configs/demo.yaml                              a recipe
-    python run_ser.py configs/ravdess.yaml --data_dir RAVDESS        a recipe, and options over it
+    python run_ser.py configs/ravdess.yaml --data_dir RAVDESS        a recipe, with options that override it
     accelerate launch run_ser.py --dataset_name AbstractTTS/IEMOCAP --output_dir out
 
-A recipe is a YAML file of options and may stand anywhere. The output directory ends up holding the trained model, as
-any user of transformers can load it, its scores on clips that chose nothing, and each clip's prediction.
+A recipe is a YAML file of options, at any position. The output directory contains the trained model, which any user of
+transformers can load, its scores on clips that were not used to choose it, and each clip's prediction.
 """
 
 import sys
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     answer_at_once(arguments, __doc__)
     count_processes()
     wait_passively()
-    # torch takes seconds to import: help and misspelt options are answered without it.
+    # torch takes seconds to import: help and errors of misspelt options do without it.
     from ser.cli import check_model, check_writable, parse_arguments
     from ser.models import make_config, make_feature_extractor
     from ser.training.distributed import run_lock
@@ -60,6 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
 def command() -> int:
     return exit_code(
         main,
-        "Interrupted. The same command, without --overwrite_output_dir, goes on from the last checkpoint.",
+        "Interrupted. The same command, without --overwrite_output_dir, continues from the last checkpoint.",
         debug_flag="--log_level debug",
     )

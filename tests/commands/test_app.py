@@ -97,7 +97,7 @@ def test_a_clip_that_is_uploaded_gets_its_label_and_both_pictures(page, files):
     assert sum(map(int, re.findall(r"(\d+)%", answer))) == pytest.approx(100, abs=2)
     playwright.expect(page.locator("#pictures img")).to_have_count(2)
     assert page.title() == "Speech emotion recognition"
-    playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, answered as one clip")
+    playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, classified as one clip")
     playwright.expect(page.locator("#csv")).not_to_be_visible()
 
 

@@ -177,7 +177,7 @@ def test_the_answer_is_that_of_the_pipeline(launched, tmp_path, seconds, windows
     shown = app.analyse(classify, str(path), 1.0, 1.0, 60)
     assert shown["scores"] == pytest.approx({row["label"]: row["score"] for row in classify(path)}, abs=1e-5)
     assert (shown["rows"] is None) == (windows == 1)
-    said = "answered as one clip" if windows == 1 else f"the mean over {windows} windows of 1 s"
+    said = "classified as one clip" if windows == 1 else f"the mean over {windows} windows of 1 s"
     assert said in shown["message"]
 
 

@@ -164,7 +164,7 @@ def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, rec
     assert page.title() == "Speech emotion recognition"
     assert page.locator("body").get_attribute("data-threads") == str(server[1])
     for name, seconds in (("clip", "0:05"), ("stereo", "0:02")):
-        choose(page, files / f"{name}.wav", f"{name}.wav: {seconds} of speech, answered as one clip.")
+        choose(page, files / f"{name}.wav", f"{name}.wav: {seconds} of speech, classified as one clip.")
         (window,) = recognizer.answer(str(files / f"{name}.wav"), None, None)
         np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
         assert page.inner_text("#best") == recognizer.labels[int(window["scores"].argmax())]
@@ -237,7 +237,7 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
     ],
 )
 def test_what_has_no_answer_is_told_and_the_last_one_taken_back(page, files, name, message):
-    choose(page, files / "clip.wav", "answered as one clip")
+    choose(page, files / "clip.wav", "classified as one clip")
     assert len(scores(page)) == 8
     choose(page, files / name, message)
     assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
