@@ -1,19 +1,19 @@
-// Audio input: files decoded and resampled by the browser, the microphone, and the test for silence.
+// Audio input: decodes and resamples files in the browser, records the microphone, and detects silence.
 
 export const LONGEST_S = 15 * 60;
 export const SHORTEST_S = 0.1;
 const LARGEST_FILE = 200e6; // bytes
-const SILENCE_DB = -60; // as pipeline_maxmvit.py has it: nothing louder is silence
+const SILENCE_DB = -60; // as in pipeline_maxmvit.py: without a louder frame, samples are silent
 const SILENCE_FRAME_S = 0.05;
-const CANCELLED_POWER = 1e-3; // of the channels' own, as audio_maxmvit.py has it: with less in their mean, they cancel
-const LEAST_POWER = 1e-6; // of full scale; channels below it are silent anyway
+const CANCELLED_POWER = 1e-3; // of the channels' power, as in audio_maxmvit.py: they cancel if their mean has less
+const LEAST_POWER = 1e-6; // of full scale; quieter channels count as silent
 
 // An error that the user can correct; the message says how.
 export class AudioError extends Error {}
 
-// A file -> Float32Array of `rate` Hz: the mean of its channels.
+// Decodes a file to a Float32Array at `rate` Hz, the mean of its channels.
 export async function decode(file, rate) {
-  if (file.size > LARGEST_FILE) throw new AudioError(`${file.name} is larger than ${LARGEST_FILE / 1e6} MB; cut it.`);
+  if (file.size > LARGEST_FILE) throw new AudioError(`${file.name} is over ${LARGEST_FILE / 1e6} MB; shorten it.`);
   let sound;
   try {
     sound = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
@@ -21,19 +21,19 @@ export async function decode(file, rate) {
     throw new AudioError(`${file.name} cannot be decoded by this browser: convert it to wav, mp3 or flac.`);
   }
   if (sound.duration > LONGEST_S) {
-    throw new AudioError(`${file.name} lasts longer than ${LONGEST_S / 60} minutes, the most that is taken; cut it.`);
+    throw new AudioError(`${file.name} exceeds the maximum of ${LONGEST_S / 60} minutes; shorten it.`);
   }
   const channels = Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel));
   const mean = mixed(channels);
-  if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are no numbers.`);
+  if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are not numbers.`);
   const own = channels.reduce((sum, channel) => sum + power(channel), 0) / channels.length;
   if (own > LEAST_POWER && power(mean) < CANCELLED_POWER * own) {
-    throw new AudioError(`The channels of ${file.name} cancel each other out: invert one of them, or give one alone.`);
+    throw new AudioError(`The channels of ${file.name} cancel each other out: invert one of them, or use only one.`);
   }
   return mean;
 }
 
-// Channels, all of one length -> their mean.
+// Returns the mean of channels of equal length.
 function mixed(channels) {
   if (channels.length === 1) return channels[0];
   return channels[0].map((_, at) => channels.reduce((sum, channel) => sum + channel[at], 0) / channels.length);
@@ -63,9 +63,9 @@ export function isSilent(samples, rate) {
   return 10 * Math.log10(loudest + 1e-20) < SILENCE_DB;
 }
 
-// What the microphone has recorded since it was opened, at its own `rate`.
+// Records the microphone, at its own `rate`, from when it is opened.
 export class Microphone {
-  // `onSamples` is called whenever there is more. AudioError: there is no microphone, or it may not be used.
+  // `onSamples` is called for new samples. Throws AudioError if there is no microphone, or it may not be used.
   static async open(onSamples) {
     if (!navigator.mediaDevices) throw new AudioError("The microphone can be used on https pages and localhost only.");
     const wanted = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
@@ -76,7 +76,7 @@ export class Microphone {
       throw new AudioError(`The microphone cannot be used (${error.message}). Allow it for this page, or plug one in.`);
     }
     const context = new AudioContext();
-    await context.resume(); // some browsers begin in silence
+    await context.resume(); // some browsers create it suspended
     await context.audioWorklet.addModule(new URL("./capture.js", import.meta.url));
     return new Microphone(stream, context, onSamples);
   }
@@ -96,7 +96,7 @@ export class Microphone {
     new MediaStreamAudioSourceNode(context, { mediaStream: stream }).connect(capture);
   }
 
-  // The samples from `start` to `end`, as far as there are any.
+  // Returns the samples from `start` to `end`, as far as they are recorded.
   between(start, end = this.length) {
     const found = new Float32Array(Math.max(0, end - start));
     let first = this.length;

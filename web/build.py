@@ -1,11 +1,11 @@
 """
-Puts into web/vendor what the page needs and the repository does not hold; then any server of files shows the page:
+Writes the files of the page that are not in the repository to web/vendor, for any static file server:
 
     python -m web.build [MODEL...]
     python -m http.server --directory web
 
-onnxruntime-web comes from the npm registry that npm is configured for, in the version below. The models, by default
-those that come with the code, are exported with their front ends. The page loads the first one and offers the others.
+onnxruntime-web comes from npm's configured registry, in the version below. The models, by default those that come with
+the code, are exported with their front ends. The page loads the first one and offers the others.
 Needs npm and requirements-export.txt.
 """
 
@@ -29,7 +29,7 @@ PACKAGE = "onnxruntime-web@1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 SHIPPED = ("ravdess_small", "ravdess")  # in weights/, the small one first
-LARGEST_MB = 40  # of a model that visitors have to wait for
+LARGEST_MB = 40  # maximum size of a model, which visitors have to download
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,11 +55,11 @@ def fetch_runtime(folder: Path) -> None:
     Writes the files of onnxruntime-web that run a graph in WebAssembly.
 
     Raises:
-        UsageError: There is no npm, it cannot fetch the package, or the package is not the one that was tried.
+        UsageError: npm is missing or cannot fetch the package, or the package is not the one that was tested.
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UsageError("npm cannot be found, and brings onnxruntime-web: install Node.js.")
+        raise UsageError("npm cannot be found, but is needed to fetch onnxruntime-web: install Node.js.")
     with tempfile.TemporaryDirectory() as download:
         command = [npm, "pack", "--silent", PACKAGE, "--pack-destination", download]
         packed = subprocess.run(command, capture_output=True, text=True)
@@ -68,7 +68,7 @@ def fetch_runtime(folder: Path) -> None:
             raise UsageError(f"npm cannot fetch {PACKAGE}: {packed.stderr.strip() or packed.stdout.strip()}")
         digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
         if digest != SHA512:
-            raise UsageError(f"{PACKAGE} is not the package that was tried: its SHA-512 is {digest}, not {SHA512}.")
+            raise UsageError(f"{PACKAGE} is not the package that was tested: its SHA-512 is {digest}, not {SHA512}.")
         with tarfile.open(archives[0]) as archive:
             for name in RUNTIME:
                 member = archive.extractfile(f"package/dist/{name}")
@@ -78,23 +78,23 @@ def fetch_runtime(folder: Path) -> None:
 
 def write_model(model: str, folder: Path) -> dict[str, Any]:
     """
-    Writes a model as `NAME.onnx`, for waveforms of any length, its weights in half precision.
+    Writes a model as `NAME.onnx`, for waveforms of any length, with weights in half precision.
 
     Returns:
-        What the page has to know of it, since onnxruntime-web does not give a file's metadata.
+        The model's entry in models.json, since onnxruntime-web does not expose a file's metadata.
 
     Raises:
-        UsageError: The model cannot be exported (what went wrong was said), or is larger than a page should be.
+        UsageError: The model cannot be exported (export_ser.py prints why), or is too large for a page.
     """
     path = folder / f"{Path(model).name}.onnx"
     exporter = [sys.executable, str(ROOT / "export_ser.py"), model, str(path), "--dynamic", "--quantize", "fp16"]
     if subprocess.run(exporter).returncode:
-        raise UsageError(f"{model} cannot be exported, and the page is not complete.")
-    path.with_suffix(".pt2").unlink()  # of which a browser makes nothing
+        raise UsageError(f"{model} cannot be exported, so the page is not complete.")
+    path.with_suffix(".pt2").unlink()  # browsers cannot use it
     size = path.stat().st_size / 1e6
     if size > LARGEST_MB:
         path.unlink()
-        raise UsageError(f"{model} is {size:.0f} MB as a file, and {LARGEST_MB} are the most.")
+        raise UsageError(f"{model} is {size:.0f} MB as a file, more than the maximum of {LARGEST_MB} MB.")
 
     wait_passively()  # before torch is imported
     import onnx
@@ -104,7 +104,7 @@ def write_model(model: str, folder: Path) -> dict[str, Any]:
 
     graph = onnx.load(path)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
-    pictures = {output.name for output in graph.graph.output}
+    images = {output.name for output in graph.graph.output}
     extractor = load_feature_extractor(model)
     return {
         "name": path.stem,
@@ -114,7 +114,7 @@ def write_model(model: str, folder: Path) -> dict[str, Any]:
         "samplingRate": int(metadata["sampling_rate"]),
         "maxClipS": float(metadata["max_clip_s"]),
         "windowS": float(metadata["window_s"]),
-        "pictures": [
+        "images": [
             {
                 "name": f"{title.lower()}_values",
                 "title": f"{title} spectrogram",
@@ -123,7 +123,7 @@ def write_model(model: str, folder: Path) -> dict[str, Any]:
                 "ticks": list(ticks.items()),
             }
             for title, ticks in frequency_ticks(extractor).items()
-            if f"{title.lower()}_values" in pictures
+            if f"{title.lower()}_values" in images
         ],
     }
 

@@ -1,4 +1,4 @@
-// In the thread of the browser's sound: passes on what the microphone records, in pieces of about a twentieth of a second.
+// Runs in the browser's audio thread: posts what the microphone records, in pieces of about 0.05 s.
 
 const PIECE = 2048; // samples
 

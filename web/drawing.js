@@ -1,10 +1,10 @@
 // Spectrograms and the timeline, on canvases that follow the page's width, its colours and the screen's resolution.
 
-// Okabe and Ito's colours, told apart by colour-blind eyes too, then some that can be seen on dark pages as well.
+// Okabe and Ito's colours, which colour-blind people can distinguish, then some that are visible on dark pages too.
 export const COLOURS = [
   "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#9c7a00", "#7a52c7", "#a0a000", "#2f8f87",
 ];
-// Of matplotlib's magma, evenly spaced.
+// Evenly spaced colours of matplotlib's magma.
 const MAGMA = [
   [0, 0, 4], [28, 16, 68], [79, 18, 123], [129, 37, 129], [181, 54, 122], [229, 80, 100], [251, 135, 97],
   [254, 194, 135], [252, 253, 191],
@@ -12,7 +12,8 @@ const MAGMA = [
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300];
 const FONT = "12px system-ui, sans-serif";
 
-// Draws on `canvas` now, and again whenever its size or the page's colours change. `draw(context, width, height)`.
+// Returns a function that redraws `canvas` by `draw(context, width, height)`, and calls it when the size or the page's
+// colours change.
 export function keepDrawn(canvas, draw) {
   const redraw = () => {
     const { clientWidth: width, clientHeight: height } = canvas;
@@ -32,24 +33,24 @@ export function keepDrawn(canvas, draw) {
   return redraw;
 }
 
-// `picture`: {values, height, width}, lowest frequency first; `about`: its entry in models.json; `from`, `to`: seconds.
-export function drawSpectrogram(context, width, height, { picture, about, from, to }) {
+// `image`: {values, height, width}, lowest frequency first; `about`: its entry in models.json; `from`, `to`: seconds.
+export function drawSpectrogram(context, width, height, { image, about, from, to }) {
   const plot = { left: 52, top: 22, right: width - 16, bottom: height - 40 };
-  const image = new OffscreenCanvas(picture.width, picture.height);
-  const pixels = new ImageData(picture.width, picture.height);
-  picture.values.forEach((value, at) => {
-    const row = picture.height - 1 - Math.floor(at / picture.width);
-    const place = row * picture.width + (at % picture.width);
+  const bitmap = new OffscreenCanvas(image.width, image.height);
+  const pixels = new ImageData(image.width, image.height);
+  image.values.forEach((value, at) => {
+    const row = image.height - 1 - Math.floor(at / image.width);
+    const place = row * image.width + (at % image.width);
     pixels.data.set([...magma(value * about.std + about.mean), 255], 4 * place);
   });
-  image.getContext("2d").putImageData(pixels, 0, 0);
+  bitmap.getContext("2d").putImageData(pixels, 0, 0);
   context.imageSmoothingQuality = "high";
-  context.drawImage(image, plot.left, plot.top, plot.right - plot.left, plot.bottom - plot.top);
+  context.drawImage(bitmap, plot.left, plot.top, plot.right - plot.left, plot.bottom - plot.top);
   drawSeconds(context, plot, from, to);
   drawHeights(context, plot, "Hz", about.ticks);
 }
 
-// `rows`: [{from, to, scores}] in seconds, scores null where it is silent.
+// `rows`: [{from, to, scores}] in seconds, with scores null for silence.
 export function drawTimeline(context, width, height, { rows, seconds }) {
   const plot = { left: 44, top: 22, right: width - 16, bottom: height - 40 };
   const x = (time) => Math.round(plot.left + (time / seconds) * (plot.right - plot.left));
@@ -81,14 +82,14 @@ export function clock(seconds) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
-// `ticks`: [[what it says, at what share of the height], ...], from below.
+// `ticks`: [[label, position as a share of the height], ...], from below.
 function drawHeights(context, plot, title, ticks) {
   context.textAlign = "right";
   context.textBaseline = "middle";
   let last = Infinity;
   for (const [value, share] of ticks) {
     const y = plot.bottom - share * (plot.bottom - plot.top);
-    if (last - y < 12) continue; // its number would touch the one below
+    if (last - y < 12) continue; // its label would touch the one below
     context.fillRect(plot.left - 5, y, 5, 1);
     context.fillText(value.toLocaleString("en"), plot.left - 8, y);
     last = y;
@@ -97,7 +98,7 @@ function drawHeights(context, plot, title, ticks) {
 }
 
 function drawSeconds(context, plot, from, to) {
-  const room = Math.min(10, Math.floor((plot.right - plot.left) / 40)); // ticks whose numbers do not touch
+  const room = Math.min(10, Math.floor((plot.right - plot.left) / 40)); // ticks whose labels do not touch
   const step = STEPS_S.find((candidate) => (to - from) / candidate <= room) ?? STEPS_S.at(-1);
   context.strokeRect(plot.left - 0.5, plot.top - 0.5, plot.right - plot.left + 1, plot.bottom - plot.top + 1);
   context.textAlign = "center";

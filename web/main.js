@@ -1,11 +1,11 @@
-// The page: what comes in by file or microphone, and what is shown of it.
+// The page: takes files and microphone input, and shows the answers.
 
 import { AudioError, LONGEST_S, Microphone, SHORTEST_S, decode, isSilent, resampled } from "./audio.js";
 import { COLOURS, clock, drawSpectrogram, drawTimeline, keepDrawn } from "./drawing.js";
 import { Recognizer } from "./recognizer.js";
 
-const HOP_S = 0.5; // from window to window while somebody speaks
-const LIVE_S = 10; // of the timeline at least, so that it does not shrink with every window
+const HOP_S = 0.5; // from one window to the next for the microphone
+const LIVE_S = 10; // minimum length of the timeline, so that it does not shrink with every window
 
 const element = (id) => document.getElementById(id);
 const timeline = { rows: [], seconds: 0 };
@@ -13,9 +13,9 @@ const controls = [element("file"), element("speak"), element("model")];
 let models; // models.json
 let about; // the entry of the model that is loaded
 let recognizer = null;
-let turn = 0; // what is answered for an earlier one comes too late
+let turn = 0; // answers for an earlier turn are dropped
 let microphone = null;
-let canvases = []; // of the pictures: {shown, redraw}
+let canvases = []; // of the images: {entry, figure, canvas, shown, redraw}
 
 const redrawTimeline = keepDrawn(element("timeline"), (...canvas) => drawTimeline(...canvas, timeline));
 
@@ -30,7 +30,7 @@ function alarm(error) {
 }
 
 function build() {
-  for (const id of ["scores", "legend", "pictures"]) element(id).replaceChildren();
+  for (const id of ["scores", "legend", "images"]) element(id).replaceChildren();
   about.labels.forEach((label, index) => {
     const row = document.createElement("li");
     row.dataset.label = label;
@@ -45,12 +45,12 @@ function build() {
     element("legend").append(colour);
   });
   element("legend").append(Object.assign(document.createElement("li"), { textContent: "silence" }));
-  canvases = about.pictures.map((entry) => {
+  canvases = about.images.map((entry) => {
     const figure = document.createElement("figure");
     const caption = Object.assign(document.createElement("figcaption"), { textContent: entry.title });
     const canvas = Object.assign(document.createElement("canvas"), { role: "img" });
     figure.append(caption, canvas);
-    element("pictures").append(figure);
+    element("images").append(figure);
     const kept = { entry, figure, canvas, shown: null };
     kept.redraw = keepDrawn(canvas, (...at) => kept.shown && drawSpectrogram(...at, { ...kept.shown, about: entry }));
     return kept;
@@ -68,7 +68,7 @@ function clear(seconds = 0) {
 
 const likeliest = (scores) => scores.indexOf(Math.max(...scores));
 
-// Scores by label, or null for none; `instead` stands where the label would.
+// Shows scores by label, or `instead` if they are null.
 function showScores(scores, instead = "No answer yet") {
   const best = scores ? likeliest(scores) : -1;
   element("best").textContent = scores ? about.labels[best] : instead;
@@ -81,11 +81,11 @@ function showScores(scores, instead = "No answer yet") {
   });
 }
 
-// `start`: where in its recording the clip begins, in seconds.
-function showPictures({ pictures, shown }, start) {
+// `start`: start of the clip in its recording, in seconds.
+function showImages({ images, shown }, start) {
   canvases.forEach((kept, index) => {
     const [from, to] = shown.map((seconds) => start + seconds);
-    kept.shown = { picture: pictures[index], from, to };
+    kept.shown = { image: images[index], from, to };
     kept.figure.hidden = false;
     kept.canvas.setAttribute("aria-label", `${kept.entry.title}, ${from.toFixed(1)} to ${to.toFixed(1)} seconds`);
     kept.redraw();
@@ -99,11 +99,11 @@ function addToTimeline(to, scores) {
   element("along").hidden = false;
   const names = timeline.rows.slice(-20).map((row) => (row.scores ? about.labels[likeliest(row.scores)] : "silence"));
   element("timeline").dataset.rows = timeline.rows.length;
-  element("timeline").setAttribute("aria-label", `Likeliest from window to window, lastly: ${names.join(", ")}`);
+  element("timeline").setAttribute("aria-label", `Most likely label of the last windows: ${names.join(", ")}`);
   redrawTimeline();
 }
 
-// The model's answer to `samples`; null where they are silent.
+// Returns the model's answer to `samples`, or null if they are silent.
 function classify(samples) {
   return isSilent(samples, about.samplingRate) ? null : recognizer.answer(samples);
 }
@@ -114,17 +114,17 @@ async function answerRecording(name, samples) {
   clear();
   if (seconds < SHORTEST_S) throw new AudioError(`${name} is shorter than ${SHORTEST_S} seconds.`);
   if (isSilent(samples, about.samplingRate)) throw new AudioError(`${name} is silent from beginning to end.`);
-  // As pipeline_maxmvit.py has it: what is no longer than the longest training clip is one clip.
+  // As in pipeline_maxmvit.py, a recording up to the length of the longest training clip is one clip.
   if (samples.length > Math.ceil(about.maxClipS * about.samplingRate)) return answerInWindows(mine, name, samples);
-  say(`${name}: listening …`);
+  say(`${name}: classifying …`);
   const answer = await recognizer.answer(samples);
   if (mine !== turn) return;
   showScores(answer.scores);
-  showPictures(answer, 0);
+  showImages(answer, 0);
   say(`${name}: ${clock(seconds)} of speech, classified as one clip.`);
 }
 
-// The windows of a recording one by one, the last of which ends with it; the mean of their scores is its answer.
+// Classifies the windows of a recording one by one and averages their scores; the last window ends with the recording.
 async function answerInWindows(mine, name, samples) {
   const { samplingRate: rate, windowS } = about;
   const size = Math.round(windowS * rate);
@@ -143,7 +143,7 @@ async function answerInWindows(mine, name, samples) {
     answer.scores.forEach((score, index) => (sum[index] += score));
     classified += 1;
     showScores(sum.map((score) => score / classified));
-    showPictures(answer, start / rate);
+    showImages(answer, start / rate);
   }
   if (!classified) throw new AudioError(`${name} is silent from beginning to end.`);
   const silent = classified < count ? ` (${count - classified} more are silent)` : "";
@@ -167,7 +167,7 @@ async function startSpeaking() {
   let isAnswering = false;
   const opened = await Microphone.open(async () => {
     const reached = Math.floor(opened.length / opened.rate / HOP_S);
-    if (mine !== turn || reached === answered || isAnswering) return; // a slow machine leaves half seconds out
+    if (mine !== turn || reached === answered || isAnswering) return; // a slow machine skips half seconds
     answered = reached;
     isAnswering = true;
     await answerLatest(mine, opened, reached * HOP_S).catch(alarm);
@@ -176,12 +176,12 @@ async function startSpeaking() {
   });
   if (mine !== turn) return opened.close();
   microphone = opened;
-  element("rule").textContent = `each half second: the ${about.windowS} s up to it`;
+  element("rule").textContent = `every half second: the last ${about.windowS} s`;
   showButton();
-  say("Listening to you …");
+  say("Recording …");
 }
 
-// The window of what is spoken that ends after `seconds`.
+// Classifies the window of the microphone's recording that ends at `seconds`.
 async function answerLatest(mine, opened, seconds) {
   const start = Math.max(0, seconds - about.windowS);
   const latest = opened.between(Math.round(start * opened.rate), Math.round(seconds * opened.rate));
@@ -189,8 +189,8 @@ async function answerLatest(mine, opened, seconds) {
   if (mine !== turn) return;
   addToTimeline(seconds, answer?.scores ?? null);
   showScores(answer?.scores ?? null, "silence");
-  if (answer) showPictures(answer, start);
-  say(`${clock(seconds)} ${answer ? "Listening to you …" : "Silence."}`);
+  if (answer) showImages(answer, start);
+  say(`${clock(seconds)} ${answer ? "Recording …" : "Silence."}`);
 }
 
 async function stopSpeaking() {
@@ -208,7 +208,7 @@ function showButton() {
 
 async function speakOrStop() {
   if (!microphone) return startSpeaking();
-  return answerRecording("What you said", await stopSpeaking());
+  return answerRecording("Your recording", await stopSpeaking());
 }
 
 async function load(index) {
@@ -223,7 +223,7 @@ async function load(index) {
     const { threads } = await recognizer.loaded;
     document.body.dataset.threads = threads;
   } finally {
-    element("model").disabled = false; // another may load
+    element("model").disabled = false; // another model may load
   }
   build();
   for (const control of controls) control.disabled = false;
@@ -267,7 +267,7 @@ element("theme").textContent = isDark() ? "Light" : "Dark";
 for (const control of controls) control.disabled = true;
 try {
   const response = await fetch(new URL("./vendor/models.json", import.meta.url));
-  if (!response.ok) throw new Error("The folder vendor lacks the models: run python -m web.build.");
+  if (!response.ok) throw new Error("The models are missing in the folder vendor: run python -m web.build.");
   models = await response.json();
   models.forEach(({ name, megabytes }, index) => element("model").append(new Option(`${name} (${megabytes} MB)`, index)));
   element("choice").hidden = models.length < 2;

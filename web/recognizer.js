@@ -1,4 +1,4 @@
-// What the page asks the model's thread.
+// Sends recordings to the model's worker thread.
 
 export class Recognizer {
   // `about`: the model's entry in models.json.
@@ -18,7 +18,8 @@ export class Recognizer {
     this.worker.postMessage(about);
   }
 
-  // Float32Array at the model's rate -> {scores, shown: [from, to] in seconds, pictures: [{values, height, width}]}.
+  // Classifies a Float32Array at the model's rate. Resolves to {scores, shown: [from, to] in seconds, images: [{values,
+  // height, width}]}.
   answer(samples) {
     const id = ++this.asked;
     return new Promise((resolve, reject) => {
@@ -27,7 +28,7 @@ export class Recognizer {
     });
   }
 
-  // Frees the memory of the model; what is still asked stays without an answer.
+  // Frees the memory of the model; pending requests get no answer.
   close() {
     this.worker.terminate();
   }

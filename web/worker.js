@@ -1,11 +1,11 @@
-// A model, in a thread of its own so that the page stays awake. The first message is the model's entry in models.json;
-// it is answered by {threads} or {failed}. Then each {id, samples} is answered by {id, answer} or {id, failed}, in turn.
+// Runs a model in its own thread, so that the page stays responsive. The first message is the model's entry in
+// models.json, with the reply {threads} or {failed}. Then each {id, samples} has the reply {id, answer} or {id, failed}.
 
 const vendor = new URL("./vendor/", import.meta.url);
 
 async function load(about) {
   const ort = await import(new URL("ort.wasm.min.mjs", vendor).href);
-  const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1; // else none are allowed
+  const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1; // else threads are not allowed
   ort.env.wasm.wasmPaths = vendor.href;
   ort.env.wasm.numThreads = threads;
   const file = new URL(`${encodeURIComponent(about.name)}.onnx`, vendor).href;
@@ -15,14 +15,14 @@ async function load(about) {
 }
 
 async function answer({ ort, session, about }, samples) {
-  const names = about.pictures.map(({ name }) => name);
+  const names = about.images.map(({ name }) => name);
   const waveform = new ort.Tensor("float32", samples, [1, samples.length]);
   const found = await session.run({ waveform }, ["probabilities", "shown", ...names]);
-  const pictures = names.map((name) => {
+  const images = names.map((name) => {
     const [, channels, height, width] = found[name].dims;
     return { values: found[name].data.slice(0, (found[name].data.length / channels) | 0), height, width };
   });
-  return { scores: [...found.probabilities.data], shown: [...found.shown.data], pictures };
+  return { scores: [...found.probabilities.data], shown: [...found.shown.data], images };
 }
 
 let loaded = null;

@@ -43,7 +43,7 @@ INTRODUCTION = (
 )
 STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
-.picture img {width: 100%}
+.full-width img {width: 100%}
 #timeline img {max-width: 800px}
 """
 
@@ -156,18 +156,18 @@ def build_page(
                 message = gr.Markdown(visible=False, elem_id="message")
                 answer = gr.Label(label="Emotion", elem_id="answer")
         with gr.Column(visible=False) as along:
-            timeline = gr.Plot(show_label=False, elem_id="timeline", elem_classes="picture")
+            timeline = gr.Plot(show_label=False, elem_id="timeline", elem_classes="full-width")
             table = gr.DownloadButton("Download the timeline as CSV", elem_id="csv")
-        with gr.Row(visible=False, elem_id="pictures") as pictures:
-            cqt = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
-            mel = gr.Plot(show_label=False, min_width=300, elem_classes="picture")
+        with gr.Row(visible=False, elem_id="images") as images:
+            cqt = gr.Plot(show_label=False, min_width=300, elem_classes="full-width")
+            mel = gr.Plot(show_label=False, min_width=300, elem_classes="full-width")
 
         def show(path: str | None, window_s: float, hop_s: float) -> dict[Any, Any]:
             try:
                 found = analyse(classify, path, window_s, hop_s, 60 * max_minutes)
             except AudioError as error:
                 name = str(error).replace(str(path), Path(path or "").name)
-                hidden = {part: gr.update(visible=False) for part in (along, pictures)}
+                hidden = {part: gr.update(visible=False) for part in (along, images)}
                 return {message: gr.update(value=f"⚠️ {name}", visible=True), answer: None, **hidden}
             return {
                 message: gr.update(value=found["message"], visible=True),
@@ -175,12 +175,12 @@ def build_page(
                 along: gr.update(visible=found["timeline"] is not None),
                 timeline: found["timeline"],
                 table: found["rows"] and write_csv(found["rows"], Path(table.GRADIO_CACHE), Path(path or "").stem),
-                pictures: gr.update(visible=True),
+                images: gr.update(visible=True),
                 cqt: found["cqt"],
                 mel: found["mel"],
             }
 
-        shown = [message, answer, along, timeline, table, pictures, cqt, mel]
+        shown = [message, answer, along, timeline, table, images, cqt, mel]
         gr.on([button.click, audio.stop_recording], show, [audio, window_s, hop_s], shown, show_progress_on=answer)
     return page.queue(max_size=max_queue)
 

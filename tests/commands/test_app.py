@@ -95,7 +95,7 @@ def test_a_clip_that_is_uploaded_gets_its_label_and_both_pictures(page, files):
     answer = wait_for_answer(page)
     assert all(label in answer for label in LABELS)
     assert sum(map(int, re.findall(r"(\d+)%", answer))) == pytest.approx(100, abs=2)
-    playwright.expect(page.locator("#pictures img")).to_have_count(2)
+    playwright.expect(page.locator("#images img")).to_have_count(2)
     assert page.title() == "Speech emotion recognition"
     playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, classified as one clip")
     playwright.expect(page.locator("#csv")).not_to_be_visible()
@@ -144,4 +144,4 @@ def test_an_answer_is_taken_back_when_the_next_file_has_none(page, files):
     upload(page, files / "silence.wav")
     playwright.expect(page.locator("#message")).to_contain_text("silence.wav is silent from beginning to end.")
     assert "%" not in page.inner_text("#answer")
-    playwright.expect(page.locator("#pictures img").first).not_to_be_visible()
+    playwright.expect(page.locator("#images img").first).not_to_be_visible()

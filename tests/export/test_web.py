@@ -151,7 +151,7 @@ def wait_for_timeline(page, rows: int) -> None:
 
 
 def is_drawn(page, selector: str) -> bool:
-    """Whether a canvas shows a picture, not one colour and some letters."""
+    """Whether a canvas shows an image rather than one colour and some letters."""
     script = """canvas => {
         const {width, height} = canvas;
         const {data} = canvas.getContext("2d").getImageData(width / 4, height / 4, width / 2, height / 2);
@@ -170,7 +170,7 @@ def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, rec
         assert page.inner_text("#best") == recognizer.labels[int(window["scores"].argmax())]
         playwright.expect(page.locator("#along")).to_be_hidden()  # one clip has one answer
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
-    assert is_drawn(page, "#pictures canvas >> nth=0") and is_drawn(page, "#pictures canvas >> nth=1")
+    assert is_drawn(page, "#images canvas >> nth=0") and is_drawn(page, "#images canvas >> nth=1")
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(brow
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#speak")).to_have_text("Stop")
-    playwright.expect(page.locator("#status")).to_contain_text("Listening to you", timeout=WAIT_MS)
+    playwright.expect(page.locator("#status")).to_contain_text("Recording", timeout=WAIT_MS)
     wait_for_timeline(page, 7)
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
-    assert is_drawn(page, "#pictures canvas >> nth=0")
+    assert is_drawn(page, "#images canvas >> nth=0")
     page.keyboard.press("Enter")
-    said = re.compile(r"What you said: 0:\d\d of speech")
+    said = re.compile(r"Your recording: 0:\d\d of speech")
     playwright.expect(page.locator("#status")).to_have_text(said, timeout=WAIT_MS)
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
     assert_all_stays_here(page, server[0])
@@ -221,7 +221,7 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
     wait_for_timeline(page, 3)
     assert page.inner_text("#best") == "silence" and scores(page) == []
     page.click("#speak")
-    playwright.expect(page.locator("#status")).to_have_text("What you said is silent from beginning to end.")
+    playwright.expect(page.locator("#status")).to_have_text("Your recording is silent from beginning to end.")
     assert_all_stays_here(page, server[0])
 
 
@@ -241,7 +241,7 @@ def test_what_has_no_answer_is_told_and_the_last_one_taken_back(page, files, nam
     assert len(scores(page)) == 8
     choose(page, files / name, message)
     assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
-    playwright.expect(page.locator("#pictures figure").first).to_be_hidden()
+    playwright.expect(page.locator("#images figure").first).to_be_hidden()
     playwright.expect(page.locator("#along")).to_be_hidden()
 
 
@@ -278,7 +278,7 @@ def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recogn
         (window,) = expected.answer(str(files / "clip.wav"), None, None)
         np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
         assert page.inner_text("#best") == expected.labels[int(window["scores"].argmax())]
-        assert page.locator("#pictures figure").count() == len(MODELS[index]["pictures"])
+        assert page.locator("#images figure").count() == len(MODELS[index]["images"])
         answers.append(scores(page))
     assert np.abs(np.subtract(*answers)).max() > 0.01
 
@@ -292,6 +292,6 @@ def test_a_page_without_its_model_says_how_it_is_made(browse, server, tmp_path):
     with serving(functools.partial(Folder, directory=tmp_path)) as url:
         page.goto(url)
         playwright.expect(page.locator("#status")).to_have_text(
-            "The folder vendor lacks the models: run python -m web.build.", timeout=WAIT_MS
+            "The models are missing in the folder vendor: run python -m web.build.", timeout=WAIT_MS
         )
         playwright.expect(page.locator("#speak")).to_be_disabled()

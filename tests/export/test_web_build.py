@@ -38,7 +38,7 @@ def test_the_runtime_is_taken_out_of_the_package_that_was_tried(package, tmp_pat
 
 
 def test_another_package_under_its_name_is_refused(package, tmp_path):
-    with pytest.raises(UsageError, match="is not the package that was tried"):
+    with pytest.raises(UsageError, match="is not the package that was tested"):
         build.fetch_runtime(tmp_path)
 
 
