@@ -38,7 +38,7 @@ BLOCK_S, BLOCK_VALUES = 30, 2**22  # of a file in memory at a time: seconds, or 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 4_000_000  # Hz; rates beyond these come from broken headers
 GREATEST_SAMPLE = 1e9
 CANCELLED_POWER = 1e-3  # of the channels' power; if their mean has less, one channel is the inverse of the other
-LEAST_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
+MIN_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
 MAX_CLIP_S, WINDOW_S = 6.0, 3.0  # for files without these values in their metadata
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.1, 600.0
 UNCERTAIN = "uncertain"
@@ -161,7 +161,7 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
                 if not np.abs(piece).max() <= GREATEST_SAMPLE:
                     raise InputError(f"{path} holds NaN, infinite or enormous samples; export it again.")
                 power = np.square(block).mean()
-                if power > LEAST_POWER and np.square(piece).mean() < CANCELLED_POWER * power:
+                if power > MIN_POWER and np.square(piece).mean() < CANCELLED_POWER * power:
                     raise InputError(
                         f"{path} has channels that cancel each other when they are averaged: one is the inverse of "
                         "the other. Use one channel only, or invert one."

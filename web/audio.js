@@ -6,7 +6,7 @@ const LARGEST_FILE = 200e6; // bytes
 const SILENCE_DB = -60; // as in pipeline_maxmvit.py: without a louder frame, samples are silent
 const SILENCE_FRAME_S = 0.05;
 const CANCELLED_POWER = 1e-3; // of the channels' power, as in audio_maxmvit.py: they cancel if their mean has less
-const LEAST_POWER = 1e-6; // of full scale; quieter channels count as silent
+const MIN_POWER = 1e-6; // of full scale; quieter channels count as silent
 
 // An error that the user can correct; the message says how.
 export class AudioError extends Error {}
@@ -27,7 +27,7 @@ export async function decode(file, rate) {
   const mean = mixed(channels);
   if (!mean.every(Number.isFinite)) throw new AudioError(`${file.name} holds samples that are not numbers.`);
   const own = channels.reduce((sum, channel) => sum + power(channel), 0) / channels.length;
-  if (own > LEAST_POWER && power(mean) < CANCELLED_POWER * own) {
+  if (own > MIN_POWER && power(mean) < CANCELLED_POWER * own) {
     throw new AudioError(`The channels of ${file.name} cancel each other out: invert one of them, or use only one.`);
   }
   return mean;

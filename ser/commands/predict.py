@@ -70,7 +70,7 @@ from ser.inference.shards import Share, connect_processes, join_parts  # noqa: E
 from ser.models import load_pipeline  # noqa: E402
 from ser.utils import FAILED, NOT_STARTED, DataError, UsageError, exit_code  # noqa: E402
 
-MOST_NAMED = 10  # maximum number of recordings whose scores are printed one by one
+MAX_PRINTED = 10  # number of recordings up to which the scores of each are printed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -313,7 +313,7 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
 def compare(references: dict[str, list[Segment]], table: Table, path: str) -> None:
     """Prints the scores of the answers along the recordings against the segments read from `path`."""
     scores = reference_scores(references, table.along, path)
-    if len(scores) <= MOST_NAMED:
+    if len(scores) <= MAX_PRINTED:
         for file, own in scores.items():
             print(f"{file}: {format_scores(own)}", file=sys.stderr)
     if len(scores) > 1:

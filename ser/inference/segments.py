@@ -19,7 +19,7 @@ from ser.utils import DataError
 #
 # missed: emotion in the reference, none in the answer; false: the other way round; confused: two different emotions.
 
-LEAST_IOU = 0.5  # intersection over union with a segment of the same label from which a segment is found
+MIN_IOU = 0.5  # intersection over union with a segment of the same label from which a segment is found
 
 
 class Segment(NamedTuple):
@@ -152,7 +152,7 @@ def _found(reference: Sequence[Segment], answer: Sequence[Segment]) -> int:
     left, found = list(answer), 0
     for segment in reference:
         match = next(
-            (other for other in left if other.label == segment.label and _iou(segment, other) >= LEAST_IOU), None
+            (other for other in left if other.label == segment.label and _iou(segment, other) >= MIN_IOU), None
         )
         if match is not None:
             left.remove(match)

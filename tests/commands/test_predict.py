@@ -580,7 +580,7 @@ def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint,
         patch.setattr(sys, "argv", ["predict_ser.py", *arguments])
         assert predict_ser.command() == 1
     said = capsys.readouterr().err
-    assert f"error: {output} cannot be written any further: File too large. Its whole rows are kept" in said
+    assert f"error: {output} cannot be written any further: File too large. Its complete rows are kept" in said
     assert predict_ser.main(arguments) == 0
     assert [row["file"] for row in read_rows(output)] == sorted(map(str, clips.rglob("*.wav")))
 

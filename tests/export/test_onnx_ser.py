@@ -283,7 +283,7 @@ def test_files_that_are_no_model_are_refused(tmp_path, capsys):
     for path, message in [
         ("missing.onnx", "cannot be used"),
         ("text.onnx", "cannot be used"),
-        ("other.onnx", "takes no"),
+        ("other.onnx", "does not take waveforms"),
     ]:
         assert onnx_ser.main([str(tmp_path / path), clip]) == 2
         assert message in capsys.readouterr().err
