@@ -63,7 +63,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     if not start:
         if chosen["filter_bank"] == "learnable":
             deaf = copy.copy(model_args)
-            deaf.speech_encoder = None  # MaxMViTConfig reads its configuration first, below
+            deaf.speech_encoder = None  # its configuration is to be read first, below
             chosen["filter_bank_config"] = picture_settings(make_feature_extractor(deaf))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # a checkpoint holds no local paths

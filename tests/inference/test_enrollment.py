@@ -207,7 +207,7 @@ def test_clips_that_look_like_two_speakers_are_warned_of():
     statistics.speaker_deviation.copy_(torch.tensor(np.abs(features[:8].mean(0) - features[8:].mean(0))))
     statistics.largest_spread.fill_(statistics.spread(torch.tensor(features[:8].std(0))))
     classify = pipeline_of(model)
-    with pytest.warns(UserWarning, match="8 clips differ more .* may be of several speakers"):
+    with pytest.warns(UserWarning, match="8 clips differ more, .* may be of several speakers"):
         classify.enroll(two)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
