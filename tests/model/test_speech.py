@@ -498,7 +498,7 @@ def test_what_cannot_be_joined_is_named(tmp_path, encoders):
         read_processor(tmp_path)
     with pytest.raises(ValueError, match="speech_pooling='max' does not work: it is one of attention, mean"):
         tiny_config(speech_encoder=encoders["wavlm"], speech_pooling="max")
-    with pytest.raises(ValueError, match="speech_encoder names none"):
+    with pytest.raises(ValueError, match="speech_encoder_config was given without speech_encoder"):
         tiny_config(speech_encoder_config={"model_type": "wavlm"})
     with pytest.raises(ValueError, match="speech_processor: feature_extractor_type='ViTImageProcessor'"):
         tiny_feature_extractor(speech_processor={"feature_extractor_type": "ViTImageProcessor"})
