@@ -233,7 +233,7 @@ class MaxMViTConfig(PretrainedConfig):
             same setting.
         filter_bank_config (`dict`, *optional*):
             For `filter_bank="learnable"`: the extractor's image settings, from
-            `feature_extraction_maxmvit.picture_settings`.
+            `feature_extraction_maxmvit.image_settings`.
         speech_encoder (`str`, *optional*):
             Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or the encoder of
             Whisper) that processes the waveform as a third branch; see `modeling_maxmvit.py`. Its weights are
@@ -351,7 +351,7 @@ class MaxMViTConfig(PretrainedConfig):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
         self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
         super().__post_init__(**kwargs)
-        for branch in self.picture_names:
+        for branch in self.image_names:
             _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
         self._settle_speech_encoder()
         self._check_filter_bank()
@@ -372,7 +372,7 @@ class MaxMViTConfig(PretrainedConfig):
                 raise ValueError(f"{field}={shortened(given)} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
             raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
-        if self.fusion == "late" and not (self.picture_names and "speech" in self.branch_names):
+        if self.fusion == "late" and not (self.image_names and "speech" in self.branch_names):
             raise ValueError("fusion='late' does not work: it takes an image backbone and a speech encoder.")
         if not 0 <= self.speech_share <= 1:
             raise ValueError(f"speech_share={self.speech_share} does not work: a weight from 0 to 1 does.")
@@ -392,7 +392,7 @@ class MaxMViTConfig(PretrainedConfig):
         return [name for name, branch in BRANCHES.items() if getattr(self, branch.field) is not None]
 
     @property
-    def picture_names(self) -> list[str]:
+    def image_names(self) -> list[str]:
         """Names of the image branches: `"cqt"`, `"mel"`, both or none."""
         return [name for name in self.branch_names if name != "speech"]
 
@@ -401,7 +401,7 @@ class MaxMViTConfig(PretrainedConfig):
         return POWER_INPUTS if branch == "mel" and self.filter_bank == "learnable" else BRANCHES[branch].inputs
 
     @property
-    def looks_at_tokens(self) -> bool:
+    def uses_tokens(self) -> bool:
         """Whether the fusion or the head uses the last feature maps in addition to the pooled features."""
         return self.fusion == "attention" or self.head == "decoder"
 
@@ -434,7 +434,7 @@ class MaxMViTConfig(PretrainedConfig):
         if given is None or {*given} != {*SETTINGS}:
             raise ValueError(
                 "filter_bank='learnable' needs a filter_bank_config with the extractor's image settings: pass "
-                "picture_settings(extractor) of feature_extraction_maxmvit.py."
+                "image_settings(extractor) of feature_extraction_maxmvit.py."
             )
         try:
             check_types(given, SETTINGS)
@@ -460,7 +460,7 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
         if min(sides) <= 0:
             raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
-        for branch in self.picture_names:
+        for branch in self.image_names:
             name = getattr(self, f"{branch}_backbone")
             if name in OWN_BACKBONES:
                 continue

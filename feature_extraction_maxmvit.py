@@ -194,19 +194,19 @@ DELTA_WIDTH = 9  # frames, librosa's default
 DELTA_REACH = (1 / 12, 1 / 24)
 
 
-def picture_settings(extractor: Any) -> dict[str, Any]:
+def image_settings(extractor: Any) -> dict[str, Any]:
     """What of a [`MaxMViTFeatureExtractor`] its Mel pictures hang on, beside the power that they are drawn of."""
     mean, std = extractor.normalization("mel")
     return {name: getattr(extractor, name) for name in SETTINGS} | {"image_mean": mean, "image_std": std}
 
 
-def drawn(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
+def render_image(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
     """
     The picture of a spectrogram, as an extractor of these settings draws it; gradients pass.
 
     Args:
         db (`torch.Tensor` of shape `(bins, T)`): float32, in dB.
-        settings (`Mapping`): From `picture_settings`.
+        settings (`Mapping`): From `image_settings`.
         is_mel (`bool`): Whether `mel_representation` is heeded.
 
     Returns:
@@ -619,8 +619,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             kwargs: `padding` and its kin, which pipelines pass to every extractor; images need none of them.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`, and what `heard`
-            returns.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`, and what
+            `waveform_inputs` returns.
 
         Raises:
             ValueError: another sampling rate, or an item that is empty, not one-dimensional, or holds NaN or infinity.
@@ -640,7 +640,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         clips = self.spectrograms(raw_speech, device=device)
         values: dict[str, Any] = {name: self.normalize(image, name.removesuffix("_values"))
                                   for name, image in self.images(clips).items()}  # fmt: skip
-        values |= {name: value.to(device) for name, value in self.heard(clips).items()}
+        values |= {name: value.to(device) for name, value in self.waveform_inputs(clips).items()}
         if return_tensors != "pt":
             values = {name: value.cpu().numpy() for name, value in values.items()}
         return BatchFeature(values, tensor_type=return_tensors)
@@ -721,7 +721,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         """
         return stretch(spectrogram, start, end, self.sampling_rate, self.hops)
 
-    def spoken(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    def speech_bounds(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
         """Start and end, in seconds, of what `images` shows of a clip: all but the silence that `trim_db` cuts."""
         rms = spectrogram["rms"]
         frames = (0, len(rms)) if self.trim_db is None else loud_frames(rms, self.trim_db)
@@ -729,8 +729,8 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return max(0.0, first - self.trim_margin), end + self.trim_margin
 
     def trim(self, spectrogram: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The stretch of a clip from `spoken`; the whole clip without `trim_db`."""
-        return dict(spectrogram) if self.trim_db is None else self.cut(spectrogram, *self.spoken(spectrogram))
+        """The stretch of a clip within `speech_bounds`; the whole clip without `trim_db`."""
+        return dict(spectrogram) if self.trim_db is None else self.cut(spectrogram, *self.speech_bounds(spectrogram))
 
     @torch.no_grad()
     @one_thread()
@@ -754,22 +754,23 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("no spectrogram given: the list is empty")
         with torch.autocast(spectrograms[0]["mel"].device.type, enabled=False):
             clips = [self.trim({name: db.float() for name, db in clip.items()}) for clip in spectrograms]
-            settings = picture_settings(self)
+            settings = image_settings(self)
             images = {
-                name: torch.cat([drawn(clip[name], settings, name == "mel") for clip in clips]) for name in branches
+                name: torch.cat([render_image(clip[name], settings, name == "mel") for clip in clips])
+                for name in branches
             }
         return BatchFeature({f"{name}_values": values for name, values in images.items()})
 
     @one_thread()
-    def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
+    def waveform_inputs(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
         """What else the model is given of clips from `spectrograms` or `cut`, of the stretches that `images` shows:
         what a speech encoder hears, as `feature_extraction_maxmvit.speech_inputs` gives it, on the CPU, if there is a
         `speech_processor`; and `powers`."""
-        heard = self.powers(spectrograms)
+        inputs = self.powers(spectrograms)
         if self.speech_processor is not None:
             waveforms = [self.trim(clip)[WAVEFORM] for clip in spectrograms]
-            heard.update(speech_inputs(waveforms, make_processor(self.speech_processor)))
-        return heard
+            inputs.update(speech_inputs(waveforms, make_processor(self.speech_processor)))
+        return inputs
 
     def powers(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
         """What learnable filters are fed with, as `feature_extraction_maxmvit.power_inputs` gives it, of the same

@@ -33,7 +33,7 @@ try:
         import_timm,
         shortened,
     )
-    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
     from .spectrograms_maxmvit import MIN_POWER, mel_filters
 except ImportError:
     if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
@@ -47,7 +47,7 @@ except ImportError:
         import_timm,
         shortened,
     )
-    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
     from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
@@ -660,7 +660,7 @@ class MelFilterBank(nn.Module):
     that are trained as they are, one step of Adam would let every filter hear all frequencies.)
 
     Args:
-        settings (`Mapping`): From `feature_extraction_maxmvit.picture_settings`.
+        settings (`Mapping`): From `feature_extraction_maxmvit.image_settings`.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -702,7 +702,7 @@ class MelFilterBank(nn.Module):
         with torch.autocast(power_values.device.type, enabled=False):
             filters = self.filters()
             clips = [db[:, :length].float() for db, length in zip(power_values, lengths, strict=True)]
-            images = torch.cat([drawn(_mels(filters, db), self.settings) for db in clips])
+            images = torch.cat([render_image(_mels(filters, db), self.settings) for db in clips])
             return normalized(images, self.settings["image_mean"], self.settings["image_std"])
 
 
@@ -1356,7 +1356,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             if with_maps:
                 last, maps_of_stages = backbone.forward_intermediates(*inputs[name])
                 maps.extend(maps_of_stages)
-            elif self.config.looks_at_tokens:
+            elif self.config.uses_tokens:
                 last = backbone.forward_features(*inputs[name])
             else:
                 features[name] = backbone(*inputs[name])
@@ -1366,7 +1366,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         return MaxMViTModelOutput(
             **{f"{name}_features": values for name, values in features.items()},
             pooler_output=torch.cat(list(features.values()), dim=-1),
-            tokens=tokens if self.config.looks_at_tokens else None,
+            tokens=tokens if self.config.uses_tokens else None,
             hidden_states=tuple(maps) if with_maps else None,
         )
 
@@ -1388,7 +1388,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
         """
         weights = {"cqt": cqt_weights, "mel": mel_weights}
-        for branch in self.config.picture_names:
+        for branch in self.config.image_names:
             pretrained = create_pretrained_backbone(branch, self.config, weights[branch])
             self.branches()[branch].load_state_dict(pretrained.state_dict())
 
@@ -1560,7 +1560,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Raises:
             ValueError: The shift has another shape, or the fusion or the head reads tokens, which it does not change.
         """
-        if self.config.looks_at_tokens:
+        if self.config.uses_tokens:
             raise ValueError(
                 f"feature_shift changes pooled features only, and fusion={self.config.fusion!r} with "
                 f"head={self.config.head!r} reads feature maps too: train a model with another fusion and head for it."
@@ -1585,7 +1585,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Raises:
             ValueError: The fusion or the head reads tokens, which pooled features do not hold.
         """
-        if self.config.looks_at_tokens:
+        if self.config.uses_tokens:
             raise ValueError(
                 f"fusion={self.config.fusion!r} with head={self.config.head!r} reads feature maps too, which pooled "
                 "features do not hold: call the model on its inputs."
