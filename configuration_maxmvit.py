@@ -31,8 +31,8 @@ EXTRACTOR_CHOICES = {
 
 
 def check_types(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for the first value that is not of the type by which its name is annotated: a whole number
-    is an `int` of any library and a `float` too, a sequence may be an array, and numbers are finite."""
+    """Raises `ValueError` for the first value that does not match the annotation of its name. Integers of any library
+    count as `int` and as `float`, an array counts as a sequence, and numbers must be finite."""
     for name, value in values.items():
         if name in annotations and not _is_of_type(value, annotations[name]):
             raise ValueError(
@@ -41,7 +41,7 @@ def check_types(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> No
 
 
 def shortened(value: Any, limit: int = 80) -> str:
-    """A value as it stands in an error: its `repr`, or the beginning of it."""
+    """Returns the `repr` of a value for an error message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -63,7 +63,7 @@ def _is_of_type(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         return is_number and math.isfinite(value)
-    return not isinstance(kind, type) or isinstance(value, kind)  # what is annotated by a text alone is not checked
+    return not isinstance(kind, type) or isinstance(value, kind)  # annotations that are strings are not checked
 
 
 def _type_in_words(kind: Any) -> str:
@@ -93,22 +93,22 @@ SETTINGS: dict[str, Any] = {  # name -> type
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "whisper")
 POOLINGS = ("attention", "mean", "statistics", "attentive_statistics")
 LAYER_CHOICES = ("weighted_sum", "concat")
-# Of an encoder's configuration: what says nothing about it, or is the checkpoint's that it is taken from.
+# Fields of an encoder's configuration that do not describe the encoder, or describe only its checkpoint.
 NOT_KEPT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version"}
-# All layers are summed, so none may be left out; and an adapter would come after them.
+# All layers are summed, so none may be dropped, and an adapter would follow the last one.
 SETTLED = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "add_adapter": False}
 
 
 def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
     """
-    The configuration of a speech encoder, as this model's keeps it: all that builds it again without a network.
+    Returns the configuration of a speech encoder, reduced to what is needed to rebuild the encoder offline.
 
     Args:
         name: A name on the Hugging Face Hub, or a folder that `save_pretrained` wrote.
 
     Raises:
-        OSError: It can neither be downloaded nor found; names both ways out.
-        ValueError: It is none of the families that can be joined.
+        OSError: The configuration can be neither downloaded nor found.
+        ValueError: The encoder does not belong to a supported family.
     """
     with_remedy = f"speech_encoder={os.fspath(name)!r}"
     try:
@@ -121,12 +121,12 @@ def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
     kept = {key: value for key, value in config.to_dict().items() if key not in NOT_KEPT}
     kept |= {key: value for key, value in SETTLED.items() if key in kept}
     check_encoder_config(kept, with_remedy)
-    return json.loads(json.dumps(kept))  # as a checkpoint has it, tuples and all
+    return json.loads(json.dumps(kept))  # as a checkpoint stores it: tuples become lists
 
 
 def check_encoder_config(config: Mapping[str, Any], name: str) -> None:
-    """Raises `ValueError`, which begins with `name`, if this is the configuration of another family, or holds a value
-    that the family's own configuration refuses."""
+    """Raises `ValueError`, with a message that begins with `name`, if the family is not supported or its configuration
+    class rejects a value."""
     if config.get("model_type") not in FAMILIES:
         raise ValueError(
             f"{name} is a model of type {config.get('model_type')!r}, which cannot be joined: it is one of "
@@ -143,12 +143,12 @@ def check_encoder_config(config: Mapping[str, Any], name: str) -> None:
 
 require_version(
     "transformers>=5.4",
-    "An older one skips the checks of this configuration: pip install -U 'transformers>=5.4'",
+    "Older versions skip the checks of this configuration: pip install -U 'transformers>=5.4'",
 )
 OWN_BACKBONES = ("convnet",)
 FUSION_NAMES = ("concat", "gated", "attention", "bilinear", "late")
 HEAD_NAMES = ("mlp", "linear", "decoder")
-SHORTEST_S, LONGEST_S = 0.01, 600.0  # of max_clip_s and window_s, as the pipeline takes a window
+SHORTEST_S, LONGEST_S = 0.01, 600.0  # limits of max_clip_s and window_s, as for the pipeline's windows
 AUTO_MAP = {
     "AutoConfig": "configuration_maxmvit.MaxMViTConfig",
     "AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor",
@@ -167,39 +167,39 @@ CUSTOM_PIPELINES = {
 @dataclasses.dataclass(frozen=True)
 class Branch:
     """
-    One way by which a clip reaches the head.
+    A branch of the model: an image backbone or the speech encoder.
 
     Args:
-        field (`str`): What names it: a field of the configuration, and the model's attribute that holds it.
-        inputs (`tuple[str, ...]`): The arguments of `forward` that it takes.
+        field (`str`): Field of the configuration that names the backbone, and attribute of the model that holds it.
+        inputs (`tuple[str, ...]`): Arguments of `forward` that the branch takes.
     """
 
     field: str
     inputs: tuple[str, ...]
 
 
-# All that there are, in the order of their features.
+# All branches, in the order of their features.
 BRANCHES = {
     "cqt": Branch("cqt_backbone", ("cqt_values",)),
     "mel": Branch("mel_backbone", ("mel_values",)),
     "speech": Branch("speech_encoder", ("input_values", "attention_mask")),
 }
-POWER_INPUTS = ("power_values", "power_lengths")  # of the Mel branch, where the model has the filters
+POWER_INPUTS = ("power_values", "power_lengths")  # inputs of the Mel branch with learnable filters
 
 
 def import_timm() -> Any:
     """
-    timm, for who has use for one of its models: it brings all of its architectures along.
+    Imports timm lazily (it loads every architecture).
 
     Raises:
-        ImportError: it is missing, or too old.
+        ImportError: timm is missing or too old.
     """
     require_version(
         "timm>=1.0.23",
-        "An older one cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U "
+        "Older versions cannot rebuild the buffers of a MaxViT, and every score would be NaN: pip install -U "
         "'timm>=1.0.23'",
     )
-    try:  # what stands outside of one, transformers imports with every checkpoint
+    try:  # transformers requires every import that stands outside a try block when it loads a checkpoint
         import timm
         import timm.models.mvitv2
     except ImportError as error:
@@ -215,46 +215,47 @@ class MaxMViTConfig(PretrainedConfig):
 
     Args:
         cqt_backbone (`str`, defaults to `"maxvit_base_tf_224"`):
-            Name of the timm model that sees the constant-Q spectrogram. A pretrained tag may follow
-            (`"maxvit_base_tf_224.in1k"`); it says which weights [`MaxMViTModel.load_imagenet_weights`] loads. None
-            for a model of the other branch alone; `"convnet"` for the plain one of `modeling_maxmvit.py`.
+            Name of the timm model for the constant-Q image. A pretrained tag may follow
+            (`"maxvit_base_tf_224.in1k"`); it selects the weights that [`MaxMViTModel.load_imagenet_weights`] loads.
+            `None` for a model without this branch; `"convnet"` for the `ConvNet` of `modeling_maxmvit.py`.
         mel_backbone (`str`, defaults to `"mvitv2_base"`):
-            Name of the timm model that sees the Mel spectrogram, or None.
+            Name of the timm model for the Mel image, or `None`.
         cqt_backbone_kwargs (`dict`, *optional*):
             Passed to `timm.create_model`, e.g. `{"drop_path_rate": 0.2}`, or
             `{"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16, "head_hidden_size": 32}`.
         mel_backbone_kwargs (`dict`, *optional*):
             The same for the Mel branch. In either branch, an MViTv2 takes fields of timm's `MultiScaleVitCfg`
-            (`depths`, `embed_dim`, `num_heads`, ...), which are laid over those of the named variant; the rest goes
-            to the model.
+            (`depths`, `embed_dim`, `num_heads`, ...), which override those of the named variant; the rest is
+            passed to the model.
         filter_bank (`str`, defaults to `"fixed"`):
-            What filters the Mel picture: `"fixed"`, the feature extractor, or `"learnable"`, the model itself, by
-            filters that begin as the extractor's; see `modeling_maxmvit.py`. The extractor has to have it too.
+            `"fixed"`: the feature extractor computes the Mel image. `"learnable"`: the model computes it, with
+            filters that are initialised to the extractor's; see `modeling_maxmvit.py`. The extractor must have the
+            same setting.
         filter_bank_config (`dict`, *optional*):
-            Of `filter_bank="learnable"`, how the extractor draws its pictures, from
-            `feature_extraction_maxmvit.picture_settings`.
+            For `filter_bank="learnable"`: the extractor's image settings, from
+            `feature_extraction_maxmvit.image_settings`.
         speech_encoder (`str`, *optional*):
-            Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or Whisper, of
-            which the encoder is taken) that hears the waveform as a third branch; see `modeling_maxmvit.py`. It starts
-            at random; [`MaxMViTModel.load_speech_weights`] loads it.
+            Name or folder of a transformers checkpoint (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, or the encoder of
+            Whisper) that processes the waveform as a third branch; see `modeling_maxmvit.py`. Its weights are
+            initialised at random; [`MaxMViTModel.load_speech_weights`] loads the pretrained ones.
         speech_encoder_config (`dict`, *optional*):
-            The encoder's own configuration, by which it is built. Read from `speech_encoder` where it is not given;
-            a checkpoint of this model brings it.
+            Configuration of the encoder. If not given, it is read from `speech_encoder`; checkpoints of this model
+            contain it.
         speech_pooling (`str`, defaults to `"attention"`):
-            How the frames of the speech encoder are pooled over time: `"attention"`, which begins as the mean;
+            How the frames of the speech encoder are pooled over time: `"attention"`, initialised to the mean;
             `"mean"`; `"statistics"`, mean and standard deviation; or `"attentive_statistics"`.
         speech_layers (`str`, defaults to `"weighted_sum"`):
-            How the layers of the speech encoder are joined: `"weighted_sum"`, or `"concat"`.
+            How the layers of the speech encoder are combined: `"weighted_sum"`, or `"concat"`.
         image_size (`int` or `Sequence[int]`, defaults to 224):
-            Height and width that both backbones see, or both. Images of another size are resized to it. A MaxViT and
-            an MViTv2 take multiples of 32, the latter square ones only; for a long time axis, two MaxViTs do, or
-            convolutional backbones.
+            Height and width of the images for both backbones, or one number for both. Images of another size are
+            resized. MaxViT and MViTv2 need multiples of 32, and MViTv2 square images; for a long time axis, use two
+            MaxViTs or convolutional backbones.
         fusion (`str`, defaults to `"concat"`):
-            What joins the branches' features: `"concat"`, the paper's; `"gated"`, a learned gate for each feature of
-            each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`, products
-            of features of different branches; `"late"`, the weighted mean of the logits of two classifiers, one on
-            the images and a linear one on the speech encoder, each trained by its own loss. The formulas and their
-            sources are with the classes in `modeling_maxmvit.py`.
+            How the branches' features are fused: `"concat"`, as in the paper; `"gated"`, a learned gate for each
+            feature of each branch; `"attention"`, the branches' last feature maps attend to each other; `"bilinear"`,
+            products of features of different branches; `"late"`, the weighted mean of the logits of two classifiers,
+            one on the images and a linear one on the speech encoder, each trained with its own loss. See the classes
+            in `modeling_maxmvit.py` for formulas and references.
         speech_share (`float`, defaults to 0.5):
             Weight of the speech encoder's classifier in the logits of `fusion="late"`, from 0 to 1.
         fusion_size (`int`, defaults to 256):
@@ -271,13 +272,13 @@ class MaxMViTConfig(PretrainedConfig):
         feature_dropout (`float`, defaults to 0.0):
             Dropout probability of the fused features, before the head.
         temperature (`float`, defaults to 1.0):
-            What this project's pipeline divides logits by before the softmax, so that probabilities are calibrated
-            (Guo et al. 2017, https://arxiv.org/abs/1706.04599); above 1 they are lower. `save_pretrained` of a
-            classifier folds it into the last layer and saves 1, so that the logits of a checkpoint need no division;
-            only checkpoints of earlier versions hold another number.
+            Divisor of the logits before the pipeline's softmax, for calibrated probabilities (Guo et al. 2017,
+            https://arxiv.org/abs/1706.04599); values above 1 lower the highest probability. `save_pretrained` of a
+            classifier folds it into the last layer and saves 1; only checkpoints of earlier versions contain another
+            number.
         max_clip_s (`float`, defaults to 6.0):
-            Length in seconds of the longest clip that the model was trained on; training writes it. The pipeline
-            answers a longer recording by the mean over windows.
+            Length in seconds of the longest clip that the model was trained on; training sets it. For a longer
+            recording the pipeline returns the mean over windows.
         window_s (`float`, defaults to 3.0):
             Length in seconds of those windows: `--training_window`, or 3 s, and at most `max_clip_s`.
         feature_statistics (`bool`, defaults to `False`):
@@ -285,15 +286,15 @@ class MaxMViTConfig(PretrainedConfig):
             (`model.base_model.feature_statistics`), from which speaker profiles are computed. Training fits them at
             its end and sets this field.
         familiarity (`bool`, defaults to False):
-            Whether the classifier keeps the distribution of its training clips' features, by which it tells how much a
-            clip is like them (`Familiarity` in `modeling_maxmvit.py`); training writes it.
+            Whether the classifier keeps the distribution of its training clips' features, from which it computes how
+            similar a clip is to them (`Familiarity` in `modeling_maxmvit.py`); training sets it.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
     Raises:
-        ValueError: if a field is of another type, timm knows no such model, there is none, or a size or probability
-            cannot work.
-        OSError: if the configuration of `speech_encoder` has to be read and cannot be.
+        ValueError: A field has the wrong type, timm has no such model, the model has no branch, or a size or
+            probability is out of range.
+        OSError: The configuration of `speech_encoder` is needed and cannot be read.
 
     Example:
 
@@ -336,21 +337,21 @@ class MaxMViTConfig(PretrainedConfig):
         Sets a field, when the configuration is built and later.
 
         Raises:
-            ValueError: The value is not of the field's type; or labels are not named from 0 on, each by another name.
+            ValueError: The value does not have the field's type, or the labels are not distinct names for 0, 1, ...
         """
         if name == "id2label" and isinstance(value, Mapping):
             value = _checked_labels(value)
         kind: Any = type(self)
         check_types({name: value}, _field_types(kind))
         if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(f"dtype={shortened(value)} does not work: it names a type of torch, such as 'float32'.")
+            raise ValueError(f"dtype={shortened(value)} does not work: use a dtype of torch, such as 'float32'.")
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         self.cqt_backbone_kwargs = dict(self.cqt_backbone_kwargs or {})
         self.mel_backbone_kwargs = dict(self.mel_backbone_kwargs or {})
         super().__post_init__(**kwargs)
-        for branch in self.picture_names:
+        for branch in self.image_names:
             _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
         self._settle_speech_encoder()
         self._check_filter_bank()
@@ -371,7 +372,7 @@ class MaxMViTConfig(PretrainedConfig):
                 raise ValueError(f"{field}={shortened(given)} does not work: it is one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
             raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
-        if self.fusion == "late" and not (self.picture_names and "speech" in self.branch_names):
+        if self.fusion == "late" and not (self.image_names and "speech" in self.branch_names):
             raise ValueError("fusion='late' does not work: it takes an image backbone and a speech encoder.")
         if not 0 <= self.speech_share <= 1:
             raise ValueError(f"speech_share={self.speech_share} does not work: a weight from 0 to 1 does.")
@@ -387,21 +388,21 @@ class MaxMViTConfig(PretrainedConfig):
 
     @property
     def branch_names(self) -> list[str]:
-        """The branches that the model has, of all in `BRANCHES`, in the order of their features."""
+        """Names of the model's branches, in the order of `BRANCHES`."""
         return [name for name, branch in BRANCHES.items() if getattr(self, branch.field) is not None]
 
     @property
-    def picture_names(self) -> list[str]:
-        """Those of them that see a picture: `"cqt"`, `"mel"`, both or none."""
+    def image_names(self) -> list[str]:
+        """Names of the image branches: `"cqt"`, `"mel"`, both or none."""
         return [name for name in self.branch_names if name != "speech"]
 
     def inputs_of(self, branch: str) -> tuple[str, ...]:
-        """The arguments of `forward` that a branch takes in this model."""
+        """Returns the arguments of `forward` that a branch takes."""
         return POWER_INPUTS if branch == "mel" and self.filter_bank == "learnable" else BRANCHES[branch].inputs
 
     @property
-    def looks_at_tokens(self) -> bool:
-        """Whether what follows the backbones sees their last feature maps, beside the pooled features."""
+    def uses_tokens(self) -> bool:
+        """Whether the fusion or the head uses the last feature maps in addition to the pooled features."""
         return self.fusion == "attention" or self.head == "decoder"
 
     @property
@@ -413,7 +414,7 @@ class MaxMViTConfig(PretrainedConfig):
     def _settle_speech_encoder(self) -> None:
         if self.speech_encoder is None:
             if self.speech_encoder_config is not None:
-                raise ValueError("speech_encoder_config describes a speech encoder, and speech_encoder names none.")
+                raise ValueError("speech_encoder_config was given without speech_encoder: name the encoder too.")
             return
         self.speech_encoder = os.fspath(self.speech_encoder)
         if self.speech_encoder_config is None:
@@ -426,16 +427,14 @@ class MaxMViTConfig(PretrainedConfig):
         given = self.filter_bank_config
         if self.filter_bank == "fixed":
             if given is not None:
-                raise ValueError(
-                    "filter_bank_config describes pictures of a filter_bank='learnable', which is 'fixed'."
-                )
+                raise ValueError("filter_bank_config is for filter_bank='learnable', but filter_bank is 'fixed'.")
             return
         if self.mel_backbone is None:
-            raise ValueError("filter_bank='learnable' does not work without a mel_backbone that sees its pictures.")
+            raise ValueError("filter_bank='learnable' does not work without a mel_backbone.")
         if given is None or {*given} != {*SETTINGS}:
             raise ValueError(
-                "filter_bank='learnable' needs a filter_bank_config that says how pictures are drawn: give "
-                "picture_settings(extractor) of feature_extraction_maxmvit.py."
+                "filter_bank='learnable' needs a filter_bank_config with the extractor's image settings: pass "
+                "image_settings(extractor) of feature_extraction_maxmvit.py."
             )
         try:
             check_types(given, SETTINGS)
@@ -452,7 +451,7 @@ class MaxMViTConfig(PretrainedConfig):
         if self.window_s > self.max_clip_s:
             raise ValueError(
                 f"window_s={self.window_s} does not work: windows are at most as long as the longest training clip, "
-                f"max_clip_s={self.max_clip_s}. Lessen the one or raise the other."
+                f"max_clip_s={self.max_clip_s}. Lower the first or raise the second."
             )
 
     def _check_image_size(self) -> None:
@@ -461,7 +460,7 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
         if min(sides) <= 0:
             raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
-        for branch in self.picture_names:
+        for branch in self.image_names:
             name = getattr(self, f"{branch}_backbone")
             if name in OWN_BACKBONES:
                 continue
@@ -478,14 +477,14 @@ class MaxMViTConfig(PretrainedConfig):
                     )
             if is_mvitv2 and self.image_shape[0] != self.image_shape[1]:
                 raise ValueError(
-                    f"{branch}_backbone={name!r} takes square pictures only, such as image_size={max(sides)}. For "
+                    f"{branch}_backbone={name!r} takes square images only, such as image_size={max(sides)}. For "
                     f"image_size={self.image_size} name a MaxViT, such as {branch}_backbone='maxvit_tiny_tf_224'."
                 )
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         content = super()._dict_from_json_file(json_file)
-        if not isinstance(content, dict):  # transformers would fail on it without a word about the file
+        if not isinstance(content, dict):  # transformers' own error would not name the file
             raise ValueError(f"{os.fspath(json_file)!r} does not hold a configuration, which is a JSON object.")
         return content
 
@@ -494,11 +493,11 @@ class MaxMViTConfig(PretrainedConfig):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        See [`~transformers.PreTrainedConfig.get_config_dict`]. transformers only warns of a checkpoint of another
-        model type, and takes every field that it lacks from the defaults.
+        Overrides [`~transformers.PreTrainedConfig.get_config_dict`] to refuse checkpoints of another model type, for
+        which transformers only warns and fills missing fields with defaults.
 
         Raises:
-            ValueError: if the configuration is that of another model.
+            ValueError: The configuration belongs to another model.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict and config_dict.get("model_type") != cls.model_type:
@@ -511,14 +510,15 @@ class MaxMViTConfig(PretrainedConfig):
 
     def reshaped_mvitv2(self, branch: str) -> tuple[Any, dict[str, Any]] | None:
         """
-        What `timm.create_model` refuses and `MultiScaleVit` takes: an MViTv2 of other depths or widths.
+        Returns the architecture of an MViTv2 whose depths or widths differ from those of its variant, which
+        `timm.create_model` does not accept and `MultiScaleVit` does.
 
         Args:
             branch (`str`): `"cqt"` or `"mel"`.
 
         Returns:
-            The architecture (timm's `MultiScaleVitCfg`) and the remaining keyword arguments; None where the branch's
-            backbone is no MViTv2 or its kwargs leave the named variant's architecture as it is.
+            The architecture (timm's `MultiScaleVitCfg`) and the remaining keyword arguments; `None` if the branch's
+            backbone is not an MViTv2 or its kwargs do not change the architecture.
         """
         name = str(getattr(self, f"{branch}_backbone"))
         if name in OWN_BACKBONES:
@@ -531,13 +531,14 @@ class MaxMViTConfig(PretrainedConfig):
         if variant is None or not changes:
             return None
         rest = {name: value for name, value in kwargs.items() if name not in fields}
-        # The variant's stride_kv is what timm derived from its other fields; None has it derived again.
+        # timm derived the variant's stride_kv from its other fields; with None it is derived again.
         return dataclasses.replace(variant, **{"stride_kv": None, **changes}), rest
 
 
 @cache
 def _field_types(kind: type) -> dict[str, Any]:
-    """Field -> type. transformers annotates by texts; one that names more than torch and typing is left out."""
+    """Returns field -> type. Annotations of transformers are strings; those that need more than torch and typing are
+    left out."""
     types: dict[str, Any] = {"num_labels": int}
     for field in dataclasses.fields(kind):
         holder = type("Holder", (), {"__annotations__": {field.name: field.type}})
@@ -547,7 +548,7 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 
 def _checked_labels(id2label: Mapping[Any, Any]) -> dict[int, str]:
-    """Names by index, in order; JSON and many a hand write the indices as strings."""
+    """Returns the label names by index, in order. Indices may be strings, as in JSON."""
     try:
         labels = {int(index): label for index, label in id2label.items()}
     except (TypeError, ValueError):
@@ -556,8 +557,8 @@ def _checked_labels(id2label: Mapping[Any, Any]) -> dict[int, str]:
     is_named = all(isinstance(name, str) and name for name in names) and len({*names}) == len(names)
     if not (labels and is_named and sorted(labels) == list(range(len(id2label)))):
         raise ValueError(
-            f"id2label={shortened(dict(id2label), 200)} does not work: it names the classes from 0 on, each "
-            "by another name, such as {0: 'angry', 1: 'sad'}."
+            f"id2label={shortened(dict(id2label), 200)} does not work: it has to give the classes "
+            "0, 1, ... distinct names, such as {0: 'angry', 1: 'sad'}."
         )
     return dict(sorted(labels.items()))
 

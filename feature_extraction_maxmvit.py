@@ -7,11 +7,11 @@
 | Mel | power, 4,096-point Hann STFT, hop 256, 128 Slaney mels, in dB below the clip's maximum, floored at -80 dB |
 | image | min-max to [0, 1], bilinear resize without antialiasing to 244 x 244; row 0 is the lowest frequency |
 
-Parameters change the last two steps; what they do is written in `feature_extraction_maxmvit.py`.
+Parameters of [`MaxMViTFeatureExtractor`] change these steps.
 
-Two back ends compute the spectrograms: `"librosa"` is this table written down literally, the reference; `"torch"` (the
+Two back ends compute the spectrograms: `"librosa"` implements this table literally, as the reference; `"torch"` (the
 default) is several times faster, follows the CQT's definition about a hundred times more closely, and runs on any
-device. This file is shipped with every checkpoint and needs nothing of the repository it was written in.
+device. This file is part of every checkpoint and does not need the repository.
 """
 
 import ctypes
@@ -51,7 +51,7 @@ try:
         wavelets,
     )
 except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+    if "." in __name__:  # in a package: the error comes from within the sibling module
         raise
     from configuration_maxmvit import EXTRACTOR_CHOICES, SETTINGS, check_types, shortened
     from spectrograms_maxmvit import (
@@ -67,19 +67,21 @@ except ImportError:
 
 
 # ---- Parameter checks ----
-# Keywords that nothing would heed, and values that cannot work: refused, with what was meant or would do.
+# Unknown keywords and invalid values are refused; the error names the closest or the valid ones.
 
-# What transformers saves with every feature extractor, and what it passes to one that is called.
+# Keywords that transformers saves with every feature extractor, and those that it passes to every call.
 SAVED_KEYWORDS = (
     "feature_size", "padding_value", "padding_side", "return_attention_mask", "feature_extractor_type",
     "processor_class", "auto_map", "custom_pipelines", "transformers_version",
 )  # fmt: skip
 PADDING_KEYWORDS = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
-TRANSFORMERS_KEYWORDS = frozenset(TransformersKwargs.__annotations__)  # what it passes to every model
+TRANSFORMERS_KEYWORDS = frozenset(
+    TransformersKwargs.__annotations__
+)  # keywords that transformers passes to every model
 
 
 def parameters_of(function: Callable) -> list[str]:
-    """Names of the parameters of a function or class, without what collects the rest."""
+    """Returns the names of the parameters of a function or class, without `self` and `kwargs`."""
     return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
 
 
@@ -94,14 +96,15 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], function: Callabl
 
 
 def refuse_mistyped(given: Iterable[str], function: Callable) -> None:
-    """Raises `TypeError` for a name that looks like a mistyped parameter; others may be meant for somebody else."""
+    """Raises `TypeError` for a name that resembles a parameter. Other names are ignored, since they may belong to
+    another function."""
     for name in given:
         if close := difflib.get_close_matches(name, parameters_of(function), n=1, cutoff=0.8):
             raise TypeError(f"{function.__qualname__} has no parameter {name!r}; did you mean {close[0]!r}?")
 
 
 def check_extractor(extractor: Any) -> None:
-    """Raises `ValueError` for parameters of [`MaxMViTFeatureExtractor`] that cannot work together."""
+    """Raises `ValueError` for invalid or incompatible parameters of a [`MaxMViTFeatureExtractor`]."""
     for name, choices in EXTRACTOR_CHOICES.items():
         if getattr(extractor, name) not in choices:
             given = shortened(getattr(extractor, name))
@@ -141,26 +144,26 @@ def check_extractor(extractor: Any) -> None:
 
 
 class one_thread(ContextDecorator):
-    """Context manager and decorator: what torch computes on the CPU inside takes one thread.
+    """Limits torch to one CPU thread, as a context manager or decorator.
 
-    A clip is hundreds of steps of microseconds. Threads that share them wait for each other at every one, on a busy
-    machine for longer than the work takes; cores are better used by processes.
+    A clip takes hundreds of steps of microseconds each. Several threads would have to synchronise after each step,
+    which on a busy machine takes longer than the computation; several processes use the cores better.
 
-    `torch.set_num_threads` is not the way: it also sets what every new thread of the process starts with, so calls
-    that overlap leave that at one. The two settings under it belong to the thread that makes them: OpenMP's
-    `nthreads-var` (an internal control variable of the current task) and MKL's local number of threads. They are
-    restored in the thread that set them. Where torch has no OpenMP (Windows), nothing is changed.
+    `torch.set_num_threads` also sets the default of all new threads of the process, so overlapping calls would leave
+    that default at one. The two settings below it are local to the calling thread: OpenMP's `nthreads-var` (an
+    internal control variable of the current task) and MKL's local number of threads. They are restored in the same
+    thread. Where torch has no OpenMP (Windows), nothing is changed.
 
-    A decorated method holds no generator (as one of `contextlib.contextmanager` does), so that `datasets` can hash the
-    feature extractor.
+    Unlike a function decorated by `contextlib.contextmanager`, a decorated method contains no generator, so `datasets`
+    can hash the feature extractor.
     """
 
     def _recreate_cm(self) -> "one_thread":
-        return one_thread()  # each call keeps settings of its own: calls overlap
+        return one_thread()  # each call stores its own settings, since calls may overlap
 
     def __enter__(self) -> None:
         set_openmp, set_mkl = _setters()
-        # Also makes torch set up this thread, which it does once, when first needed, and which would undo the rest.
+        # Also initialises torch's settings of this thread, which would otherwise happen later and override the rest.
         self._threads = torch.get_num_threads()
         set_openmp(1)
         self._mkl_threads = set_mkl(1)
@@ -173,8 +176,8 @@ class one_thread(ContextDecorator):
 
 @lru_cache(maxsize=1)
 def _setters() -> tuple[Callable[[int], object], Callable[[int], int]]:
-    """`omp_set_num_threads` and `MKL_Set_Num_Threads_Local` (which returns what was set) of the libraries that torch
-    itself is linked to, or functions that do nothing."""
+    """Returns `omp_set_num_threads` and `MKL_Set_Num_Threads_Local` (which returns the previous value) of the
+    libraries that torch is linked to, or functions that do nothing."""
     library = ctypes.CDLL(torch._C.__file__)
     openmp = getattr(library, "omp_set_num_threads", None)
     mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
@@ -186,50 +189,51 @@ def _nothing_to_set(threads: int) -> int:
 
 
 # ---- Images ----
-# From spectrograms in dB to pictures in [0, 1]: silence cut, level, representation, channels, size.
+# From spectrograms in dB to images in [0, 1]: trimming, level, representation, channels, size.
 
 DELTA_WIDTH = 9  # frames, librosa's default
-# The change that reaches the ends of a picture, as a share of its range: per frame, and per frame and frame. Of
-# RAVDESS' CQT 0.4 % goes beyond either, of its Mel spectrogram 0.02 % beyond the first.
+# The first and second differences that map to 0 and 1, as fractions of an image's range per frame and per frame
+# squared. 0.4 % of RAVDESS' CQT values exceed either, and 0.02 % of its Mel values exceed the first.
 DELTA_REACH = (1 / 12, 1 / 24)
 
 
-def picture_settings(extractor: Any) -> dict[str, Any]:
-    """What of a [`MaxMViTFeatureExtractor`] its Mel pictures hang on, beside the power that they are drawn of."""
+def image_settings(extractor: Any) -> dict[str, Any]:
+    """Returns the parameters of a [`MaxMViTFeatureExtractor`] that shape its Mel images, given the power
+    spectrogram."""
     mean, std = extractor.normalization("mel")
     return {name: getattr(extractor, name) for name in SETTINGS} | {"image_mean": mean, "image_std": std}
 
 
-def drawn(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
+def render_image(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
     """
-    The picture of a spectrogram, as an extractor of these settings draws it; gradients pass.
+    Renders the image of a spectrogram, as an extractor with these settings does. Differentiable.
 
     Args:
         db (`torch.Tensor` of shape `(bins, T)`): float32, in dB.
-        settings (`Mapping`): From `picture_settings`.
-        is_mel (`bool`): Whether `mel_representation` is heeded.
+        settings (`Mapping`): From `image_settings`.
+        is_mel (`bool`): Whether this is a Mel spectrogram, to which `mel_representation` applies.
 
     Returns:
         `torch.Tensor` of shape `(1, 1, height, width)`, or `(1, 3, height, width)` with deltas, in [0, 1].
     """
     full_scale = settings["level"] == "full_scale"
     ends = db.new_tensor(settings["full_scale_db"]) if full_scale else clip_range(db, settings["top_db"])
-    picture = between(db, *ends)
+    image = between(db, *ends)
     if is_mel and settings["mel_representation"] == "mfcc":
-        picture = mfcc(picture, settings["n_mfcc"])
-    picture = with_deltas(picture) if settings["channels"] == "deltas" else picture[None]
-    return resize(picture, settings["image_shape"])
+        image = mfcc(image, settings["n_mfcc"])
+    image = with_deltas(image) if settings["channels"] == "deltas" else image[None]
+    return resize(image, settings["image_shape"])
 
 
 def normalized(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """`(B, 1 or 3, H, W)`, any float type -> `(B, 3, H, W)` float32: less `mean`, divided by `std`."""
+    """Subtracts `mean` and divides by `std`: `(B, 1 or 3, H, W)`, any float type -> `(B, 3, H, W)` float32."""
     shift, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     return (images.float() - shift) / scale
 
 
 def loud_frames(rms: torch.Tensor, trim_db: float) -> tuple[int, int]:
-    """The first frame that is less than `trim_db` below the loudest, and the one behind the last: those from which
-    `librosa.effects.trim` keeps a clip to which it does. There always is one.
+    """Returns the first frame that is less than `trim_db` below the loudest one, and the index after the last such
+    frame: the bounds that `librosa.effects.trim` keeps. At least one frame is kept.
 
     Args:
         rms (`torch.Tensor` of shape `(T,)`): levels in dB.
@@ -241,53 +245,53 @@ def loud_frames(rms: torch.Tensor, trim_db: float) -> tuple[int, int]:
 
 
 def clip_range(db: torch.Tensor, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lowest level of a spectrogram, at most `top_db` below the highest, and the highest."""
+    """Returns the lowest level of a spectrogram, at most `top_db` below the highest, and the highest."""
     high = db.amax()  # aminmax passes no gradient
     return torch.maximum(db.amin(), high - top_db), high
 
 
 def between(db: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """A spectrogram as a picture: 0 is `low` or less, 1 is `high` or more. Where the two are equal, all is 0."""
+    """Scales a spectrogram to [0, 1]: `low` or less is 0, `high` or more is 1. If the two are equal, all is 0."""
     return (db - low).div_(torch.where(high > low, high - low, 1)).clamp_(0, 1)
 
 
-def mfcc(picture: torch.Tensor, n_mfcc: int) -> torch.Tensor:
-    """Cepstrum of a log-Mel picture, again as a picture: `librosa.feature.mfcc(S=picture, n_mfcc=n_mfcc)`, divided by
-    the root of the number of Mel bands, plus 0.5 in all rows but the first.
+def mfcc(image: torch.Tensor, n_mfcc: int) -> torch.Tensor:
+    """Computes the cepstrum of a log-Mel image as an image: `librosa.feature.mfcc(S=image, n_mfcc=n_mfcc)`, divided by
+    the square root of the number of Mel bands, plus 0.5 in all rows but the first.
 
-    The DCT is the orthonormal DCT-II. So row 0 is the mean of the picture's column, and no other row comes further
-    from 0.5 than sqrt(2) / pi = 0.45: nothing has to be cut off to lie in [0, 1].
+    The DCT is the orthonormal DCT-II. So row 0 is the mean of the image's column, and all other rows lie within
+    sqrt(2) / pi = 0.45 of 0.5: nothing is clipped to lie in [0, 1].
 
     Args:
-        picture (`torch.Tensor` of shape `(n_mels, T)`): in [0, 1].
+        image (`torch.Tensor` of shape `(n_mels, T)`): in [0, 1].
 
     Returns:
         `torch.Tensor` of shape `(n_mfcc, T)`, in [0, 1].
     """
-    transform = _dct(len(picture), n_mfcc, picture.device)
-    cepstrum = (transform @ picture.to(transform.dtype)).to(picture.dtype)
+    transform = _dct(len(image), n_mfcc, image.device)
+    cepstrum = (transform @ image.to(transform.dtype)).to(image.dtype)
     cepstrum[1:] += 0.5
     return cepstrum.clamp_(0, 1)
 
 
-def with_deltas(picture: torch.Tensor) -> torch.Tensor:
-    """A picture, its rate of change, and the change of that, each in [0, 1].
+def with_deltas(image: torch.Tensor) -> torch.Tensor:
+    """Stacks an image with its first and second differences over time, each in [0, 1].
 
-    The changes are those of `librosa.feature.delta(picture, width=9, order=1 or 2, mode="interp")`: slope and
+    The differences are those of `librosa.feature.delta(image, width=9, order=1 or 2, mode="interp")`: slope and
     curvature of the line and the parabola that fit 9 frames best (Savitzky and Golay, 1964); the four frames at each
-    end have those of the first and the last 9. A picture of fewer frames is continued by its last one. 0.5 stands for
-    no change, 0 and 1 for a fall and a rise by 1/12 of the picture's range per frame (by 1/24 per frame and frame in
-    the third channel) or more.
+    end have those of the first and the last 9. An image of fewer frames is padded with its last one. 0.5 stands for
+    no change, 0 and 1 for a fall and a rise by 1/12 of the image's range per frame (by 1/24 per frame squared in the
+    third channel) or more.
 
     Args:
-        picture (`torch.Tensor` of shape `(bins, T)`).
+        image (`torch.Tensor` of shape `(bins, T)`).
 
     Returns:
         `torch.Tensor` of shape `(3, bins, T)`.
     """
-    frames = picture.shape[-1]
-    longer = F.pad(picture, (0, max(0, DELTA_WIDTH - frames)), mode="replicate")
-    inner, channels = longer.shape[-1] - DELTA_WIDTH + 1, [picture]
+    frames = image.shape[-1]
+    longer = F.pad(image, (0, max(0, DELTA_WIDTH - frames)), mode="replicate")
+    inner, channels = longer.shape[-1] - DELTA_WIDTH + 1, [image]
     for weights in _delta_weights():
         change = torch.full_like(longer[:, :inner], 0.5)
         for offset, weight in weights:
@@ -297,16 +301,16 @@ def with_deltas(picture: torch.Tensor) -> torch.Tensor:
     return torch.stack(channels)
 
 
-def resize(picture: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """`(channels, bins, T)` -> `(1, channels, height, width)`, bilinear without antialiasing."""
-    # Channels as a batch: torch takes five times as long for an image of three channels as for three images.
-    return F.interpolate(picture[:, None], size=tuple(size), mode="bilinear").transpose(0, 1)
+def resize(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resizes bilinearly without antialiasing: `(channels, bins, T)` -> `(1, channels, height, width)`."""
+    # Channels form the batch: torch takes five times as long for one image of three channels as for three images.
+    return F.interpolate(images[:, None], size=tuple(size), mode="bilinear").transpose(0, 1)
 
 
 @lru_cache(maxsize=1)
 def _delta_weights() -> list[list[tuple[int, float]]]:
-    """For the first and the second change, what each frame of nine counts (the middle one counts nothing in the
-    first): fitted once, since the fit takes as long as all that is done with it for a clip."""
+    """Returns (offset, weight) of the nine frames, without weights of 0, for the first and the second difference. The
+    result is cached, since the fit takes as long as applying it to a clip."""
     return [
         [(offset, float(weight) / (2 * reach)) for offset, weight in enumerate(fit) if abs(weight) > 1e-12]
         for fit, reach in zip(delta_filters(DELTA_WIDTH), DELTA_REACH, strict=True)
@@ -314,9 +318,10 @@ def _delta_weights() -> list[list[tuple[int, float]]]:
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept may be needed by a gradient later
+@torch.inference_mode(False)  # the cached tensor may be used with gradients later
 def _dct(n_mels: int, n_mfcc: int, device: torch.device) -> torch.Tensor:
-    """`(n_mfcc, n_mels)`, divided by sqrt(n_mels). In float64: on a GPU a float32 product may be computed in TF32."""
+    """Returns the DCT `(n_mfcc, n_mels)`, divided by sqrt(n_mels), in float64: a GPU may compute float32 products in
+    TF32."""
     return torch.from_numpy(cosine_filters(n_mels, n_mfcc) / n_mels**0.5).to(device)
 
 
@@ -325,12 +330,14 @@ def _dct(n_mels: int, n_mfcc: int, device: torch.device) -> torch.Tensor:
 
 def power_inputs(powers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """
+    Pads power spectrograms to one length.
+
     Args:
         powers: `(bins, frames)` each, in dB.
 
     Returns:
-        `power_values`, float32 `(B, bins, longest)`, filled with zeros at the end, and `power_lengths`, int64 `(B,)`:
-        how many frames of each are its own.
+        `power_values`, float32 `(B, bins, longest)`, padded with zeros at the end, and `power_lengths`, int64 `(B,)`:
+        the number of frames of each clip without padding.
     """
     lengths = torch.tensor([power.shape[-1] for power in powers], device=powers[0].device)
     padded = [F.pad(power.float(), (0, int(lengths.max()) - power.shape[-1])) for power in powers]
@@ -339,26 +346,26 @@ def power_inputs(powers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 # ---- Inputs of a speech encoder ----
 
-WAVEFORM = "speech"  # among the spectrograms of a clip: its waveform at the encoder's rate
-SHORTEST = 4000  # samples at 16 kHz, more than the encoders' own masks in training are long
+WAVEFORM = "speech"  # key, among the spectrograms of a clip, of its waveform at the encoder's rate
+SHORTEST = 4000  # samples at 16 kHz, longer than the encoders' time masks in training
 EXTRACTORS = {cls.__name__: cls for cls in (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor)}
 
 
 def read_processor(name: str | os.PathLike) -> dict[str, Any]:
     """
-    How the checkpoint of a speech encoder wants waveforms: the settings of its own feature extractor, such as its rate
-    and whether each waveform is brought to zero mean and unit variance.
+    Returns the settings of a speech encoder's feature extractor, such as its sampling rate and whether waveforms are
+    normalised to zero mean and unit variance.
 
     Raises:
         OSError: There is no `preprocessor_config.json`.
-        ValueError: It is that of another kind of model.
+        ValueError: The feature extractor belongs to another kind of model.
     """
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
     except OSError as error:
         raise OSError(
-            f"speech_encoder={os.fspath(name)!r} does not say how it wants waveforms ({error}). Its folder needs a "
-            "preprocessor_config.json, as the checkpoint was published with."
+            f"speech_encoder={os.fspath(name)!r} has no feature extractor that could be loaded ({error}). Its "
+            "folder needs the preprocessor_config.json that the checkpoint was published with."
         ) from error
     settings = {key: value for key, value in extractor.to_dict().items() if key not in ("auto_map", "processor_class")}
     make_processor(settings)
@@ -367,10 +374,11 @@ def read_processor(name: str | os.PathLike) -> dict[str, Any]:
 
 def make_processor(settings: Mapping[str, Any]) -> Any:
     """
-    The feature extractor that settings of [`read_processor`] describe.
+    Builds the feature extractor of a speech encoder from settings of [`read_processor`].
 
     Raises:
-        ValueError: transformers' own for these encoders are others, or a setting is of another type or not positive.
+        ValueError: The type of the feature extractor is not supported, or a setting has the wrong type or is not
+            positive.
     """
     kind = settings.get("feature_extractor_type")
     if not isinstance(kind, str) or kind not in EXTRACTORS:
@@ -397,15 +405,15 @@ def _made_processor(settings: str) -> Any:
 
 
 def resampled(waveform: torch.Tensor, sampling_rate: int, processor: Any) -> torch.Tensor:
-    """`(T,)` at `sampling_rate` -> float32 at the rate of a feature extractor, on the CPU."""
+    """Resamples `(T,)` from `sampling_rate` to the rate of a feature extractor: float32, on the CPU."""
     samples = waveform.cpu().numpy()
     return torch.from_numpy(soxr.resample(samples, sampling_rate, processor.sampling_rate, quality="HQ"))
 
 
 def speech_inputs(waveforms: Sequence[torch.Tensor], processor: Any) -> dict[str, torch.Tensor]:
     """
-    Prepares waveforms for an encoder: each alone, by the checkpoint's own feature extractor, then padded with zeros to
-    the longest.
+    Prepares waveforms for a speech encoder: applies the checkpoint's own feature extractor to each, then pads them
+    with zeros to the longest.
 
     Args:
         waveforms: `(T,)` each, at the processor's rate; those under 4,000 samples are padded to that length.
@@ -413,7 +421,7 @@ def speech_inputs(waveforms: Sequence[torch.Tensor], processor: Any) -> dict[str
 
     Returns:
         `input_values`, float32: `(B, T)` samples or, for Whisper, `(B, bands, frames)` log-Mel frames, 100 per second,
-        of the clip's own length instead of 30 s; a clip of more than 30 s is prepared in pieces of 30 s.
+        for the clip's length instead of 30 s; a clip of more than 30 s is processed in pieces of 30 s.
         `attention_mask`, int64 `(B, T or frames)`: 1 for the clip, 0 for padding.
     """
     prepare = _log_mel if isinstance(processor, WhisperFeatureExtractor) else _samples
@@ -451,15 +459,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Turns mono waveforms into the CQT image and the Mel image of MaxMViT-MLP.
+    Converts mono waveforms to the CQT and Mel images of MaxMViT-MLP.
 
-    Three steps: `spectrograms` of waveforms, computed once and worth keeping; `images` of spectrograms, in [0, 1],
-    cheap enough to be drawn anew each time; `normalize`, which makes three ImageNet-normalised channels of them.
-    Calling the extractor does all three, `extract` the first two. A clip's images do not depend on the clips beside
-    it. On a CPU it computes in one thread, whatever torch is set to.
+    There are three steps: `spectrograms` of waveforms, which are worth caching; `images` of spectrograms, in [0, 1],
+    which are cheap to render; and `normalize`, which returns three ImageNet-normalised channels. Calling the extractor
+    runs all three, `extract` the first two. A clip's images do not depend on the rest of the batch. On a CPU one
+    thread is used, whatever torch is set to.
 
-    Any length is taken as it is, never cut: an hour becomes one image as wide as a second's. Spectra are computed in
-    pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform.
+    Clips of any length are accepted and never cropped: an hour becomes one image as wide as that of a second. Spectra
+    are computed in pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform.
 
     Args:
         sampling_rate (`int`, defaults to 44100): Hz, of every waveform given.
@@ -473,33 +481,34 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         n_mels (`int`, defaults to 128): number of Mel bands (Slaney scale and norm, 0 Hz to half the sampling rate).
         trim_db (`float`, *optional*): leading and trailing frames are cut where their level (root mean square of
             2,048 samples) is this many dB or more below the clip's loudest, as `librosa.effects.trim(top_db=trim_db)`
-            does. Frames are cut, not samples: those at the new ends still see up to half a window beyond them.
-        trim_margin (`float`, defaults to 0.05): seconds kept on each side of what `trim_db` leaves.
-        level (`str`, defaults to `"clip"`): what 1 stands for in a picture. `"clip"`: the clip's own maximum.
-            `"full_scale"`: the same level in every clip, so that loudness stays in the picture.
+            does. Frames are cut, not samples: the new first and last frames still cover up to half a window of what
+            was cut.
+        trim_margin (`float`, defaults to 0.05): seconds kept on each side of the speech that `trim_db` finds.
+        level (`str`, defaults to `"clip"`): what 1 stands for in an image. `"clip"`: the clip's own maximum.
+            `"full_scale"`: the same level in every clip, so that the image keeps the loudness.
         top_db (`float`, defaults to 80.0): for `level="clip"`, the dynamic range kept below the maximum, in dB.
         full_scale_db (`Sequence[float]`, defaults to (-60.0, 40.0)): for `level="full_scale"`, what 0 and 1 stand for
-            in dB, as `spectrograms` has them. The loudest Mel value of a RAVDESS clip lies between -10 and 44 (in 1 %
-            of the clips over 39), the loudest CQT value between -25 and 23.
+            in dB, in the units of `spectrograms`. The loudest Mel value of a RAVDESS clip lies between -10 and 44 (in
+            1 % of the clips over 39), the loudest CQT value between -25 and 23.
         mel_representation (`str`, defaults to `"log-mel"`): `"log-mel"`, or `"mfcc"` for its cepstrum; see
             `feature_extraction_maxmvit.mfcc`.
         n_mfcc (`int`, defaults to 40): rows of the cepstrum, at most `n_mels`.
-        channels (`str`, defaults to `"repeat"`): `"repeat"`: one picture, three times over once normalised.
-            `"deltas"`: the picture, its change from frame to frame, and the change of that; see
+        channels (`str`, defaults to `"repeat"`): `"repeat"`: one image, repeated three times by `normalize`.
+            `"deltas"`: the image and its first and second differences over time; see
             `feature_extraction_maxmvit.with_deltas`.
-        image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or both.
-        image_mean (`Sequence[float]` or `dict`, defaults to ImageNet's): subtracted per channel by `normalize`; of
-            backbones that were pretrained with different ones, a `dict` with one for `"cqt"` and one for `"mel"`.
+        image_size (`int` or `Sequence[int]`, defaults to 244): height and width of the images, or one number for both.
+        image_mean (`Sequence[float]` or `dict`, defaults to ImageNet's): subtracted per channel by `normalize`; for
+            backbones that were pretrained with different values, a `dict` with the keys `"cqt"` and `"mel"`.
         image_std (`Sequence[float]` or `dict`, defaults to ImageNet's): the divisor per channel of `normalize`.
-        filter_bank (`str`, defaults to `"fixed"`): `"learnable"` for a model whose Mel filters are learnt, which is
-            given the power of every frequency besides; see `modeling_maxmvit.py`.
+        filter_bank (`str`, defaults to `"fixed"`): `"learnable"` for a model with learnable Mel filters: the extractor
+            also returns the power of every frequency; see `modeling_maxmvit.py`.
         backend (`str`, defaults to `"torch"`): `"torch"`, or `"librosa"` for the literal reference (CPU only inside).
         speech_processor (`dict`, *optional*): for a model with a speech encoder, the settings of that checkpoint's own
-            feature extractor, from `feature_extraction_maxmvit.read_processor`. What it hears is trimmed as the
-            pictures are.
+            feature extractor, from `feature_extraction_maxmvit.read_processor`. Its waveforms are trimmed like
+            the images.
 
     Raises:
-        ValueError: for a parameter of another type, or parameters that cannot work together.
+        ValueError: A parameter has the wrong type or value, or parameters are incompatible.
     """
 
     model_input_names = [
@@ -566,12 +575,12 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As [`~transformers.FeatureExtractionMixin.from_dict`], which would leave out those of the given parameters
-        that a checkpoint of an older version does not name. What is meant for others passes, as in transformers.
+        """Overrides [`~transformers.FeatureExtractionMixin.from_dict`], which drops given parameters that are missing
+        in the settings of an older checkpoint. Keywords for other functions are accepted, as in transformers.
 
         Raises:
-            TypeError: a keyword looks like a mistyped parameter.
-            ValueError: the settings are not a dictionary, or a parameter is of another type.
+            TypeError: A keyword looks like a mistyped parameter.
+            ValueError: The settings are not a dictionary, or a parameter has the wrong type.
         """
         if not isinstance(feature_extractor_dict, dict):
             raise ValueError(
@@ -583,17 +592,17 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def cqt_parameters(self) -> tuple:
-        """What shapes the CQT: its arguments of `spectrograms_maxmvit.cqt_magnitude`."""
+        """Parameters of the CQT, as `spectrograms_maxmvit.cqt_magnitude` takes them."""
         return self.sampling_rate, self.cqt_fmin, self.cqt_n_bins, self.cqt_bins_per_octave, self.cqt_hop_length
 
     @property
     def mel_parameters(self) -> tuple:
-        """What shapes the Mel spectrogram: its arguments of `spectrograms_maxmvit.mel_power`."""
+        """Parameters of the Mel spectrogram, as `spectrograms_maxmvit.mel_power` takes them."""
         return self.sampling_rate, self.mel_n_fft, self.mel_hop_length, self.n_mels
 
     @property
     def hops(self) -> dict[str, int | Fraction]:
-        """Samples from one frame to the next of each of a clip's `spectrograms`."""
+        """Hop length in samples of each of the `spectrograms`."""
         hops: dict[str, int | Fraction] = {"cqt": self.cqt_hop_length}
         hops |= dict.fromkeys(("mel", "rms", "power"), self.mel_hop_length)
         if self.speech_processor is not None:
@@ -608,7 +617,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         device: str | torch.device = "cpu",
         **kwargs: Any,
     ) -> BatchFeature:
-        """`extract`, then `normalize`.
+        """Computes the normalised images of waveforms, and the inputs of a speech encoder and of learnable filters.
 
         Args:
             raw_speech: one mono waveform or a list of them, of any lengths: numpy arrays, torch tensors or lists of
@@ -616,15 +625,15 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate (`int`, *optional*): of `raw_speech`, in Hz; checked against the extractor's.
             return_tensors (`str`, *optional*): `"pt"` for torch tensors, `"np"` or None for numpy arrays.
             device (`str`, defaults to `"cpu"`): where the torch back end computes and, with `"pt"`, leaves the result.
-            kwargs: `padding` and its kin, which pipelines pass to every extractor; images need none of them.
+            kwargs: `padding` and similar keywords, which pipelines pass to every extractor; they have no effect.
 
         Returns:
-            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`, and what `heard`
-            returns.
+            `BatchFeature` with `cqt_values` and `mel_values`, float32, each `(B, 3, height, width)`, and what
+            `waveform_inputs` returns.
 
         Raises:
-            ValueError: another sampling rate, or an item that is empty, not one-dimensional, or holds NaN or infinity.
-            TypeError: any other keyword.
+            ValueError: The sampling rate differs, or an item is empty, not one-dimensional, or holds NaN or infinity.
+            TypeError: There is any other keyword.
         """
         refuse_unknown(kwargs, PADDING_KEYWORDS, type(self).__call__)
         if sampling_rate is None:
@@ -640,19 +649,19 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         clips = self.spectrograms(raw_speech, device=device)
         values: dict[str, Any] = {name: self.normalize(image, name.removesuffix("_values"))
                                   for name, image in self.images(clips).items()}  # fmt: skip
-        values |= {name: value.to(device) for name, value in self.heard(clips).items()}
+        values |= {name: value.to(device) for name, value in self.waveform_inputs(clips).items()}
         if return_tensors != "pt":
             values = {name: value.cpu().numpy() for name, value in values.items()}
         return BatchFeature(values, tensor_type=return_tensors)
 
     def extract(self, waveforms: Any, device: str | torch.device = "cpu") -> BatchFeature:
-        """`images` of `spectrograms`: what is given, returned and raised is written there."""
+        """Computes `images` of `spectrograms`; see there."""
         return self.images(self.spectrograms(waveforms, device=device))
 
     @torch.no_grad()
     @one_thread()
     def spectrograms(self, waveforms: Any, device: str | torch.device = "cpu") -> list[dict[str, torch.Tensor]]:
-        """What is computed once and can be kept: all that `images` are drawn from, at its native time resolution.
+        """Computes spectrograms, at their native time resolution; they can be cached to render `images` from.
 
         Args:
             waveforms: as `raw_speech` of `__call__`, at `self.sampling_rate`.
@@ -665,17 +674,17 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             - `cqt`, `(cqt_n_bins, 1 + T // cqt_hop_length)`: magnitude of the constant-Q transform;
             - `mel`, `(n_mels, 1 + T // mel_hop_length)`: power of the Mel spectrogram;
             - `rms`, `(1 + T // mel_hop_length,)`: level of the waveform around each Mel frame, the root mean square
-              of 2,048 samples as `librosa.feature.rms` and `librosa.effects.trim` have it;
-            - `power`, `(mel_n_fft // 2 + 1, 1 + T // mel_hop_length)`, of `filter_bank="learnable"`: what the Mel
-              filters sum, floored at -160 dB;
-            - `speech`, `(samples,)`: the waveform itself, no dB, at the rate of `speech_processor` where there is one.
+              of 2,048 samples as in `librosa.feature.rms` and `librosa.effects.trim`;
+            - `power`, `(mel_n_fft // 2 + 1, 1 + T // mel_hop_length)`, for `filter_bank="learnable"`: the input of
+              the Mel filters, floored at -160 dB;
+            - `speech`, `(samples,)`, with a `speech_processor`: the waveform at its rate, not in dB.
 
         Raises:
             ValueError: an item is empty, not one-dimensional, or holds NaN or infinity; the message says which.
         """
         device = torch.device(device)
         waveforms = as_waveforms(waveforms, self.min_length)
-        # Inside a training loop's autocast the filter bank would be multiplied in bfloat16.
+        # Under a training loop's autocast the filter bank would be applied in bfloat16.
         with torch.autocast(device.type, enabled=False):
             cqt, mel, learnable = self.cqt_parameters, self.mel_parameters, self.filter_bank == "learnable"
             clips = spectrograms_of(waveforms, cqt, mel, self.backend, device, learnable)
@@ -687,14 +696,14 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     def stream(
         self, pieces: Iterable[np.ndarray], device: str | torch.device = "cpu", block_s: float = 16.0
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Spectrograms of a recording of any length, block by block, in the memory that a block takes. Joined along
-        time, the blocks are `spectrograms` of the whole: the same frames, from the same samples around them (the CQT
-        to 0.005 dB down to 60 dB below the maximum).
+        """Computes spectrograms of a recording of any length block by block, in the memory of one block. Concatenated
+        along time, the blocks equal `spectrograms` of the whole: the same frames, from the same samples around them
+        (the CQT to 0.005 dB down to 60 dB below the maximum).
 
         Args:
-            pieces (`Iterable[np.ndarray]`): consecutive stretches of the recording, of any lengths.
+            pieces (`Iterable[np.ndarray]`): consecutive pieces of the recording, of any lengths.
             device (`str`, defaults to `"cpu"`): as in `spectrograms`.
-            block_s (`float`, defaults to 16.0): seconds per block; each costs what its seconds and 1.2 more cost.
+            block_s (`float`, defaults to 16.0): seconds per block; each block costs as much as 1.2 s more.
 
         Raises:
             ValueError: the recording is empty, or holds NaN or infinity.
@@ -702,14 +711,14 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return stream_blocks(self, pieces, device, block_s)
 
     def cut(self, spectrogram: Mapping[str, torch.Tensor], start: float, end: float) -> dict[str, torch.Tensor]:
-        """The stretch from `start` to `end`: views of as many frames as a waveform of this length has, from the one
-        nearest to `start` on, where the clip goes that far; one frame at least.
+        """Returns the segment from `start` to `end`: views of as many frames as a waveform of this length has, from
+        the one nearest to `start`, up to the end of the clip; at least one frame.
 
-        It is not what `spectrograms` has of a waveform cut there, whose first and last frames see zeros where these
-        see what was said before and after: half a wavelet on each side, at C1 0.6 s. Further inside, and where `start`
-        is a whole number of hops, the two differ by less than 0.005 dB down to 60 dB below the maximum (windows of 3
-        and 10 s of RAVDESS speech). Over whole windows of 3 s, pixels differ by 0.0017 (CQT) and 0.0004 (Mel) on
-        average; with frames up to half a hop beside those of the waveform, by 0.014 and 0.0025.
+        This differs from `spectrograms` of a waveform cut there, whose first and last frames cover zeros where these
+        cover the recording before and after: half a wavelet on each side, 0.6 s at C1. Further inside, and where
+        `start` is a whole number of hops, the two differ by less than 0.005 dB down to 60 dB below the maximum
+        (windows of 3 and 10 s of RAVDESS speech). Over whole windows of 3 s, pixels differ by 0.0017 (CQT) and 0.0004
+        (Mel) on average; with frames up to half a hop beside those of the waveform, by 0.014 and 0.0025.
 
         Args:
             spectrogram: one clip, from `spectrograms`.
@@ -721,16 +730,17 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         """
         return stretch(spectrogram, start, end, self.sampling_rate, self.hops)
 
-    def spoken(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-        """Start and end, in seconds, of what `images` shows of a clip: all but the silence that `trim_db` cuts."""
+    def speech_bounds(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+        """Returns start and end in seconds of the part of a clip that `images` renders: all but what `trim_db`
+        cuts."""
         rms = spectrogram["rms"]
         frames = (0, len(rms)) if self.trim_db is None else loud_frames(rms, self.trim_db)
         first, end = (frame * self.mel_hop_length / self.sampling_rate for frame in frames)
         return max(0.0, first - self.trim_margin), end + self.trim_margin
 
     def trim(self, spectrogram: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The stretch of a clip from `spoken`; the whole clip without `trim_db`."""
-        return dict(spectrogram) if self.trim_db is None else self.cut(spectrogram, *self.spoken(spectrogram))
+        """Returns a clip cut to `speech_bounds`; the whole clip without `trim_db`."""
+        return dict(spectrogram) if self.trim_db is None else self.cut(spectrogram, *self.speech_bounds(spectrogram))
 
     @torch.no_grad()
     @one_thread()
@@ -740,7 +750,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         """Renders images of spectrograms in [0, 1], before normalisation: trimmed, levelled, represented, resized.
 
         Args:
-            spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; left as they are.
+            spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; not modified.
             branches (`Sequence[str]`, defaults to both): the images to render, of `"cqt"` and `"mel"`.
 
         Returns:
@@ -748,32 +758,32 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
             channels with `channels="deltas"`.
 
         Raises:
-            ValueError: there is no clip.
+            ValueError: The list is empty.
         """
         if not len(spectrograms):
             raise ValueError("no spectrogram given: the list is empty")
         with torch.autocast(spectrograms[0]["mel"].device.type, enabled=False):
             clips = [self.trim({name: db.float() for name, db in clip.items()}) for clip in spectrograms]
-            settings = picture_settings(self)
+            settings = image_settings(self)
             images = {
-                name: torch.cat([drawn(clip[name], settings, name == "mel") for clip in clips]) for name in branches
+                name: torch.cat([render_image(clip[name], settings, name == "mel") for clip in clips])
+                for name in branches
             }
         return BatchFeature({f"{name}_values": values for name, values in images.items()})
 
     @one_thread()
-    def heard(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """What else the model is given of clips from `spectrograms` or `cut`, of the stretches that `images` shows:
-        what a speech encoder hears, as `feature_extraction_maxmvit.speech_inputs` gives it, on the CPU, if there is a
-        `speech_processor`; and `powers`."""
-        heard = self.powers(spectrograms)
+    def waveform_inputs(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
+        """Returns the model's inputs other than images, trimmed like `images`, for clips from `spectrograms` or `cut`:
+        with a `speech_processor` those of `feature_extraction_maxmvit.speech_inputs`, on the CPU; and `powers`."""
+        inputs = self.powers(spectrograms)
         if self.speech_processor is not None:
             waveforms = [self.trim(clip)[WAVEFORM] for clip in spectrograms]
-            heard.update(speech_inputs(waveforms, make_processor(self.speech_processor)))
-        return heard
+            inputs.update(speech_inputs(waveforms, make_processor(self.speech_processor)))
+        return inputs
 
     def powers(self, spectrograms: Sequence[Mapping[str, torch.Tensor]]) -> BatchFeature:
-        """What learnable filters are fed with, as `feature_extraction_maxmvit.power_inputs` gives it, of the same
-        stretches; nothing with fixed ones."""
+        """Returns the inputs of learnable filters, from `feature_extraction_maxmvit.power_inputs`, trimmed like
+        `images`; nothing with fixed filters."""
         learnable = self.filter_bank == "learnable"
         return BatchFeature(power_inputs([self.trim(clip)["power"] for clip in spectrograms]) if learnable else None)
 
@@ -783,7 +793,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
 
     def normalization(self, branch: str) -> tuple[list[float], list[float]]:
-        """`image_mean` and `image_std` of a branch, `"cqt"` or `"mel"`."""
+        """Returns `image_mean` and `image_std` of a branch, `"cqt"` or `"mel"`."""
         mean, std = (each[branch] if isinstance(each, dict) else each for each in (self.image_mean, self.image_std))
         return mean, std
 

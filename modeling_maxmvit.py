@@ -1,6 +1,6 @@
 """The model MaxMViT-MLP: backbones on constant-Q and Mel images, a speech encoder, a fusion and a head.
 
-A speech encoder may hear the waveform beside them.
+A speech encoder may process the waveform as a third branch.
 """
 
 import math
@@ -33,10 +33,10 @@ try:
         import_timm,
         shortened,
     )
-    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
     from .spectrograms_maxmvit import MIN_POWER, mel_filters
 except ImportError:
-    if "." in __name__:  # in a package the sibling was found, and what it lacks is its own to say
+    if "." in __name__:  # in a package: the error comes from within the sibling module
         raise
     from configuration_maxmvit import (
         AUTO_MAP,
@@ -47,24 +47,25 @@ except ImportError:
         import_timm,
         shortened,
     )
-    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, drawn, normalized
+    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
     from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
-    # transformers copies the files that this text imports relatively along with every checkpoint, these included.
+    # transformers copies the files that are imported relatively here with every checkpoint, these included.
     from .audio_maxmvit import AudioError  # noqa: F401
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
 
 
 # ---- Backbones ----
-# The backbones of MaxMViT-MLP: any image model of timm, or a plain one, built for the pictures that it will see.
+# The image backbones of MaxMViT-MLP: any image model of timm, or a plain one, built for the image size.
 
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)  # timm's, of arguments at large
+# Errors that timm raises for invalid arguments.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 
 
 def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
     """
-    What sees or hears by this name, with the methods of a model of timm: [`create_backbone`] or [`SpeechEncoder`].
+    Builds a branch, with the interface of a timm model: [`create_backbone`] or [`SpeechEncoder`].
 
     Raises:
         ValueError: if it cannot be built.
@@ -76,7 +77,7 @@ def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
 
 def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Module:
     """
-    The model that `config` names for a branch, without a classifier.
+    Builds the model that `config` names for a branch, without a classifier.
 
     Args:
         branch (`str`): `"cqt"` or `"mel"`.
@@ -84,7 +85,7 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
         kwargs: Further arguments of `timm.create_model`, such as `pretrained`.
 
     Raises:
-        ValueError: if timm cannot build it, or part of the pictures would go unseen.
+        ValueError: timm cannot build it, or it would ignore part of the images.
     """
     name, changes = getattr(config, f"{branch}_backbone"), getattr(config, f"{branch}_backbone_kwargs")
     try:
@@ -102,7 +103,7 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
             architecture, rest = reshaped
             mvitv2 = import_timm().models.mvitv2
             backbone = mvitv2.MultiScaleVit(architecture, img_size=config.image_shape, num_classes=0, **rest)
-        _check_pictures_are_seen(branch, config, backbone)
+        _check_image_size(branch, config, backbone)
         if changes and not any(tensor.is_meta for tensor in backbone.parameters()):
             _try_out(backbone, config.image_shape)
     except REFUSALS as error:
@@ -121,26 +122,27 @@ def _create(name: str, size: tuple[int, int], **kwargs: Any) -> nn.Module:
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-    # Convolutions see pictures of any size, and are not asked for which.
+    # Convolutional models take images of any size and have no img_size.
     return timm.create_model(name, **kwargs)
 
 
 @torch.no_grad()
 def _try_out(backbone: Any, size: tuple[int, int]) -> None:
-    """Some reshaped architectures are built and then cannot see, or have another width than timm says."""
+    """Raises `TypeError` if the forward pass of a reshaped backbone fails or its width is not what timm states."""
     training = backbone.training
     try:
         width = backbone.eval()(torch.zeros(1, 3, *size)).shape[-1]
     except (RuntimeError, ValueError) as error:
-        raise TypeError(f"it is built, but sees nothing ({error})") from error
+        raise TypeError(f"it can be built, but its forward pass fails ({error})") from error
     finally:
         backbone.train(training)
     if width != backbone.head_hidden_size:
-        raise TypeError(f"it gives {width} features where timm says {backbone.head_hidden_size}")
+        raise TypeError(f"it returns {width} features, but timm states {backbone.head_hidden_size}")
 
 
-def _check_pictures_are_seen(branch: str, config: MaxMViTConfig, backbone: Any) -> None:
-    """timm's patch embeddings leave the last rows and columns out, and small maps shrink to nothing, silently."""
+def _check_image_size(branch: str, config: MaxMViTConfig, backbone: Any) -> None:
+    """Raises `ValueError` for an image size of which timm's patch embeddings would silently drop the last rows or
+    columns, or which is smaller than the backbone's reduction."""
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch is not None:
         steps = [patch, patch] if isinstance(patch, int) else list(patch)
@@ -150,20 +152,20 @@ def _check_pictures_are_seen(branch: str, config: MaxMViTConfig, backbone: Any) 
         if side < step or patch is not None and side % step:
             below = max(side // step * step, step)
             raise ValueError(
-                f"{branch}_backbone={getattr(config, f'{branch}_backbone')!r} sees pictures in steps of {step}: "
+                f"{branch}_backbone={getattr(config, f'{branch}_backbone')!r} takes images in steps of {step}: "
                 f"image_size={config.image_size} does not work, {below} or {below + step} in place of {side} would."
             )
 
 
 def backbone_input(images: torch.Tensor | None, name: str, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """
-    Images `(B, 1 or 3, height, width)` as a backbone takes them: `(B, 3, *size)` of `dtype`.
+    Converts images `(B, 1 or 3, height, width)` to the input of a backbone: `(B, 3, *size)` of `dtype`.
 
     Raises:
         ValueError: They are missing, or of another shape; the message begins with `name`.
     """
     if images is None:
-        raise ValueError(f"{name} is missing: this model has a branch that sees it.")
+        raise ValueError(f"{name} is missing: this model has a branch that needs it.")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"{name} has shape {tuple(images.shape)}; (batch_size, 1 or 3, height, width) is needed, as "
@@ -176,7 +178,7 @@ def backbone_input(images: torch.Tensor | None, name: str, size: tuple[int, int]
 
 def create_pretrained_backbone(branch: str, config: MaxMViTConfig, weights: str | os.PathLike | None) -> nn.Module:
     """
-    The same with timm's pretrained weights, or those of a local file.
+    Builds the backbone of a branch with timm's pretrained weights, or those of a local file.
 
     Raises:
         OSError: if the weights can neither be downloaded nor found; the message names both ways out.
@@ -202,7 +204,7 @@ def create_pretrained_backbone(branch: str, config: MaxMViTConfig, weights: str 
 
 def checkpoint_gradients(backbone: Any, enable: bool, name: str) -> None:
     """
-    Has a backbone compute its activations again in the backward pass instead of keeping them, or no longer.
+    Turns gradient checkpointing of a backbone on or off: its activations are recomputed in the backward pass.
 
     Raises:
         ValueError: if timm cannot do that with this one; the message begins with `name`.
@@ -217,7 +219,7 @@ def checkpoint_gradients(backbone: Any, enable: bool, name: str) -> None:
 
 
 def block_names(module: nn.Module) -> Iterator[str]:
-    """Class names of the outermost blocks, which must not be divided between devices."""
+    """Returns the class names of the outermost blocks, which must not be split between devices."""
     for child in module.children():
         kind = type(child).__name__
         if kind.endswith(("Block", "Bottleneck")) or "EncoderLayer" in kind:
@@ -227,20 +229,20 @@ def block_names(module: nn.Module) -> Iterator[str]:
 
 
 # ---- Convolutional backbone ----
-# A convolutional backbone of the plainest kind, for corpora of a thousand clips, in the manner of timm's models.
+# A plain convolutional backbone with the interface of timm's models, for corpora of about a thousand clips.
 
 
 class ConvNet(nn.Module):
     """
     Stages of a 3 x 3 convolution, BatchNorm and ReLU, each on a map of half the size of the one before it (2 x 2 max
-    pooling); mean and maximum over the last map. What it sees is local: with four stages a place of the last map hangs
-    on 38 x 38 pixels, and where they lie is forgotten. On RAVDESS' thousand clips that generalised to other speakers
-    better than the residual networks and vision transformers of timm that were tried (docs/experiments.md).
+    pooling); mean and maximum over the last map. The receptive field is local (38 x 38 pixels with four stages), and
+    pooling discards the position. On RAVDESS' thousand clips this generalised better to other speakers than the
+    residual networks and vision transformers of timm that were tried (docs/experiments.md).
 
     Args:
         channels (`Sequence[int]`, defaults to `(16, 32, 64, 128)`): Width of each stage.
         num_classes (`int`, defaults to 0): As in timm; there is no classifier here, so only 0.
-        in_chans (`int`, defaults to 3): Channels of the pictures.
+        in_chans (`int`, defaults to 3): Channels of the images.
 
     `forward` maps `(B, in_chans, H, W)` to `(B, 2 * channels[-1])`. H and W are at least `2 ** (stages - 1)`.
     """
@@ -268,14 +270,14 @@ class ConvNet(nn.Module):
         self.grad_checkpointing = False
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters are of which stage, for layer-wise learning rates."""
+        """Returns patterns that assign parameters to stages, for layer-wise learning rates."""
         return {"stem": r"^(?!)", "blocks": r"^stages\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
     def forward_intermediates(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The last map, `(B, channels[-1], H', W')`, and the maps of all stages."""
+        """Returns the last map, `(B, channels[-1], H', W')`, and the maps of all stages."""
         maps = []
         for stage in self.stages:
             again = self.grad_checkpointing and self.training
@@ -304,7 +306,7 @@ class ConvNet(nn.Module):
 # the model treats all branches alike.
 
 ATTENTION_SIZE = 128  # hidden units of the attention of attentive_statistics
-STRETCHES = 16  # of a clip, whose means are the branch's tokens
+STRETCHES = 16  # segments of a clip, whose means are the branch's tokens
 LAYER = re.compile(r"^encoder\.(?:encoder\.)?layers\.(\d+)\.")
 
 
@@ -325,10 +327,10 @@ class SpeechFeatures(NamedTuple):
 
 class SpeechEncoder(nn.Module):
     """
-    The speech branch: `encoder`, a speech encoder of transformers, with the pooling of its layers.
+    The speech branch: `encoder`, a speech encoder of transformers, with pooling of its layers.
 
     Whisper runs on the clip's own length (its positional embeddings cut to it) instead of 30 s: a fourteenth of the
-    time for a clip of 3.7 s. A clip of exactly 30 s gives what transformers' own encoder gives.
+    time for a clip of 3.7 s. For a clip of exactly 30 s the output equals that of transformers' encoder.
 
     In evaluation, clips of one length go through the encoder together and none is padded, so that the features of a
     clip do not depend on the other clips of the batch, which holds for no padded batch of an encoder with GroupNorm.
@@ -351,7 +353,7 @@ class SpeechEncoder(nn.Module):
         is_whisper = isinstance(encoder_config, WhisperConfig)
         self.encoder: Any = WhisperEncoder(encoder_config) if is_whisper else AutoModel.from_config(encoder_config)
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        self.piece = 2 * encoder_config.max_source_positions if is_whisper else None  # frames, the most Whisper takes
+        self.piece = 2 * encoder_config.max_source_positions if is_whisper else None  # frames, the maximum of Whisper
         self.num_features = width = encoder_config.hidden_size
         self.feature_info = [{"num_chs": width, "layer": i} for i in range(encoder_config.num_hidden_layers + 1)]
         self.has_deviations, self.concatenates = "statistics" in pooling, layers == "concat"
@@ -362,7 +364,7 @@ class SpeechEncoder(nn.Module):
         self.attention: nn.Module | None = None
         if pooling == "attention":
             self.attention = nn.Linear(width, 1, bias=False)
-            nn.init.zeros_(self.attention.weight)  # begins as the mean
+            nn.init.zeros_(self.attention.weight)  # initially the mean
         elif pooling == "attentive_statistics":
             score = nn.Linear(ATTENTION_SIZE, 1, bias=False)
             nn.init.zeros_(score.weight)
@@ -551,7 +553,7 @@ class SpeechEncoder(nn.Module):
             self.encoder.activation_checkpointing_disable()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameter is in which layer, as timm's models say it: the convolutions, the layers, what follows."""
+        """Which parameter is in which layer, as in timm's models: the convolutions, the layers, the rest."""
         return {"stem": r"^encoder\.(?!(?:encoder\.)?layers\.)", "blocks": [(LAYER.pattern, None), (r".", (99999,))]}
 
     def tunable(self, frozen_layers: int | None = None) -> Iterator[nn.Parameter]:
@@ -640,10 +642,10 @@ def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> di
 
 
 # ---- Learnable Mel filters ----
-# A Mel filter bank that is trained: the model draws the Mel picture itself, of the power of every frequency.
+# A trainable Mel filter bank: the model computes the Mel image from the power of every frequency.
 #
-# As in Sainath et al. (2013, "Learning filter banks within a deep neural network framework"), filters begin as those
-# of the Mel scale and stay positive, as exponentials of what is learnt.
+# As in Sainath et al. (2013, "Learning filter banks within a deep neural network framework"), filters are
+# initialised to those of the Mel scale and stay positive, as exponentials of the learned parameters.
 
 FLOOR_DB = 10 * math.log10(MIN_POWER)
 LEAST = 1e-30  # of a power relative to a clip's loudest: more than float32 has left of what is below the floor
@@ -651,16 +653,15 @@ LEAST = 1e-30  # of a power relative to a clip's loudest: more than float32 has 
 
 class MelFilterBank(nn.Module):
     """
-    Power spectrograms -> Mel pictures, as [`MaxMViTFeatureExtractor`] draws and normalises them: the same ones, until
-    training changes the filters.
+    Computes normalised Mel images from power spectrograms, initially the same as those of [`MaxMViTFeatureExtractor`].
 
-    A filter is a triangle of `spectrograms_maxmvit.mel_filters`, each of its weights times the exponential of a
-    parameter of its own, `log_gains`, 0 to begin with. So no filter gets negative or leaves its band, a step changes a
-    small weight by the same share as a large one, and weight decay draws the filters to where they began. (Of weights
-    that are trained as they are, one step of Adam would let every filter hear all frequencies.)
+    A filter is a triangle of `spectrograms_maxmvit.mel_filters`, each of its weights multiplied by the exponential
+    of its own parameter in `log_gains`, initially 0. So filters stay positive and within their bands, a step changes
+    small and large weights by the same factor, and weight decay pulls the filters towards their initial values. (If
+    the weights were trained directly, one step of Adam would extend every filter to all frequencies.)
 
     Args:
-        settings (`Mapping`): From `feature_extraction_maxmvit.picture_settings`.
+        settings (`Mapping`): From `feature_extraction_maxmvit.image_settings`.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -670,15 +671,17 @@ class MelFilterBank(nn.Module):
         self.log_gains = nn.Parameter(torch.zeros(int((mel_filters(*self._shape) > 0).sum())))
 
     def filters(self) -> torch.Tensor:
-        """The filters as they stand: `(n_mels, mel_n_fft // 2 + 1)`, float32."""
+        """Returns the current filters: `(n_mels, mel_n_fft // 2 + 1)`, float32."""
         begin, places = _slaney(*self._shape, self.log_gains.device)
         return begin.masked_scatter(places, begin[places] * self.log_gains.float().exp())
 
     def forward(self, power_values: torch.Tensor | None, power_lengths: torch.Tensor | None = None) -> torch.Tensor:
         """
+        Computes normalised Mel images.
+
         Args:
             power_values (`torch.Tensor` of shape `(B, mel_n_fft // 2 + 1, frames)`): In dB, from [`power_inputs`].
-            power_lengths (`torch.Tensor` of shape `(B,)`, *optional*): Frames of each clip; without them, all are.
+            power_lengths (`torch.Tensor` of shape `(B,)`, *optional*): Frames of each clip; by default all.
 
         Returns:
             `(B, 3, height, width)`, float32 in any autocast.
@@ -688,8 +691,8 @@ class MelFilterBank(nn.Module):
         """
         if power_values is None:
             raise ValueError(
-                "power_values is missing: this model has filters that are fed with it. The feature extractor gives it "
-                "if its filter_bank is 'learnable'."
+                "power_values is missing: this model has learnable filters, which need it. The feature extractor "
+                "returns it if its filter_bank is 'learnable'."
             )
         bins, longest = self.settings["mel_n_fft"] // 2 + 1, power_values.shape[-1]
         lengths = [longest] * len(power_values) if power_lengths is None else power_lengths.tolist()
@@ -702,21 +705,21 @@ class MelFilterBank(nn.Module):
         with torch.autocast(power_values.device.type, enabled=False):
             filters = self.filters()
             clips = [db[:, :length].float() for db, length in zip(power_values, lengths, strict=True)]
-            images = torch.cat([drawn(_mels(filters, db), self.settings) for db in clips])
+            images = torch.cat([render_image(_mels(filters, db), self.settings) for db in clips])
             return normalized(images, self.settings["image_mean"], self.settings["image_std"])
 
 
 def _mels(filters: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
     """`(n_mels, bins)` and `(bins, T)` in dB -> `(n_mels, T)` in dB, floored at -100 dB as `mel` of the extractor."""
-    loudest = power.amax()  # whose power is 1, lest it overflow float32
+    loudest = power.amax()  # scaled to a power of 1, to avoid overflow of float32
     mels = (filters @ 10 ** ((power - loudest) / 10)).clamp(min=LEAST).log10()
     return (10 * mels + loudest).clamp(min=FLOOR_DB)
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # as they are kept for who trains, too
+@torch.inference_mode(False)  # the cached tensors are used in training too
 def _slaney(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The filters to begin with, and where they are above 0. No buffers, which a model in bfloat16 would round."""
+    """Returns the initial filters, and where they are positive. Not buffers, which a bfloat16 model would round."""
     bank = torch.from_numpy(mel_filters(sampling_rate, n_fft, n_mels)).to(device)
     return bank, bank > 0
 
@@ -738,7 +741,7 @@ def tokens_of(backbone: Any, feature_map: Any) -> torch.Tensor:
 
 
 class ConcatFusion(nn.Module):
-    """The features of all branches beside each other, as in the paper: `(B, sum of the widths)`."""
+    """Concatenates the features of all branches, as in the paper: `(B, sum of the widths)`."""
 
     def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
         super().__init__()
@@ -750,9 +753,9 @@ class ConcatFusion(nn.Module):
 
 class GatedFusion(ConcatFusion):
     """
-    The same, each feature times a gate between 0 and 1 that sees all of them, so that a branch that hears badly may
-    be heard less (Arevalo et al. 2017, https://arxiv.org/abs/1702.01992, with a gate for each feature of each branch
-    in place of one for their sum).
+    Concatenates the features, each multiplied by a gate between 0 and 1 that is computed from all of them, so that an
+    unreliable branch can be weighted down (Arevalo et al. 2017, https://arxiv.org/abs/1702.01992, with a gate for each
+    feature of each branch instead of one for their sum).
     """
 
     def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
@@ -768,7 +771,7 @@ class AttentionFusion(ConcatFusion):
     """
     Each branch's tokens attend to those of the others (crossmodal attention, Tsai et al. 2019,
     https://arxiv.org/abs/1906.00295): projected to `config.fusion_size`, `LayerNorm(own + attention)`, mean over the
-    tokens. The branches' features, then what they heard of each other: `(B, sum of the widths + branches *
+    tokens. Returns the branches' features, then these means: `(B, sum of the widths + branches *
     fusion_size)`.
     """
 
@@ -785,8 +788,8 @@ class AttentionFusion(ConcatFusion):
         pooled = [super().forward(features, tokens)]
         for name, queries in own.items():
             others = torch.cat([values for other, values in own.items() if other != name], dim=1)
-            heard, _ = self.attention[name](queries, others, others, need_weights=False)
-            pooled.append(self.norm[name](queries + heard).mean(dim=1))
+            attended, _ = self.attention[name](queries, others, others, need_weights=False)
+            pooled.append(self.norm[name](queries + attended).mean(dim=1))
         return torch.cat(pooled, dim=-1)
 
 
@@ -824,7 +827,7 @@ def _attention(size: int, dropout: float = 0.0) -> nn.MultiheadAttention:
 
 
 # ---- Heads ----
-# What follows the branches of MaxMViT-MLP: their features are fused, a head scores emotions, a loss the scores.
+# A head maps the fused features to the logits of the emotions.
 
 NO_ATTENTION = "Only head='decoder' returns attention maps: leave out output_attentions=True."
 
@@ -846,8 +849,8 @@ class HiddenLayer(nn.Module):
 class MLPHead(HiddenLayer):
     """
     Dense, BatchNorm, Dropout, ReLU, and again for each further one of `config.head_layers`, Dense:
-    `(B, in_features)` -> `(B, config.num_labels)`, and no attention. Raises `ValueError` where that is asked for by
-    `look`, and for a batch of one clip in training, which has no spread that BatchNorm could divide by.
+    `(B, in_features)` -> `(B, config.num_labels)`, and no attention. Raises `ValueError` if attention is requested
+    (`return_attention`), and for a batch of one clip in training, which has no variance for BatchNorm.
     """
 
     def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
@@ -856,11 +859,11 @@ class MLPHead(HiddenLayer):
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(  # type: ignore[override]
-        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+        self, features: torch.Tensor, tokens: Tensors, return_attention: bool = False
     ) -> tuple[torch.Tensor, None]:
-        if look:
+        if return_attention:
             raise ValueError(NO_ATTENTION)
-        # A BatchNorm that is synchronised over processes (another class) sees their clips too.
+        # A BatchNorm that is synchronised over processes (another class) includes their clips too.
         if self.norm.training and isinstance(self.norm, nn.BatchNorm1d) and features.shape[0] == 1:
             raise ValueError(
                 "A batch of one clip cannot be trained on: the BatchNorm of the head needs two. Take a larger batch, "
@@ -876,14 +879,16 @@ class LinearHead(nn.Module):
         super().__init__()
         self.out_proj = nn.Linear(in_features, config.num_labels)
 
-    def forward(self, features: torch.Tensor, tokens: Tensors, look: bool = False) -> tuple[torch.Tensor, None]:
-        if look:
+    def forward(
+        self, features: torch.Tensor, tokens: Tensors, return_attention: bool = False
+    ) -> tuple[torch.Tensor, None]:
+        if return_attention:
             raise ValueError(NO_ATTENTION)
         return self.out_proj(features), None
 
 
 class DecoderLayer(nn.Module):
-    """A class's query reads the tokens, then thinks: attention and two dense layers, each with a residual."""
+    """Attention of the class queries to the tokens, then two dense layers, each part with a residual connection."""
 
     def __init__(self, size: int, dropout: float):
         super().__init__()
@@ -894,21 +899,23 @@ class DecoderLayer(nn.Module):
         )
         self.dense_norm = nn.LayerNorm(size)
 
-    def forward(self, queries: torch.Tensor, memory: torch.Tensor, look: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        read, weights = self.attention(queries, memory, memory, need_weights=look)
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, return_attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        read, weights = self.attention(queries, memory, memory, need_weights=return_attention)
         queries = self.attention_norm(queries + read)
         return self.dense_norm(queries + self.dense(queries)), weights
 
 
 class DecoderHead(nn.Module):
     """
-    One learned query for each class reads the tokens of all branches and the fused features, in `config.head_layers`
-    layers, and a linear map of its own scores it: `(B, config.num_labels)`. As in ML-Decoder (Ridnik et al. 2021,
-    https://arxiv.org/abs/2111.12933) the queries do not attend to each other, which Query2Label's (Liu et al. 2021,
-    https://arxiv.org/abs/2107.10834) do.
+    One learned query for each class attends to the tokens of all branches and the fused features, in
+    `config.head_layers` layers, followed by a linear map for each class: `(B, config.num_labels)`. As in ML-Decoder
+    (Ridnik et al. 2021, https://arxiv.org/abs/2111.12933) the queries do not attend to each other, unlike in
+    Query2Label (Liu et al. 2021, https://arxiv.org/abs/2107.10834).
 
-    Where `look` is True, the attention of each layer comes too, mean over its heads: `(B, num_labels, 1 + tokens)`,
-    the fused features first, then the branches' tokens in their order.
+    With `return_attention`, the attention of each layer is returned too, averaged over its heads: `(B, num_labels, 1 +
+    tokens)`, the fused features first, then the branches' tokens in their order.
     """
 
     def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
@@ -921,16 +928,16 @@ class DecoderHead(nn.Module):
         self.out_proj = nn.Linear(size, config.num_labels)
 
     def forward(
-        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+        self, features: torch.Tensor, tokens: Tensors, return_attention: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         projected = [self.project[name](values) for name, values in tokens.items()]
         memory = torch.cat([self.fused(features)[:, None], *projected], dim=1)
-        queries, seen = self.queries.expand(features.shape[0], -1, -1), []
+        queries, attentions = self.queries.expand(features.shape[0], -1, -1), []
         for layer in self.layers:
-            queries, weights = layer(queries, memory, look)
-            seen.append(weights)
+            queries, weights = layer(queries, memory, return_attention)
+            attentions.append(weights)
         scores = (queries * self.out_proj.weight).sum(dim=-1) + self.out_proj.bias
-        return scores, tuple(seen) if look else None
+        return scores, tuple(attentions) if return_attention else None
 
 
 HEADS: dict[str, Any] = {"mlp": MLPHead, "linear": LinearHead, "decoder": DecoderHead}
@@ -953,27 +960,27 @@ class LateFusionHead(nn.Module):
         self.speech = LinearHead(config, self.speech_size, token_widths)
 
     def forward(
-        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+        self, features: torch.Tensor, tokens: Tensors, return_attention: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        logits, attentions = self.branch_logits(features, tokens, look)
+        logits, attentions = self.branch_logits(features, tokens, return_attention)
         return self.joined(*logits), attentions
 
     def joined(self, images: torch.Tensor, speech: torch.Tensor) -> torch.Tensor:
-        """The weighted mean of the logits of the two classifiers."""
+        """Returns the weighted mean of the logits of the two classifiers."""
         return (1 - self.share) * images + self.share * speech
 
     def branch_logits(
-        self, features: torch.Tensor, tokens: Tensors, look: bool = False
+        self, features: torch.Tensor, tokens: Tensors, return_attention: bool = False
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...] | None]:
-        """The logits of the two classifiers, `(B, num_labels)` each, and the attention of the first."""
+        """Returns the logits of the two classifiers, `(B, num_labels)` each, and the attention of the first."""
         of_images, of_speech = features.split([features.shape[1] - self.speech_size, self.speech_size], dim=1)
         of_branches = {name: values for name, values in tokens.items() if name != "speech"}
-        logits, attentions = self.images(of_images, of_branches, look)
+        logits, attentions = self.images(of_images, of_branches, return_attention)
         return (logits, self.speech(of_speech, tokens)[0]), attentions
 
 
 # ---- Familiarity ----
-# How much a clip is like the training data, by the Mahalanobis distance of its features from those of the training
+# How similar a clip is to the training data, by the Mahalanobis distance of its features from those of the training
 # clips (Lee et al. 2018, https://arxiv.org/abs/1807.03888).
 
 MAX_COMPONENTS = 64
@@ -1042,7 +1049,7 @@ class Familiarity(nn.Module):
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """The mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels it takes."""
+    """Returns the mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels."""
     per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
     if problem_type == "regression":
         if per_class or per_clip and logits.shape[1] == 1:
@@ -1069,7 +1076,7 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None
 # ---- Statistics of the training clips ----
 
 
-TELLING_SHARE = 0.05  # of the features, by which speakers are told apart
+TELLING_SHARE = 0.05  # fraction of the features, by which speakers differ most
 
 
 class FeatureStatistics(nn.Module):
@@ -1124,18 +1131,18 @@ def check_call(given: Mapping[str, Any]) -> None:
         if name not in TRANSFORMERS_KEYWORDS:
             raise TypeError(f"MaxMViT takes no argument {name!r}.")
         if name == "output_attentions" and value:
-            raise ValueError("MaxMViT returns no attention maps: output_attentions=True cannot be had.")
+            raise ValueError("MaxMViT returns no attention maps: leave out output_attentions=True.")
 
 
 # ---- Models ----
 
-FILLED = "_is_hf_initialized"  # transformers' mark on a tensor whose values are meant, drawn or loaded
+FILLED = "_is_hf_initialized"  # transformers' mark on a tensor that is initialised or loaded
 
 
 @dataclass
 class MaxMViTModelOutput(ModelOutput):
     """
-    What the branches saw and heard; None for a branch that the model has not.
+    Output of the branches; `None` for a branch the model does not have.
 
     Args:
         cqt_features (`torch.FloatTensor` of shape `(batch_size, 768)`):
@@ -1145,12 +1152,12 @@ class MaxMViTModelOutput(ModelOutput):
         speech_features (`torch.FloatTensor` of shape `(batch_size, hidden size of the encoder)`):
             Pooled features of the speech encoder.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, 1536)`):
-            Those of all branches, concatenated.
+            Pooled features of all branches, concatenated.
         tokens (`dict` of `torch.FloatTensor` of shape `(batch_size, tokens, width)`):
-            By branch, the places of the last feature map, or the stretches of the clip that the speech encoder heard,
-            where the fusion or the head looks at them; else None.
+            By branch, the positions of the last feature map, or segments of the clip for the speech encoder; `None`
+            unless the fusion or the head uses them.
         hidden_states (`tuple(torch.FloatTensor)`, given when `output_hidden_states` is):
-            What the stages of all branches gave, each of shape `(batch_size, channels, height, width)`: the maps of
+            Output of the stages of all branches, each of shape `(batch_size, channels, height, width)`: the maps of
             the constant-Q branch in order of depth, then those of the Mel branch, then the layers of the speech
             encoder (height 1, width in frames). Branch `name` has
             `len(model.branches()[name].feature_info)` of them; for the default backbones 5 (MaxViT's stem and four
@@ -1169,11 +1176,11 @@ class MaxMViTModelOutput(ModelOutput):
 @dataclass
 class MaxMViTClassifierOutput(SequenceClassifierOutput):
     """
-    [`~transformers.modeling_outputs.SequenceClassifierOutput`], and what this model has beside it.
+    [`~transformers.modeling_outputs.SequenceClassifierOutput`], with additional outputs of this model.
 
     Args:
         branch_logits (`tuple(torch.FloatTensor)`, given in training if `config.fusion` is `"late"`):
-            The logits of the two classifiers, by each of which the model is trained.
+            The logits of the two classifiers, each of which is trained with its own loss.
         familiarity (`torch.FloatTensor` of shape `(batch_size,)`, given in evaluation if `config.familiarity` is set):
             The share of training-like clips that lie farther from the training data, 0 to 1; see [`Familiarity`].
     """
@@ -1195,33 +1202,33 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
 
     def branches(self) -> dict[str, Any]:
         """
-        Who sees and hears by name, `"cqt"`, `"mel"` and `"speech"` or those of them that the model has, in the order
-        of their features; `BRANCHES` in `configuration_maxmvit.py` says what each is given and which field of the
-        configuration names it. timm's models share methods but no class that has them, so their type says nothing.
+        Returns the branches that the model has, of `"cqt"`, `"mel"` and `"speech"`, by name and in the order of their
+        features; see `BRANCHES` in `configuration_maxmvit.py` for their inputs and fields of the configuration. timm's
+        models share methods but no base class that declares them, hence the type `Any`.
         """
         return {name: getattr(self.base_model, BRANCHES[name].field) for name in self.config.branch_names}
 
     def pretrained_parts(self) -> dict[str, Any]:
         """
-        Of each branch what others may have trained, for who freezes it or trains it by other rules than the head: a
-        backbone of pictures whole, a speech encoder without what makes features of its layers.
+        Returns the part of each branch that may be pretrained, to freeze it or to train it differently from the head:
+        the whole of an image backbone, and a speech encoder without the pooling of its layers.
         """
         return {name: branch.encoder if name == "speech" else branch for name, branch in self.branches().items()}
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """
-        Draws what neither a checkpoint nor timm has filled: transformers calls it after building a model, and after
-        loading one. Weights that a checkpoint lacks get the values of a backbone that timm has just built.
+        Initialises weights that come neither from a checkpoint nor from timm; transformers calls this after building
+        or loading a model. Backbone weights that a checkpoint lacks are copied from a newly built backbone.
         """
         super().initialize_weights()
         for branch, backbone in self.branches().items():
             state = backbone.state_dict(keep_vars=True)
             missing = [name for name, tensor in state.items() if not getattr(tensor, FILLED, False)]
             if missing:
-                drawn = create_branch(branch, self.config).state_dict()
+                initial = create_branch(branch, self.config).state_dict()
                 for name in missing:
-                    state[name].copy_(drawn[name])
+                    state[name].copy_(initial[name])
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
@@ -1235,7 +1242,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
         self.base_model.gradient_checkpointing = enable
 
     def get_input_embeddings(self) -> None:
-        """None: pictures go in, no tokens."""
+        """Returns `None`: the inputs are images, not tokens."""
         return None
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -1257,7 +1264,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
     Args:
         config ([`MaxMViTConfig`]):
-            Names and sizes of the branches. They start at random; see [`~MaxMViTModel.load_imagenet_weights`] and
+            Names and sizes of the branches, initialised at random; see [`~MaxMViTModel.load_imagenet_weights`] and
             [`~MaxMViTModel.load_speech_weights`].
     """
 
@@ -1279,11 +1286,11 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # timm draws the weights of the backbones when it builds them, so transformers must not redraw them. Buffers
+        # timm initialises the backbones when it builds them, so transformers must not initialise them again. Buffers
         # that no checkpoint holds, such as MaxViT's relative-position tables, come off the meta device, on which
         # `from_pretrained` builds, as uninitialised memory.
-        if callable(draw := getattr(module, "init_non_persistent_buffers", None)):
-            draw()
+        if callable(initialise := getattr(module, "init_non_persistent_buffers", None)):
+            initialise()
         if isinstance(module, MelFilterBank):
             initialization.zeros_(module.log_gains)
         if isinstance(module, FeatureStatistics):
@@ -1293,8 +1300,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
     def set_feature_statistics(self, statistics: FeatureStatistics | None) -> None:
         """
-        Sets the statistics of the training clips' pooled features, and the field of the configuration that says that
-        the model has them. None is for a model whose weights are going to change.
+        Sets the statistics of the training clips' pooled features, and the field of the configuration that
+        records them. Pass `None` before the weights change.
         """
         self.config.feature_statistics = statistics is not None
         self.feature_statistics = None if statistics is None else statistics.to(self.device)
@@ -1314,18 +1321,18 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Constant-Q images from [`MaxMViTFeatureExtractor`]. One channel is repeated to three; a size other
-                than `config.image_size` is resized bilinearly. A model without this branch takes no notice of them.
+                than `config.image_size` is resized bilinearly. Ignored by a model without this branch.
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
             input_values (`torch.FloatTensor` of shape `(batch_size, samples)`):
-                What a speech encoder hears of them, from [`MaxMViTFeatureExtractor`]; of Whisper
+                Input of the speech encoder, from [`MaxMViTFeatureExtractor`]; for Whisper
                 `(batch_size, bands, frames)`.
             attention_mask (`torch.Tensor` of shape `(batch_size, samples or frames)`):
-                1 where the clip is, 0 where it was filled with zeros; without it, all is the clip.
+                1 for the clip, 0 for padding; by default all 1.
             power_values (`torch.FloatTensor` of shape `(batch_size, bins, frames)`):
-                Of `filter_bank="learnable"`, what the Mel branch is given in place of `mel_values`, in dB.
+                For `filter_bank="learnable"`: input of the Mel branch instead of `mel_values`, in dB.
             power_lengths (`torch.Tensor` of shape `(batch_size,)`):
-                How many of its frames are the clip's; without it, all are.
+                Number of frames of each clip without padding; by default all.
             kwargs:
                 `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
                 maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
@@ -1333,8 +1340,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 attention maps are refused.
 
         Raises:
-            ValueError: for images of a wrong shape or of unequal number.
-            TypeError: for a keyword that transformers does not know.
+            ValueError: Images have the wrong shape, or their numbers differ.
+            TypeError: A keyword is unknown to transformers.
         """
         check_call(kwargs)
         given = {
@@ -1356,7 +1363,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             if with_maps:
                 last, maps_of_stages = backbone.forward_intermediates(*inputs[name])
                 maps.extend(maps_of_stages)
-            elif self.config.looks_at_tokens:
+            elif self.config.uses_tokens:
                 last = backbone.forward_features(*inputs[name])
             else:
                 features[name] = backbone(*inputs[name])
@@ -1366,7 +1373,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         return MaxMViTModelOutput(
             **{f"{name}_features": values for name, values in features.items()},
             pooler_output=torch.cat(list(features.values()), dim=-1),
-            tokens=tokens if self.config.looks_at_tokens else None,
+            tokens=tokens if self.config.uses_tokens else None,
             hidden_states=tuple(maps) if with_maps else None,
         )
 
@@ -1374,7 +1381,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         self, cqt_weights: str | os.PathLike | None = None, mel_weights: str | os.PathLike | None = None
     ) -> None:
         """
-        Replaces the weights of the backbones that see pictures by timm's pretrained ones.
+        Replaces the weights of the image backbones by timm's pretrained ones.
 
         Args:
             cqt_weights (`str` or `os.PathLike`, *optional*):
@@ -1388,7 +1395,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
         """
         weights = {"cqt": cqt_weights, "mel": mel_weights}
-        for branch in self.config.picture_names:
+        for branch in self.config.image_names:
             pretrained = create_pretrained_backbone(branch, self.config, weights[branch])
             self.branches()[branch].load_state_dict(pretrained.state_dict())
 
@@ -1418,7 +1425,7 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
 
 class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     """
-    MaxMViT-MLP: the branches, what fuses their features and the head that names the emotion of a clip.
+    MaxMViT-MLP for classification: the branches, the fusion of their features, and the head.
 
     Args:
         config ([`MaxMViTConfig`]):
@@ -1427,7 +1434,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     With `config.familiarity`, `familiarity` is the [`Familiarity`] of the training data, else None.
     """
 
-    # Training anew from a checkpoint leaves it out, since it is that of other weights.
+    # Training from a checkpoint omits it, since it was fitted for other weights.
     _keys_to_ignore_on_load_unexpected = [r"^familiarity\."]
     _keep_in_fp32_modules_strict = ["familiarity"]
 
@@ -1453,7 +1460,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         if isinstance(module, DecoderHead):
             initialization.normal_(module.queries, std=QUERY_STD)
         if isinstance(module, Familiarity):
-            initialization.constant_(module.class_means, math.nan)  # a head of other classes knows no clip
+            initialization.constant_(module.class_means, math.nan)  # not fitted for a head of other classes
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -1499,9 +1506,9 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
                 - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
             input_values, attention_mask (`torch.Tensor`):
-                What a speech encoder hears, see [`MaxMViTModel.forward`].
+                Inputs of the speech encoder, see [`MaxMViTModel.forward`].
             power_values, power_lengths (`torch.Tensor`):
-                What learnable Mel filters are fed with, see [`MaxMViTModel.forward`].
+                Inputs of learnable Mel filters, see [`MaxMViTModel.forward`].
             feature_shift (`torch.Tensor` of shape `(num_features,)` or `(batch_size, num_features)`, *optional*):
                 Subtracted from the pooled features of all branches, in the order of `pooler_output`, before the
                 fusion: what is known of a speaker, or of the recording conditions, apart from the emotion.
@@ -1520,7 +1527,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, for
                 a batch of one clip in training, and as [`~MaxMViTForAudioClassification.shifted`].
         """
-        look = kwargs.pop("output_attentions", None)
+        output_attentions = kwargs.pop("output_attentions", None)
         inputs = (cqt_values, mel_values, input_values, attention_mask, power_values, power_lengths)
         outputs = self.maxmvit(*inputs, return_dict=True, **kwargs)
         features = {name: outputs[f"{name}_features"] for name in self.config.branch_names}
@@ -1530,10 +1537,12 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         fused = self.feature_dropout(self.fusion(features, tokens))
         branch_logits = None
         if self.training and isinstance(self.classifier, LateFusionHead):
-            branch_logits, attentions = self.classifier.branch_logits(fused, tokens, look=bool(look))
+            branch_logits, attentions = self.classifier.branch_logits(
+                fused, tokens, return_attention=bool(output_attentions)
+            )
             logits = self.classifier.joined(*branch_logits)
         else:
-            logits, attentions = self.classifier(fused, tokens, look=bool(look))
+            logits, attentions = self.classifier(fused, tokens, return_attention=bool(output_attentions))
         loss = None
         if labels is not None:
             losses = [loss_of(each.float(), labels, self.config.problem_type) for each in branch_logits or (logits,)]
@@ -1560,7 +1569,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Raises:
             ValueError: The shift has another shape, or the fusion or the head reads tokens, which it does not change.
         """
-        if self.config.looks_at_tokens:
+        if self.config.uses_tokens:
             raise ValueError(
                 f"feature_shift changes pooled features only, and fusion={self.config.fusion!r} with "
                 f"head={self.config.head!r} reads feature maps too: train a model with another fusion and head for it."
@@ -1585,7 +1594,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         Raises:
             ValueError: The fusion or the head reads tokens, which pooled features do not hold.
         """
-        if self.config.looks_at_tokens:
+        if self.config.uses_tokens:
             raise ValueError(
                 f"fusion={self.config.fusion!r} with head={self.config.head!r} reads feature maps too, which pooled "
                 "features do not hold: call the model on its inputs."

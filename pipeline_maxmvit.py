@@ -185,7 +185,7 @@ def population_mean(model: Any) -> np.ndarray:
         ValueError: The model does not store it.
     """
     config = model.config
-    if config.looks_at_tokens:
+    if config.uses_tokens:
         raise ValueError(
             f"No speaker can be enrolled with fusion={config.fusion!r} and head={config.head!r}, which read feature "
             "maps that a profile does not change: use a model with another fusion and head."
@@ -441,9 +441,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         waveforms = [sound for sound in sounds if not isinstance(sound, dict)]
         computed = iter(extractor.spectrograms(waveforms, device=self.device) if waveforms else [])
         spectrograms = [sound if isinstance(sound, dict) else next(computed) for sound in sounds]
-        images = extractor.images(spectrograms, self.model.config.picture_names)
+        images = extractor.images(spectrograms, self.model.config.image_names)
         inputs = {name: extractor.normalize(image, name.removesuffix("_values")) for name, image in images.items()}
-        inputs |= {name: value.to(self.device) for name, value in extractor.heard(spectrograms).items()}
+        inputs |= {name: value.to(self.device) for name, value in extractor.waveform_inputs(spectrograms).items()}
         if only_features:
             return self.model.base_model(**inputs)
         return self.model(**inputs) if feature_shift is None else self.model(**inputs, feature_shift=feature_shift)

@@ -103,7 +103,7 @@ def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
     if can_cache_embeddings(model.config, trained):
         place = clip_args.cache_dir
         statistics = layer_statistics_of([corpus.clips], model, extractor, place, trainer_args.device)
-    collator = PairCollator(extractor, layer_statistics=statistics, branches=model.config.picture_names)
+    collator = PairCollator(extractor, layer_statistics=statistics, branches=model.config.image_names)
     test = part_of(corpus, parts, "test")
     if not len(test):
         sys.exit(f"error: no test clip of {folder / 'splits.json'} is in {corpus.source}: name its --data_dir.")

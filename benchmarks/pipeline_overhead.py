@@ -42,7 +42,7 @@ class Prepared:
         self.index += 1
         return self.batches[(self.index - 1) % len(self.batches)]
 
-    def heard(self, spectrograms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def waveform_inputs(self, spectrograms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {}
 
     def normalize(self, images: torch.Tensor, branch: str) -> torch.Tensor:

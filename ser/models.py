@@ -23,7 +23,7 @@ from feature_extraction_maxmvit import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MaxMViTFeatureExtractor,
-    picture_settings,
+    image_settings,
     read_processor,
 )
 from modeling_maxmvit import MaxMViTForAudioClassification
@@ -64,7 +64,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
         if chosen["filter_bank"] == "learnable":
             deaf = copy.copy(model_args)
             deaf.speech_encoder = None  # its configuration is to be read first, below
-            chosen["filter_bank_config"] = picture_settings(make_feature_extractor(deaf))
+            chosen["filter_bank_config"] = image_settings(make_feature_extractor(deaf))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # a checkpoint holds no local paths
             config.speech_encoder = Path(config.speech_encoder).resolve().name
@@ -80,7 +80,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
             f"out {', '.join(f'--{name}' for name in others)}."
         )
     if config.filter_bank == "learnable":
-        drawn = picture_settings(make_feature_extractor(model_args))
+        drawn = image_settings(make_feature_extractor(model_args))
         if others := [name for name, value in drawn.items() if value != (config.filter_bank_config or {})[name]]:
             raise DataError(
                 f"--feature_extractor_kwargs: the model of {start} computes its Mel images itself, with the settings "

@@ -75,7 +75,7 @@ class PairCollator:
             images, labels = self.augmentation(images, labels)
         batch: dict[str, Any] = {"images": {branch: values.half() for branch, values in images.items()}}
         if self.layer_statistics is None or "start" in rows[0]:
-            batch |= self.feature_extractor.heard(clips)
+            batch |= self.feature_extractor.waveform_inputs(clips)
         else:
             if clips[0]:
                 batch |= self.feature_extractor.powers(clips)

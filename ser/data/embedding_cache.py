@@ -97,7 +97,7 @@ def _computed(
     for first in range(0, len(contents), BATCH_SIZE):
         batch = contents[first : first + BATCH_SIZE]
         clips = [row_versions[number] for row_versions, number in map(versions.__getitem__, batch)]
-        given = feature_extractor.heard(clips)
+        given = feature_extractor.waveform_inputs(clips)
         statistics = branch.layer_statistics(given["input_values"].to(device), given["attention_mask"].to(device))
         # float16 ends at 65,504, which single channels of some encoders' hidden states exceed.
         halved = statistics.clamp(-MAX_HALF, MAX_HALF).half().cpu()

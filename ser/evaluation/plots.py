@@ -128,7 +128,7 @@ def plot_spectrograms(
     """
     spectrograms = feature_extractor.spectrograms(waveform)
     images = feature_extractor.images(spectrograms)
-    first, last = feature_extractor.spoken(spectrograms[0])
+    first, last = feature_extractor.speech_bounds(spectrograms[0])
     start, end = start + first, start + min(last, len(waveform) / feature_extractor.sampling_rate)
     figures = []
     for name, ticks in frequency_ticks(feature_extractor).items():

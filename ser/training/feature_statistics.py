@@ -130,6 +130,6 @@ def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None
         rows = np.random.default_rng(trainer.args.seed).permutation(len(clips))[:MAX_CLIPS]
         clips = clips.select(np.sort(rows))
     pooled = pooled_features(trainer, clips)
-    if not model.config.looks_at_tokens:
+    if not model.config.uses_tokens:
         model.base_model.set_feature_statistics(population_statistics(pooled.features, pooled.speakers))
     fit_familiarity(model, *features_with_copies(trainer, clips, pooled), seed=trainer.args.seed)

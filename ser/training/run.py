@@ -252,7 +252,7 @@ def make_trainer(
 ) -> SERTrainer:
     """Returns the trainer for the part `train`, with augmentation, and the part `validation`, if that has clips."""
     collator = partial(
-        PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.picture_names
+        PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.image_names
     )
     train_collator = collator(
         make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),

@@ -45,7 +45,7 @@ def assert_same_pictures(extractor, waveform: np.ndarray) -> None:
     with torch.no_grad():
         own = front_end(torch.from_numpy(waveform)[None])
     assert list(own) == ["cqt_values", "mel_values", "shown"]
-    start, end = extractor.spoken(extractor.spectrograms(waveform)[0])
+    start, end = extractor.speech_bounds(extractor.spectrograms(waveform)[0])
     length = len(waveform) / extractor.sampling_rate
     whole = extractor.trim_db is None
     assert own.pop("shown")[0].tolist() == pytest.approx((0, length) if whole else (start, min(end, length)))

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from configuration_maxmvit import MaxMViTConfig
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor, picture_settings
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor, image_settings
 from modeling_maxmvit import MaxMViTForAudioClassification
 
 IMAGE_SIZE = 64
@@ -48,7 +48,7 @@ def tiny_learnable(**changes) -> tuple[MaxMViTConfig, MaxMViTFeatureExtractor]:
     extractor = MaxMViTFeatureExtractor(**{**sizes, **changes})
     backbones = {f"{name}_backbone": "convnet" for name in ("cqt", "mel")}
     backbones |= {f"{name}_backbone_kwargs": {"channels": [8, 16]} for name in ("cqt", "mel")}
-    drawn = {"filter_bank": "learnable", "filter_bank_config": picture_settings(extractor), "image_size": 32}
+    drawn = {"filter_bank": "learnable", "filter_bank_config": image_settings(extractor), "image_size": 32}
     return tiny_config(**backbones, **drawn), extractor
 
 

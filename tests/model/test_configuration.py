@@ -141,7 +141,7 @@ def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package,
         ("architectures", [1], "a list of strings or None"),
         ("problem_type", "clustering", "'regression' or"),
         ("output_hidden_states", "yes", "true or false or None"),
-        ("dtype", "nn", "names a type of torch"),
+        ("dtype", "nn", "use a dtype of torch"),
         ("num_labels", "four", "a whole number"),
         ("id2label", ["sad"], "a dictionary or None"),
     ],
@@ -187,5 +187,5 @@ def test_labels_by_strings_are_labels_by_index(names, tmp_path):
     ],
 )
 def test_labels_that_name_no_classes_are_refused(labels):
-    with pytest.raises(ValueError, match="id2label=.* names the classes from 0 on"):
+    with pytest.raises(ValueError, match="id2label=.* has to give the classes 0, 1, "):
         MaxMViTConfig(id2label=labels)

@@ -98,7 +98,7 @@ def test_decoder():
         queries = F.layer_norm(queries + wide @ layer.dense[3].weight.T + layer.dense[3].bias, (8,))
         maps.append(seen)
     expected = torch.stack([queries[:, k] @ head.out_proj.weight[k] + head.out_proj.bias[k] for k in range(3)], dim=1)
-    scores, attentions = head(fused, tokens, look=True)
+    scores, attentions = head(fused, tokens, return_attention=True)
     torch.testing.assert_close(scores, expected)
     for given, plain in zip(attentions, maps, strict=True):
         assert given.shape == (CLIPS, 3, 1 + 7 + 7)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.ablation import flags_of, read_variations
 from configuration_maxmvit import MaxMViTConfig
-from feature_extraction_maxmvit import MaxMViTFeatureExtractor, picture_settings
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor, image_settings
 from modeling_maxmvit import MaxMViTForAudioClassification, MelFilterBank
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import DataArguments
@@ -64,7 +64,7 @@ def test_it_begins_with_the_extractors_pictures(trim_db, level, mel_representati
     )  # fmt: skip
     given = inputs_of(extractor, *CLIPS)
     assert len({*given["power_lengths"].tolist()}) == 3
-    own = MelFilterBank(picture_settings(extractor))(given["power_values"], given["power_lengths"])
+    own = MelFilterBank(image_settings(extractor))(given["power_values"], given["power_lengths"])
     std = torch.tensor(extractor.image_std)[:, None, None]
     torch.testing.assert_close(own * std, given["mel_values"] * std, rtol=0, atol=1e-4)
     assert given["mel_values"].std() > 0.1
@@ -72,7 +72,7 @@ def test_it_begins_with_the_extractors_pictures(trim_db, level, mel_representati
 
 def test_it_begins_as_slaneys_bank_and_stays_positive_and_in_its_bands():
     extractor = MaxMViTFeatureExtractor(filter_bank="learnable")
-    bank, slaney = MelFilterBank(picture_settings(extractor)), torch.from_numpy(mel_filters(RATE, 4096, 128))
+    bank, slaney = MelFilterBank(image_settings(extractor)), torch.from_numpy(mel_filters(RATE, 4096, 128))
     assert bank.filters().equal(slaney)
     assert len(bank.log_gains) == (slaney > 0).sum() < 2 * 2049
     torch.nn.init.normal_(bank.log_gains)
@@ -140,7 +140,10 @@ def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
     plain, extractor = tiny_feature_extractor(), tiny_feature_extractor(filter_bank="learnable", level="full_scale")
     (clip,) = extractor.spectrograms(CLIPS[0])
     assert clip["power"].shape == (2049, clip["mel"].shape[-1]) and "power" not in plain.spectrograms(CLIPS[0])[0]
-    assert not plain.heard([clip]) and {*extractor.heard([clip])} == {"power_values", "power_lengths"}
+    assert not plain.waveform_inputs([clip]) and {*extractor.waveform_inputs([clip])} == {
+        "power_values",
+        "power_lengths",
+    }
     kept = unpack(pack(clip))
     loud = clip["power"] > clip["power"].max() - 128
     assert (kept["power"] - clip["power"])[loud].abs().max() < 0.04
@@ -164,7 +167,7 @@ def test_windows_of_the_pipeline_filter_their_stretch():
     for row in rows:
         stretch = extractor.cut(whole, row["start"], row["end"])
         images = {name: extractor.normalize(image) for name, image in extractor.images([stretch]).items()}
-        scores = model(**images, **extractor.heard([stretch])).logits.softmax(-1)[0].tolist()
+        scores = model(**images, **extractor.waveform_inputs([stretch])).logits.softmax(-1)[0].tolist()
         assert list(row["scores"].values()) == pytest.approx(scores, abs=1e-3)
 
 
@@ -312,7 +315,7 @@ def test_the_command_builds_both_of_one_kind():
     ]
     model_args, _, args = command(*flags, "--cqt_backbone", "convnet", "--mel_backbone", "convnet")
     config, extractor = make_config(model_args), make_feature_extractor(model_args)
-    assert config.filter_bank_config == picture_settings(extractor) and extractor.filter_bank == "learnable"
+    assert config.filter_bank_config == image_settings(extractor) and extractor.filter_bank == "learnable"
     assert args.by_branch("optimizer")["filter"] == "sgd" and config.filter_bank_config["channels"] == "deltas"
     model_args.feature_extractor_kwargs = {"filter_bank": "learnable"}
     with pytest.raises(ValueError, match="filter_bank is set by --filter_bank; leave it out"):
@@ -339,7 +342,7 @@ def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
 
 def test_what_cannot_work_is_named():
     model, extractor = built()
-    settings = picture_settings(extractor)
+    settings = image_settings(extractor)
     for fields, said in (
         ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: it is one of fixed, learnable"),
         ({"filter_bank": "learnable"}, "needs a filter_bank_config"),
