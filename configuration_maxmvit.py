@@ -344,7 +344,9 @@ class MaxMViTConfig(PretrainedConfig):
         kind: Any = type(self)
         check_types({name: value}, _field_types(kind))
         if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(f"dtype={shortened(value)} does not work: use a dtype of torch, such as 'float32'.")
+            raise ValueError(
+                f"dtype={shortened(value)} does not work: it has to be a dtype of torch, such as 'float32'."
+            )
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):

@@ -347,7 +347,7 @@ def test_what_cannot_work_is_named():
         ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: it is one of fixed, learnable"),
         ({"filter_bank": "learnable"}, "needs a filter_bank_config"),
         ({"filter_bank": "learnable", "filter_bank_config": {"n_mels": 9}}, "needs a filter_bank_config"),
-        ({"filter_bank_config": settings}, "filter_bank_config describes"),
+        ({"filter_bank_config": settings}, "filter_bank_config is for filter_bank='learnable'"),
         ({"filter_bank": "learnable", "filter_bank_config": settings, "mel_backbone": None}, "without a mel_backbone"),
     ):
         with pytest.raises(ValueError, match=said):
