@@ -125,10 +125,10 @@ def test_what_cannot_be_scored_is_said_in_a_sentence(evaluate, tmp_path, flags, 
 
 def test_no_report_or_model_is_written_over(evaluate, corpus, cache, tmp_path):
     folder = checkpoint(tmp_path / "model")
-    with pytest.raises(DataError, match="config.json already"):
+    with pytest.raises(DataError, match="already holds a config.json"):
         evaluate_ser.main([str(folder), "--data_dir", str(corpus), "--output_dir", str(folder)])
     evaluate(folder)
-    with pytest.raises(DataError, match="metrics.json already"):
+    with pytest.raises(DataError, match="already holds a metrics.json"):
         evaluate(folder)
 
 
