@@ -174,7 +174,8 @@ def test_part(
         validation = validation and [i for i in validation if i not in {*test}]
     else:
         name = resolve_protocol(corpus, protocol)
-        if not 1 <= fold <= (count := _n_folds(corpus, name)):
+        count = _n_folds(corpus, name)
+        if not 1 <= fold <= count:
             raise DataError(f"Protocol {name} of {corpus.name} has folds 1 to {count}, not {fold}.")
         if name == "predefined":
             validation, test, apart = _predefined(corpus)
