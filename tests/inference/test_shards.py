@@ -271,9 +271,9 @@ def worker(task: str, log: str, arguments: list[str]) -> int:
     asked: list[str] = []
     predict, add = predict_ser.predict, Table.add
 
-    def noting(classify, todo, table, **kwargs):
+    def noting(classify, todo, *others):
         asked.extend(item.file for item in todo)
-        return predict(classify, todo, table, **kwargs)
+        return predict(classify, todo, *others)
 
     def killing(table, item, answer):
         add(table, item, answer)
