@@ -7,7 +7,7 @@ How fast a model answers on a CPU, and in how much memory: PyTorch as it is and 
 The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
 and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
 answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
-`padded to 30 s` is the pipeline with every clip padded as transformers does it, in place of the encoder on the clip's
+`padded to 30 s` is the pipeline with every clip padded as transformers does it, instead of the encoder on the clip's
 own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
 others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
 machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static

@@ -21,7 +21,7 @@ from benchmarks.results import take_json, write_results
 from ser.data.embedding_cache import layer_statistics_of
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
-from ser.training.closed_form import SHRINKAGES, Scatter, fit_discriminant, pooled_features, training_features
+from ser.training.closed_form import SHRINKAGES, Scatter, encoder_features, fit_discriminant, training_features
 from ser.training.run import parse_arguments, read_corpus, set_up_logging, split_of, with_copies, with_features
 
 C = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -50,7 +50,7 @@ def main() -> None:
             branch = model.branches()["speech"]
             features, labels, speakers = training_features(branch, clips, kept)
             statistics = torch.stack([kept[versions.contents[0]] for versions in validation["spectrograms"]])
-            held_out = pooled_features(branch, statistics)
+            held_out = encoder_features(branch, statistics)
             for name, answers in answers_of(features, labels, speakers, held_out, len(corpus.label_names)):
                 counts = confusion_matrix(truth, answers, len(corpus.label_names))
                 found[f"{name}, {kind}"][fold] = float(scores_from_confusion(counts)["UA"])

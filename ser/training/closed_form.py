@@ -170,17 +170,17 @@ def training_features(
     branch.eval()
     if branch.norm is not None:
         branch.norm.reset_running_stats()
-        raw = pooled_features(branch, statistics)
+        raw = encoder_features(branch, statistics)
         branch.norm.load_state_dict({"running_mean": raw.mean(0), "running_var": raw.var(0)}, strict=False)
     speakers = clips["speaker"][:]
     known = None not in speakers and len(set(speakers)) > 1
     numbers = np.unique(speakers, return_inverse=True)[1] if known else np.arange(len(speakers))
     labels = torch.as_tensor(clips["label"][:])[owners]
-    return pooled_features(branch, statistics), labels, numbers[owners].tolist()
+    return encoder_features(branch, statistics), labels, numbers[owners].tolist()
 
 
 @torch.no_grad()
-def pooled_features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
+def encoder_features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
     """`(N, layers + 1, 2, width)` statistics of layers -> `(N, head_hidden_size)` features, on the CPU."""
     device = next(branch.parameters()).device
     return torch.cat([branch(part.float().to(device), None).cpu() for part in statistics.split(256)])
