@@ -43,7 +43,9 @@ DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-LAST_LAYER = ("classifier.out_proj.weight", "classifier.out_proj.bias", "classifier.queries")
+LAST_LAYER = re.compile(
+    r"classifier\.((images|speech)\.)?(out_proj\.(weight|bias)|queries)"
+)  # its shape has the classes
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
@@ -215,7 +217,9 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
     if missing := sorted(info["missing_keys"]):
         raise DataError(_incomplete(checkpoint, model, missing))
     new_classes = own.id2label != config.id2label
-    mismatched = sorted(name for name, *_ in info["mismatched_keys"] if not (new_classes and name in LAST_LAYER))
+    mismatched = sorted(
+        name for name, *_ in info["mismatched_keys"] if not (new_classes and LAST_LAYER.fullmatch(name))
+    )
     if mismatched or info["unexpected_keys"]:
         name = (mismatched or sorted(info["unexpected_keys"]))[0]
         raise DataError(
@@ -223,8 +227,11 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
             "that belong together into one folder, or name another checkpoint."
         )
     if new_classes:
-        torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.02)
-        torch.nn.init.zeros_(model.classifier.out_proj.bias)
+        for name, parameter in model.named_parameters():
+            if LAST_LAYER.fullmatch(name) and name.endswith("weight"):
+                torch.nn.init.normal_(parameter, std=0.02)
+            elif LAST_LAYER.fullmatch(name) and name.endswith("bias"):
+                torch.nn.init.zeros_(parameter)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise DataError(
@@ -374,7 +381,7 @@ def starting_weights(model: MaxMViTForAudioClassification, model_args: "ModelArg
         speech = model.maxmvit.speech_encoder.encoder if model_args.speech_encoder else None
         loaded = model.maxmvit.state_dict() if speech is None or model_args.imagenet_weights else speech.state_dict()
     elif MaxMViTConfig.from_pretrained(start).id2label != model.config.id2label:
-        loaded = {name: tensor for name, tensor in loaded.items() if name not in LAST_LAYER}
+        loaded = {name: tensor for name, tensor in loaded.items() if not LAST_LAYER.fullmatch(name)}
     return weights_digest(loaded)
 
 

@@ -27,6 +27,7 @@ from ser.files import sync, write_json
 from ser.training.arguments import SERTrainingArguments
 from ser.training.callbacks import metric_name
 from ser.training.distributed import all_true, broadcast_from_first, run_lock
+from ser.training.finetuning import compact_weights
 from ser.utils import DataError
 
 # ---- Checkpoints in the folder of a run ----
@@ -332,7 +333,9 @@ class ResumableTrainer(Trainer):
             # FSDP2 creates a subclass in a module of torch; the checkpoint must name and hold this project's class.
             sharded = type(self.model)
             sharded.__name__, sharded.__module__ = sharded.__bases__[-1].__name__, sharded.__bases__[-1].__module__
-        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.model.save_pretrained(
+            folder, state_dict=compact_weights(self.model) if state_dict is None else state_dict
+        )
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

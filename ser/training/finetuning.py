@@ -43,6 +43,20 @@ def set_trained(model: nn.Module, names: Iterable[str], trained: bool) -> None:
             parameter.requires_grad_(trained)
 
 
+def compact_weights(model: MaxMViTForAudioClassification) -> dict[str, torch.Tensor]:
+    """
+    Returns the weights of a model for its checkpoint, those of a frozen speech encoder in float16 where that is exact,
+    as for Whisper, whose own checkpoints are in float16. Loading restores float32 without loss.
+    """
+    weights = model.state_dict()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name in frozen & {name for name in weights if name.startswith("maxmvit.speech_encoder.encoder.")}:
+        half = weights[name].half()
+        if torch.equal(half.to(weights[name].dtype), weights[name]):
+            weights[name] = half
+    return weights
+
+
 def add_adapters(encoder: nn.Module, rank: int) -> Any:
     """
     Adds low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) to a speech encoder, by peft:

@@ -239,7 +239,9 @@ class Louder(WholeModel):
 
 def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(ser.export.onnx, "WholeModel", Louder)
-    with pytest.raises(DataError, match=r"differ from the pipeline's by up to 0\.\d+, and at most 0\.001 is tolerated"):
+    with pytest.raises(
+        DataError, match=r"differ from the pipeline's by up to 0\.\d+, and at most 0\.001 is tolerated"
+    ):
         export(classifier({}, **NETS), tmp_path / "a.onnx", Form(3.0, front_end=False, quantize=None, opset=20))
     assert not list(tmp_path.iterdir())
 

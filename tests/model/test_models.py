@@ -25,7 +25,6 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
 from ser.commands import predict as predict_ser
 from ser.models import (
-    LAST_LAYER,
     load_feature_extractor,
     load_model,
     load_pipeline,
@@ -37,6 +36,8 @@ from ser.models import (
 )
 from ser.utils import DataError, UsageError
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
+
+LAST_WEIGHT = "classifier.out_proj.weight"
 
 
 def save(folder: Path, model=None) -> Path:
@@ -88,7 +89,7 @@ def of_another_shape(folder):
 
 
 def of_more_classes_than_it_says(folder):
-    return change_weights(save(folder), lambda weights: weights.update({LAST_LAYER[0]: torch.zeros(5, 32)}))
+    return change_weights(save(folder), lambda weights: weights.update({LAST_WEIGHT: torch.zeros(5, 32)}))
 
 
 def not_finite(folder):
@@ -165,9 +166,20 @@ def test_only_the_last_layer_is_new_where_the_classes_are(n_classes, tmp_path):
     new = {
         name
         for name, tensor in before.state_dict().items()
-        if name != LAST_LAYER[1] and not torch.equal(tensor, model.state_dict()[name])
+        if name != "classifier.out_proj.bias" and not torch.equal(tensor, model.state_dict()[name])
     }  # fmt: skip
-    assert new == {LAST_LAYER[0]}
+    assert new == {LAST_WEIGHT}
+
+
+def test_both_classifiers_of_late_fusion_are_new_where_the_classes_are(encoders, tmp_path):
+    before = MaxMViTForAudioClassification(tiny_config(speech_encoder=encoders["whisper"], fusion="late"))
+    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    model = make_model(name_classes(make_config(start), CLASSES[:6]), start)
+    kept, new = before.state_dict(), model.state_dict()
+    changed = {name for name in kept if not torch.equal(kept[name], new[name])}
+    last = {f"classifier.{branch}.out_proj.{part}" for branch in ("images", "speech") for part in ("weight", "bias")}
+    assert changed <= last and {name for name in last if name.endswith("weight")} <= changed
+    assert all(new[name].shape[0] == 6 and torch.isfinite(new[name]).all() for name in last)
 
 
 def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):

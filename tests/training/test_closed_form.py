@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import LateFusionHead, MaxMViTForAudioClassification
 from ser.commands.train import main
-from ser.models import load_pipeline
+from ser.models import load_model, load_pipeline
 from ser.training.closed_form import ABSENT, check_closed_form, fit_discriminant
+from ser.training.finetuning import compact_weights
 from ser.utils import DataError
 from tests.helpers.tiny import tiny_config, voice
 from tests.helpers.training import make_arguments
@@ -131,6 +132,26 @@ def test_what_cannot_be_fitted_in_closed_form_is_refused(encoders, changes, sett
         check_closed_form(config, args, keeps_features=True)
     with pytest.raises(DataError, match="--cache_features"):
         check_closed_form(config, args, keeps_features=False)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_an_encoder_that_came_in_half_precision_is_saved_so_unless_it_was_trained(encoders, tmp_path, is_frozen):
+    model = late(encoders["whisper"])
+    encoder = model.branches()["speech"].encoder.requires_grad_(not is_frozen)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(parameter.half().float())
+        next(encoder.parameters()).view(-1)[0] = 0.1  # of which float16 has no such value
+    model.save_pretrained(tmp_path, state_dict=compact_weights(model))
+    saved, own = load_file(tmp_path / "model.safetensors"), model.state_dict()
+    halved = {name for name, tensor in saved.items() if tensor.dtype == torch.float16}
+    inexact = f"maxmvit.speech_encoder.encoder.{next(name for name, _ in encoder.named_parameters())}"
+    names = {f"maxmvit.speech_encoder.encoder.{name}" for name, _ in encoder.named_parameters()} - {inexact}
+    assert halved == (names if is_frozen else set())
+    for loaded in (load_model(tmp_path), MaxMViTForAudioClassification.from_pretrained(tmp_path)):
+        assert all(
+            tensor.dtype == own[name].dtype and tensor.equal(own[name]) for name, tensor in loaded.state_dict().items()
+        )
 
 
 def rows_of(path) -> list[dict[str, str]]:
