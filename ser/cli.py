@@ -48,7 +48,7 @@ DECIDING = {
 """Needs that are not options themselves, and the options on which they depend."""
 EXAMPLE_OPTIONS = {
     "trust_remote_code": "the model's code is that of this project",
-    "ignore_mismatched_sizes": "a last layer for other classes is always new",
+    "ignore_mismatched_sizes": "classes that the checkpoint lacks always start anew in the last layer",
     "freeze_feature_encoder": "the convolutions of a speech encoder are never trained",
     "attention_mask": "a speech encoder always gets the mask that it was trained with",
 }

@@ -43,9 +43,8 @@ DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess_small"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-LAST_LAYER = re.compile(
-    r"classifier\.((images|speech)\.)?(out_proj\.(weight|bias)|queries)"
-)  # its shape has the classes
+LAST_LAYER = re.compile(r"classifier\.((images|speech)\.)?(out_proj\.(weight|bias)|queries)")  # one row a class
+NEW_CLASS_STD = 0.02
 MODEL_FIELDS = tuple(MaxMViTConfig.__annotations__)
 EXTRACTOR_FIELDS = [name for name in inspect.signature(MaxMViTFeatureExtractor).parameters if name != "kwargs"]
 
@@ -142,8 +141,8 @@ def _pretrained_normalization(model_args: "ModelArguments") -> dict[str, dict[st
 
 
 def make_model(config: MaxMViTConfig, model_args: "ModelArguments") -> MaxMViTForAudioClassification:
-    """Builds a model from a checkpoint (with a new last layer if its classes differ), from pretrained weights of the
-    backbones and of the speech encoder, or from scratch."""
+    """Builds a model from a checkpoint, from pretrained weights of the backbones and of the speech encoder, or from
+    scratch. The last layer of a checkpoint keeps the classes that the configuration has too."""
     if model_args.model_name_or_path:
         model = load_model(model_args.model_name_or_path, config)
         model.base_model.set_feature_statistics(None)  # they were fitted to the weights before training
@@ -196,18 +195,21 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
 
     Args:
         checkpoint: A folder, or a name on the Hugging Face Hub.
-        config (`MaxMViTConfig`, *optional*): Used instead of the checkpoint's own. If its classes differ, the last
-            layer is initialised at random.
+        config (`MaxMViTConfig`, *optional*): Used instead of the checkpoint's own. Classes that
+            the checkpoint has too keep their weights in the last layer, the others start at random.
 
     Raises:
         DataError: The checkpoint is one of another model, or cannot be found or read; or a weight is missing, has
             another shape, does not belong to the model, or is not finite.
     """
     own = load_config(checkpoint)
+    config = own if config is None else config
     with _quietly(), _named(checkpoint):
-        config = own if config is None else config
         model, info = MaxMViTForAudioClassification.from_pretrained(
-            checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            checkpoint,
+            config=name_classes(config, [own.id2label[index] for index in range(own.num_labels)]),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     if any(".lora_A." in name for name in info["unexpected_keys"]):
         raise DataError(
@@ -216,28 +218,42 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
         )
     if missing := sorted(info["missing_keys"]):
         raise DataError(_incomplete(checkpoint, model, missing))
-    new_classes = own.id2label != config.id2label
-    mismatched = sorted(
-        name for name, *_ in info["mismatched_keys"] if not (new_classes and LAST_LAYER.fullmatch(name))
-    )
+    mismatched = sorted(name for name, *_ in info["mismatched_keys"])
     if mismatched or info["unexpected_keys"]:
         name = (mismatched or sorted(info["unexpected_keys"]))[0]
         raise DataError(
             f"{checkpoint} holds weights of another model than its config.json describes, such as {name}: put the two "
             "that belong together into one folder, or name another checkpoint."
         )
-    if new_classes:
-        for name, parameter in model.named_parameters():
-            if LAST_LAYER.fullmatch(name) and name.endswith("weight"):
-                torch.nn.init.normal_(parameter, std=0.02)
-            elif LAST_LAYER.fullmatch(name) and name.endswith("bias"):
-                torch.nn.init.zeros_(parameter)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise DataError(
                 f"{checkpoint} holds weights that are not finite, such as {name}: name another checkpoint."
             )
+    if own.id2label != config.id2label:
+        _set_classes(model, own, config)
     return model
+
+
+@torch.no_grad()
+def _set_classes(model: MaxMViTForAudioClassification, own: MaxMViTConfig, config: MaxMViTConfig) -> None:
+    """Gives the last layers the classes of `config`. Classes that the checkpoint has too keep their weights; the
+    others start with the mean over all of its classes, plus a small random part."""
+    for name, parameter in list(model.named_parameters()):
+        if LAST_LAYER.fullmatch(name):
+            rows = parameter.mean(0).repeat(config.num_labels, *[1] * (parameter.dim() - 1))
+            if parameter.dim() > 1:
+                rows += torch.empty_like(rows).normal_(std=NEW_CLASS_STD)
+            for label, row in config.label2id.items():
+                if label in own.label2id:
+                    rows[row] = parameter[own.label2id[label]]
+            layer, _, leaf = name.rpartition(".")
+            module = model.get_submodule(layer)
+            setattr(module, leaf, torch.nn.Parameter(rows))
+            if isinstance(module, torch.nn.Linear):
+                module.out_features = config.num_labels
+    model.config = model.maxmvit.config = config
+    model.num_labels = config.num_labels
 
 
 def _incomplete(checkpoint: str | os.PathLike, model: MaxMViTForAudioClassification, missing: list[str]) -> str:

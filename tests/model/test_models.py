@@ -25,6 +25,7 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import ModelArguments
 from ser.commands import predict as predict_ser
 from ser.models import (
+    LAST_LAYER,
     load_feature_extractor,
     load_model,
     load_pipeline,
@@ -155,31 +156,27 @@ def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_classes", [4, 6])
-def test_only_the_last_layer_is_new_where_the_classes_are(n_classes, tmp_path):
-    before = tiny_model()
+@pytest.mark.parametrize("fusion, head", [("concat", "mlp"), ("concat", "decoder"), ("late", "linear")])
+def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_from_the_mean(
+    fusion, head, encoders, tmp_path
+):
+    encoder = encoders["whisper"] if fusion == "late" else None
+    names = ["calm", "sad", "angry", "happy"]
+    config = name_classes(tiny_config(speech_encoder=encoder, fusion=fusion, head=head), names)
+    before = MaxMViTForAudioClassification(config).eval()
     start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
-    model = make_model(name_classes(make_config(start), CLASSES[:n_classes]), start)
-    assert model.config.id2label == {index: f"class{index}" for index in range(n_classes)}
-    assert model(torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)).logits.shape == (1, n_classes)
-    new = {
-        name
-        for name, tensor in before.state_dict().items()
-        if name != "classifier.out_proj.bias" and not torch.equal(tensor, model.state_dict()[name])
-    }  # fmt: skip
-    assert new == {LAST_WEIGHT}
-
-
-def test_both_classifiers_of_late_fusion_are_new_where_the_classes_are(encoders, tmp_path):
-    before = MaxMViTForAudioClassification(tiny_config(speech_encoder=encoders["whisper"], fusion="late"))
-    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
-    model = make_model(name_classes(make_config(start), CLASSES[:6]), start)
+    model = make_model(name_classes(make_config(start), ["angry", "bored", "sad", "tired", "calm"]), start).eval()
+    assert model.config.id2label == dict(enumerate(["angry", "bored", "sad", "tired", "calm"]))
     kept, new = before.state_dict(), model.state_dict()
-    changed = {name for name in kept if not torch.equal(kept[name], new[name])}
-    last = {f"classifier.{branch}.out_proj.{part}" for branch in ("images", "speech") for part in ("weight", "bias")}
-    assert changed <= last and {name for name in last if name.endswith("weight")} <= changed
-    assert all(new[name].shape[0] == 6 and torch.isfinite(new[name]).all() for name in last)
+    last = [name for name in kept if LAST_LAYER.fullmatch(name)]
+    assert len(last) == {"mlp": 2, "decoder": 3, "linear": 4}[head]
+    for name in last:
+        assert new[name][[0, 2, 4]].equal(kept[name][[2, 1, 0]])
+        np.testing.assert_allclose(new[name][[1, 3]].numpy(), kept[name].mean(0).expand_as(new[name][:2]), atol=0.1)
+    assert all(new[name].equal(kept[name]) for name in kept if name not in last)
+    inputs = tiny_images() | ({"input_values": torch.randn(2, 8, 50)} if encoder else {})
+    logits, former = (each(**inputs).logits for each in (model, before))
+    assert logits.shape[1] == 5 and torch.allclose(logits[:, [0, 2, 4]], former[:, [2, 1, 0]], atol=1e-5)
 
 
 def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
