@@ -312,7 +312,7 @@ def train_and_test(
         for part in ("validation", "test")
         if len(parts[part]) and (part != "test" or is_tested)
     }
-    if is_tested and model.config.fusion == "late":
+    if "test" in logits and model.config.fusion == "late":
         write_branch_predictions(trainer, parts["test"], corpus.label_names)
     if args.calibrate:
         sure = with_one_label(parts["validation"])

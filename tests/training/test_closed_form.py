@@ -174,6 +174,9 @@ def test_the_command_fits_it_alone_and_beside_images(encoders, tmp_path):
     assert not main([*common, f"--output_dir={alone}", "--cqt_backbone=none", "--mel_backbone=none", "--head=linear"])
     images = ["--cqt_backbone=convnet", "--mel_backbone=none", "--fusion=late", "--mixup_alpha=0.2"]
     assert not main([*common, f"--output_dir={both}", *images, "--training_window=0.05"])
+    trained_on_all = tmp_path / "all"
+    assert not main([*common, f"--output_dir={trained_on_all}", *images, "--protocol=everything"])
+    assert (trained_on_all / "model.safetensors").exists() and not list(trained_on_all.glob("predictions*"))
     own, joint = load_file(alone / "model.safetensors"), load_file(both / "model.safetensors")
     for name in ("weight", "bias"):
         assert own[f"classifier.out_proj.{name}"].equal(joint[f"classifier.speech.out_proj.{name}"])
