@@ -40,7 +40,7 @@ PROVENANCE = (
     "speech_encoder",
 )  # settings that do not change any score
 DRAWN = "drawn at random"
-SHIPPED = "weights/ravdess_small"
+SHIPPED = "weights/ravdess"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LAST_LAYER = re.compile(r"classifier\.((images|speech)\.)?(out_proj\.(weight|bias)|queries)")  # one row a class

@@ -54,6 +54,7 @@ TORCHVISION = {
     **{"0.29.2": ">=2.14.0", "0.30.0": ">=2.14.0"},
 }
 TORCHAUDIO = {"2.11.0": "", "2.11.1": ">=2.11", "2.12.0": ">=2.11"}
+LICENCES = ("ravdess/LICENSE", "ravdess/LICENSE-whisper", "ravdess_small/LICENSE")  # of weights
 SHIPPED = [*ROOT.glob("*.py"), *(ROOT / "ser").rglob("*.py")]
 
 
@@ -209,11 +210,11 @@ def test_the_wheel_works_from_another_folder(tmp_path):
         shutil.copy(ROOT / name, source)
     for name in ("ser", "configs"):
         shutil.copytree(ROOT / name, source / name)
-    (source / "weights" / "ravdess_small").mkdir(parents=True)
-    shutil.copy(ROOT / "weights" / "ravdess_small" / "LICENSE", source / "weights" / "ravdess_small")
+    (source / "weights" / "ravdess").mkdir(parents=True)
+    shutil.copy(ROOT / "weights" / "ravdess" / "LICENSE", source / "weights" / "ravdess")
     model = tiny_model()
-    model.save_pretrained(source / "weights" / "ravdess_small")
-    tiny_feature_extractor().save_pretrained(source / "weights" / "ravdess_small")
+    model.save_pretrained(source / "weights" / "ravdess")
+    tiny_feature_extractor().save_pretrained(source / "weights" / "ravdess")
     elsewhere.mkdir()
     soundfile.write(elsewhere / "voice.wav", voice(0.5), 44_100)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
@@ -230,7 +231,7 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     answered = run("ser-predict", "voice.wav")
     assert answered.stdout.splitlines()[0] == f"file,prediction,{','.join(model.config.id2label.values())}"
     assert answered.stdout.splitlines()[1].startswith("voice.wav,") and answered.returncode == 0, answered.stderr
-    shutil.rmtree(installed / "ser" / "weights" / "ravdess_small")
+    shutil.rmtree(installed / "ser" / "weights" / "ravdess")
     without = run("ser-predict", "voice.wav")
     assert without.returncode == 2 and without.stderr.startswith("error: no model is named"), without.stderr
     read = run("ser-train", "configs/demo.yaml", "--image_size", "large")
@@ -285,7 +286,7 @@ def test_the_wheel_built_from_it_says_who_what_and_under_which_licences(distribu
         f"Keywords: {','.join(PROJECT['keywords'])}",
         "License-Expression: MIT AND CC-BY-NC-SA-4.0",
         "License-File: LICENSE",
-        "License-File: weights/ravdess_small/LICENSE",
+        *(f"License-File: weights/{name}" for name in LICENCES),
         "Description-Content-Type: text/markdown",
         f"Project-URL: Paper, https://doi.org/{cited['preferred-citation']['doi']}",
     ):
@@ -293,7 +294,7 @@ def test_the_wheel_built_from_it_says_who_what_and_under_which_licences(distribu
     assert cited["keywords"] == PROJECT["keywords"]
     assert [author["name"] for author in cited["authors"]] == [author["name"] for author in PROJECT["authors"]]
     assert (ROOT / "README.md").read_text().splitlines()[0] in lines
-    for name in ("licenses/LICENSE", "licenses/weights/ravdess_small/LICENSE"):
+    for name in ("licenses/LICENSE", *(f"licenses/weights/{name}" for name in LICENCES)):
         assert f"maxmvit_mlp-{PROJECT['version']}.dist-info/{name}" in names
 
 

@@ -53,9 +53,9 @@ def files_in(folder: Path) -> list[str]:
 def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_path, monkeypatch):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path,))
     monkeypatch.setenv("SER_MODEL", "")
-    with pytest.raises(UsageError, match="lacks weights/ravdess_small: .*app.py MODEL"):
+    with pytest.raises(UsageError, match="lacks weights/ravdess: .*app.py MODEL"):
         app.main([])
-    folder = tmp_path / "weights" / "ravdess_small"
+    folder = tmp_path / "weights" / "ravdess"
     tiny_model().save_pretrained(folder)
     tiny_feature_extractor().save_pretrained(folder)
     built = []

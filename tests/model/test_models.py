@@ -189,16 +189,16 @@ def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
 
 def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
-    with pytest.raises(UsageError, match="lacks weights/ravdess_small: name a checkpoint"):
+    with pytest.raises(UsageError, match="lacks weights/ravdess: name a checkpoint"):
         load_pipeline(None)
-    (tmp_path / "clone" / "weights" / "ravdess_small").mkdir(parents=True)  # of which nothing was copied
+    (tmp_path / "clone" / "weights" / "ravdess").mkdir(parents=True)  # of which nothing was copied
     assert predict_ser.main([str(recording)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: no model is named") and "--model" in said and "run_ser.py" in said
     for place in ("installed", "clone"):
-        save(tmp_path / place / "weights" / "ravdess_small", tiny_model(seed=len(place)))
+        save(tmp_path / place / "weights" / "ravdess", tiny_model(seed=len(place)))
         folder = shipped_weights()
-        assert folder == str(tmp_path / place / "weights" / "ravdess_small")
+        assert folder == str(tmp_path / place / "weights" / "ravdess")
         answers = []
         for model in ([], ["--model", folder]):
             assert predict_ser.main([*model, str(recording)]) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from pytest import approx
 
@@ -15,30 +16,40 @@ from ser.models import load_pipeline, shipped_weights
 from tests.helpers.tiny import voice
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "weights" / "ravdess_small"
+SIZES = {"ravdess": 24e6, "ravdess_small": 12e6}  # bytes at most
+RECIPES = {"ravdess": "ravdess_late", "ravdess_small": "ravdess_small"}
 EMOTIONS = ["neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"]
 
 
+@pytest.fixture(scope="module", params=SIZES)
+def weights(request) -> Path:
+    return ROOT / "weights" / request.param
+
+
 @pytest.fixture(scope="module")
-def classify():
-    return load_pipeline(None)
+def classify(weights):
+    return load_pipeline(str(weights))
 
 
-def test_they_are_small_and_carry_nothing_of_training():
-    names = {path.name for path in WEIGHTS.iterdir()}
+def test_the_larger_model_is_the_default():
+    assert Path(shipped_weights()).resolve() == ROOT / "weights" / "ravdess"
+    assert {path.name for path in (ROOT / "weights").iterdir() if path.is_dir()} == set(SIZES)
+
+
+def test_they_are_small_and_carry_nothing_of_training(weights):
+    names = {path.name for path in weights.iterdir()}
     assert {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "metrics.json"} <= names
     assert not names & {"runs", "checkpoints.json"} and not [name for name in names if name.startswith("checkpoint-")]
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 12e6
-    assert Path(shipped_weights()).resolve() == WEIGHTS.resolve()
+    assert sum(path.stat().st_size for path in weights.iterdir()) <= SIZES[weights.name]
 
 
-def test_their_code_is_the_one_at_the_root():
+def test_their_code_is_the_one_at_the_root(weights):
     """By links, so that there is no second copy to maintain; an installation has files in their place."""
-    links = {path.name: path.readlink().as_posix() for path in WEIGHTS.glob("*.py")}
+    links = {path.name: path.readlink().as_posix() for path in weights.glob("*.py")}
     assert links == {path.name: f"../../{path.name}" for path in ROOT.glob("*_maxmvit.py")}
 
 
-def test_they_answer_without_what_takes_long_to_import():
+def test_they_answer_without_what_takes_long_to_import(weights):
     """Neither timm, of whose models they have none, nor what librosa and scipy compute filters with."""
     code = """
 import sys
@@ -49,31 +60,39 @@ classify = pipeline("audio-classification", model=sys.argv[1], trust_remote_code
 classify(np.sin(np.arange(44_100) / 50).astype(np.float32), sampling_rate=44_100)
 print(*sorted({name for name in set(sys.modules) - before if name in ("timm", "numba", "scipy.signal", "sklearn")}))
 """
-    done = subprocess.run([sys.executable, "-c", code, WEIGHTS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, weights], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
-def test_their_settings_are_the_recipes(classify):
-    recipe = yaml.safe_load((ROOT / "configs" / "ravdess_small.yaml").read_text())
-    run = json.loads((WEIGHTS / "metrics.json").read_text())
+def test_their_settings_are_the_recipes(weights, classify):
+    recipe = yaml.safe_load((ROOT / "configs" / f"{RECIPES[weights.name]}.yaml").read_text())
+    run = json.loads((weights / "metrics.json").read_text())
     assert run["corpus"]["name"] == "ravdess" and run["corpus"]["rows_used"]["train"] == 1440
     trained = run["training_arguments"]
     for name in ("num_train_epochs", "learning_rate", "ema_decay", "waveform_copies", "training_window"):
         assert trained[name] == recipe[name], name
-    extractor = classify.feature_extractor
+    extractor, config = classify.feature_extractor, classify.model.config
     chosen = recipe["feature_extractor_kwargs"]
     assert {name: getattr(extractor, name) for name in chosen} == chosen
-    assert [*classify.model.config.id2label.values()] == EMOTIONS
+    for name in ("fusion", "speech_share", "speech_encoder", "speech_pooling", "hidden_size"):
+        assert name not in recipe or getattr(config, name) == recipe[name], name
+    assert [*config.id2label.values()] == EMOTIONS
+    assert all(tensor.dtype == torch.float32 for tensor in classify.model.parameters())
 
 
-def test_the_card_quotes_the_folds_and_the_licence():
-    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    quoted = json.loads((WEIGHTS / "metrics.json").read_text())["quoted_scores"]
+def test_the_card_quotes_the_folds_and_the_licence(weights):
+    card = (weights / "README.md").read_text(encoding="utf-8")
+    quoted = json.loads((weights / "metrics.json").read_text())["quoted_scores"]
     assert {quote["protocol"] for quote in quoted} == {"ravdess/emobox-all", "ravdess/luna-jimenez-all"}
     for quote in quoted:
         assert f"{quote['mean']['UA']:.3f}" in card and f"{quote['pooled']['UA']:.3f}" in card
     assert "license: cc-by-nc-sa-4.0" in card
-    assert "python run_ser.py configs/ravdess_small.yaml" in card
+    assert f"python run_ser.py configs/{RECIPES[weights.name]}.yaml" in card
+
+
+def test_the_larger_model_enrolls_voices_and_measures_familiarity(weights, classify):
+    config = classify.model.config
+    assert config.familiarity == config.feature_statistics == (weights.name == "ravdess")
 
 
 def test_any_clip_is_answered(classify):
@@ -84,10 +103,10 @@ def test_any_clip_is_answered(classify):
 
 
 @pytest.mark.slow
-def test_one_line_answers_from_the_folder_by_its_own_code():
+def test_one_line_answers_from_the_folder_by_its_own_code(weights):
     code = (
         "import numpy as np; from transformers import pipeline;"
-        "classify = pipeline('audio-classification', model='weights/ravdess_small', trust_remote_code=True);"
+        f"classify = pipeline('audio-classification', model='weights/{weights.name}', trust_remote_code=True);"
         "y = np.sin(np.arange(88_200) * 0.03).astype('float32');"
         "rows = classify({'array': y, 'sampling_rate': 44_100}, top_k=8);"
         "assert len(rows) == 8 and abs(sum(row['score'] for row in rows) - 1) < 1e-5, rows"

@@ -1,0 +1,1 @@
+../../spectrograms_maxmvit.py
