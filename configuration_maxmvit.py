@@ -280,7 +280,8 @@ class MaxMViTConfig(PretrainedConfig):
             Length in seconds of the longest clip that the model was trained on; training sets it. For a longer
             recording the pipeline returns the mean over windows.
         window_s (`float`, defaults to 3.0):
-            Length in seconds of those windows: `--training_window`, or 3 s, and at most `max_clip_s`.
+            Length in seconds of those windows, at most `max_clip_s`: `--training_window`, or 3 s; with
+            `--closed_form_classifier`, which is fitted on whole clips, their median length.
         feature_statistics (`bool`, defaults to `False`):
             Whether the model keeps the mean and standard deviation of the pooled features of its training clips
             (`model.base_model.feature_statistics`), from which speaker profiles are computed. Training fits them at

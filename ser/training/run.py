@@ -299,7 +299,7 @@ def train_and_test(
     parts = select_parts(corpus, split, feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
         corpus = dataclasses.replace(corpus, options=corpus.options | {"shuffled_training_labels": True})
-    lengths = training_lengths(parts["train"], args.training_window)
+    lengths = training_lengths(parts["train"], args.training_window, args.closed_form_classifier)
     model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
     clock = RunClock(args.output_dir, started)
     trainer = trainer_for(corpus, model, parts, feature_extractor, data_args, args, callbacks=[clock])

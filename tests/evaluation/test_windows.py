@@ -57,6 +57,12 @@ def test_a_configuration_gets_the_longest_training_clip_and_the_training_window(
     assert tiny_config(**lengths).max_clip_s == lengths["max_clip_s"]
 
 
+@pytest.mark.parametrize("seconds, expected", [([1.0, 2.5, 4.0], 2.5), ([3.0], 3.0), ([0.001, 0.002], 0.01)])
+def test_a_classifier_of_whole_clips_gets_windows_as_long_as_most_of_them(seconds, expected):
+    clips = Dataset.from_list([{"file": str(row), "seconds": length} for row, length in enumerate(seconds)])
+    assert training_lengths(clips, 2.0, whole_clips=True)["window_s"] == expected
+
+
 @pytest.mark.parametrize("rate, samples", [(8_000, 8_001), (44_100, 61_740), (16_000, 37_603)])
 def test_a_clip_at_any_rate_is_at_most_as_long_as_the_stored_length(rate, samples):
     file = io.BytesIO()
