@@ -1,10 +1,19 @@
 """Two tests run at a time (see pyproject.toml), so each has one thread; and none of them needs the network."""
 
 import os
+import sys
+from pathlib import Path
 
-import pytest
+# Without bytecode (a common setting in containers) each process that a test starts would compile torch, transformers
+# and their dependencies again, which takes longer than most tests. Bytecode is kept in a folder that git ignores.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".cache" / "pycache"))
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
-from ser.utils import wait_passively
+import pytest  # noqa: E402
+
+from ser.utils import wait_passively  # noqa: E402
 
 wait_passively()  # as the commands do, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
