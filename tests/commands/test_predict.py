@@ -2,7 +2,6 @@ import argparse
 import csv
 import errno
 import functools
-import json
 import os
 import select
 import shutil
@@ -20,19 +19,9 @@ import soundfile
 from ser.commands import predict as predict_ser
 from ser.inference.predictions import Item, Table, find_items, open_table
 from ser.utils import DataError, UsageError
+from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
 from tests.helpers.servers import Folder, serving
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
-
-LABELS = ["angry", "happy", "neutral", "sad"]
-
-
-def save_checkpoint(folder: Path, seed: int = 0) -> str:
-    model = tiny_model(seed=seed)
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
-    model.save_pretrained(folder)
-    tiny_feature_extractor().save_pretrained(folder)
-    return str(folder)
+from tests.helpers.tiny import voice
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +39,6 @@ def clips(tmp_path_factory) -> Path:
         soundfile.write(path, voice(0.3 + 0.2 * index, f0=90 + 20 * index, sampling_rate=16_000), 16_000)
     (folder / "angry" / "readme.txt").write_text("not a clip")
     return folder
-
-
-def read_rows(path: Path) -> list[dict]:
-    text = path.read_text()
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
-    return [json.loads(line) for line in text.split("\n") if line]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -12,7 +12,6 @@ from PIL import Image
 
 from benchmarks import long_recordings, pipeline_long_recording
 from benchmarks.speakers import speakers_of
-from ser.commands.train import main as train
 from ser.data.corpora import load_corpus
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline
@@ -103,21 +102,19 @@ def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
-def test_a_trained_model_recognises_long_recordings_as_well_as_clips(tmp_path, monkeypatch):
-    """The demo recipe: answers to four and eight glued clips are as often right as those to one."""
-    folder, cache = tmp_path / "demo", tmp_path / "cache"
-    train([str(ROOT / "configs" / "demo.yaml"), f"--cache_dir={cache}", "--report_to=none", f"--output_dir={folder}"])
-    classify = load_pipeline(str(folder), "cpu", batch_size=16)
+def test_a_trained_model_recognises_long_recordings_as_well_as_clips(trained_demo):
+    """Joined recordings of four and eight clips are recognised as often as single clips."""
+    classify = load_pipeline(str(trained_demo), "cpu", batch_size=16)
     config = classify.model.config
-    splits = json.loads((folder / "splits.json").read_text())["clips"]
-    corpus = load_corpus("demo", cache_dir=str(cache))
+    splits = json.loads((trained_demo / "splits.json").read_text())["clips"]
+    corpus = load_corpus("demo", cache_dir=str(trained_demo.parent / "cache"))
     longest = max(
         soundfile.info(corpus.clips[corpus.files.index(clip["file"])]["audio"]["path"]).duration
         for clip in splits
         if clip["part"] == "train"
     )
     assert longest <= config.max_clip_s < longest + 1e-3 and config.window_s == config.max_clip_s
-    table = long_recordings.scores_by_clips(classify, corpus, speakers_of(folder), [1, 2, 4, 8])
+    table = long_recordings.scores_by_clips(classify, corpus, speakers_of(trained_demo), [1, 2, 4, 8])
     assert table[1]["UA"] >= 0.8
     for clips in (2, 4, 8):
         assert table[clips]["UA"] >= table[1]["UA"] - 0.05, table

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import soundfile
 import torch
@@ -24,6 +23,7 @@ from ser.commands import predict as predict_ser
 from ser.export.onnx import Form, WholeModel, build, export, save
 from ser.models import load_pipeline
 from ser.utils import DataError, UsageError
+from tests.helpers.onnx_files import PLAIN, operators, session_of
 from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
@@ -31,17 +31,6 @@ SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
 NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
     f"{branch}_backbone_kwargs": SMALL_NET for branch in ("cqt", "mel")
 }
-# Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
-PLAIN = {
-    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant",
-    "ConstantOfShape", "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand",
-    "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Greater",
-    "GreaterOrEqual", "Identity", "InstanceNormalization", "IsNaN", "LayerNormalization", "Less", "Log", "MatMul",
-    "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "Not", "Pad", "Pow", "Range", "ReduceL2",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Shape", "Sigmoid",
-    "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze",
-    "Where",
-}  # fmt: skip
 
 
 def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
@@ -53,12 +42,6 @@ def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
     return MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=tiny_feature_extractor(**extractor), task="audio-classification", device="cpu"
     )
-
-
-def session_of(path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +132,6 @@ def test_onnx_ser_prints_the_table_of_predict_ser(whole, tmp_path, capsys):
                     assert value == expected[name]
 
 
-def operators(path) -> set[str]:
-    graph = onnx.load(path)
-    assert {entry.domain for entry in graph.opset_import} == {""}
-    return {node.op_type for node in graph.graph.node}
-
-
 def test_operators_are_plain(whole):
     assert operators(whole[1]) <= PLAIN
 
@@ -239,7 +216,9 @@ class Louder(WholeModel):
 
 def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(ser.export.onnx, "WholeModel", Louder)
-    with pytest.raises(DataError, match=r"differ from the pipeline's by up to 0\.\d+, and at most 0\.001 is tolerated"):
+    with pytest.raises(
+        DataError, match=r"differ from the pipeline's by up to 0\.\d+, and at most 0\.001 is tolerated"
+    ):
         export(classifier({}, **NETS), tmp_path / "a.onnx", Form(3.0, front_end=False, quantize=None, opset=20))
     assert not list(tmp_path.iterdir())
 

@@ -97,3 +97,9 @@ def voice(seconds: float = 1.0, f0: float = 120.0, sampling_rate: int = 44_100, 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=0.1, size=samples).astype(np.float32)
+
+
+def save_tiny(folder: Path, model=None) -> Path:
+    (model or tiny_model()).save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder

@@ -26,10 +26,10 @@ from ser.models import load_pipeline, make_config, make_feature_extractor
 from ser.training.run import parse_arguments
 from ser.utils import DataError
 from spectrograms_maxmvit import mel_filters
+from tests.helpers.corpora import write_ravdess
+from tests.helpers.speech import inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import noise, tiny_config, tiny_feature_extractor, tiny_learnable, voice
 from tests.helpers.training import make_arguments
-from tests.model.test_speech import inputs_of, logits_of, trainer_of
-from tests.training.test_end_to_end import write_ravdess
 
 ROOT = Path(__file__).parents[2]
 RATE = 44_100

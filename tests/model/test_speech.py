@@ -23,63 +23,18 @@ from ser.arguments import DataArguments
 from ser.cli import check_model
 from ser.commands.train import main
 from ser.data.augmentation import RandomGain
-from ser.data.batches import PairCollator
 from ser.data.features import extract_features
 from ser.data.spectrogram_cache import extractor_key, pack, unpack
 from ser.export import onnx
 from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
 from ser.training.arguments import SERTrainingArguments
-from ser.training.run import make_trainer, parse_arguments
+from ser.training.run import make_trainer
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, UsageError
+from tests.helpers.corpora import write_ravdess
+from tests.helpers.speech import CLIPS, RATE, built, command, inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
 from tests.helpers.training import make_arguments
-from tests.training.test_end_to_end import write_ravdess
-
-RATE = 44_100
-CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
-
-
-def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
-    torch.manual_seed(1)
-    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
-    model.maxmvit.load_speech_weights()
-    return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
-
-
-def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[str, torch.Tensor]:
-    return dict(extractor(list(clips), sampling_rate=RATE, return_tensors="pt"))
-
-
-@torch.no_grad()
-def logits_of(model, extractor, *clips) -> torch.Tensor:
-    return model(**inputs_of(extractor, *clips)).logits
-
-
-class Sounds(list):
-    """Clips with their classes, as the collator takes them."""
-
-    def __init__(self, count: int):
-        sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]
-        super().__init__(
-            {"file": f"{i}", "audio": {"array": sound, "sampling_rate": RATE}, "label": i % 4}
-            for i, sound in enumerate(sounds)
-        )
-
-
-def trainer_of(model, extractor, folder, **changes) -> SERTrainer:
-    settings = {
-        "num_train_epochs": 2, "eval_strategy": "no", "lr_scheduler_type": "cosine",
-        "load_best_model_at_end": False, "save_total_limit": None, **changes,
-    }  # fmt: skip
-    return SERTrainer(
-        model=model,
-        args=make_arguments(folder, **settings),
-        data_collator=PairCollator(extractor),
-        train_dataset=Sounds(8),
-        processing_class=extractor,
-    )
-
 
 # ---- mathematics
 
@@ -520,11 +475,6 @@ def test_inputs_that_are_not_the_encoders_are_refused(encoders):
 
 
 # ---- what trains it
-
-
-def command(encoder: str | None, *flags: str):
-    chosen = [] if encoder is None else ["--speech_encoder", encoder]
-    return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *chosen, *flags])
 
 
 def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, float]]:
