@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from benchmarks import long_recordings, pipeline_long_recording
-from benchmarks.speakers import speakers_of
+from benchmarks import long_recordings, pipeline
+from benchmarks.results import speakers_of
 from ser.data.corpora import load_corpus
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline
@@ -133,7 +133,7 @@ def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
 def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
     picture, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
     flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", picture, "--json", kept]
-    run(pipeline_long_recording, monkeypatch, checkpoint, ravdess, *flags)
+    run(pipeline, monkeypatch, "long_recording", checkpoint, ravdess, *flags)
     figures = json.loads(kept.read_text())["figures"]
     assert (figures["angry_half_named"], figures["calm_half_named"]) == (1, 0)
     assert [row["windows"] for row in figures["recordings"]] == [2, 23] and figures["border_s"] == 6
@@ -149,4 +149,4 @@ def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoin
     tiny_model().save_pretrained(tmp_path)
     tiny_feature_extractor().save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="has the classes LABEL_0, .*, but not angry or calm"):
-        run(pipeline_long_recording, monkeypatch, tmp_path, ravdess, "--actors", 3)
+        run(pipeline, monkeypatch, "long_recording", tmp_path, ravdess, "--actors", 3)
