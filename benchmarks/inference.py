@@ -303,7 +303,7 @@ def prepare_side(classify: Any, side: str) -> None:
 
 
 def padded_to_30_s(extractor: Any, spectrograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a Whisper encoder's inputs as transformers computes them: padded to 30 s, without a mask of the padding."""
+    """Returns a Whisper encoder's inputs as transformers computes them: padded to 30 s, and the padding not masked."""
     import torch
 
     from feature_extraction_maxmvit import WAVEFORM, make_processor

@@ -117,7 +117,7 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
         (["--merge_labels", "sad=upset"], "does not know 'upset'; it knows sad, .*--labels.*--merge_labels upset=sad"),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_a_sentence(evaluate, tmp_path, flags, message):
+def test_what_cannot_be_scored_is_refused_in_one_sentence(evaluate, tmp_path, flags, message):
     with pytest.raises(DataError, match=message):
         evaluate(checkpoint(tmp_path / "model"), *flags)
 

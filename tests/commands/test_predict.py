@@ -66,7 +66,7 @@ def test_without_an_output_rows_go_to_the_standard_output(checkpoint, clips, cap
     assert "label" not in rows[0]
 
 
-def test_a_model_among_the_inputs_is_told_where_it_goes(checkpoint, clips, capsys):
+def test_a_model_among_the_inputs_is_refused_with_the_right_option(checkpoint, clips, capsys):
     for inputs in ([checkpoint, str(clips)], [checkpoint]):
         with pytest.raises(SystemExit) as stopped:
             predict_ser.main(inputs)
@@ -381,7 +381,7 @@ def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_p
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
+def test_an_interrupted_run_prints_how_to_continue_and_ends_with_130(checkpoint, tmp_path):
     clip, output = voice(0.5, sampling_rate=16_000), tmp_path / "out.csv"
     (tmp_path / "clips").mkdir()
     for index in range(100):

@@ -62,9 +62,9 @@ def run(benchmark, monkeypatch, *flags) -> None:
 def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     ravdess, checkpoint, flags, actor, tmp_path, monkeypatch, capsys
 ):
-    kept, picture = tmp_path / "figures.json", tmp_path / "glued.png"
+    kept, plot = tmp_path / "figures.json", tmp_path / "glued.png"
     windows = ["--window", 1, "--hop", 1, "--smooth", 1, 3]
-    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", picture)
+    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", plot)
     corpus = load_corpus("ravdess", str(ravdess))
     waveform, reference = long_recordings.join_clips(corpus, actor, 44_100, False, 0)
     emotional = sum(segment.end - segment.start for segment in reference)
@@ -81,7 +81,7 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     assert [line.split(" | ")[:2] for line in printed[3:7]] == [
         ["| as recorded", "1"], ["| as recorded", "3"], ["| equalised", "1"], ["| equalised", "3"],
     ]  # fmt: skip
-    with Image.open(picture) as drawn:
+    with Image.open(plot) as drawn:
         assert drawn.size == (1800, 720)
 
 
@@ -131,15 +131,15 @@ def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
 
 
 def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
-    picture, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
-    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", picture, "--json", kept]
+    plot, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
+    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", plot, "--json", kept]
     run(pipeline, monkeypatch, "long_recording", checkpoint, ravdess, *flags)
     figures = json.loads(kept.read_text())["figures"]
     assert (figures["angry_half_named"], figures["calm_half_named"]) == (1, 0)
     assert [row["windows"] for row in figures["recordings"]] == [2, 23] and figures["border_s"] == 6
-    with Image.open(picture) as drawn:
+    with Image.open(plot) as drawn:
         assert drawn.size == (900, 630)
-    assert f"wrote {picture}" in capsys.readouterr().out
+    assert f"wrote {plot}" in capsys.readouterr().out
 
 
 def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoint, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A file for any length, of two branches with trimmed pictures of three channels; and its pipeline."""
+    """A file for any length, of two branches with trimmed images of three channels; and its pipeline."""
     classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, temperature=0.6, **NETS)
     path = tmp_path_factory.mktemp("exported") / "whole.onnx"
     export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
@@ -161,7 +161,7 @@ def test_int8_of_one_branch_and_a_window(tmp_path):
     np.testing.assert_allclose(own[0], answer(classify, clip), atol=0.1)
 
 
-def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
+def test_fp16_of_a_model_of_images_with_attention_and_queries(tmp_path):
     choices = {
         "fusion": "attention",
         "fusion_size": 16,
@@ -169,7 +169,7 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
         "problem_type": "multi_label_classification",
     }
     classify = classifier({}, **NETS, **choices)
-    path = tmp_path / "pictures.onnx"
+    path = tmp_path / "images.onnx"
     assert export(classify, path, Form(window_s=3.0, front_end=False, quantize="fp16", opset=20)) < 1e-2
     kinds = {weight.data_type for weight in onnx.load(path).graph.initializer if math.prod(weight.dims) >= 1024}
     assert kinds == {onnx.TensorProto.FLOAT16} and operators(path) <= PLAIN
@@ -184,7 +184,7 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 @pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
 def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
-    """Trimmed, with changes as channels, over 50 dB: all that their pictures are made of lies in the graph."""
+    """Trimmed, with changes as channels, over 50 dB: all steps from the waveform to the images are in the graph."""
     classify = load_pipeline(None, "cpu")
     clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     if window_s is not None:
@@ -201,8 +201,8 @@ def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_
             assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
         else:
             session = session_of(path)
-            pictures = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
-            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in pictures])
+            images = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
+            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in images])
         np.testing.assert_allclose(own, expected, atol=tolerance)
         is_other = own.argmax(1) != expected.argmax(1)
         assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
@@ -241,7 +241,7 @@ def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
         (["a.onnx", "--window", "2", "--dynamic"], "not allowed with"),
     ],
 )
-def test_mistaken_flags_are_told(flags, message, capsys):
+def test_mistaken_options_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         export_ser.parse_arguments(["model", *flags])
     assert message in capsys.readouterr().err

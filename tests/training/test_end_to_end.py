@@ -1,4 +1,4 @@
-"""The command from recipe to report, and what it leaves behind used by a stranger."""
+"""The command from recipe to report, and its files used by plain transformers."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_evaluation_answers_as_training_did(trained, demo_corpus, feature_cache,
     assert not (tmp_path / "other").exists()
 
 
-STRANGER = """
+PLAIN_TRANSFORMERS = """
 import json
 import sys
 from transformers import pipeline
@@ -104,12 +104,11 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, demo_corpus, tmp_path):
+def test_plain_transformers_gets_the_same_probabilities_from_the_files(trained, demo_corpus, tmp_path):
     rows = read_predictions(trained)[:3]
     paths = [str(demo_corpus / row["file"]) for row in rows]
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, trained, *paths], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, trained, *paths]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     for row, line in zip(rows, done.stdout.splitlines(), strict=True):
         for label, score in json.loads(line).items():
             # The features that were trained and tested on are kept in float16.
@@ -294,7 +293,7 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(demo_co
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_on_everything_resumes_to_the_same_weights(
+def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
     demo_corpus, feature_cache, tmp_path, monkeypatch
 ):
     flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--protocol", "everything",
@@ -335,7 +334,7 @@ def test_an_interrupted_run_on_everything_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(
+def test_a_run_on_all_clips_quotes_the_folds_of_its_recipe_and_of_no_other(
     demo_corpus, feature_cache, tmp_path, capsys
 ):
     flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--max_steps", "1", "--output_dir")
@@ -444,7 +443,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
         (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),
     ],
 )
-def test_what_cannot_work_is_said_in_a_sentence(demo_corpus, feature_cache, tmp_path, flags, message):
+def test_what_cannot_work_is_refused_in_one_sentence(demo_corpus, feature_cache, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, *flags)
 
