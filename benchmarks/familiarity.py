@@ -22,9 +22,8 @@ from sklearn.metrics import roc_auc_score
 
 from audio_maxmvit import read_audio
 from benchmarks.no_speech import sound
-from benchmarks.results import add_json, write_results
+from benchmarks.results import add_json, speakers_of, write_results
 from benchmarks.robustness import Change, conditions, crowd
-from benchmarks.speakers import speakers_of
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data import corruptions
 from ser.data.corpora import load_corpus

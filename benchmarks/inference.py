@@ -41,7 +41,7 @@ Run = Callable[[Inputs], np.ndarray]
 
 @dataclass
 class Work:
-    """What every side is given: the checkpoint, the files of onnxruntime's sides, and labelled pictures."""
+    """What every side is given: the checkpoint, the files of onnxruntime's sides, and labelled images."""
 
     model: str
     files: dict[str, Path]
@@ -67,14 +67,14 @@ def main() -> None:
         if alone and not torch.cpu._is_avx512_bf16_supported():
             print("bfloat16 is left out: this processor has no instructions for it.")
             alone.remove("bfloat16")
-        work = Work(args.model, files, [] if args.test is None else labelled_pictures(classify, args.test))
+        work = Work(args.model, files, [] if args.test is None else labelled_images(classify, args.test))
         noise = np.random.default_rng(0)
         shape = (1, 3, *np.broadcast_to(classify.feature_extractor.image_size, 2))
-        pictures = {name: noise.normal(size=shape).astype(np.float32) for name in names_of(classify)}
+        images = {name: noise.normal(size=shape).astype(np.float32) for name in names_of(classify)}
         samples = round(args.seconds * classify.feature_extractor.sampling_rate)
         waveform = noise.normal(scale=0.1, size=(1, samples)).astype(np.float32)
         for title, sides, inputs in (
-            ("the model alone, on pictures", alone, pictures),
+            ("the model alone, on images", alone, images),
             (f"from waveforms of {args.seconds:g} s", whole, {"waveform": waveform}),
         ):
             wanted = [side for side in sides if is_wanted(side, args)]
@@ -145,7 +145,7 @@ def quantize_statically(source: Path, path: Path, classify: Any, calibration: st
 
     from ser.inference.predictions import find_items
 
-    images = [pictures_of(classify, item.file) for item in find_items([calibration], labels_of(classify))]
+    images = [images_of(classify, item.file) for item in find_items([calibration], labels_of(classify))]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -158,16 +158,16 @@ def quantize_statically(source: Path, path: Path, classify: Any, calibration: st
     quantize_static(source, path, Reader(), per_channel=True, reduce_range=True)
 
 
-def labelled_pictures(classify: Any, source: str) -> list[tuple[Inputs, int]]:
+def labelled_images(classify: Any, source: str) -> list[tuple[Inputs, int]]:
     from ser.inference.predictions import find_items
 
     labels = labels_of(classify)
     items = find_items([source], labels)
-    return [(pictures_of(classify, item.file), labels.index(item.label)) for item in items if item.label]
+    return [(images_of(classify, item.file), labels.index(item.label)) for item in items if item.label]
 
 
-def pictures_of(classify: Any, path: str) -> Inputs:
-    """What the model sees of a clip, `(1, 3, height, width)` for each branch."""
+def images_of(classify: Any, path: str) -> Inputs:
+    """Returns the images of a clip, `(1, 3, height, width)` for each branch."""
     from audio_maxmvit import read_audio
 
     extractor = classify.feature_extractor
@@ -274,8 +274,7 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
 
     classify = load_pipeline(checkpoint, "cpu")
     rate, model = classify.feature_extractor.sampling_rate, classify.model
-    if side == PADDED:
-        classify.feature_extractor.heard = partial(padded_to_30_s, classify.feature_extractor)
+    prepare_side(classify, side)
     if side == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     elif side == "bfloat16":
@@ -297,8 +296,14 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
     return make
 
 
+def prepare_side(classify: Any, side: str) -> None:
+    """Makes the pipeline compute as the side does, unless it is about the model alone."""
+    if side == PADDED:
+        classify.feature_extractor.waveform_inputs = partial(padded_to_30_s, classify.feature_extractor)
+
+
 def padded_to_30_s(extractor: Any, spectrograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a Whisper encoder is given by transformers: each clip padded to 30 s, and the padding not masked."""
+    """Returns a Whisper encoder's inputs as transformers computes them: padded to 30 s, and the padding not masked."""
     import torch
 
     from feature_extraction_maxmvit import WAVEFORM, make_processor

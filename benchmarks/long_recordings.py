@@ -24,8 +24,7 @@ import librosa
 import numpy as np
 
 from audio_maxmvit import read_audio
-from benchmarks.results import add_json, write_results
-from benchmarks.speakers import speakers_of
+from benchmarks.results import add_json, speakers_of, write_results
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data.corpora import Corpus, load_corpus
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion

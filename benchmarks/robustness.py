@@ -18,8 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from audio_maxmvit import read_audio
-from benchmarks.results import add_json, write_results
-from benchmarks.speakers import speakers_of
+from benchmarks.results import add_json, speakers_of, write_results
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data import corruptions
 from ser.data.corpora import Corpus, load_corpus

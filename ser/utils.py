@@ -28,7 +28,7 @@ def wait_passively() -> None:
     Makes OpenMP's threads sleep at a barrier instead of spinning, which may keep a core from the thread that they wait
     for: beside one busy process a training step is 1.6 times as fast, beside eight 2.9 times. On an idle machine the
     demo's tiny model, whose steps have hundreds of barriers, is 2 to 16 % slower
-    (`python -m benchmarks.busy_machine`). Variables that the user has set are kept.
+    (`python -m benchmarks.training openmp`). Variables that the user has set are kept.
     """
     if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,10 +1,19 @@
 """Two tests run at a time (see pyproject.toml), so each has one thread; and none of them needs the network."""
 
 import os
+import sys
+from pathlib import Path
 
-import pytest
+# Without bytecode (a common setting in containers) each process that a test starts would compile torch, transformers
+# and their dependencies again, which takes longer than most tests. Bytecode is kept in a folder that git ignores.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".cache" / "pycache"))
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
-from ser.utils import wait_passively
+import pytest  # noqa: E402
+
+from ser.utils import wait_passively  # noqa: E402
 
 wait_passively()  # as the commands do, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,3 +30,34 @@ def encoders(tmp_path_factory) -> dict[str, str]:
 
     torch.manual_seed(0)
     return {family: tiny_speech_encoder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(tmp_path_factory) -> Path:
+    """The demo corpus in small: six voices, two takes of each emotion."""
+    from ser.data.corpora.demo import write_demo_corpus
+
+    folder = tmp_path_factory.mktemp("demo_corpus") / "demo"
+    write_demo_corpus(folder, n_voices=6, clips_per_emotion=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("feature_cache")
+
+
+@pytest.fixture(scope="session")
+def trained_demo(tmp_path_factory) -> Path:
+    """The run of the demo recipe, unchanged; its corpus and features are in `cache` beside it. Workers share it."""
+    from filelock import FileLock
+
+    from tests.helpers.commands import ROOT, main
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with FileLock(folder / "demo.lock"):
+        if not (folder / "demo" / "metrics.json").exists():
+            recipe = str(ROOT / "configs" / "demo.yaml")
+            main([recipe, f"--cache_dir={folder / 'cache'}", "--report_to=none", f"--output_dir={folder / 'demo'}"])
+    return folder / "demo"

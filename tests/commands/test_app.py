@@ -90,7 +90,7 @@ def wait_for_answer(page) -> str:
     return answer.inner_text()
 
 
-def test_a_clip_that_is_uploaded_gets_its_label_and_both_pictures(page, files):
+def test_a_clip_that_is_uploaded_gets_its_label_and_both_images(page, files):
     upload(page, files / "clip.ogg")
     answer = wait_for_answer(page)
     assert all(label in answer for label in LABELS)

@@ -23,8 +23,7 @@ from ser.training.arguments import REFUSED, UNUSED, SERTrainingArguments
 from ser.training.run import read_corpus
 from ser.utils import DataError
 from tests.helpers.clips import corpus_of, write_sound
-from tests.helpers.tiny import tiny_config
-from tests.model.test_models import save
+from tests.helpers.tiny import save_tiny, tiny_config
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ["--output_dir", "out", "--use_cpu"]
@@ -489,7 +488,7 @@ def test_the_tables_name_fields_that_there_are():
 
 
 def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tmp_path):
-    save(tmp_path)
+    save_tiny(tmp_path)
     config = tiny_config()
     start = {"model_name_or_path": str(tmp_path)}
     kept = make_config(

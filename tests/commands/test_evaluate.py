@@ -14,8 +14,7 @@ from ser.data.corpora.demo import write_demo_corpus
 from ser.evaluation.evaluate import training_overlap
 from ser.utils import DataError, UsageError
 from tests.helpers.clips import corpus_of
-from tests.helpers.tiny import tiny_model
-from tests.model.test_models import save
+from tests.helpers.tiny import save_tiny, tiny_model
 
 NAMES = ["sad", "happy", "calm", "angry", "neutral"]  # in another order than the corpus's, and one more
 
@@ -38,7 +37,7 @@ def checkpoint(folder, trained_on=(), protocol="demo/speaker-fold1", names=NAMES
     model.config.label2id = {name: index for index, name in enumerate(names)}
     with torch.no_grad():
         model.classifier.out_proj.bias[names.index("angry")] = 100.0  # that is its answer
-    save(folder, model)
+    save_tiny(folder, model)
     clips = [{"file": "x.wav", "part": "train", "speaker": speaker, "label": "sad"} for speaker in trained_on]
     (folder / "splits.json").write_text(json.dumps({"protocol": protocol, "clips": clips}))
     return folder
@@ -118,7 +117,7 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
         (["--merge_labels", "sad=upset"], "does not know 'upset'; it knows sad, .*--labels.*--merge_labels upset=sad"),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_a_sentence(evaluate, tmp_path, flags, message):
+def test_what_cannot_be_scored_is_refused_in_one_sentence(evaluate, tmp_path, flags, message):
     with pytest.raises(DataError, match=message):
         evaluate(checkpoint(tmp_path / "model"), *flags)
 

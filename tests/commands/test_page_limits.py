@@ -117,8 +117,8 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number, is_busy", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False)])
-def test_all_is_deleted_when_the_process_is_told_to_end(checkpoint, tmp_path, number, is_busy):
+@pytest.mark.parametrize("number, is_busy", [(signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_all_is_deleted_when_the_process_gets_a_signal(checkpoint, tmp_path, number, is_busy):
     soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 600 if is_busy else 4), 16_000)
     uploads = tmp_path / "uploads"
     with running(checkpoint, uploads) as (process, address):

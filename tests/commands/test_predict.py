@@ -2,7 +2,6 @@ import argparse
 import csv
 import errno
 import functools
-import json
 import os
 import select
 import shutil
@@ -20,19 +19,9 @@ import soundfile
 from ser.commands import predict as predict_ser
 from ser.inference.predictions import Item, Table, find_items, open_table
 from ser.utils import DataError, UsageError
+from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
 from tests.helpers.servers import Folder, serving
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
-
-LABELS = ["angry", "happy", "neutral", "sad"]
-
-
-def save_checkpoint(folder: Path, seed: int = 0) -> str:
-    model = tiny_model(seed=seed)
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
-    model.save_pretrained(folder)
-    tiny_feature_extractor().save_pretrained(folder)
-    return str(folder)
+from tests.helpers.tiny import voice
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +39,6 @@ def clips(tmp_path_factory) -> Path:
         soundfile.write(path, voice(0.3 + 0.2 * index, f0=90 + 20 * index, sampling_rate=16_000), 16_000)
     (folder / "angry" / "readme.txt").write_text("not a clip")
     return folder
-
-
-def read_rows(path: Path) -> list[dict]:
-    text = path.read_text()
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
-    return [json.loads(line) for line in text.split("\n") if line]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -84,7 +66,7 @@ def test_without_an_output_rows_go_to_the_standard_output(checkpoint, clips, cap
     assert "label" not in rows[0]
 
 
-def test_a_model_among_the_inputs_is_told_where_it_goes(checkpoint, clips, capsys):
+def test_a_model_among_the_inputs_is_refused_with_the_right_option(checkpoint, clips, capsys):
     for inputs in ([checkpoint, str(clips)], [checkpoint]):
         with pytest.raises(SystemExit) as stopped:
             predict_ser.main(inputs)
@@ -399,7 +381,7 @@ def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_p
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_so_and_ends_with_130(checkpoint, tmp_path):
+def test_an_interrupted_run_prints_how_to_continue_and_ends_with_130(checkpoint, tmp_path):
     clip, output = voice(0.5, sampling_rate=16_000), tmp_path / "out.csv"
     (tmp_path / "clips").mkdir()
     for index in range(100):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from ser.arguments import DataArguments
 from ser.cli import command_parser, parse_arguments
@@ -21,32 +20,9 @@ from ser.data.protocols import make_split, n_folds, resolve_protocol
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.utils import DataError
 from tests.helpers.clips import write_sound
+from tests.helpers.originals import TINY, recomputed, write_emodb, write_ravdess
 
-EMODB_CODES = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "N": "neutral",
-    "T": "sadness",
-}
 HARMONISED = ["neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"]
-
-
-def write_ravdess(folder: Path, actors: int = 6) -> str:
-    for actor in range(1, actors + 1):
-        for emotion in range(1, 9):
-            name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
-            write_sound(folder / f"Actor_{actor:02d}" / name, seed=100 * actor + emotion)
-    return str(folder)
-
-
-def write_emodb(folder: Path, speakers: tuple[str, ...] = ("03", "08", "09")) -> str:
-    for place, speaker in enumerate(speakers):
-        for number, code in enumerate(EMODB_CODES):
-            write_sound(folder / f"{speaker}a01{code}a.wav", seed=5000 + 100 * place + number)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -276,30 +252,9 @@ def test_a_map_on_the_command_line_is_not_taken_for_a_recipe(tmp_path):
 # --- from the command to the report ---
 
 
-TINY = [
-    "--cqt_backbone", "none", "--mel_backbone", "convnet", "--mel_backbone_kwargs", '{"channels": [4, 4]}',
-    "--image_size", "32", "--hidden_size", "4", "--imagenet_weights", "false", "--num_train_epochs", "1",
-    "--feature_extractor_kwargs", '{"image_size": 32}', "--per_device_train_batch_size", "8", "--report_to", "none",
-    "--save_strategy", "no", "--load_best_model_at_end", "false", "--preprocessing_num_workers", "1",
-]  # fmt: skip
-
-
 def read(folder: Path) -> tuple[dict, list[dict]]:
     with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
         return json.loads((folder / "metrics.json").read_text()), list(csv.DictReader(file))
-
-
-def recomputed(rows: list[dict]) -> dict[str, float]:
-    """The scores by scikit-learn, the answer being the likeliest class of the table."""
-    labels = [row["label"] for row in rows]
-    answers = [max((key for key in row if key.startswith("p_")), key=lambda key: float(row[key]))[2:] for row in rows]
-    return {
-        "n_clips": len(rows),
-        "WA": accuracy_score(labels, answers),
-        "UA": balanced_accuracy_score(labels, answers) if {*answers} <= {*labels} else None,
-        "macro_f1": f1_score(labels, answers, average="macro", labels=sorted({*labels, *answers}), zero_division=0),
-        "weighted_f1": f1_score(labels, answers, average="weighted", labels=sorted({*labels}), zero_division=0),
-    }
 
 
 def assert_scores(found: dict, rows: list[dict]) -> None:

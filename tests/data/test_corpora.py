@@ -266,7 +266,7 @@ def test_ravdess_without_file_names_knows_no_speaker(load, tmp_path):
     assert corpus.files == ["clip-000000", "clip-000001"]
 
 
-def test_ravdess_tree_leaves_out_songs_second_copies_and_strangers(load, tmp_path):
+def test_ravdess_tree_leaves_out_songs_second_copies_and_other_files(load, tmp_path):
     ravdess_tree(tmp_path, ".wav")
     ravdess_tree(tmp_path / "audio_speech_actors_01-24", ".wav")
     write_sound(tmp_path / "Actor_01" / "03-02-03-01-01-01-01.wav", 99)

@@ -185,7 +185,7 @@ def test_other_labels_leave_images_and_cache_as_they_are(clips, tmp_path, no_aud
     assert same(extract_features(clips, extractor, cache_dir=tmp_path), features)
 
 
-def test_content_tells_equal_sound(clips, tmp_path):
+def test_equal_sound_has_an_equal_content_hash(clips, tmp_path):
     soundfile.write(tmp_path / "copy.wav", voice(0.2, f0=100), RATE, subtype="FLOAT")
     paths = [clips[0]["audio"]["path"], str(tmp_path / "copy.wav"), clips[1]["audio"]["path"]]
     clips = Dataset.from_dict({"file": paths, "audio": paths})

@@ -312,7 +312,7 @@ def test_perceived_emotions_need_votes(tmp_path):
     assert len(load_corpus("cremad", str(tmp_path))) == 180
 
 
-def test_cremad_on_the_hub_tells_both_kinds_of_labels(tmp_path):
+def test_cremad_on_the_hub_has_both_kinds_of_labels(tmp_path):
     files = [
         f"{actor}_{code}_XX.wav"
         for actor in ("1001_DFA", "1002_IEO")

@@ -269,7 +269,7 @@ def test_a_share_of_0_is_refused_where_the_data_brings_a_validation_part():
         make_split(iemocap(), "loso", validation_share=0)
 
 
-def test_everything_is_trained_on():
+def test_all_clips_are_trained_on():
     corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
     split = make_split(corpus, "everything")
     assert (split.name, split.train, split.validation, split.test) == ("mine/everything", list(range(24)), [], [])
@@ -277,7 +277,7 @@ def test_everything_is_trained_on():
     assert n_folds(corpus, "everything") == 1
 
 
-def test_everything_may_keep_speakers_to_choose_by():
+def test_training_on_all_may_keep_speakers_for_validation():
     corpus = voices(6)
     split = make_split(corpus, "everything", validation_share=0.3)
     assert sorted(split.train + split.validation) == list(range(24)) and not split.test and split.speaker_disjoint
@@ -387,7 +387,7 @@ def test_sentence_needs_sentences_and_speakers():
         ("cremad", "AudioWAV/1047_ITH_SAD_XX.wav", "ITH"),
     ],
 )
-def test_a_file_name_tells_the_sentence(name, file, sentence, tmp_path):
+def test_the_sentence_is_read_from_the_file_name(name, file, sentence, tmp_path):
     write_sound(tmp_path / file, seed=1)
     assert [row["sentence"] for row in RECORDS[name].tree(tmp_path)] == [sentence]
     rows = {"path": Path(file).name, "file": file, "emotion": "x", "labels": "x", "speaker_id": "5", "age": None}

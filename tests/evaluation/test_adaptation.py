@@ -12,13 +12,11 @@ from benchmarks import enrollment
 from modeling_maxmvit import FeatureStatistics
 from ser.arguments import DataArguments
 from ser.commands import evaluate as evaluate_ser
-from ser.data.corpora.demo import write_demo_corpus
 from ser.evaluation.adaptation import adapted_logits
 from ser.training.feature_statistics import PooledFeatures
 from ser.utils import DataError
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import save_tiny, tiny_model
 from tests.helpers.training import make_arguments
-from tests.model.test_models import save
 
 NAMES = ["neutral", "happy", "angry", "sad"]
 VOICES = [f"voice_{number:02d}" for number in range(6)]
@@ -36,26 +34,16 @@ def model_of(seed: int, has_statistics: bool = True):
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "demo"
-    write_demo_corpus(folder, n_voices=6, clips_per_emotion=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def run_folder(corpus, cache, tmp_path_factory):
+def run_folder(demo_corpus, feature_cache, tmp_path_factory):
     """Two folds as a run leaves them; the second is from before statistics were kept."""
     folder = tmp_path_factory.mktemp("run")
-    data = dataclasses.asdict(DataArguments(dataset_name=["demo"], data_dir=[str(corpus)], cache_dir=str(cache)))
-    files = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.wav"))
+    data = dataclasses.asdict(
+        DataArguments(dataset_name=["demo"], data_dir=[str(demo_corpus)], cache_dir=str(feature_cache))
+    )
+    files = sorted(path.relative_to(demo_corpus).as_posix() for path in demo_corpus.rglob("*.wav"))
     for fold in (1, 2):
         place = folder / f"fold_{fold}"
-        save(place, model_of(fold, has_statistics=fold == 1))
+        save_tiny(place, model_of(fold, has_statistics=fold == 1))
         tested = VOICES[2 * fold - 2 : 2 * fold]
         clips = [
             {"file": file, "speaker": next(voice for voice in VOICES if voice in file), "label": "sad",
@@ -68,8 +56,8 @@ def run_folder(corpus, cache, tmp_path_factory):
     return folder
 
 
-def evaluated(folder, corpus, cache, output, *flags) -> dict:
-    where = ["--data_dir", corpus, "--cache_dir", cache, "--output_dir", output, "--use_cpu", "true"]
+def evaluated(folder, demo_corpus, feature_cache, output, *flags) -> dict:
+    where = ["--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", output, "--use_cpu", "true"]
     evaluate_ser.main([str(flag) for flag in (folder, *where, *flags)])
     return json.loads((output / "metrics.json").read_text())
 
@@ -103,12 +91,14 @@ def test_what_cannot_be_adapted_says_why():
 
 
 @pytest.mark.slow
-def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, corpus, cache, tmp_path):
+def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, demo_corpus, feature_cache, tmp_path):
     model = run_folder / "fold_1"
     tested = ["--test_speakers", *VOICES[:2]]
-    plain = evaluated(model, corpus, cache, tmp_path / "plain", *tested)
-    scores = {adapt: evaluated(model, corpus, cache, tmp_path / adapt, *tested, "--adapt", adapt) for adapt in
-              ("speaker", "table")}  # fmt: skip
+    plain = evaluated(model, demo_corpus, feature_cache, tmp_path / "plain", *tested)
+    scores = {
+        adapt: evaluated(model, demo_corpus, feature_cache, tmp_path / adapt, *tested, "--adapt", adapt)
+        for adapt in ("speaker", "table")
+    }
     assert "adapt" not in plain and "adapted" not in plain["protocol"]
     for adapt, report in scores.items():
         assert report["protocol"] == f"{plain['protocol']}+adapted-{adapt}" and report["relevance"] == 4
@@ -121,14 +111,16 @@ def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, corpus, cache, t
 
 
 @pytest.mark.slow
-def test_the_benchmark_scores_what_evaluation_does(run_folder, corpus, cache, tmp_path, capsys):
+def test_the_benchmark_scores_what_evaluation_does(run_folder, demo_corpus, feature_cache, tmp_path, capsys):
     flags = ["--model_dir", str(run_folder), "--json", str(tmp_path / "out.json"), "--draws", "2"]
     enrollment.main([*flags, "--scored", "8", "--sizes", "1"])  # all clips are scored, and none is left to enroll
     assert "left out: 1, of which a speaker has 0 clips" in capsys.readouterr().err
     rows = {row["enrolled"]: row for row in json.loads((tmp_path / "out.json").read_text())["figures"]["rows"]}
     tested = ["--test_speakers", *VOICES[:2]]
     for name, more in (("none", []), (enrollment.ALL, ["--adapt", "speaker"])):
-        report = evaluated(run_folder / "fold_1", corpus, cache, tmp_path / name.split()[0], *tested, *more)
+        report = evaluated(
+            run_folder / "fold_1", demo_corpus, feature_cache, tmp_path / name.split()[0], *tested, *more
+        )
         assert rows[name]["folds"][0] == pytest.approx(report["UA"]) and rows[name]["std"] == 0
     assert rows["none"]["folds"] != rows[enrollment.ALL]["folds"]
 

@@ -1,3 +1,6 @@
+"""The benchmarks: one shape of all, what they share, and small runs of those that have no file of their own."""
+
+import importlib
 import json
 import os
 import subprocess
@@ -6,15 +9,26 @@ from pathlib import Path
 
 import psutil
 import pytest
+import soundfile
+import torch
 
-from benchmarks import ablation, streaming
-from benchmarks.results import take_json, write_results
-from benchmarks.speakers import speakers_of
-from ser.models import make_config
+from benchmarks import ablation, familiarity, inference, memory, pipeline, results, speech_classifiers
+from benchmarks.results import speakers_of, take_json, write_results
+from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
+from ser.models import load_pipeline, make_config
+from ser.training.familiarity import fit_familiarity
 from ser.training.run import parse_arguments
+from tests.helpers.corpora import write_ravdess
+from tests.helpers.speech import built
+from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 ROOT = Path(__file__).parents[2]
-DRAW_ONLY = {"features_pictures"}
+NAMES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"results"})
+
+
+def start(module, monkeypatch, *flags) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__.rpartition('.')[2]}.py", *map(str, flags)])
+    module.main()
 
 
 def test_json_is_taken_out_of_flags_that_are_handed_on():
@@ -25,18 +39,47 @@ def test_json_is_taken_out_of_flags_that_are_handed_on():
     assert take_json(["--js", "a.json"]) == (None, ["--js", "a.json"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit, match="^0$"):
+        start(module, monkeypatch, "--help")
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+    source = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    assert any(f"{call}(" in source for call in ("add_json", "take_json", "add_command"))
+    assert "write_results(" in source or "    run(parser)" in source
+
+
+def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_path, monkeypatch):
+    found = []
+    for takes_flags in (True, False):
+        parser, commands = results.parser_of("doc")
+        measure = lambda args: found.append(args.flags) or {"n": len(args.flags)}  # noqa: E731
+        results.add_command(commands, "speed", measure, "How fast.", takes_flags=takes_flags)
+        flags = ["a.yaml", "--data_dir", "b", "--json", str(tmp_path / f"{takes_flags}.json"), "--fold", "2"]
+        monkeypatch.setattr(sys, "argv", ["x.py", "speed", *flags])
+        if takes_flags:
+            results.run(parser)
+        else:
+            with pytest.raises(SystemExit):
+                results.run(parser)
+    assert found == [["a.yaml", "--data_dir", "b", "--fold", "2"]]
+    assert json.loads((tmp_path / "True.json").read_text())["figures"] == {"n": 5}
+    assert not (tmp_path / "False.json").exists()
+
+
+@pytest.mark.parametrize("measured", ["accuracy", "scale", "images"])
+def test_a_corpus_that_is_not_named_is_asked_for(measured, monkeypatch, capsys):
+    monkeypatch.delenv("SER_RAVDESS_DIR", raising=False)
+    with pytest.raises(SystemExit, match="^2$"):
+        start(importlib.import_module("benchmarks.features"), monkeypatch, measured)
+    assert "name the folder of RAVDESS, or set SER_RAVDESS_DIR" in capsys.readouterr().err
+
+
 def test_nothing_is_written_without_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_results(None, {"took_s": 1.0})
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "name", sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"results", "speakers"} - DRAW_ONLY)
-)
-def test_every_benchmark_keeps_its_figures(name):
-    source = (ROOT / "benchmarks" / f"{name}.py").read_text()
-    assert "write_results(" in source and ("add_json(" in source or "take_json(" in source)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -56,15 +99,13 @@ def test_an_empty_part_has_no_speakers(tmp_path):
         speakers_of(tmp_path)
 
 
-@pytest.mark.slow
-def test_figures_come_with_command_machine_and_versions(tmp_path):
-    flags = ["--clips", "2", "--batch_size", "2", "--seconds", "0.1", "--rounds", "1"]
-    command = [sys.executable, "-m", "benchmarks.pipeline_overhead", *flags, "--json", tmp_path / "made" / "a.json"]
-    printed = subprocess.run(command, cwd=ROOT, env=os.environ, check=True, capture_output=True, text=True).stdout
+def test_figures_come_with_command_machine_and_versions(tmp_path, monkeypatch, capsys):
+    flags = ["--clips", 2, "--batch_size", 2, "--seconds", 0.1, "--rounds", 1]
+    start(pipeline, monkeypatch, "overhead", *flags, "--json", tmp_path / "made" / "a.json")
     kept = json.loads((tmp_path / "made" / "a.json").read_text())
-    assert kept["command"].startswith("python -m benchmarks.pipeline_overhead --clips 2")
+    assert kept["command"].startswith("python -m benchmarks.pipeline overhead --clips 2")
     assert kept["machine"]["cores"] == os.cpu_count() and "torch" in kept["versions"]
-    assert f"model {kept['figures']['model_s'] * 1e3:.1f} ms" in printed
+    assert f"model {kept['figures']['model_s'] * 1e3:.1f} ms" in capsys.readouterr().out
 
 
 def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
@@ -79,23 +120,95 @@ def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
 
 
 @pytest.mark.slow
-def test_memory_of_a_fusion_with_a_head(tmp_path):
+def test_memory_of_a_fusion_with_a_head(tmp_path, monkeypatch, capsys):
     small = {"cqt_backbone": "convnet", "mel_backbone": "convnet", "image_size": 64, "hidden_size": 16}
-    flags = ["--pairs", "gated+mlp", "attention+decoder", "--config", json.dumps(small)]
-    command = [sys.executable, "-m", "benchmarks.base_model_memory", *flags, "--json", tmp_path / "a.json"]
-    printed = subprocess.run(command, cwd=ROOT, env=os.environ, check=True, capture_output=True, text=True).stdout
+    flags = ["--pairs", "attention+decoder", "--config", json.dumps(small), "--json", tmp_path / "a.json"]
+    start(memory, monkeypatch, "model", *flags)
     figures = json.loads((tmp_path / "a.json").read_text())["figures"]
-    assert list(figures) == ["gated+mlp", "attention+decoder"] and "attention+decoder:" in printed
-    assert figures["gated+mlp"]["parameters"] < figures["attention+decoder"]["parameters"]
-    assert all(0.1 < taken["peak_gib"] < 3 for taken in figures.values())
+    assert list(figures) == ["attention+decoder"] and "attention+decoder:" in capsys.readouterr().out
+    assert 0.1 < figures["attention+decoder"]["peak_gib"] < 3
+    other = memory.step("gated+mlp", 2, small)
+    assert other["parameters"] < figures["attention+decoder"]["parameters"]
 
 
 def test_the_memory_of_a_process_has_that_of_its_children():
-    before = streaming.memory_of(psutil.Process())
+    before = memory.memory_of(psutil.Process())
     held = "held = b'1' * 2**28; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        after = streaming.memory_of(psutil.Process())
+        after = memory.memory_of(psutil.Process())
         child.communicate(b"\n")
     for kind in ("rss_gib", "pss_gib"):
         assert 0.25 < after[kind] - before[kind] < 0.35
+
+
+@pytest.mark.slow
+def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsys):
+    """Two test speakers and eight others; familiarity is fitted to clips like the test clips."""
+    folder, model, extractor = tmp_path / "model", tiny_model(8), tiny_feature_extractor()
+    for actor in range(1, 11):
+        (tmp_path / "ravdess" / f"Actor_{actor:02d}").mkdir(parents=True)
+        for emotion in (1, 5):
+            clip = voice(0.5, f0=80.0 + 9 * actor, sampling_rate=16_000, seed=emotion)
+            name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
+            soundfile.write(tmp_path / "ravdess" / f"Actor_{actor:02d}" / name, clip, 16_000)
+    waveforms = [voice(0.5, f0=80.0 + 5 * index, seed=index) for index in range(40)]
+    with torch.no_grad():
+        images = extractor(waveforms, sampling_rate=44_100, return_tensors="pt")
+        features = model.maxmvit(**images).pooler_output
+    model.config.id2label = dict(enumerate(RAVDESS_EMOTIONS))
+    fit_familiarity(model, features, [index % 4 for index in range(40)], [index // 4 for index in range(40)])
+    for part in (model, extractor):
+        part.save_pretrained(folder)
+    with pytest.raises(SystemExit, match="has no splits.json"):
+        familiarity.main([str(folder), str(tmp_path / "ravdess")])
+    clips = [{"file": f"{actor}.wav", "part": "test", "speaker": actor} for actor in ("03", "04")]
+    (folder / "splits.json").write_text(json.dumps({"clips": clips}))
+    monkeypatch.setattr(familiarity, "SOUNDS", 3)
+    monkeypatch.setattr(familiarity, "BABBLE", 3)
+    familiarity.main([str(folder), str(tmp_path / "ravdess"), "--json", str(tmp_path / "a.json")])
+    rows = {row["input"]: row for row in json.loads((tmp_path / "a.json").read_text())["figures"]["inputs"]}
+    assert rows["clean"] == {"input": "clean", "inputs": 4, "AUROC": None, "turned_away": rows["clean"]["turned_away"]}
+    assert {name: rows[name]["inputs"] for name in ("sounds without speech", "babble of 6 voices", "vorbis")} == {
+        "sounds without speech": 3, "babble of 6 voices": 3, "vorbis": 4,
+    }  # fmt: skip
+    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.01)  # the level of a clip changes no image
+    assert rows["sounds without speech"]["AUROC"] > 0.9
+    assert "4 clips of actors 03, 04" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_classifiers_of_an_encoder_are_compared_on_validation_speakers(encoders, tmp_path, monkeypatch, capsys):
+    write_ravdess(tmp_path / "corpus")
+    flags = [
+        "--dataset_name=ravdess", f"--data_dir={tmp_path / 'corpus'}", f"--cache_dir={tmp_path / 'cache'}",
+        f"--speech_encoder={encoders['whisper']}", "--freeze_speech_encoder", "--closed_form_classifier",
+        "--speech_pooling=statistics", "--speech_layers=concat", "--cqt_backbone=none", "--mel_backbone=none",
+        "--head=linear", "--validation_share=0.2", "--use_cpu", f"--output_dir={tmp_path / 'out'}", "--folds", "2",
+        "--eval_strategy=no", "--load_best_model_at_end=false", "--lr_scheduler_type=cosine",
+        "--early_stopping_patience=0",
+    ]  # fmt: skip
+    monkeypatch.setattr(speech_classifiers, "C", (1e-3,))
+    monkeypatch.setattr(speech_classifiers, "SHRINKAGES", (0.1, 0.9))
+    start(speech_classifiers, monkeypatch, *flags, "--json", tmp_path / "a.json")
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    analysis = [f"discriminant analysis, shrinkage {kind}" for kind in ("0.1", "0.9", "chosen in training")]
+    assert list(figures) == [f"{name}, without copies" for name in ("logistic regression, C 0.001", *analysis)]
+    assert all(list(by_fold) == ["2"] and 0 <= by_fold["2"] <= 1 for by_fold in figures.values())
+    assert f"{analysis[0]}, without copies: UA {figures[f'{analysis[0]}, without copies']['2']:.3f}" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8])
+def test_the_padded_side_pads_what_the_encoder_takes(encoders, tmp_path, seconds):
+    """`padded to 30 s` of a Whisper encoder; of the tiny one, to its 1 s."""
+    for part in built(encoders["whisper"]):
+        part.save_pretrained(tmp_path)
+    lengths = {}
+    for side in ("pipeline", inference.PADDED):
+        classify = load_pipeline(str(tmp_path), "cpu")
+        inference.prepare_side(classify, side)
+        (clip,) = classify.feature_extractor.spectrograms([voice(seconds)])
+        lengths[side] = classify.feature_extractor.waveform_inputs([clip])["input_values"].shape[-1]
+    assert lengths["pipeline"] < lengths[inference.PADDED] == 100

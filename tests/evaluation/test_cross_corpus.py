@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from benchmarks import cross_corpus
-from tests.data.test_combine import TINY, recomputed, write_emodb, write_ravdess
 from tests.helpers.clips import write_sound
+from tests.helpers.originals import TINY, recomputed, write_emodb, write_ravdess
 
 
 @pytest.mark.slow

@@ -10,9 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from benchmarks import long_recordings, pipeline_long_recording
-from benchmarks.speakers import speakers_of
-from ser.commands.train import main as train
+from benchmarks import long_recordings, pipeline
+from benchmarks.results import speakers_of
 from ser.data.corpora import load_corpus
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline
@@ -63,9 +62,9 @@ def run(benchmark, monkeypatch, *flags) -> None:
 def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     ravdess, checkpoint, flags, actor, tmp_path, monkeypatch, capsys
 ):
-    kept, picture = tmp_path / "figures.json", tmp_path / "glued.png"
+    kept, plot = tmp_path / "figures.json", tmp_path / "glued.png"
     windows = ["--window", 1, "--hop", 1, "--smooth", 1, 3]
-    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", picture)
+    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", plot)
     corpus = load_corpus("ravdess", str(ravdess))
     waveform, reference = long_recordings.join_clips(corpus, actor, 44_100, False, 0)
     emotional = sum(segment.end - segment.start for segment in reference)
@@ -82,7 +81,7 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
     assert [line.split(" | ")[:2] for line in printed[3:7]] == [
         ["| as recorded", "1"], ["| as recorded", "3"], ["| equalised", "1"], ["| equalised", "3"],
     ]  # fmt: skip
-    with Image.open(picture) as drawn:
+    with Image.open(plot) as drawn:
         assert drawn.size == (1800, 720)
 
 
@@ -103,21 +102,19 @@ def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
-def test_a_trained_model_recognises_long_recordings_as_well_as_clips(tmp_path, monkeypatch):
-    """The demo recipe: answers to four and eight glued clips are as often right as those to one."""
-    folder, cache = tmp_path / "demo", tmp_path / "cache"
-    train([str(ROOT / "configs" / "demo.yaml"), f"--cache_dir={cache}", "--report_to=none", f"--output_dir={folder}"])
-    classify = load_pipeline(str(folder), "cpu", batch_size=16)
+def test_a_trained_model_recognises_long_recordings_as_well_as_clips(trained_demo):
+    """Joined recordings of four and eight clips are recognised as often as single clips."""
+    classify = load_pipeline(str(trained_demo), "cpu", batch_size=16)
     config = classify.model.config
-    splits = json.loads((folder / "splits.json").read_text())["clips"]
-    corpus = load_corpus("demo", cache_dir=str(cache))
+    splits = json.loads((trained_demo / "splits.json").read_text())["clips"]
+    corpus = load_corpus("demo", cache_dir=str(trained_demo.parent / "cache"))
     longest = max(
         soundfile.info(corpus.clips[corpus.files.index(clip["file"])]["audio"]["path"]).duration
         for clip in splits
         if clip["part"] == "train"
     )
     assert longest <= config.max_clip_s < longest + 1e-3 and config.window_s == config.max_clip_s
-    table = long_recordings.scores_by_clips(classify, corpus, speakers_of(folder), [1, 2, 4, 8])
+    table = long_recordings.scores_by_clips(classify, corpus, speakers_of(trained_demo), [1, 2, 4, 8])
     assert table[1]["UA"] >= 0.8
     for clips in (2, 4, 8):
         assert table[clips]["UA"] >= table[1]["UA"] - 0.05, table
@@ -134,15 +131,15 @@ def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
 
 
 def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
-    picture, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
-    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", picture, "--json", kept]
-    run(pipeline_long_recording, monkeypatch, checkpoint, ravdess, *flags)
+    plot, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
+    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", plot, "--json", kept]
+    run(pipeline, monkeypatch, "long_recording", checkpoint, ravdess, *flags)
     figures = json.loads(kept.read_text())["figures"]
     assert (figures["angry_half_named"], figures["calm_half_named"]) == (1, 0)
     assert [row["windows"] for row in figures["recordings"]] == [2, 23] and figures["border_s"] == 6
-    with Image.open(picture) as drawn:
+    with Image.open(plot) as drawn:
         assert drawn.size == (900, 630)
-    assert f"wrote {picture}" in capsys.readouterr().out
+    assert f"wrote {plot}" in capsys.readouterr().out
 
 
 def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoint, tmp_path, monkeypatch):
@@ -152,4 +149,4 @@ def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoin
     tiny_model().save_pretrained(tmp_path)
     tiny_feature_extractor().save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="has the classes LABEL_0, .*, but not angry or calm"):
-        run(pipeline_long_recording, monkeypatch, tmp_path, ravdess, "--actors", 3)
+        run(pipeline, monkeypatch, "long_recording", tmp_path, ravdess, "--actors", 3)

@@ -26,7 +26,7 @@ def test_two_hundred_inputs_are_shared_out_and_are_the_same_in_every_run():
         assert waveforms[index].any() == (kind != "silence")
 
 
-def test_levels_are_those_that_are_said():
+def test_levels_are_those_that_are_stated():
     for index in range(3 * len(KINDS)):
         waveform = sound(index, RATE)
         if (kind := kind_of(index)) == "silence" or np.abs(waveform).max() == 1:

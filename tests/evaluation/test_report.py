@@ -205,7 +205,7 @@ def test_a_run_without_validation_has_a_remark_in_all_reports(tmp_path):
     assert usual["remarks"] == [] and "No validation set" not in (tmp_path / "usual" / "README.md").read_text()
 
 
-def test_a_run_on_everything_has_no_scores_and_a_remark(tmp_path):
+def test_a_run_on_all_clips_has_no_scores_and_a_remark(tmp_path):
     report = run(tmp_path, mine(), "everything")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"splits.json", "metrics.json", "README.md", "training_curves.png"}
@@ -447,7 +447,7 @@ def test_weights_have_the_licence_of_the_recordings(tmp_path):
     assert "what they were asked to express" in text
 
 
-def test_the_card_of_a_run_on_everything_claims_no_score(tmp_path):
+def test_the_card_of_a_run_on_all_clips_claims_no_score(tmp_path):
     metadata, text = card(tmp_path, mine(), "everything")
     assert "model-index" not in metadata and "metrics" not in metadata
     assert "No test set: this model has no score of its own." in text

@@ -6,26 +6,13 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score
 
 from ser.data.augmentation import Mixup
 from ser.data.corpora.table import agreed, shares_of, with_one_label
 from ser.evaluation.calibration import probabilities_of
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES, compute_distribution_metrics, distribution_scores
-
-
-def recomputed(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The same by scipy and scikit-learn."""
-    shares = votes / votes.sum(1, keepdims=True)
-    pairs = [*zip(shares, probabilities, strict=True)]
-    limit = 1 / votes.shape[1]
-    return {
-        "KL": np.mean([entropy(p, q) for p, q in pairs]),
-        "JS": np.mean([jensenshannon(p, q) ** 2 for p, q in pairs]),
-        "soft_macro_f1": f1_score(shares > limit, probabilities > limit, average="macro", zero_division=0),
-    }
+from tests.helpers.soft_labels import recomputed
 
 
 def drawn(count: int, num_labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

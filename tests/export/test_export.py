@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import soundfile
 import torch
@@ -24,6 +23,7 @@ from ser.commands import predict as predict_ser
 from ser.export.onnx import Form, WholeModel, build, export, save
 from ser.models import load_pipeline
 from ser.utils import DataError, UsageError
+from tests.helpers.onnx_files import PLAIN, operators, session_of
 from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
@@ -31,17 +31,6 @@ SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
 NETS = {f"{branch}_backbone": "resnet10t" for branch in ("cqt", "mel")} | {
     f"{branch}_backbone_kwargs": SMALL_NET for branch in ("cqt", "mel")
 }
-# Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
-PLAIN = {
-    "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant",
-    "ConstantOfShape", "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand",
-    "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Greater",
-    "GreaterOrEqual", "Identity", "InstanceNormalization", "IsNaN", "LayerNormalization", "Less", "Log", "MatMul",
-    "MatMulInteger", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "Not", "Pad", "Pow", "Range", "ReduceL2",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Shape", "Sigmoid",
-    "Sign", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze",
-    "Where",
-}  # fmt: skip
 
 
 def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
@@ -55,15 +44,9 @@ def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
     )
 
 
-def session_of(path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A file for any length, of two branches with trimmed pictures of three channels; and its pipeline."""
+    """A file for any length, of two branches with trimmed images of three channels; and its pipeline."""
     classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, temperature=0.6, **NETS)
     path = tmp_path_factory.mktemp("exported") / "whole.onnx"
     export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
@@ -149,12 +132,6 @@ def test_onnx_ser_prints_the_table_of_predict_ser(whole, tmp_path, capsys):
                     assert value == expected[name]
 
 
-def operators(path) -> set[str]:
-    graph = onnx.load(path)
-    assert {entry.domain for entry in graph.opset_import} == {""}
-    return {node.op_type for node in graph.graph.node}
-
-
 def test_operators_are_plain(whole):
     assert operators(whole[1]) <= PLAIN
 
@@ -184,7 +161,7 @@ def test_int8_of_one_branch_and_a_window(tmp_path):
     np.testing.assert_allclose(own[0], answer(classify, clip), atol=0.1)
 
 
-def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
+def test_fp16_of_a_model_of_images_with_attention_and_queries(tmp_path):
     choices = {
         "fusion": "attention",
         "fusion_size": 16,
@@ -192,7 +169,7 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
         "problem_type": "multi_label_classification",
     }
     classify = classifier({}, **NETS, **choices)
-    path = tmp_path / "pictures.onnx"
+    path = tmp_path / "images.onnx"
     assert export(classify, path, Form(window_s=3.0, front_end=False, quantize="fp16", opset=20)) < 1e-2
     kinds = {weight.data_type for weight in onnx.load(path).graph.initializer if math.prod(weight.dims) >= 1024}
     assert kinds == {onnx.TensorProto.FLOAT16} and operators(path) <= PLAIN
@@ -207,7 +184,7 @@ def test_fp16_of_pictures_by_attention_and_queries(tmp_path):
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 @pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
 def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
-    """Trimmed, with changes as channels, over 50 dB: all that their pictures are made of lies in the graph."""
+    """Trimmed, with changes as channels, over 50 dB: all steps from the waveform to the images are in the graph."""
     classify = load_pipeline(str(Path(__file__).parents[2] / "weights" / "ravdess_small"), "cpu")
     clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     if window_s is not None:
@@ -224,8 +201,8 @@ def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_
             assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
         else:
             session = session_of(path)
-            pictures = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
-            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in pictures])
+            images = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
+            own = np.concatenate([session.run(["probabilities"], pair)[0] for pair in images])
         np.testing.assert_allclose(own, expected, atol=tolerance)
         is_other = own.argmax(1) != expected.argmax(1)
         assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
@@ -264,7 +241,7 @@ def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
         (["a.onnx", "--window", "2", "--dynamic"], "not allowed with"),
     ],
 )
-def test_mistaken_flags_are_told(flags, message, capsys):
+def test_mistaken_options_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         export_ser.parse_arguments(["model", *flags])
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The front end of plain operators gives the extractor's pictures, whatever these show."""
+"""The front end of plain operators gives the extractor's images, of whatever kind."""
 
 import os
 from itertools import product
@@ -39,7 +39,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def assert_same_pictures(extractor, waveform: np.ndarray) -> None:
+def assert_same_images(extractor, waveform: np.ndarray) -> None:
     expected = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
     front_end = FrontEnd(extractor).eval()
     with torch.no_grad():
@@ -59,19 +59,19 @@ def assert_same_pictures(extractor, waveform: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("choices", [*CHOICES, *OTHERS], ids=str)
-def test_every_choice_of_the_extractor_gives_its_pictures(choices):
-    assert_same_pictures(tiny_feature_extractor(**choices), SILENT_ENDS)
+def test_every_choice_of_the_extractor_gives_its_images(choices):
+    assert_same_images(tiny_feature_extractor(**choices), SILENT_ENDS)
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_every_kind_of_clip_gives_the_extractors_pictures(clip):
-    assert_same_pictures(tiny_feature_extractor(trim_db=35.0, channels="deltas"), CLIPS[clip])
+def test_every_kind_of_clip_gives_the_extractors_images(clip):
+    assert_same_images(tiny_feature_extractor(trim_db=35.0, channels="deltas"), CLIPS[clip])
 
 
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
-def test_speech_gives_the_extractors_pictures():
+def test_speech_gives_the_extractors_images():
     for path in sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::479]:
-        assert_same_pictures(tiny_feature_extractor(trim_db=35.0), read_audio(path, 44_100))
+        assert_same_images(tiny_feature_extractor(trim_db=35.0), read_audio(path, 44_100))
 
 
 def test_each_clip_of_a_batch_is_trimmed_by_itself():
@@ -88,7 +88,7 @@ def test_each_clip_of_a_batch_is_trimmed_by_itself():
 
 
 @pytest.mark.parametrize("branch", ["cqt", "mel"])
-def test_a_model_of_one_branch_gets_its_picture_only(branch):
+def test_a_model_of_one_branch_gets_its_image_only(branch):
     extractor = tiny_feature_extractor()
     own = FrontEnd(extractor, [branch])(torch.from_numpy(SILENT_ENDS)[None])
     assert list(own) == [f"{branch}_values", "shown"]

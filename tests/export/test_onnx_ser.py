@@ -239,7 +239,7 @@ def run(model: str, clip: Path, **streams: int) -> subprocess.CompletedProcess:
     return subprocess.run(command, stderr=subprocess.PIPE, **streams, text=True)
 
 
-def test_answers_that_cannot_be_written_are_said_in_a_sentence(model, tmp_path):
+def test_answers_that_cannot_be_written_get_one_error(model, tmp_path):
     clip = level(tmp_path / "a.wav", 0.75, 0.5)
     with open("/dev/full", "w") as full:
         done = run(model, clip, stdout=full.fileno())
@@ -276,10 +276,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_answered(model, tmp_path, cap
 def test_files_that_are_no_model_are_refused(tmp_path, capsys):
     clip = str(level(tmp_path / "a.wav", 0.75, 0.5))
     (tmp_path / "text.onnx").write_text("no graph")
-    pictures = write_model(tmp_path / "other.onnx", labels="")
-    other = onnx.load(pictures)
+    of_images = write_model(tmp_path / "other.onnx", labels="")
+    other = onnx.load(of_images)
     del other.metadata_props[:]
-    onnx.save(other, pictures)
+    onnx.save(other, of_images)
     for path, message in [
         ("missing.onnx", "cannot be used"),
         ("text.onnx", "cannot be used"),

@@ -18,7 +18,7 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import predict as predict_ser
 from ser.export.onnx import Form, WholeModel, build, export, save
 from ser.utils import DataError
-from tests.export.test_export import PLAIN, operators, session_of
+from tests.helpers.onnx_files import PLAIN, operators, session_of
 from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow

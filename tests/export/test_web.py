@@ -236,7 +236,7 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
         ("cancelling.wav", "The channels of cancelling.wav cancel each other out: invert one of them"),
     ],
 )
-def test_what_has_no_answer_is_told_and_the_last_one_taken_back(page, files, name, message):
+def test_a_recording_without_an_answer_gets_a_message_and_the_last_answer_is_removed(page, files, name, message):
     choose(page, files / "clip.wav", "classified as one clip")
     assert len(scores(page)) == 8
     choose(page, files / name, message)

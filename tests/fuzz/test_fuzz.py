@@ -82,7 +82,7 @@ def _tidy() -> str:
     ("run", "end"),
     [(_raise, "crash ValueError"), (_hang, "too slow"), (_swell, "too large"), (_litter, "wrote"), (_tidy, "answer")],
 )
-def test_the_watchman_sees_every_failure(run, end, tmp_path, monkeypatch):
+def test_the_watchdog_finds_every_failure(run, end, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "LIMIT_S", 0.5 if run is _hang else 10)
     monkeypatch.setattr(watch, "LIMIT_MIB", 100)
     (tmp_path / "case").mkdir()

@@ -21,7 +21,7 @@ IMAGE_SIZE = 64
 
 
 def tiny_config(num_labels: int = 4, **kwargs) -> MaxMViTConfig:
-    """A configuration of under one million parameters that sees images of 64 x 64."""
+    """A configuration of under one million parameters that takes images of 64 x 64."""
     defaults = {
         "cqt_backbone_kwargs": {
             "embed_dim": [32] * 4, "depths": [1] * 4, "stem_width": 16, "head_hidden_size": 32,
@@ -43,7 +43,7 @@ def tiny_feature_extractor(**kwargs) -> MaxMViTFeatureExtractor:
 
 
 def tiny_learnable(**changes) -> tuple[MaxMViTConfig, MaxMViTFeatureExtractor]:
-    """The configuration of a model that filters its Mel pictures itself, of plain backbones, and its extractor."""
+    """The configuration of a model that filters its Mel images itself, of plain backbones, and its extractor."""
     sizes = {"mel_n_fft": 512, "n_mels": 24, "image_size": 32, "filter_bank": "learnable"}
     extractor = MaxMViTFeatureExtractor(**{**sizes, **changes})
     backbones = {f"{name}_backbone": "convnet" for name in ("cqt", "mel")}
@@ -97,3 +97,9 @@ def voice(seconds: float = 1.0, f0: float = 120.0, sampling_rate: int = 44_100, 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=0.1, size=samples).astype(np.float32)
+
+
+def save_tiny(folder: Path, model=None) -> Path:
+    (model or tiny_model()).save_pretrained(folder)
+    tiny_feature_extractor().save_pretrained(folder)
+    return folder

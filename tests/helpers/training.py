@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -96,6 +97,47 @@ class KillAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+QUIET = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "lr_scheduler_type": "constant",
+}
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(first, second, **tolerance):
+    for name, value in first.items():
+        if tolerance:
+            torch.testing.assert_close(value, second[name], msg=name, **tolerance)
+        else:
+            assert torch.equal(value, second[name]), name
+
+
+def evaluations(trainer) -> list[dict]:
+    timeless = re.compile(r"(?!.*(runtime|per_second)).*")
+    return [{k: v for k, v in e.items() if timeless.match(k)} for e in trainer.state.log_history if "eval_loss" in e]
+
+
+class Poisoned(Collator):
+    """NaN in the images of the nth batches."""
+
+    def __init__(self, *poisoned):
+        super().__init__()
+        self.poisoned, self.count = poisoned, 0
+
+    def __call__(self, features):
+        batch = super().__call__(features)
+        self.count += 1
+        if self.count in self.poisoned:
+            batch["cqt_values"] = batch["cqt_values"] * float("nan")
+        self.batch = batch
+        return batch
 
 
 if __name__ == "__main__":

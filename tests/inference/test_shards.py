@@ -23,7 +23,7 @@ from ser.inference import shards as shares
 from ser.inference.predictions import Item, Table
 from ser.inference.shards import Share, connect_processes, join_parts, parts_folder
 from ser.utils import RANK_VARIABLES, UsageError
-from tests.commands.test_predict import LABELS, read_rows, save_checkpoint
+from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
 from tests.helpers.tiny import voice
 
 REPOSITORY = Path(__file__).parents[2]

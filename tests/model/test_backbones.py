@@ -57,7 +57,7 @@ def test_a_model_of_one_branch(alone, other, tmp_path):
     assert output.pooler_output.equal(getattr(output, f"{alone}_features"))
     assert not any(other in name for name in model.state_dict())
     logits = model(**{f"{alone}_values": images[f"{alone}_values"]}).logits
-    assert logits.equal(model(**images).logits)  # the other picture says nothing
+    assert logits.equal(model(**images).logits)  # the other image has no effect
     with pytest.raises(ValueError, match=f"{alone}_values is missing"):
         model(**{f"{other}_values": images[f"{other}_values"]})
     model.save_pretrained(tmp_path)
@@ -80,7 +80,7 @@ def test_a_model_of_no_branch_is_refused():
         ("convnet", {"channels": [8] * 6}, [64, 16], "32 or 64 in place of 16"),
     ],
 )
-def test_a_size_of_which_part_would_go_unseen_names_sizes_that_work(name, kwargs, size, remedy):
+def test_a_size_of_which_a_part_would_be_ignored_is_refused_with_sizes_that_work(name, kwargs, size, remedy):
     with pytest.raises(ValueError, match=remedy):
         create_backbone("mel", two(name, kwargs, image_size=size))
 

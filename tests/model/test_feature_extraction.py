@@ -263,7 +263,7 @@ def test_round_trip(tmp_path):
         }
 
 
-# What was saved before there were other pictures.
+# What was saved before there were other kinds of images.
 OLD = """{
   "auto_map": {"AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor"},
   "backend": "torch",

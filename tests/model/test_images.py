@@ -1,4 +1,4 @@
-"""What a picture shows: silence cut, level, representation, channels, size; each against librosa."""
+"""Images: silence cut, level, representation, channels, size; each against librosa."""
 
 import os
 from itertools import product
@@ -40,7 +40,7 @@ def clips(request) -> list[np.ndarray]:
 
 
 def unresized(y: np.ndarray, name: str, rows: int | None = None, **kwargs) -> np.ndarray:
-    """The picture of a clip, `(channels, rows, frames)`: of the size that it has before it is resized."""
+    """The image of a clip, `(channels, rows, frames)`: of the size that it has before it is resized."""
     bins, hop = {"cqt": (84, 512), "mel": (128, 256)}[name]
     size = (rows or bins, 1 + len(y) // hop)
     return MaxMViTFeatureExtractor(image_size=size, **kwargs).extract(y)[f"{name}_values"][0].numpy()
@@ -184,10 +184,10 @@ def test_silence_and_a_clip_of_one_sample(parameters, backend):
 @given(frames=st.integers(1, 20), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
 def test_deltas_of_few_frames(frames, seed):
-    picture = torch.rand(3, frames, generator=torch.Generator().manual_seed(seed))
-    channels = with_deltas(picture)
-    assert torch.equal(channels[0], picture)
-    longer = np.pad(picture.numpy(), ((0, 0), (0, max(0, 9 - frames))), mode="edge")
+    image = torch.rand(3, frames, generator=torch.Generator().manual_seed(seed))
+    channels = with_deltas(image)
+    assert torch.equal(channels[0], image)
+    longer = np.pad(image.numpy(), ((0, 0), (0, max(0, 9 - frames))), mode="edge")
     for order, reach in ((1, 1 / 12), (2, 1 / 24)):
         change = librosa.feature.delta(longer, order=order)[:, :frames]
         np.testing.assert_allclose(channels[order], np.clip(0.5 + change / (2 * reach), 0, 1), atol=1e-5)
@@ -200,8 +200,8 @@ def test_deltas_of_few_frames(frames, seed):
 def test_a_clip_fills_its_own_range(values, top_db):
     db = torch.tensor(values)
     low, high = clip_range(db, top_db)
-    picture = between(db, low, high)
-    assert picture.min() == 0 and picture.max() == (high > low)
+    image = between(db, low, high)
+    assert image.min() == 0 and image.max() == (high > low)
     assert high - low <= top_db + 1e-4
 
 
@@ -214,7 +214,7 @@ def test_image_size(image_size, shape):
     for name in IMAGES:
         assert wide[name].shape == (1, 1, *shape)
         resized = torch.nn.functional.interpolate(square[name], size=shape, mode="bilinear")
-        assert (wide[name] - resized).abs().mean() < 0.05  # the same picture
+        assert (wide[name] - resized).abs().mean() < 0.05  # the same image
 
 
 def test_three_channels_are_normalised_each_by_its_own():

@@ -1,4 +1,4 @@
-"""A learnable Mel filter bank: the pictures that it begins with, what it is given, what trains it, what refuses it."""
+"""A learnable Mel filter bank: the images it starts with, its inputs, its training, and what is refused."""
 
 import json
 import subprocess
@@ -26,10 +26,10 @@ from ser.models import load_pipeline, make_config, make_feature_extractor
 from ser.training.run import parse_arguments
 from ser.utils import DataError
 from spectrograms_maxmvit import mel_filters
+from tests.helpers.corpora import write_ravdess
+from tests.helpers.speech import inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import noise, tiny_config, tiny_feature_extractor, tiny_learnable, voice
 from tests.helpers.training import make_arguments
-from tests.model.test_speech import inputs_of, logits_of, trainer_of
-from tests.training.test_end_to_end import write_ravdess
 
 ROOT = Path(__file__).parents[2]
 RATE = 44_100
@@ -48,7 +48,7 @@ def built(seed: int = 0, **changes) -> tuple[MaxMViTForAudioClassification, MaxM
     return MaxMViTForAudioClassification(config).eval(), extractor
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.filterwarnings("ignore:n_fft")
@@ -57,7 +57,7 @@ def built(seed: int = 0, **changes) -> tuple[MaxMViTForAudioClassification, MaxM
     "trim_db, level, mel_representation, channels",
     product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas")),
 )
-def test_it_begins_with_the_extractors_pictures(trim_db, level, mel_representation, channels, backend):
+def test_it_starts_with_the_images_of_the_extractor(trim_db, level, mel_representation, channels, backend):
     extractor = MaxMViTFeatureExtractor(
         trim_db=trim_db, level=level, mel_representation=mel_representation, channels=channels, backend=backend,
         image_size=(64, 96), filter_bank="learnable",
@@ -83,7 +83,7 @@ def test_it_begins_as_slaneys_bank_and_stays_positive_and_in_its_bands():
 @pytest.mark.parametrize(
     "level, mel_representation", [("clip", "log-mel"), ("clip", "mfcc"), ("full_scale", "log-mel")]
 )
-def test_the_gradient_of_a_filter_is_that_of_its_picture(level, mel_representation):
+def test_the_gradient_of_a_filter_is_that_of_its_image(level, mel_representation):
     """By central differences, along a random direction; of a clip with one loudest moment if that counts."""
     model, extractor = built(level=level, channels="deltas", mel_representation=mel_representation, n_mfcc=20)
     swelling = np.linspace(0, 1, RATE // 2, dtype=np.float32) ** 4 if level == "clip" else 1

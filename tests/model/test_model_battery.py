@@ -3,7 +3,7 @@ transformers' own tests of a model, run on a tiny MaxMViT. Its wheel lacks them;
 installed version from its source distribution.
 
 Skipped by the battery's own flags are tests of what this model is not: text generation, tied or resized embeddings
-(pictures go in, no tokens), attention maps and kernels to choose from (timm's attention has neither), tensor
+(its inputs are images, not tokens), attention maps and kernels to choose from (timm's attention has neither), tensor
 parallelism, and what needs accelerators or libraries that are not there. Also skipped is
 `test_can_init_all_missing_weights`, as for every model without a recent copyright line: it seeds between building a
 model and drawing its weights, where timm has drawn its own already. In its place stands
@@ -140,7 +140,7 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
 
 
 class LearnableFiltersTest(MaxMViTModelTest):
-    """The same of a model that filters its Mel pictures itself, less what only watches blocks of timm's backbones."""
+    """The same of a model that filters its Mel images itself, without the tests of blocks of timm's backbones."""
 
     tester = LearnableFiltersTester
     test_gradient_checkpointing_enable_disable = None

@@ -182,7 +182,7 @@ def test_keywords_that_could_only_be_ignored_are_refused():
     model(**images, output_attentions=False, num_items_in_batch=torch.tensor(2))
 
 
-def test_trainer_is_told_that_the_loss_is_a_mean_over_the_batch():
+def test_trainer_treats_the_loss_as_a_mean_over_the_batch():
     assert not MaxMViTForAudioClassification.accepts_loss_kwargs
 
 
@@ -215,7 +215,7 @@ def test_one_channel_is_three_equal_ones():
     )
 
 
-def test_a_long_time_axis_is_seen_as_it_is():
+def test_a_long_time_axis_keeps_its_length():
     """Not squeezed into a square first: what differs only beyond the square's grid is told apart."""
     narrow = tiny_config().cqt_backbone_kwargs
     maxvit = {"cqt_backbone": "maxvit_tiny_tf_224", "mel_backbone": "maxvit_tiny_tf_224"}

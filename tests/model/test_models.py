@@ -36,15 +36,9 @@ from ser.models import (
     shipped_weights,
 )
 from ser.utils import DataError, UsageError
-from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
 
 LAST_WEIGHT = "classifier.out_proj.weight"
-
-
-def save(folder: Path, model=None) -> Path:
-    (model or tiny_model()).save_pretrained(folder)
-    tiny_feature_extractor().save_pretrained(folder)
-    return folder
 
 
 def change_weights(folder: Path, change) -> Path:
@@ -55,50 +49,52 @@ def change_weights(folder: Path, change) -> Path:
 
 
 def headless(folder):
-    return save(folder, tiny_model().maxmvit)
+    return save_tiny(folder, tiny_model().maxmvit)
 
 
 def other_model(folder):
-    save(folder)
+    save_tiny(folder)
     Wav2Vec2Config(num_labels=4).save_pretrained(folder)
     return folder
 
 
 def other_extractor(folder):
-    save(folder)
+    save_tiny(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return folder
 
 
 def without_a_backbone_weight(folder):
-    return change_weights(save(folder), lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight"))
+    return change_weights(
+        save_tiny(folder), lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight")
+    )
 
 
 def without_half_its_head(folder):
-    return change_weights(save(folder), lambda weights: weights.pop("classifier.out_proj.weight"))
+    return change_weights(save_tiny(folder), lambda weights: weights.pop("classifier.out_proj.weight"))
 
 
 def with_a_weight_too_many(folder):
-    return change_weights(save(folder), lambda weights: weights.update({"maxmvit.third.weight": torch.zeros(3)}))
+    return change_weights(save_tiny(folder), lambda weights: weights.update({"maxmvit.third.weight": torch.zeros(3)}))
 
 
 def of_another_shape(folder):
-    save(folder)
+    save_tiny(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
     return folder
 
 
 def of_more_classes_than_it_says(folder):
-    return change_weights(save(folder), lambda weights: weights.update({LAST_WEIGHT: torch.zeros(5, 32)}))
+    return change_weights(save_tiny(folder), lambda weights: weights.update({LAST_WEIGHT: torch.zeros(5, 32)}))
 
 
 def not_finite(folder):
-    return change_weights(save(folder), lambda weights: weights["classifier.dense.weight"].fill_(float("nan")))
+    return change_weights(save_tiny(folder), lambda weights: weights["classifier.dense.weight"].fill_(float("nan")))
 
 
 def cut_off(folder):
-    weights = save(folder) / "model.safetensors"
+    weights = save_tiny(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     return folder
 
@@ -151,7 +147,7 @@ def test_no_training_starts_from_a_wrong_checkpoint(spoil, tmp_path):
 
 def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
     model = tiny_model()
-    loaded = load_model(save(tmp_path, model)).state_dict()
+    loaded = load_model(save_tiny(tmp_path, model)).state_dict()
     assert loaded.keys() == model.state_dict().keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -164,7 +160,7 @@ def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_fro
     names = ["calm", "sad", "angry", "happy"]
     config = name_classes(tiny_config(speech_encoder=encoder, fusion=fusion, head=head), names)
     before = MaxMViTForAudioClassification(config).eval()
-    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    start = ModelArguments(model_name_or_path=str(save_tiny(tmp_path, before)))
     model = make_model(name_classes(make_config(start), ["angry", "bored", "sad", "tired", "calm"]), start).eval()
     assert model.config.id2label == dict(enumerate(["angry", "bored", "sad", "tired", "calm"]))
     kept, new = before.state_dict(), model.state_dict()
@@ -182,7 +178,7 @@ def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_fro
 def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
     config = tiny_config(2, id2label={0: "class0", 1: "class1"}, label2id={"class0": 0, "class1": 1})
     before = MaxMViTForAudioClassification(config)
-    start = ModelArguments(model_name_or_path=str(save(tmp_path, before)))
+    start = ModelArguments(model_name_or_path=str(save_tiny(tmp_path, before)))
     after = make_model(name_classes(make_config(start), CLASSES[:2]), start)
     assert torch.equal(after.classifier.out_proj.weight, before.classifier.out_proj.weight)
 
@@ -196,7 +192,7 @@ def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, t
     said = capsys.readouterr().err
     assert said.startswith("error: no model is named") and "--model" in said and "run_ser.py" in said
     for place in ("installed", "clone"):
-        save(tmp_path / place / "weights" / "ravdess", tiny_model(seed=len(place)))
+        save_tiny(tmp_path / place / "weights" / "ravdess", tiny_model(seed=len(place)))
         folder = shipped_weights()
         assert folder == str(tmp_path / place / "weights" / "ravdess")
         answers = []
@@ -279,8 +275,8 @@ def test_a_mean_by_branch_must_name_both():
 def test_what_is_no_checkpoint_is_named_at_once(name, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ser.models, "_named", None)  # of all that would ask a network
-    save(Path("out/demo"))
-    save(Path("out/demo/checkpoint-2"))
+    save_tiny(Path("out/demo"))
+    save_tiny(Path("out/demo/checkpoint-2"))
     Path("out/empty").mkdir()
     Path("out/note").touch()
     for load in (load_model, load_feature_extractor, load_pipeline):
@@ -303,7 +299,7 @@ def test_a_device_that_cannot_compute_is_refused(device):
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"text"'])
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_json_that_is_no_object_is_refused(name, content, tmp_path):
-    folder = save(tmp_path)
+    folder = save_tiny(tmp_path)
     (folder / name).write_text(content)
     with pytest.raises(UsageError, match="cannot use .*(JSON object|preprocessor_config.json file)"):
         load_pipeline(str(folder))
@@ -324,7 +320,7 @@ def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, tempera
     torch.nn.init.normal_(model.classifier.out_proj.bias)
     model.config.temperature = temperature
     before = logits_of(model)
-    loaded = load_model(save(tmp_path, model))
+    loaded = load_model(save_tiny(tmp_path, model))
     assert loaded.config.temperature == 1
     assert torch.allclose(logits_of(loaded), before / temperature, atol=1e-6)
     assert model.config.temperature == temperature and torch.equal(logits_of(model), before)  # itself unchanged
@@ -345,13 +341,13 @@ def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, tempera
 def test_scores_that_are_no_softmax_are_saved_as_they_are(tmp_path):
     for kind in ("regression", "multi_label_classification"):
         model = tiny_model(problem_type=kind, temperature=2.0)
-        loaded = load_model(save(tmp_path / kind, model))
+        loaded = load_model(save_tiny(tmp_path / kind, model))
         assert loaded.config.temperature == 2 and torch.equal(logits_of(loaded), logits_of(model))
 
 
 def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
     model = tiny_model()
-    folder = save(tmp_path, model)
+    folder = save_tiny(tmp_path, model)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"temperature": 2.5}))
     classify = load_pipeline(str(folder), "cpu")
@@ -364,7 +360,7 @@ def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
 
 def test_the_documented_way_from_objects_to_the_projects_pipeline(tmp_path):
     """By `pipeline_class`, as README says: transformers ignores `custom_pipelines` where it is given objects."""
-    folder = str(save(tmp_path))
+    folder = str(save_tiny(tmp_path))
     model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
     kind = get_class_from_dynamic_module("pipeline_maxmvit.MaxMViTAudioClassificationPipeline", folder)

@@ -50,7 +50,7 @@ def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
     )
 
 
-def test_pictures_of_cut_windows_are_near_those_of_waveforms(recording):
+def test_images_of_cut_windows_are_near_those_of_waveforms(recording):
     extractor = tiny_feature_extractor(image_size=128)
     stream = SpectrogramStream(in_pieces(recording, RATE), extractor, torch.device("cpu"))
     apart = []
@@ -60,7 +60,7 @@ def test_pictures_of_cut_windows_are_near_those_of_waveforms(recording):
     assert (np.mean(apart, axis=0) < (0.025, 0.006)).all() and np.max(apart) < 0.04
 
 
-def test_answers_agree_and_the_front_end_sees_each_second_once(recording, monkeypatch):
+def test_answers_agree_and_the_front_end_computes_each_second_once(recording, monkeypatch):
     model, extractor = tiny_model(), tiny_feature_extractor()
     seen = []
     honest = type(extractor).spectrograms

@@ -23,63 +23,18 @@ from ser.arguments import DataArguments
 from ser.cli import check_model
 from ser.commands.train import main
 from ser.data.augmentation import RandomGain
-from ser.data.batches import PairCollator
 from ser.data.features import extract_features
 from ser.data.spectrogram_cache import extractor_key, pack, unpack
 from ser.export import onnx
 from ser.models import load_pipeline, make_config, make_feature_extractor, make_model, starting_weights
 from ser.training.arguments import SERTrainingArguments
-from ser.training.run import make_trainer, parse_arguments
+from ser.training.run import make_trainer
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, UsageError
+from tests.helpers.corpora import write_ravdess
+from tests.helpers.speech import CLIPS, RATE, built, command, inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
 from tests.helpers.training import make_arguments
-from tests.training.test_end_to_end import write_ravdess
-
-RATE = 44_100
-CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
-
-
-def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
-    torch.manual_seed(1)
-    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
-    model.maxmvit.load_speech_weights()
-    return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
-
-
-def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[str, torch.Tensor]:
-    return dict(extractor(list(clips), sampling_rate=RATE, return_tensors="pt"))
-
-
-@torch.no_grad()
-def logits_of(model, extractor, *clips) -> torch.Tensor:
-    return model(**inputs_of(extractor, *clips)).logits
-
-
-class Sounds(list):
-    """Clips with their classes, as the collator takes them."""
-
-    def __init__(self, count: int):
-        sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]
-        super().__init__(
-            {"file": f"{i}", "audio": {"array": sound, "sampling_rate": RATE}, "label": i % 4}
-            for i, sound in enumerate(sounds)
-        )
-
-
-def trainer_of(model, extractor, folder, **changes) -> SERTrainer:
-    settings = {
-        "num_train_epochs": 2, "eval_strategy": "no", "lr_scheduler_type": "cosine",
-        "load_best_model_at_end": False, "save_total_limit": None, **changes,
-    }  # fmt: skip
-    return SERTrainer(
-        model=model,
-        args=make_arguments(folder, **settings),
-        data_collator=PairCollator(extractor),
-        train_dataset=Sounds(8),
-        processing_class=extractor,
-    )
-
 
 # ---- mathematics
 
@@ -190,14 +145,14 @@ def test_it_begins_as_the_mean_over_time_of_the_mean_of_the_layers(encoders):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_heard_of_a_clip_does_not_depend_on_those_beside_it(encoders, family):
+def test_the_features_of_a_clip_do_not_depend_on_the_others_of_its_batch(encoders, family):
     model, extractor = built(encoders[family], fusion="attention", head="decoder")
     alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
     torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
     assert (alone[0] - alone[1]).abs().max() > 1e-4
 
 
-def test_padding_is_not_heard_in_training_either(encoders):
+def test_padding_changes_nothing_in_training_either(encoders):
     """Of an encoder whose norms see one frame at a time; what is drawn at random is switched off."""
     still = {"apply_spec_augment": False, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
     still |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
@@ -231,7 +186,7 @@ def test_a_waveform_is_normalised_as_the_checkpoint_says(tmp_path, normalize):
     assert again.speech_processor["do_normalize"] == normalize
 
 
-def test_whisper_is_given_its_own_pictures_piece_by_piece(encoders):
+def test_whisper_gets_its_own_spectrograms_piece_by_piece(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["whisper"]))
     own = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
     given, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
@@ -243,7 +198,7 @@ def test_whisper_is_given_its_own_pictures_piece_by_piece(encoders):
     np.testing.assert_array_equal(given["input_values"][1], expected)
 
 
-def test_its_waveform_is_that_of_the_clip_and_trimmed_as_the_pictures(encoders):
+def test_its_waveform_is_that_of_the_clip_and_trimmed_like_the_images(encoders):
     time = np.arange(2 * RATE) / RATE
     clip = np.where((time > 0.5) & (time < 1.5), np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), trim_db=30)
@@ -270,7 +225,7 @@ def test_blocks_of_a_stream_join_to_the_whole(encoders):
     np.testing.assert_allclose(torch.cat([block["speech"] for block in blocks]), whole["speech"], atol=1e-5)
 
 
-def test_windows_of_the_pipeline_hear_their_stretch(encoders):
+def test_the_encoder_gets_the_samples_of_each_window(encoders):
     model, extractor = built(encoders["wavlm"])
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
     recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(9)])
@@ -299,7 +254,7 @@ def test_it_is_kept_with_the_spectrograms(encoders):
     assert "speech" not in plain.spectrograms(CLIPS[0])[0] and not plain.waveform_inputs([clip])
 
 
-def test_gain_is_heard(encoders):
+def test_gain_changes_the_input_of_the_encoder(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), level="full_scale")
     (clip,) = extractor.spectrograms(CLIPS[0])
     louder = RandomGain(12.0)(clip)
@@ -455,7 +410,7 @@ def test_weights_that_a_checkpoint_lacks_are_drawn(encoders, tmp_path):
 # ---- what may be chosen
 
 
-def test_a_model_may_hear_only(encoders):
+def test_a_model_may_have_a_speech_encoder_only(encoders):
     model, extractor = built(encoders["wavlm"], cqt_backbone=None, mel_backbone=None)
     assert [*model.branches()] == ["speech"] and model.config.branch_names == ["speech"]
     inputs = inputs_of(extractor, *CLIPS)
@@ -520,11 +475,6 @@ def test_inputs_that_are_not_the_encoders_are_refused(encoders):
 
 
 # ---- what trains it
-
-
-def command(encoder: str | None, *flags: str):
-    chosen = [] if encoder is None else ["--speech_encoder", encoder]
-    return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *chosen, *flags])
 
 
 def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, float]]:
@@ -716,7 +666,7 @@ model.load_speech_weights()
 
 
 @pytest.mark.slow
-def test_a_frozen_encoder_hears_each_clip_once(encoders, tmp_path, monkeypatch):
+def test_a_frozen_encoder_runs_once_for_each_clip(encoders, tmp_path, monkeypatch):
     write_ravdess(tmp_path / "corpus")
     heard, own = [], SpeechEncoder._run
     monkeypatch.setattr(SpeechEncoder, "_run", lambda *given: heard.append(len(given[1])) or own(*given))

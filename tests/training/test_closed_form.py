@@ -17,9 +17,9 @@ from ser.models import load_model, load_pipeline
 from ser.training.closed_form import ABSENT, check_closed_form, fit_discriminant
 from ser.training.finetuning import compact_weights
 from ser.utils import DataError
+from tests.helpers.corpora import write_ravdess
 from tests.helpers.tiny import tiny_config, voice
 from tests.helpers.training import make_arguments
-from tests.training.test_end_to_end import write_ravdess
 
 
 def clips_of_speakers(clips: int, speakers: int, features: int = 40, spread: float = 3.0, seed: int = 0):

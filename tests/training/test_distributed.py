@@ -21,7 +21,6 @@ from accelerate.state import DistributedType, PartialState
 from transformers import AutoModel, AutoModelForAudioClassification
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.data.corpora.demo import write_demo_corpus
 from ser.data.corpora.loading import load_corpus
 from ser.data.spectrogram_cache import FOLDER
 from ser.training.checkpoints import last_checkpoint
@@ -30,9 +29,9 @@ from ser.training.feature_statistics import pooled_features
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, NonFiniteLossError
+from tests.helpers.streaming import KEEPING, trainer_of, write_shards
 from tests.helpers.tiny import tiny_images, tiny_model, tiny_speech_encoder
 from tests.helpers.training import Collator, clips, compute_metrics, make_trainer
-from tests.training.test_streaming import KEEPING, trainer_of, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -291,42 +290,48 @@ def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):
         assert "not finite at step 1 (noticed at step 2); learning rates: cqt 0.001" in report["stopped"]
 
 
-def test_the_command_runs_all_folds_on_two_processes(tmp_path):
-    corpus, out = tmp_path / "demo", tmp_path / "out"
-    write_demo_corpus(corpus, n_voices=6, clips_per_emotion=2)
-    flags = ["--data_dir", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", out, "--fold", "all"]
+@pytest.fixture(scope="module")
+def all_folds(demo_corpus, tmp_path_factory) -> Path:
+    """All folds of a model with a speech encoder that masks nothing, so that one of its weights has no gradient."""
+    folder = tmp_path_factory.mktemp("all_folds")
+    encoder = tiny_speech_encoder(folder / "encoder", "wavlm", apply_spec_augment=False)
+    flags = [
+        "--data_dir",
+        demo_corpus,
+        "--cache_dir",
+        folder / "cache",
+        "--output_dir",
+        folder / "out",
+        "--fold",
+        "all",
+    ]
+    flags += ["--speech_encoder", encoder, "--speech_learning_rate", "1e-3", "--fusion", "gated"]
     flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none"]
     launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
+    return folder
 
-    assert len([path for path in (tmp_path / "cache" / FOLDER).rglob("*") if path.is_file()]) == 48
+
+def test_the_command_runs_all_folds_on_two_processes(all_folds, demo_corpus):
+    out = all_folds / "out"
+    assert len([path for path in (all_folds / "cache" / FOLDER).rglob("*") if path.is_file()]) == 48
     summary = json.loads((out / "metrics.json").read_text())
     metrics = [json.loads((out / f"fold_{fold}" / "metrics.json").read_text()) for fold in range(1, 6)]
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    clips = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.wav"))
+    clips = sorted(path.relative_to(demo_corpus).as_posix() for path in demo_corpus.rglob("*.wav"))
     assert sorted(row["file"] for row in rows) == clips and len(clips) == 48
     assert summary["pooled"]["n_clips"] == sum(each["n_clips"] for each in metrics) == 48
     for row in rows:
         assert all(math.isfinite(float(value)) for name, value in row.items() if name.startswith("p_")), row
 
 
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
-
-
-def test_a_speech_encoder_is_tuned_by_two_processes(tmp_path):
-    """One that masks nothing, so that a weight of it has no gradient."""
-    corpus, out = tmp_path / "demo", tmp_path / "out"
-    write_demo_corpus(corpus, n_voices=6, clips_per_emotion=2)
-    encoder = tiny_speech_encoder(tmp_path / "encoder", "wavlm", apply_spec_augment=False)
-    flags = ["--data_dir", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", out, "--report_to", "none"]
-    flags += ["--speech_encoder", encoder, "--speech_learning_rate", "1e-3", "--fusion", "gated"]
-    flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
-    launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
-
-    model = MaxMViTForAudioClassification.from_pretrained(out)
-    before = AutoModel.from_pretrained(encoder).state_dict()
+def test_a_speech_encoder_is_tuned_by_two_processes(all_folds):
+    model = MaxMViTForAudioClassification.from_pretrained(all_folds / "out" / "fold_1")
+    before = AutoModel.from_pretrained(all_folds / "encoder").state_dict()
     after = model.pretrained_parts()["speech"].state_dict()
     moved = [name for name, value in after.items() if not value.equal(before[name])]
     assert any("layers.0" in name for name in moved) and "masked_spec_embed" not in moved
-    assert json.loads((out / "metrics.json").read_text())["n_clips"] > 0
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))

@@ -9,8 +9,7 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.training.ema import UNAVERAGED, AveragedWeights
 from ser.utils import DataError
 from tests.helpers.tiny import tiny_model
-from tests.helpers.training import make_trainer
-from tests.training.test_trainer import QUIET, Poisoned, assert_same_weights, evaluations, weights
+from tests.helpers.training import QUIET, Poisoned, assert_same_weights, evaluations, make_trainer, weights
 
 DECAY = 0.8
 

@@ -1,6 +1,5 @@
-"""The command from recipe to report, and what it leaves behind used by a stranger."""
+"""The command from recipe to report, and its files used by plain transformers."""
 
-import csv
 import json
 import math
 import os
@@ -22,57 +21,40 @@ from ser.cli import find_recipe
 from ser.commands import evaluate as evaluate_ser
 from ser.commands.train import main
 from ser.data.corpora import RECORDS
-from ser.data.corpora.demo import write_demo_corpus
-from ser.data.corpora.emodb import EMODB_SPEAKERS
 from ser.data.corpora.iemocap import IEMOCAP_VOTES
-from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
 from ser.models import load_pipeline
 from ser.training.ema import UNAVERAGED
 from ser.training.run import parse_arguments
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
-from tests.evaluation.test_soft_labels import recomputed
 from tests.helpers.clips import write_parquet
+from tests.helpers.commands import ROOT, read_predictions, run
+from tests.helpers.corpora import write_emodb, write_iemocap, write_ravdess
+from tests.helpers.soft_labels import recomputed
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-TINY = [
-    "--learning_rate=1e-3", "--num_train_epochs=1", "--report_to=none", "--preprocessing_num_workers=1",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Six voices, two takes of each emotion."""
-    folder = tmp_path_factory.mktemp("corpus") / "demo"
-    write_demo_corpus(folder, n_voices=6, clips_per_emotion=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def run(*flags, recipe="demo"):
-    main([str(ROOT / "configs" / f"{recipe}.yaml"), *TINY, *map(str, flags)])
-
-
-def read_predictions(folder, name="predictions.csv"):
-    with open(folder / name, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def trained(corpus, cache, tmp_path_factory):
+def trained(demo_corpus, feature_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", folder, "--calibrate", "--num_train_epochs", "4")
+    run(
+        "--data_dir",
+        demo_corpus,
+        "--cache_dir",
+        feature_cache,
+        "--output_dir",
+        folder,
+        "--calibrate",
+        "--num_train_epochs",
+        "4",
+    )
     return folder
 
 
 @pytest.mark.slow
-def test_every_promised_file_is_there_and_agrees(trained, corpus):
+def test_every_promised_file_is_there_and_agrees(trained, demo_corpus):
     for name in ("model.safetensors", "preprocessor_config.json", "confusion_matrix.png", "training_curves.png",
                  "README.md", "modeling_maxmvit.py", "pipeline_maxmvit.py", "checkpoints.json"):  # fmt: skip
         assert (trained / name).stat().st_size > 0, name
@@ -94,8 +76,8 @@ def test_every_promised_file_is_there_and_agrees(trained, corpus):
 
 
 @pytest.mark.slow
-def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
-    flags = ["--data_dir", str(corpus), "--cache_dir", str(cache), "--protocol", "speaker"]
+def test_evaluation_answers_as_training_did(trained, demo_corpus, feature_cache, tmp_path):
+    flags = ["--data_dir", str(demo_corpus), "--cache_dir", str(feature_cache), "--protocol", "speaker"]
     evaluate_ser.main([str(trained), *flags, "--output_dir", str(tmp_path / "out")])
     for row, expected in zip(read_predictions(tmp_path / "out"), read_predictions(trained), strict=True):
         for name, value in expected.items():
@@ -111,7 +93,7 @@ def test_evaluation_answers_as_training_did(trained, corpus, cache, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-STRANGER = """
+PLAIN_TRANSFORMERS = """
 import json
 import sys
 from transformers import pipeline
@@ -122,12 +104,11 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, tmp_path):
+def test_plain_transformers_gets_the_same_probabilities_from_the_files(trained, demo_corpus, tmp_path):
     rows = read_predictions(trained)[:3]
-    paths = [str(corpus / row["file"]) for row in rows]
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, trained, *paths], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    paths = [str(demo_corpus / row["file"]) for row in rows]
+    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, trained, *paths]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     for row, line in zip(rows, done.stdout.splitlines(), strict=True):
         for label, score in json.loads(line).items():
             # The features that were trained and tested on are kept in float16.
@@ -135,9 +116,18 @@ def test_a_stranger_gets_the_same_probabilities_from_the_files(trained, corpus, 
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_reported_and_not_changed(trained, corpus, cache, capsys):
+def test_a_finished_run_is_reported_and_not_changed(trained, demo_corpus, feature_cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", trained, "--num_train_epochs", "4")
+    flags = (
+        "--data_dir",
+        demo_corpus,
+        "--cache_dir",
+        feature_cache,
+        "--output_dir",
+        trained,
+        "--num_train_epochs",
+        "4",
+    )
     run(*flags, "--calibrate")
     assert "holds a finished run" in capsys.readouterr().out
     assert (trained / "metrics.json").stat().st_mtime_ns == before
@@ -168,9 +158,9 @@ def test_a_temperature_is_fitted_on_validation_and_stored_and_its_effect_on_the_
 
 
 @pytest.mark.slow
-def test_training_can_start_from_a_checkpoint_with_new_classes(trained, corpus, cache, tmp_path):
-    run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--model_name_or_path", trained,
-        "--labels", "sad", "happy", "angry", "neutral", "--learning_rate", "0")  # fmt: skip
+def test_training_can_start_from_a_checkpoint_with_new_classes(trained, demo_corpus, feature_cache, tmp_path):
+    run("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, "--learning_rate", "0",
+        "--model_name_or_path", trained, "--labels", "sad", "happy", "angry", "neutral")  # fmt: skip
     models = [MaxMViTForAudioClassification.from_pretrained(folder) for folder in (trained, tmp_path)]
     assert models[1].config.id2label == {0: "sad", 1: "happy", 2: "angry", 3: "neutral"}
     first, second = (model.maxmvit.mel_backbone.patch_embed.proj.weight for model in models)
@@ -194,9 +184,9 @@ def write_voted_corpus(folder: Path, ties: Collection[int] = range(3, 40, 4)) ->
 
 
 @pytest.mark.slow
-def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(cache, tmp_path):
+def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(feature_cache, tmp_path):
     write_voted_corpus(tmp_path / "data")
-    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache,
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", feature_cache,
             "--soft_labels", "votes")  # fmt: skip
     out = tmp_path / "out"
     run(*data, "--output_dir", out, "--metric_for_best_model", "JS", "--mixup_alpha", "0.2")
@@ -223,9 +213,9 @@ def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(ca
 
 
 @pytest.mark.slow
-def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(cache, tmp_path):
+def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(feature_cache, tmp_path):
     write_voted_corpus(tmp_path / "data", ties=range(8))  # all of the first session, which is tested
-    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", cache)
+    data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", feature_cache)
     with pytest.raises(DataError, match="No test clip has a majority label"):
         run(*data, "--soft_labels", "votes", "--output_dir", tmp_path / "out")
 
@@ -235,8 +225,19 @@ class PulledPlug(Exception):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(corpus, cache, tmp_path, monkeypatch):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--num_train_epochs", "2")
+def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(
+    demo_corpus, feature_cache, tmp_path, monkeypatch
+):
+    flags = (
+        "--data_dir",
+        demo_corpus,
+        "--cache_dir",
+        feature_cache,
+        "--output_dir",
+        tmp_path,
+        "--num_train_epochs",
+        "2",
+    )
 
     def pull_plug(*args, **kwargs):
         raise PulledPlug
@@ -269,16 +270,16 @@ def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(co
     assert metrics["protocol"] == "demo/speaker-fold2" and metrics["duration_seconds"] < 900
 
 
-def test_clips_of_one_class_are_refused_before_anything_is_extracted(corpus, cache, tmp_path):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+def test_clips_of_one_class_are_refused_before_anything_is_extracted(demo_corpus, feature_cache, tmp_path):
+    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path / "out")
     with pytest.raises(DataError, match="All clips of .* are 'happy', and training needs two classes"):
         run(*flags, "--labels", "happy")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus, cache, tmp_path, capsys):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, "--fold", "all")
+def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(demo_corpus, feature_cache, tmp_path, capsys):
+    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, "--fold", "all")
     run(*flags)
     weights = (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns
     summary = json.loads((tmp_path / "metrics.json").read_text())
@@ -292,9 +293,11 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(corpus,
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_on_everything_resumes_to_the_same_weights(corpus, cache, tmp_path, monkeypatch):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--protocol", "everything", "--num_train_epochs", "2",
-             "--ema_decay", "0.5", "--output_dir")  # fmt: skip
+def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
+    demo_corpus, feature_cache, tmp_path, monkeypatch
+):
+    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--protocol", "everything",
+             "--num_train_epochs", "2", "--ema_decay", "0.5", "--output_dir")  # fmt: skip
     run(*flags, tmp_path / "whole")
     save = SERTrainer._save_checkpoint
 
@@ -322,15 +325,19 @@ def test_an_interrupted_run_on_everything_resumes_to_the_same_weights(corpus, ca
     assert len([name for name in names if name.startswith("checkpoint-")]) == 1
     metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert metrics["corpus"]["rows_used"] == {"train": 48, "validation": 0, "test": 0} and "UA" not in metrics
-    clip = sorted(corpus.glob("*/*.wav"))[0]
+    clip = sorted(demo_corpus.glob("*/*.wav"))[0]
     assert {row["label"] for row in load_pipeline(str(tmp_path / "whole"))(str(clip))} == {*metrics["label_names"]}
     with pytest.raises(DataError, match="trained or validated on .* of the speakers to be tested"):
-        evaluate_ser.main([str(tmp_path / "whole"), "--data_dir", str(corpus), "--output_dir", str(tmp_path / "x")])
+        evaluate_ser.main(
+            [str(tmp_path / "whole"), "--data_dir", str(demo_corpus), "--output_dir", str(tmp_path / "x")]
+        )
 
 
 @pytest.mark.slow
-def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(corpus, cache, tmp_path, capsys):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--max_steps", "1", "--output_dir")
+def test_a_run_on_all_clips_quotes_the_folds_of_its_recipe_and_of_no_other(
+    demo_corpus, feature_cache, tmp_path, capsys
+):
+    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--max_steps", "1", "--output_dir")
     run(*flags, tmp_path / "folds", "--fold", "all", "--validation_share", "0")
     assert "In every fold: No validation set" in capsys.readouterr().out
     summary = json.loads((tmp_path / "folds" / "metrics.json").read_text())
@@ -348,21 +355,21 @@ def test_a_run_on_everything_quotes_the_folds_of_its_recipe_and_of_no_other(corp
 
 
 @pytest.mark.slow
-def test_features_may_be_computed_in_the_workers(corpus, tmp_path):
+def test_features_may_be_computed_in_the_workers(demo_corpus, tmp_path):
     empty = tmp_path / "cache"
-    run("--data_dir", corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
+    run("--data_dir", demo_corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
         "--shuffle_training_labels")  # fmt: skip
     assert len(read_predictions(tmp_path / "out")) == 16
     assert not list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
 
 
 @pytest.mark.slow
-def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cache, tmp_path):
+def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(demo_corpus, feature_cache, tmp_path):
     broken = tmp_path / "corpus"
-    shutil.copytree(corpus, broken)
+    shutil.copytree(demo_corpus, broken)
     clip = sorted(broken.glob("*/*.wav"))[0]
     clip.write_bytes(b"no audio")
-    flags = ("--data_dir", broken, "--cache_dir", cache, "--output_dir", tmp_path / "out")
+    flags = ("--data_dir", broken, "--cache_dir", feature_cache, "--output_dir", tmp_path / "out")
     with pytest.raises(ValueError, match=clip.name):
         run(*flags)
     run(*flags, "--on_bad_audio", "skip")
@@ -372,9 +379,10 @@ def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(corpus, cac
 
 
 @pytest.mark.slow
-def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(corpus, cache, tmp_path):
-    flags = ("--data_dir", corpus, "--cache_dir", cache, "--num_train_epochs", "2", "--max_train_samples", "17",
-             "--max_eval_samples", "5", "--per_device_train_batch_size", "8", "--save_total_limit", "2")  # fmt: skip
+def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(demo_corpus, feature_cache, tmp_path):
+    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--num_train_epochs", "2",
+             "--max_train_samples", "17", "--max_eval_samples", "5", "--per_device_train_batch_size", "8",
+             "--save_total_limit", "2")  # fmt: skip
     run(*flags, "--output_dir", tmp_path / "trained", "--do_train", "--do_eval")
     metrics = json.loads((tmp_path / "trained" / "metrics.json").read_text())
     used = metrics["corpus"]["rows_used"]
@@ -382,7 +390,7 @@ def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(co
     assert "UA" not in metrics and "not scored" in metrics["remarks"][0]
     assert not (tmp_path / "trained" / "predictions.csv").exists()
     assert "not scored" in (tmp_path / "trained" / "README.md").read_text()
-    start = ("--data_dir", corpus, "--cache_dir", cache, "--model_name_or_path", tmp_path / "trained")
+    start = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--model_name_or_path", tmp_path / "trained")
     run(*start, "--output_dir", tmp_path / "tested", "--do_predict")
     tested = json.loads((tmp_path / "tested" / "metrics.json").read_text())
     splits = json.loads((tmp_path / "trained" / "splits.json").read_text())["clips"]
@@ -435,9 +443,9 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
         (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),
     ],
 )
-def test_what_cannot_work_is_said_in_a_sentence(corpus, cache, tmp_path, flags, message):
+def test_what_cannot_work_is_refused_in_one_sentence(demo_corpus, feature_cache, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
-        run("--data_dir", corpus, "--cache_dir", cache, "--output_dir", tmp_path, *flags)
+        run("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -457,31 +465,6 @@ def test_recipes_are_found_from_any_folder_and_files_of_ones_own_are_what_they_a
     assert find_recipe("configs/demo.yaml") == Path("configs/demo.yaml")
 
 
-def write_iemocap(folder):
-    names = [f"Ses0{k}{a}_impro01_{b}{i:03d}.wav" for k in range(1, 6) for a in "FM" for b in "FM" for i in range(4)]
-    emotions = ["neutral", "happy", "angry", "sad"] * 20
-    write_parquet(folder, "train", {"file": names, "major_emotion": emotions}, names)
-    return "iemocap/sessions-fold1", 16
-
-
-def write_ravdess(folder):
-    columns = {"labels": list(range(8)) * 24, "speaker_id": [str(actor) for actor in range(1, 25) for _ in range(8)]}
-    write_parquet(folder, "train", columns, [None] * 192, {"labels": list(RAVDESS_EMOTIONS)})
-    return "ravdess/emobox-fold1", 32
-
-
-def write_emodb(folder):
-    people = [person for person in EMODB_SPEAKERS for _ in range(7)]
-    columns = {
-        "age": [float(age) for age, _ in people],
-        "gender": [["female", "male"].index(gender) for _, gender in people],
-        "emotion": list(range(7)) * 10,
-    }
-    emotions = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
-    write_parquet(folder, "train", columns, [None] * 70, {"gender": ["female", "male"], "emotion": emotions})
-    return "emodb/loso-fold1", 7
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_iemocap, write_ravdess, write_emodb], ids=["iemocap", "ravdess", "emodb"])
 def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
@@ -490,7 +473,7 @@ def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     small = {name: demo[name] for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs")}
     flags = [f"--{name}={json.dumps(value)}" for name, value in small.items()]
-    flags += ["--image_size=64", "--imagenet_weights=false", f"--cache_dir={tmp_path / 'cache'}"]
+    flags += ["--image_size=64", "--imagenet_weights=false", f"--cache_dir={tmp_path / 'feature_cache'}"]
     recipe = write.__name__.removeprefix("write_")
     run(*flags, "--data_dir", tmp_path / "corpus", "--output_dir", tmp_path / "out", recipe=recipe)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -516,13 +499,11 @@ def test_real_speech_from_the_original_tree(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
-def test_the_demo_learns_prosody_and_no_leak(tmp_path):
+def test_the_demo_learns_prosody_and_no_leak(trained_demo, tmp_path):
     """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""
-    recipe, folders = str(ROOT / "configs" / "demo.yaml"), (tmp_path / "demo", tmp_path / "shuffled")
-    flags = ["--cache_dir", str(tmp_path / "cache"), "--report_to", "none", "--output_dir"]
-    main([recipe, *flags, str(folders[0])])
-    main([recipe, *flags, str(folders[1]), "--shuffle_training_labels", "true"])
-    learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    flags = ["--report_to", "none", "--shuffle_training_labels", "true", "--output_dir", str(tmp_path)]
+    main([str(ROOT / "configs" / "demo.yaml"), "--cache_dir", str(trained_demo.parent / "cache"), *flags])
+    learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in (trained_demo, tmp_path))
     assert learnt["UA"] >= 0.8
     assert shuffled["corpus"]["options"]["shuffled_training_labels"] is True
     low, high = shuffled["intervals"]["by_clip"]["UA"]

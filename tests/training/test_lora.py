@@ -13,8 +13,8 @@ from ser.models import load_model
 from ser.training.finetuning import add_adapters
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
+from tests.helpers.speech import CLIPS, Sounds, built, command, inputs_of, logits_of
 from tests.helpers.training import compute_metrics, make_arguments
-from tests.model.test_speech import CLIPS, Sounds, built, command, inputs_of, logits_of
 
 pytest.importorskip("peft", reason="pip install -r requirements-dev.txt")
 ENCODER = "maxmvit.speech_encoder.encoder."

@@ -63,7 +63,7 @@ def start(*program: str | Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_those_who_come_second_wait_as_long_as_it_takes_and_hear_of_a_failure(tmp_path):
+def test_later_processes_wait_as_long_as_it_takes_and_learn_of_a_failure(tmp_path):
     processes = [start("worker", rank, tmp_path) for rank in (0, 1)]
     first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
     assert [process.returncode for process in processes] == [0, 0]

@@ -26,9 +26,8 @@ from ser.training.run_settings import (
 )
 from ser.utils import DataError
 from tests.helpers.clips import corpus_of
-from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_feature_extractor, tiny_model
 from tests.helpers.training import make_arguments
-from tests.model.test_models import save
 
 SPLITS = {"protocol": "mine/random", "seed": 42, "clips": [{"file": "a.wav", "part": "train", "label": "up"}]}
 
@@ -122,7 +121,7 @@ def test_other_clips_are_counted(corpus, tmp_path):
 def test_an_old_run_without_run_json_can_be_resumed(corpus, tmp_path, caplog):
     checkpoint = begin(corpus, tmp_path)
     (tmp_path / "run.json").unlink()
-    save(tmp_path / "checkpoint-1")
+    save_tiny(tmp_path / "checkpoint-1")
     assert earlier_run(*settings_of(corpus, tmp_path, learning_rate=1.0), SPLITS) == checkpoint
     assert "only its model, feature extractor and clips are compared" in caplog.text
     with pytest.raises(DataError, match="hidden_size: 32 -> 48"):
@@ -234,7 +233,7 @@ def test_a_fresh_run_starts_its_clock_anew(corpus, tmp_path):
 
 
 def test_starting_weights_are_those_that_came_from_files(tmp_path):
-    start = ModelArguments(model_name_or_path=str(save(tmp_path, tiny_model(seed=1))))
+    start = ModelArguments(model_name_or_path=str(save_tiny(tmp_path, tiny_model(seed=1))))
     model = tiny_model(seed=1)
     known = starting_weights(model, start)
     assert known == starting_weights(tiny_model(seed=1), start) != starting_weights(tiny_model(seed=2), start)

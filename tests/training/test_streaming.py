@@ -13,44 +13,20 @@ import torch
 from datasets import Audio, Dataset
 
 from audio_maxmvit import AudioError
-from ser.data.augmentation import make_augmentation
-from ser.data.batches import PairCollator
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.shards import FOLDER, Shards, open_streamed
 from ser.training.run import parse_arguments
 from ser.training.streaming import (
     ShuffledBatches,
     StreamedBatches,
-    StreamingTrainer,
     buffered_order,
     refuse_unreadable,
 )
-from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 from tests.helpers.clips import sound, write_parquet
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model
-from tests.helpers.training import compute_metrics, make_arguments
-from tests.training.test_end_to_end import read_predictions, run
-
-GROUP = 5  # clips of a parquet file that can be read by themselves
-KEEPING = {
-    "save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "load_best_model_at_end": False,
-    "eval_strategy": "no", "early_stopping_patience": 0, "lr_scheduler_type": "constant",
-}  # fmt: skip
-
-
-def write_shards(folder: Path, clips: int, files: int = 3, seconds: float = 0.01, split: str = "train") -> Path:
-    """Clips of two classes and four speakers, in parquet files of several groups."""
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for file, rows in enumerate(np.array_split(np.arange(clips), files)):
-        columns = {
-            "audio": [{"bytes": sound(int(row), seconds), "path": f"{split}{row}.wav"} for row in rows],
-            "label": ["ab"[row % 2] for row in rows],
-            "speaker": [f"{row % 4}" for row in rows],
-        }
-        table = Dataset.from_dict(columns).cast_column("audio", Audio(sampling_rate=16_000))
-        table.to_parquet(folder / "data" / f"{split}-{file:05d}-of-{files:05d}.parquet", batch_size=GROUP)
-    return folder
+from tests.helpers.commands import read_predictions, run
+from tests.helpers.streaming import KEEPING, trainer_of, write_shards
+from tests.helpers.tiny import tiny_feature_extractor
 
 
 @pytest.fixture(scope="module")
@@ -220,18 +196,6 @@ def test_a_test_part_comes_in_its_order(corpus):
 
 
 # ---- training
-
-
-def trainer_of(corpus, folder, workers=0, streaming=True, model=None, train=22, **changes) -> SERTrainer:
-    extractor = tiny_feature_extractor()
-    args = make_arguments(folder, dataloader_num_workers=workers, **{"num_train_epochs": 2, "seed": 5, **changes})
-    collator = PairCollator(extractor, make_augmentation(2, specaugment_masks=1, mixup_alpha=0.4))
-    kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=8) if streaming else SERTrainer
-    return kind(
-        model=model or tiny_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),
-        train_dataset=corpus.clips.select(range(train)), eval_dataset=corpus.clips.select(range(22, 31)),
-        processing_class=extractor, compute_metrics=compute_metrics,
-    )  # fmt: skip
 
 
 def test_batches_do_not_depend_on_workers(corpus, tmp_path):

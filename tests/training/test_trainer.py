@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -28,15 +27,18 @@ from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import NonFiniteLossError
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model
-from tests.helpers.training import Collator, clips, make_arguments, make_trainer
+from tests.helpers.training import (
+    QUIET,
+    Poisoned,
+    assert_same_weights,
+    clips,
+    evaluations,
+    make_arguments,
+    make_trainer,
+    weights,
+)
 
 REPOSITORY = Path(__file__).parents[2]
-QUIET = {
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-    "lr_scheduler_type": "constant",
-}
 
 # After one step of gradient descent at a rate of 1, weights are equal where gradients are.
 ONE_GRADIENT_STEP = {f"{branch}_optimizer": "sgd" for branch in ("cqt", "mel", "head")} | {
@@ -50,23 +52,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_weights(first, second, **tolerance):
-    for name, value in first.items():
-        if tolerance:
-            torch.testing.assert_close(value, second[name], msg=name, **tolerance)
-        else:
-            assert torch.equal(value, second[name]), name
-
-
-def evaluations(trainer) -> list[dict]:
-    timeless = re.compile(r"(?!.*(runtime|per_second)).*")
-    return [{k: v for k, v in e.items() if timeless.match(k)} for e in trainer.state.log_history if "eval_loss" in e]
 
 
 # ---- the update
@@ -477,22 +462,6 @@ def test_a_run_without_its_best_checkpoint_is_refused(tmp_path):
 
 
 # ---- losses that are not finite
-
-
-class Poisoned(Collator):
-    """NaN in the images of the nth batches."""
-
-    def __init__(self, *poisoned):
-        super().__init__()
-        self.poisoned, self.count = poisoned, 0
-
-    def __call__(self, features):
-        batch = super().__call__(features)
-        self.count += 1
-        if self.count in self.poisoned:
-            batch["cqt_values"] = batch["cqt_values"] * float("nan")
-        self.batch = batch
-        return batch
 
 
 @pytest.mark.slow

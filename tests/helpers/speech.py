@@ -1,0 +1,62 @@
+"""Tiny models with a speech encoder: what the tests of the branch and of its adapters build and train."""
+
+import numpy as np
+import torch
+
+from feature_extraction_maxmvit import MaxMViTFeatureExtractor, read_processor
+from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.data.batches import PairCollator
+from ser.training.run import parse_arguments
+from ser.training.trainer import SERTrainer
+from tests.helpers.tiny import tiny_config, tiny_feature_extractor, voice
+from tests.helpers.training import make_arguments
+
+RATE = 44_100
+
+CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
+
+
+def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
+    torch.manual_seed(1)
+    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
+    model.maxmvit.load_speech_weights()
+    return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
+
+
+def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[str, torch.Tensor]:
+    return dict(extractor(list(clips), sampling_rate=RATE, return_tensors="pt"))
+
+
+@torch.no_grad()
+def logits_of(model, extractor, *clips) -> torch.Tensor:
+    return model(**inputs_of(extractor, *clips)).logits
+
+
+class Sounds(list):
+    """Clips with their classes, as the collator takes them."""
+
+    def __init__(self, count: int):
+        sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]
+        super().__init__(
+            {"file": f"{i}", "audio": {"array": sound, "sampling_rate": RATE}, "label": i % 4}
+            for i, sound in enumerate(sounds)
+        )
+
+
+def trainer_of(model, extractor, folder, **changes) -> SERTrainer:
+    settings = {
+        "num_train_epochs": 2, "eval_strategy": "no", "lr_scheduler_type": "cosine",
+        "load_best_model_at_end": False, "save_total_limit": None, **changes,
+    }  # fmt: skip
+    return SERTrainer(
+        model=model,
+        args=make_arguments(folder, **settings),
+        data_collator=PairCollator(extractor),
+        train_dataset=Sounds(8),
+        processing_class=extractor,
+    )
+
+
+def command(encoder: str | None, *flags: str):
+    chosen = [] if encoder is None else ["--speech_encoder", encoder]
+    return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *chosen, *flags])
