@@ -33,7 +33,7 @@ try:
         import_timm,
         shortened,
     )
-    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
+    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, checked_settings, normalized, render_image
     from .spectrograms_maxmvit import MIN_POWER, mel_filters
 except ImportError:
     if "." in __name__:  # in a package: the error comes from within the sibling module
@@ -47,7 +47,7 @@ except ImportError:
         import_timm,
         shortened,
     )
-    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
+    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, checked_settings, normalized, render_image
     from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
@@ -662,11 +662,14 @@ class MelFilterBank(nn.Module):
 
     Args:
         settings (`Mapping`): From `feature_extraction_maxmvit.image_settings`.
+
+    Raises:
+        ValueError: A setting is unknown or missing, or has the wrong type.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__()
-        self.settings = dict(settings)
+        self.settings = settings = checked_settings(settings)
         self._shape = settings["sampling_rate"], settings["mel_n_fft"], settings["n_mels"]
         self.log_gains = nn.Parameter(torch.zeros(int((mel_filters(*self._shape) > 0).sum())))
 
