@@ -2,16 +2,31 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import map_shift, population_mean
-from ser.training.feature_statistics import PooledFeatures
 from ser.utils import DataError
 
 ADAPTATIONS = ("speaker", "table")
+
+
+class PooledFeatures(NamedTuple):
+    """
+    Pooled features of N clips, in the order of their table.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
+        labels (`list[int]`): The class of each clip.
+        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
+    """
+
+    features: torch.Tensor
+    labels: list[int]
+    speakers: list[str | None]
 
 
 def adapted_logits(

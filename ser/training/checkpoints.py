@@ -23,10 +23,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ser.distributed import all_true, broadcast_from_first, run_lock
 from ser.files import sync, write_json
 from ser.training.arguments import SERTrainingArguments
 from ser.training.callbacks import metric_name
-from ser.training.distributed import all_true, broadcast_from_first, run_lock
 from ser.training.finetuning import compact_weights
 from ser.utils import DataError
 

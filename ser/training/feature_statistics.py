@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from modeling_maxmvit import FeatureStatistics
 from ser.data.features import rearranged
+from ser.evaluation.adaptation import PooledFeatures
 from ser.training.familiarity import MAX_CLIPS as MAX_VERSIONS
 from ser.training.familiarity import fit_familiarity
 from ser.training.trainer import SERTrainer
@@ -18,21 +19,6 @@ from ser.training.trainer import SERTrainer
 logger = logging.get_logger(__name__)
 MIN_CLIPS = 8  # of a speaker, for the spread of his clips
 MAX_CLIPS = 10_000  # more would cost time and memory, and change a mean by less than a hundredth of a deviation
-
-
-class PooledFeatures(NamedTuple):
-    """
-    What [`pooled_features`] returns of N clips, in the order of their table.
-
-    Args:
-        features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
-        labels (`list[int]`): The class of each clip.
-        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
-    """
-
-    features: torch.Tensor
-    labels: list[int]
-    speakers: list[str | None]
 
 
 def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatures:

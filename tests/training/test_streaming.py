@@ -17,13 +17,13 @@ from ser.data.augmentation import make_augmentation
 from ser.data.batches import PairCollator
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.shards import FOLDER, Shards, open_streamed
+from ser.data.prepare import refuse_unreadable
 from ser.training.run import parse_arguments
 from ser.training.streaming import (
     ShuffledBatches,
     StreamedBatches,
     StreamingTrainer,
     buffered_order,
-    refuse_unreadable,
 )
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
