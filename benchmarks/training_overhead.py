@@ -102,7 +102,7 @@ def bare_loop(model: MaxMViTForAudioClassification, trainer: SERTrainer, args: S
     """Trains by Adam and RAdam on batches on the device; returns the seconds from the end of the first step."""
     loader = iter(trainer.get_train_dataloader())
     count = min(4, len(trainer.get_train_dataloader()))
-    batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]
+    batches = [trainer.normalized(next(loader)) for _ in range(count)]
     mel = set(model.branches()["mel"].parameters())
     rest = [p for p in model.parameters() if p not in mel]
     fused: dict[str, Any] = {"fused": True} if args.device.type == "cuda" else {}
