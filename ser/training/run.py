@@ -17,11 +17,8 @@ from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import (
-    AugmentationArguments,
-    ClipAugmentationArguments,
     DataArguments,
     ModelArguments,
-    values_of,
 )
 from ser.cli import parse_arguments
 from ser.data.altered_copies import WaveformCopies
@@ -128,8 +125,8 @@ def check_runs(
         ValueError: A part of this fails; the message names it.
     """
     args = next(iter(runs.values()))
-    make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
-    make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args))
+    make_augmentation(args, len(corpus.label_names))
+    make_spectrogram_augmentation(args, feature_extractor)
     config = name_classes(config, corpus.label_names)
     if args.closed_form_classifier:
         check_closed_form(config, args, data_args.cache_features)
@@ -188,8 +185,8 @@ def make_trainer(
         PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.image_names
     )
     train_collator = collator(
-        make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
-        make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
+        make_augmentation(args, model.config.num_labels),
+        make_spectrogram_augmentation(args, feature_extractor),
         draw_versions=args.waveform_copies > 0,
     )
     return kind(

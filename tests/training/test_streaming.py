@@ -13,6 +13,7 @@ import torch
 from datasets import Audio, Dataset
 
 from audio_maxmvit import AudioError
+from ser.arguments import AugmentationArguments
 from ser.data.augmentation import make_augmentation
 from ser.data.batches import PairCollator
 from ser.data.corpora.loading import load_corpus
@@ -225,7 +226,8 @@ def test_a_test_part_comes_in_its_order(corpus):
 def trainer_of(corpus, folder, workers=0, streaming=True, model=None, train=22, **changes) -> SERTrainer:
     extractor = tiny_feature_extractor()
     args = make_arguments(folder, dataloader_num_workers=workers, **{"num_train_epochs": 2, "seed": 5, **changes})
-    collator = PairCollator(extractor, make_augmentation(2, specaugment_masks=1, mixup_alpha=0.4))
+    augmentation = make_augmentation(AugmentationArguments(specaugment_masks=1, mixup_alpha=0.4), 2)
+    collator = PairCollator(extractor, augmentation)
     kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=8) if streaming else SERTrainer
     return kind(
         model=model or tiny_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),
