@@ -45,9 +45,9 @@ try:
         as_waveforms,
         cosine_filters,
         delta_filters,
+        segment,
         spectrograms_of,
         stream_blocks,
-        stretch,
         wavelets,
     )
 except ImportError:
@@ -59,9 +59,9 @@ except ImportError:
         as_waveforms,
         cosine_filters,
         delta_filters,
+        segment,
         spectrograms_of,
         stream_blocks,
-        stretch,
         wavelets,
     )
 
@@ -746,7 +746,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: `end` is not after `start`, or `start` is not within the clip.
         """
-        return stretch(spectrogram, start, end, self.sampling_rate, self.hops)
+        return segment(spectrogram, start, end, self.sampling_rate, self.hops)
 
     def speech_bounds(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
         """Returns start and end in seconds of the part of a clip that `images` renders: all but what `trim_db`

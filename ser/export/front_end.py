@@ -209,7 +209,7 @@ class Image(nn.Module):
         super().__init__()
         self.sampling_rate = extractor.sampling_rate
         self.hop_length = {"cqt": extractor.cqt_hop_length, "mel": extractor.mel_hop_length}[name]
-        settings = image_settings(extractor)
+        self.settings = settings = image_settings(extractor)
         self.full_scale_db = settings["full_scale_db"] if settings["level"] == "full_scale" else None
         self.top_db = settings["top_db"]
         height, self.width = settings["image_shape"]
@@ -329,7 +329,7 @@ class Speech(nn.Module):
     def _shown(
         self, samples: int, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the first sample and the length of the spoken part; see `spectrograms_maxmvit.stretch`."""
+        """Returns the first sample and the length of the spoken part; see `spectrograms_maxmvit.segment`."""
         if bounds is None:
             return torch.zeros((), dtype=torch.long), torch.full((), samples)
         start, end = (seconds[0] for seconds in bounds)

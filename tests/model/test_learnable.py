@@ -158,7 +158,7 @@ def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
     )
 
 
-def test_windows_of_the_pipeline_filter_their_stretch():
+def test_windows_of_the_pipeline_filter_their_segment():
     model, extractor = built()
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
     recording = np.concatenate([voice(1.5, f0=100 + 20 * i, seed=i) for i in range(4)])
@@ -166,9 +166,9 @@ def test_windows_of_the_pipeline_filter_their_stretch():
     assert [row["start"] for row in rows] == [0.0, 1.0, 2.0, 3.0, 4.0]
     (whole,) = extractor.spectrograms(recording)
     for row in rows:
-        stretch = extractor.cut(whole, row["start"], row["end"])
-        images = {name: extractor.normalize(image) for name, image in extractor.images([stretch]).items()}
-        scores = model(**images, **extractor.waveform_inputs([stretch])).logits.softmax(-1)[0].tolist()
+        segment = extractor.cut(whole, row["start"], row["end"])
+        images = {name: extractor.normalize(image) for name, image in extractor.images([segment]).items()}
+        scores = model(**images, **extractor.waveform_inputs([segment])).logits.softmax(-1)[0].tolist()
         assert list(row["scores"].values()) == pytest.approx(scores, abs=1e-3)
 
 
