@@ -195,7 +195,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
 
 
 def splits_of(checkpoint: str) -> dict | None:
-    """The `splits.json` of the run that a checkpoint is of, where there is one."""
+    """Returns the `splits.json` of the run that a checkpoint comes from, or None without one."""
     if os.path.isdir(checkpoint):
         places = [Path(checkpoint) / "splits.json", Path(checkpoint).resolve().parent / "splits.json"]
         found = next((path for path in places if path.is_file()), None)
@@ -206,10 +206,10 @@ def splits_of(checkpoint: str) -> dict | None:
 
 def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
     """
-    The speakers and clips of a test part by which a run was trained or steered, None where `splits.json` is missing.
+    Returns the speakers and clips of a test part that a run was trained or validated on; None without `splits.json`.
 
-    Speakers are compared within one corpus, since another calls others by the same name; a clip of another table is
-    the same where its file, speaker and class are.
+    Speakers are compared within one corpus, since other corpora use the same names for other people; clips of another
+    table are the same if file, speaker and class are.
     """
     if splits is None:
         return None

@@ -48,13 +48,13 @@ def features_with_copies(
     trainer: SERTrainer, clips: datasets.Dataset, originals: PooledFeatures
 ) -> tuple[torch.Tensor, list[int], list[Hashable]]:
     """
-    The pooled features of clips and of their altered copies, at most 5,000 in all, drawn at random; their labels; and
-    their speakers, or numbers of the clips where fewer than two speakers are known.
+    Returns pooled features of clips and of their altered copies, at most 5,000 in all, chosen at random; their labels;
+    and their speakers, or the numbers of the clips if fewer than two speakers are known.
 
     Args:
-        trainer: Of the model.
+        trainer: The trainer of the model.
         clips: The training part.
-        originals: From [`pooled_features`] of the clips.
+        originals: Features of the clips, from [`pooled_features`].
     """
     copies = len(clips[0]["spectrograms"]) - 1 if "spectrograms" in clips.column_names else 0
     if not copies:
@@ -72,7 +72,7 @@ def features_with_copies(
 
 def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> FeatureStatistics:
     """
-    The statistics of clips for the model. Each speaker has the same weight, so that none with many clips dominates.
+    Computes the statistics of clips for the model. Every speaker has the same weight, whatever the number of clips.
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Of N clips.
