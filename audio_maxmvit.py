@@ -34,7 +34,7 @@ MAX_CHUNKS = 1_000  # before the samples of a wav or aiff file; recorders and ed
 MAX_MISSING_S = 0.1  # seconds by which a complete file may be shorter than its header says
 FRAME_S = 0.05  # a window is silent if none of its frames of this length is louder than `silence_db`
 CANCELLED_POWER = 1e-3  # of the channels' power; if their mean has less, one channel is the inverse of the other
-LEAST_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
+MIN_POWER = 1e-6  # of full scale (-60 dB); quieter channels count as silent
 MAX_DOWNLOAD_BYTES = 500 * 2**20  # an hour of 16-bit stereo at 48 kHz has 660 MiB as wav, 300 as flac
 MAX_DOWNLOAD_S = 300.0  # for a whole download
 MAX_SILENCE_S = 30.0  # between two bytes of a download
@@ -214,7 +214,7 @@ def _mean_of_channels(samples: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(all="ignore"):  # the caller refuses samples that are not finite
         mean = samples.mean(axis=1, dtype=samples.dtype)
         power = np.einsum("ij,ij->", samples, samples) / samples.size
-        if power > LEAST_POWER and np.dot(mean, mean) / len(mean) < CANCELLED_POWER * power:
+        if power > MIN_POWER and np.dot(mean, mean) / len(mean) < CANCELLED_POWER * power:
             raise AudioError(
                 f"{name} has channels that cancel each other when they are averaged: one is the other with inverted "
                 "sign. Give a single channel, or invert one."
@@ -540,7 +540,7 @@ def _missing_seconds(audio: soundfile.SoundFile, file: BinaryIO, extent: _Extent
 
 
 def _missing_by_count(audio: soundfile.SoundFile, file: BinaryIO, name: str) -> float:
-    """`_missing_seconds` for containers whose header counts samples; libsndfile reads most of them to the end."""
+    """Computes `_missing_seconds` for containers whose header counts samples; libsndfile reads most to the end."""
     head, size, announced = _at(file, 0, MAX_HEAD), file.seek(0, io.SEEK_END), 0
     if audio.format in FRAME_COUNTS:
         place, form = FRAME_COUNTS[audio.format]
@@ -587,7 +587,7 @@ def _check_ogg(file: BinaryIO, name: str, size: int, position: int) -> None:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """The checksum that belongs to a page: a CRC-32 from the highest bit on, where zlib's is from the lowest."""
+    """Returns the checksum of an Ogg page: a CRC-32 from the highest bit on, where zlib's is from the lowest."""
     without = page[:22] + bytes(4) + page[26:]
     value = zlib.crc32(without.translate(REVERSED_BITS), 2**32 - 1) ^ 2**32 - 1
     return int(f"{value:032b}"[::-1], 2).to_bytes(4, "little")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ContextDecorator
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 import soxr  # comes with librosa
@@ -39,31 +39,40 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TransformersKwargs, logging
 
 try:
-    from .configuration_maxmvit import EXTRACTOR_CHOICES, SETTINGS, check_types, shortened
+    from .configuration_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
     from .spectrograms_maxmvit import (
         C1,
         as_waveforms,
         cosine_filters,
         delta_filters,
+        segment,
         spectrograms_of,
         stream_blocks,
-        stretch,
         wavelets,
     )
 except ImportError:
     if "." in __name__:  # in a package: the error comes from within the sibling module
         raise
-    from configuration_maxmvit import EXTRACTOR_CHOICES, SETTINGS, check_types, shortened
+    from configuration_maxmvit import EXTRACTOR_CHOICES, check_types, shortened
     from spectrograms_maxmvit import (
         C1,
         as_waveforms,
         cosine_filters,
         delta_filters,
+        segment,
         spectrograms_of,
         stream_blocks,
-        stretch,
         wavelets,
     )
+
+
+# ---- Parameters ----
+
+T = TypeVar("T")
+# Type of a parameter that shapes the images of given spectrograms. All other parameters shape the spectrograms; the
+# cache of spectrograms depends on those only. The signature of [`MaxMViTFeatureExtractor`] is the only place that says
+# which is which.
+OfImage = Annotated[T, "image"]
 
 
 # ---- Parameter checks ----
@@ -201,7 +210,27 @@ def image_settings(extractor: Any) -> dict[str, Any]:
     """Returns the parameters of a [`MaxMViTFeatureExtractor`] that shape its Mel images, given the power
     spectrogram."""
     mean, std = extractor.normalization("mel")
-    return {name: getattr(extractor, name) for name in SETTINGS} | {"image_mean": mean, "image_std": std}
+    return {name: getattr(extractor, name) for name in IMAGE_SETTINGS} | {"image_mean": mean, "image_std": std}
+
+
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Returns image settings from the `filter_bank_config` of a model, with the defaults of those that were added since.
+
+    Raises:
+        ValueError: A setting is unknown or missing, or has the wrong type.
+    """
+    if not FIRST_SETTINGS <= {*settings} <= {*IMAGE_SETTINGS}:
+        raise ValueError(
+            "filter_bank='learnable' needs a filter_bank_config with the extractor's image settings: pass "
+            "image_settings(extractor) of feature_extraction_maxmvit.py."
+        )
+    try:
+        check_types(settings, IMAGE_SETTINGS)
+    except ValueError as error:
+        raise ValueError(f"filter_bank_config: {error}") from error
+    defaults = inspect.signature(MaxMViTFeatureExtractor).parameters
+    return {name: settings[name] if name in settings else defaults[name].default for name in IMAGE_SETTINGS}
 
 
 def render_image(db: torch.Tensor, settings: Mapping[str, Any], is_mel: bool = True) -> torch.Tensor:
@@ -526,52 +555,41 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         mel_n_fft: int = 4096,
         mel_hop_length: int = 256,
         n_mels: int = 128,
-        trim_db: float | None = None,
-        trim_margin: float = 0.05,
-        level: str = "clip",
-        top_db: float = 80.0,
-        full_scale_db: Sequence[float] = (-60.0, 40.0),
-        mel_representation: str = "log-mel",
-        n_mfcc: int = 40,
-        channels: str = "repeat",
-        image_size: int | Sequence[int] = 244,
-        image_mean: Sequence[float] | Mapping[str, Sequence[float]] = IMAGENET_MEAN,
-        image_std: Sequence[float] | Mapping[str, Sequence[float]] = IMAGENET_STD,
+        trim_db: OfImage[float | None] = None,
+        trim_margin: OfImage[float] = 0.05,
+        level: OfImage[str] = "clip",
+        top_db: OfImage[float] = 80.0,
+        full_scale_db: OfImage[Sequence[float]] = (-60.0, 40.0),
+        mel_representation: OfImage[str] = "log-mel",
+        n_mfcc: OfImage[int] = 40,
+        channels: OfImage[str] = "repeat",
+        image_size: OfImage[int | Sequence[int]] = 244,
+        image_mean: OfImage[Sequence[float] | Mapping[str, Sequence[float]]] = IMAGENET_MEAN,
+        image_std: OfImage[Sequence[float] | Mapping[str, Sequence[float]]] = IMAGENET_STD,
         filter_bank: str = "fixed",
         backend: str = "torch",
         speech_processor: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        check_types(dict(locals()), MaxMViTFeatureExtractor.__init__.__annotations__)
+        given = dict(locals())
+        check_types(given, PARAMETER_TYPES)
         refuse_unknown(kwargs, SAVED_KEYWORDS, type(self))
         kwargs = {"feature_size": 1, "padding_value": 0.0, "return_attention_mask": False} | kwargs
         super().__init__(sampling_rate=sampling_rate, **kwargs)
-        self.min_length = min_length
-        self.cqt_fmin = cqt_fmin
-        self.cqt_n_bins = cqt_n_bins
-        self.cqt_bins_per_octave = cqt_bins_per_octave
-        self.cqt_hop_length = cqt_hop_length
-        self.mel_n_fft = mel_n_fft
-        self.mel_hop_length = mel_hop_length
-        self.n_mels = n_mels
-        self.trim_db = trim_db
-        self.trim_margin = trim_margin
-        self.level = level
-        self.top_db = top_db
+        for name in parameters_of(MaxMViTFeatureExtractor):
+            setattr(self, name, given[name])
         self.full_scale_db = list(full_scale_db)
-        self.mel_representation = mel_representation
-        self.n_mfcc = n_mfcc
-        self.channels = channels
         self.image_size = image_size if isinstance(image_size, int) else list(image_size)
         self.image_mean = _by_branch(image_mean)
         self.image_std = _by_branch(image_std)
-        self.filter_bank = filter_bank
-        self.backend = backend
-        self.speech_processor = speech_processor
         check_extractor(self)
         wavelets(*self.cqt_parameters)  # refuses bins above half the sampling rate
         if speech_processor is not None:
             make_processor(speech_processor)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # the parameters
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -728,7 +746,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: `end` is not after `start`, or `start` is not within the clip.
         """
-        return stretch(spectrogram, start, end, self.sampling_rate, self.hops)
+        return segment(spectrogram, start, end, self.sampling_rate, self.hops)
 
     def speech_bounds(self, spectrogram: Mapping[str, torch.Tensor]) -> tuple[float, float]:
         """Returns start and end in seconds of the part of a clip that `images` renders: all but what `trim_db`
@@ -806,6 +824,25 @@ def _by_branch(values: Sequence[float] | Mapping[str, Sequence[float]]) -> list[
     if isinstance(values, Mapping):
         return {branch: list(own) for branch, own in values.items()}
     return list(values)
+
+
+PARAMETER_TYPES = get_type_hints(MaxMViTFeatureExtractor.__init__)
+IMAGE_PARAMETERS = tuple(
+    name
+    for name, kind in get_type_hints(MaxMViTFeatureExtractor.__init__, include_extras=True).items()
+    if get_origin(kind) is Annotated
+)
+# What shapes a Mel image, given the power spectrogram of a trimmed clip -> type. Learnable filters keep all of these.
+IMAGE_SETTINGS = {
+    name: PARAMETER_TYPES[name]
+    for name in ("sampling_rate", "mel_n_fft", "n_mels", *IMAGE_PARAMETERS)
+    if name not in ("trim_db", "trim_margin", "image_size")
+} | {"image_shape": Sequence[int], "image_mean": Sequence[float], "image_std": Sequence[float]}
+# Those in every checkpoint with learnable filters. Others were added later, and have their default where missing.
+FIRST_SETTINGS = {
+    "sampling_rate", "mel_n_fft", "n_mels", "level", "top_db", "full_scale_db", "mel_representation", "n_mfcc",
+    "channels", "image_shape", "image_mean", "image_std",
+}  # fmt: skip
 
 
 MaxMViTFeatureExtractor.register_for_auto_class()

@@ -33,7 +33,7 @@ try:
         import_timm,
         shortened,
     )
-    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
+    from .feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, checked_settings, normalized, render_image
     from .spectrograms_maxmvit import MIN_POWER, mel_filters
 except ImportError:
     if "." in __name__:  # in a package: the error comes from within the sibling module
@@ -47,7 +47,7 @@ except ImportError:
         import_timm,
         shortened,
     )
-    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, normalized, render_image
+    from feature_extraction_maxmvit import TRANSFORMERS_KEYWORDS, checked_settings, normalized, render_image
     from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class ConvNet(nn.Module):
 # the model treats all branches alike.
 
 ATTENTION_SIZE = 128  # hidden units of the attention of attentive_statistics
-STRETCHES = 16  # segments of a clip, whose means are the branch's tokens
+SEGMENTS = 16  # segments of a clip, whose means are the branch's tokens
 LAYER = re.compile(r"^encoder\.(?:encoder\.)?layers\.(\d+)\.")
 
 
@@ -318,7 +318,7 @@ class SpeechFeatures(NamedTuple):
         pooled (`torch.Tensor` of shape `(B, head_hidden_size)`): The features of the clip.
         tokens (`torch.Tensor` of shape `(B, 1 or 1 + 16, num_features)`): The mean over time of the weighted sum of
             all layers (weighted by attention where there is one) and, of a pooling by attention, the means of 16
-            stretches of equal length: as many for a short clip as for a long one, so that no mask is needed.
+            segments of equal length: as many for a short clip as for a long one, so that no mask is needed.
     """
 
     pooled: torch.Tensor
@@ -389,7 +389,7 @@ class SpeechEncoder(nn.Module):
         return self._pooled(*self._layers(input_values, attention_mask))
 
     def forward_head(self, features: SpeechFeatures) -> torch.Tensor:
-        """`(B, head_hidden_size)`: the pooled features."""
+        """Returns the pooled features, `(B, head_hidden_size)`."""
         return features.pooled
 
     def forward_intermediates(
@@ -403,7 +403,7 @@ class SpeechEncoder(nn.Module):
         return self._pooled(states, lengths), [state.movedim(1, -1)[:, :, None] for state in states]
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Mean and standard deviation over time of each layer's hidden states: `(B, layers + 1, 2, width)`."""
+        """Returns mean and standard deviation over time of each layer's hidden states: `(B, layers + 1, 2, width)`."""
         return torch.stack(_statistics_of_layers(*self._layers(input_values, attention_mask)), dim=2)
 
     def _summed(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -430,12 +430,12 @@ class SpeechEncoder(nn.Module):
         summed = [clip[:length] for clip, length in zip(self._summed(states), lengths, strict=True)]
         weights = [self.attention(clip).softmax(0)[:, 0] for clip in summed]
         means, deviations = _statistics_of_layers(states, lengths, weights)
-        stretches = [_means_of_stretches(clip) for clip in summed]
-        tokens = torch.cat([self._summed(means.unbind(1))[:, None], torch.stack(stretches)], dim=1)
+        segments = [_segment_means(clip) for clip in summed]
+        tokens = torch.cat([self._summed(means.unbind(1))[:, None], torch.stack(segments)], dim=1)
         return SpeechFeatures(self._joined(means, deviations), tokens)
 
     def _layers(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
-        """Hidden states of all layers, `(B, frames, width)` each, and how many frames of each clip are its own."""
+        """Returns the hidden states of all layers, `(B, frames, width)` each, and each clip's number of frames."""
         lengths = mask.sum(-1).tolist()
         frames = [self._count_frames(length) for length in lengths]
         if self.piece is None:
@@ -454,7 +454,7 @@ class SpeechEncoder(nn.Module):
     def _layers_of_parts(
         self, values: torch.Tensor, parts: Sequence[tuple[int, int, int]], frames: int
     ) -> list[torch.Tensor]:
-        """Hidden states of parts of clips, each a row, a start and a length, put where they belong along time."""
+        """Returns the hidden states of parts of clips (row, start and length of each), at their places along time."""
         together = defaultdict(list)
         for part in parts:
             together[0 if self.encoder.training else part[2]].append(part)
@@ -483,9 +483,9 @@ class SpeechEncoder(nn.Module):
 
     def _run_whisper(self, values: torch.Tensor, lengths: torch.Tensor | None) -> list[torch.Tensor]:
         """
-        The forward pass of transformers' `WhisperEncoder`, which takes 30 s only, for log-Mel frames `(B, bands,
-        frames)` of any length up to that. Frames beyond `lengths`, `(B,)`, are zero between the convolutions, as what
-        the convolutions pad a clip with, and masked in the attention of all layers; None: no clip is padded.
+        Runs transformers' `WhisperEncoder`, which accepts 30 s only, on log-Mel frames `(B, bands, frames)` of any
+        length up to that. Frames beyond `lengths`, `(B,)`, are zero between the convolutions, like the padding of the
+        convolutions, and masked in the attention of all layers; with None, no clip is padded.
         """
         encoder = self.encoder
         hidden = F.gelu(encoder.conv1(values))
@@ -546,22 +546,22 @@ class SpeechEncoder(nn.Module):
         return values, attention_mask
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether each layer computes its activations again in the backward pass instead of keeping them."""
+        """Sets whether each layer computes its activations again in the backward pass instead of keeping them."""
         if enable:
             self.encoder.activation_checkpointing_enable({"use_reentrant": False})
         else:
             self.encoder.activation_checkpointing_disable()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameter is in which layer, as in timm's models: the convolutions, the layers, the rest."""
+        """Returns patterns of the parameters of each layer, as timm's models do: convolutions, layers, the rest."""
         return {"stem": r"^encoder\.(?!(?:encoder\.)?layers\.)", "blocks": [(LAYER.pattern, None), (r".", (99999,))]}
 
     def tunable(self, frozen_layers: int | None = None) -> Iterator[nn.Parameter]:
         """
-        The encoder's parameters that training may change: all but what transformers itself keeps fixed.
+        Yields the encoder's parameters that training may change: all but those that transformers itself keeps fixed.
 
         Args:
-            frozen_layers (`int`, *optional*): Without so many of its lowest layers, and without what is in no layer.
+            frozen_layers (`int`, *optional*): Leave out this many of the lowest layers, and what is in no layer.
         """
         for name, parameter in self.named_parameters():
             layer = LAYER.match(name)
@@ -570,12 +570,12 @@ class SpeechEncoder(nn.Module):
                 yield parameter
 
 
-def _means_of_stretches(frames: torch.Tensor) -> torch.Tensor:
-    """`(frames, width)` -> `(16, width)`: the means of stretches of equal length, as adaptive pooling has them, which
-    ONNX has not for clips of any length."""
+def _segment_means(frames: torch.Tensor) -> torch.Tensor:
+    """Computes the means of 16 segments of equal length, `(frames, width)` -> `(16, width)`, like adaptive pooling,
+    which ONNX does not have for clips of any length."""
     length = frames.shape[0]
-    number = torch.arange(STRETCHES, device=frames.device)[:, None]
-    begin, end = number * length // STRETCHES, -(-(number + 1) * length // STRETCHES)
+    number = torch.arange(SEGMENTS, device=frames.device)[:, None]
+    begin, end = number * length // SEGMENTS, -(-(number + 1) * length // SEGMENTS)
     place = torch.arange(length, device=frames.device)
     return ((place >= begin) & (place < end)).to(frames.dtype) / (end - begin).to(frames.dtype) @ frames
 
@@ -583,8 +583,8 @@ def _means_of_stretches(frames: torch.Tensor) -> torch.Tensor:
 def _statistics(
     frames: torch.Tensor, lengths: Sequence[int], weights: Sequence[torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(B, frames, width)` -> mean and standard deviation over each clip's own frames, `(B, width)` each; weighted
-    where there are `weights`, one `(length,)` per clip, which sum to 1."""
+    """Computes mean and standard deviation over each clip's own frames, `(B, frames, width)` -> `(B, width)` each;
+    weighted if there are `weights`, one `(length,)` per clip, which sum to 1."""
     means, deviations = [], []
     for row, (clip, length) in enumerate(zip(frames, lengths, strict=True)):
         own = clip[:length]
@@ -599,22 +599,22 @@ def _statistics(
 def _statistics_of_layers(
     states: Sequence[torch.Tensor], lengths: Sequence[int], weights: Sequence[torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_statistics` of each layer: means and standard deviations, `(B, layers + 1, width)` each."""
+    """Computes `_statistics` of each layer: means and standard deviations, `(B, layers + 1, width)` each."""
     means, deviations = zip(*(_statistics(state, lengths, weights) for state in states), strict=True)
     return torch.stack(means, dim=1), torch.stack(deviations, dim=1)
 
 
 def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """
-    The weights of a checkpoint for the `encoder` of [`SpeechEncoder`].
+    Returns the weights of a checkpoint for the `encoder` of [`SpeechEncoder`].
 
     Args:
         name: A name on the Hugging Face Hub, or a folder.
-        config: Of the encoder that they are for.
+        config: Configuration of the encoder.
 
     Raises:
-        OSError: They can neither be downloaded nor found; names both ways out.
-        ValueError: They do not fit, or are not whole.
+        OSError: The weights can neither be downloaded nor found; the message names both remedies.
+        ValueError: The weights do not fit the encoder, or are incomplete.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # Whisper's decoder, which is not needed, may be missing; the rest is checked below
@@ -648,7 +648,7 @@ def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> di
 # initialised to those of the Mel scale and stay positive, as exponentials of the learned parameters.
 
 FLOOR_DB = 10 * math.log10(MIN_POWER)
-LEAST = 1e-30  # of a power relative to a clip's loudest: more than float32 has left of what is below the floor
+MIN_RELATIVE_POWER = 1e-30  # to a clip's loudest: more than float32 has left of what is below the floor
 
 
 class MelFilterBank(nn.Module):
@@ -662,11 +662,14 @@ class MelFilterBank(nn.Module):
 
     Args:
         settings (`Mapping`): From `feature_extraction_maxmvit.image_settings`.
+
+    Raises:
+        ValueError: A setting is unknown or missing, or has the wrong type.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__()
-        self.settings = dict(settings)
+        self.settings = settings = checked_settings(settings)
         self._shape = settings["sampling_rate"], settings["mel_n_fft"], settings["n_mels"]
         self.log_gains = nn.Parameter(torch.zeros(int((mel_filters(*self._shape) > 0).sum())))
 
@@ -710,9 +713,10 @@ class MelFilterBank(nn.Module):
 
 
 def _mels(filters: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
-    """`(n_mels, bins)` and `(bins, T)` in dB -> `(n_mels, T)` in dB, floored at -100 dB as `mel` of the extractor."""
+    """Applies filters, `(n_mels, bins)`, to powers, `(bins, T)` in dB: `(n_mels, T)` in dB, floored at -100 dB like
+    `mel` of the extractor."""
     loudest = power.amax()  # scaled to a power of 1, to avoid overflow of float32
-    mels = (filters @ 10 ** ((power - loudest) / 10)).clamp(min=LEAST).log10()
+    mels = (filters @ 10 ** ((power - loudest) / 10)).clamp(min=MIN_RELATIVE_POWER).log10()
     return (10 * mels + loudest).clamp(min=FLOOR_DB)
 
 
@@ -822,7 +826,7 @@ FUSIONS: dict[str, Any] = {
 
 
 def _attention(size: int, dropout: float = 0.0) -> nn.MultiheadAttention:
-    """With as many of 8 heads as divide `size`."""
+    """Returns an attention with 8 heads, or as many below 8 as divide `size`."""
     return nn.MultiheadAttention(size, math.gcd(size, 8), dropout=dropout, batch_first=True)
 
 
@@ -1031,11 +1035,11 @@ class Familiarity(nn.Module):
         self.register_buffer("distances", torch.zeros(QUANTILES))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The share of `distances` above that of each clip, `(B,)`."""
+        """Returns the share of `distances` above that of each clip, `(B,)`."""
         return (self.distances.float() > self.distance(features)[:, None]).float().mean(1)
 
     def distance(self, features: torch.Tensor) -> torch.Tensor:
-        """The distance of each clip, `(B,)`."""
+        """Returns the distance of each clip, `(B,)`."""
         with torch.autocast(features.device.type, enabled=False):
             deviations = (features.float()[:, None] - self.class_means.float()) * self.scale.float()
             along = (deviations @ self.components.float().T).square()
@@ -1108,9 +1112,9 @@ class FeatureStatistics(nn.Module):
 
     def spread(self, deviation: torch.Tensor) -> float:
         """
-        How much clips differ in the features by which the speakers of the training clips differ most: the mean over
-        these features of the variance relative to that of the training clips. That of several speakers' clips is
-        larger than that of one speaker's.
+        Computes how much clips differ in the features by which the speakers of the training clips differ most: the
+        mean over these features of the variance relative to that of the training clips. Clips of several speakers
+        differ more than those of one speaker.
 
         Args:
             deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the features of the clips.

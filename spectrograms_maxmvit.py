@@ -366,7 +366,7 @@ def _within_float32(batch: torch.Tensor, items: list[int]) -> tuple[torch.Tensor
     return batch / torch.where(peaks > MAX_PEAK, peaks, 1)[:, None] if any(attenuation_db) else batch, attenuation_db
 
 
-def stretch(
+def segment(
     spectrogram: Mapping[str, torch.Tensor], start: float, end: float, sampling_rate: int, hops: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """Returns the frames from `start` to `end`, in seconds; see [`MaxMViTFeatureExtractor.cut`]."""

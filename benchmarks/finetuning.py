@@ -3,8 +3,8 @@
     python -m benchmarks.finetuning FOLD RAVDESS [--sizes 0 1 2 4 8 16] [--recipe configs/finetune.yaml] [--json FILE]
 
 FOLD is a fold's model. Each of its test actors, who were not in its training data, is the test set once; the training
-set is `size` random clips of each class from the other test actors. Size 0 is the model as it is. UA is the mean over the
-test actors.
+set is `size` random clips of each class from the other test actors. Size 0 is the model as it is. UA is the mean over
+the test actors.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import add_json, write_results
-from benchmarks.speakers import speakers_of
+from benchmarks.results import add_json, speakers_of, write_results
 from ser.commands.evaluate import main as evaluate
 from ser.commands.train import main as train
 from ser.data.corpora import Corpus, load_corpus

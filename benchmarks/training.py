@@ -172,7 +172,7 @@ def bare_loop(model: MaxMViTForAudioClassification, trainer: SERTrainer, args: S
     """Trains by Adam and RAdam on batches on the device; returns the seconds from the end of the first step."""
     loader = iter(trainer.get_train_dataloader())
     count = min(4, len(trainer.get_train_dataloader()))
-    batches = [trainer._prepare_inputs(next(loader)) for _ in range(count)]
+    batches = [trainer.normalized(next(loader)) for _ in range(count)]
     optimizers = two_optimizers(model, args.learning_rate, fused=args.device.type == "cuda" or None)
     model.train()
     started = 0.0

@@ -7,16 +7,49 @@ an effect.
 """
 
 import json
-from dataclasses import dataclass, field, fields
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-
-from ser.cli import check_bounds
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """Returns a dataclass field with a default, a help text, and the metadata described above."""
     return field(default=default, metadata={"help": text, **metadata})
+
+
+def default_of(each: Any) -> Any:
+    """Returns the default of a dataclass field."""
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """
+    Checks the numbers of a dataclass against the bounds in the metadata of its fields.
+
+    Args:
+        arguments: The dataclass.
+        others (`Mapping`, *optional*): Bounds of fields that have none in their metadata, by name.
+
+    Raises:
+        ValueError: A number is out of bounds or not finite; the message names the option.
+    """
+    checks = {
+        "at_least": lambda value, bound: value >= bound,
+        "above": lambda value, bound: value > bound,
+        "at_most": lambda value, bound: value <= bound,
+        "below": lambda value, bound: value < bound,
+    }
+    for each in fields(arguments):
+        given = {**each.metadata, **(others or {}).get(each.name, {})}
+        bounds = {name: given[name] for name in checks if name in given}
+        value = getattr(arguments, each.name, None)
+        if not bounds or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value) or not all(checks[name](value, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
+            raise ValueError(f"--{each.name} {value} does not work: it must be a number {wanted}.")
 
 
 # ---- The model and its training ----

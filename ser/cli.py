@@ -9,23 +9,23 @@ import difflib
 import importlib.util
 import inspect
 import json
-import math
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import yaml
 
+from ser.arguments import INHERITED_NEEDS, DataArguments, ModelArguments, TrainingOptions, default_of
+
 if TYPE_CHECKING:
     from configuration_maxmvit import MaxMViTConfig
-    from ser.arguments import DataArguments, ModelArguments
     from ser.training.arguments import SERTrainingArguments
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -63,34 +63,6 @@ UNSUPPORTED = {
     "token": "log in by `hf auth login`, or set HF_TOKEN",
 }
 """Its options that are not supported here, and what to do instead."""
-
-
-def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """
-    Checks the numbers of a dataclass against the bounds in the metadata of its fields.
-
-    Args:
-        arguments: The dataclass.
-        others (`Mapping`, *optional*): Bounds of fields that have none in their metadata, by name.
-
-    Raises:
-        ValueError: A number is out of bounds or not finite; the message names the option.
-    """
-    checks = {
-        "at_least": lambda value, bound: value >= bound,
-        "above": lambda value, bound: value > bound,
-        "at_most": lambda value, bound: value <= bound,
-        "below": lambda value, bound: value < bound,
-    }
-    for each in fields(arguments):
-        given = {**each.metadata, **(others or {}).get(each.name, {})}
-        bounds = {name: given[name] for name in checks if name in given}
-        value = getattr(arguments, each.name, None)
-        if not bounds or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not math.isfinite(value) or not all(checks[name](value, bound) for name, bound in bounds.items()):
-            wanted = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
-            raise ValueError(f"--{each.name} {value} does not work: it must be a number {wanted}.")
 
 
 def refuse(message: str) -> NoReturn:
@@ -254,8 +226,6 @@ def command_parser(with_inherited: bool = True) -> Parser:
         with_inherited (`bool`, defaults to True): Whether to include the options of `transformers.TrainingArguments`
             that this project does not change, whose import takes seconds.
     """
-    from ser.arguments import DataArguments, ModelArguments, TrainingOptions
-
     kinds: list[type] = [DataArguments, ModelArguments, TrainingOptions]
     if with_inherited:
         from ser.training.arguments import SERTrainingArguments
@@ -412,7 +382,6 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     """
     from transformers.utils import logging
 
-    from ser.arguments import DataArguments, ModelArguments
     from ser.training.arguments import SERTrainingArguments
 
     kinds = (ModelArguments, DataArguments, SERTrainingArguments)
@@ -441,11 +410,6 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     return model_args, data_args, args
 
 
-def default_of(each: Any) -> Any:
-    """Returns the default of a dataclass field."""
-    return each.default if each.default_factory is MISSING else each.default_factory()
-
-
 def _settle_example_options(given: Given) -> None:
     for name, reason in EXAMPLE_OPTIONS.items():
         if name in given.values:
@@ -463,8 +427,6 @@ def _settle_parts_to_do(given: Given) -> None:
 
 def _settle_model(given: Given) -> None:
     """Drops a recipe's options about the model if the command line names a checkpoint, which has its own."""
-    from ser.arguments import ModelArguments
-
     if given.line.get("model_name_or_path"):
         for each in fields(ModelArguments):
             if each.name != "feature_extractor_kwargs" and each.name not in given.line:
@@ -532,8 +494,6 @@ def _settle_validation(given: Given) -> None:
 
 def _unused(given: Given, defaults: Mapping[str, Any]) -> Iterator[tuple[str, str, set[str]]]:
     """Yields options without effect: the name, a message, and the options on which that depends."""
-    from ser.arguments import INHERITED_NEEDS, DataArguments, ModelArguments, TrainingOptions
-
     values = {**defaults, **given.values}
     facts = values | _facts(values)
     own = {each.name: each for kind in (ModelArguments, TrainingOptions, DataArguments) for each in fields(kind)}

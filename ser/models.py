@@ -23,6 +23,7 @@ from feature_extraction_maxmvit import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MaxMViTFeatureExtractor,
+    checked_settings,
     image_settings,
     read_processor,
 )
@@ -63,9 +64,9 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     start = model_args.model_name_or_path
     if not start:
         if chosen["filter_bank"] == "learnable":
-            deaf = copy.copy(model_args)
-            deaf.speech_encoder = None  # its configuration is to be read first, below
-            chosen["filter_bank_config"] = image_settings(make_feature_extractor(deaf))
+            image_args = copy.copy(model_args)
+            image_args.speech_encoder = None  # its configuration is to be read first, below
+            chosen["filter_bank_config"] = image_settings(make_feature_extractor(image_args))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # a checkpoint holds no local paths
             config.speech_encoder = Path(config.speech_encoder).resolve().name
@@ -81,8 +82,9 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
             f"out {', '.join(f'--{name}' for name in others)}."
         )
     if config.filter_bank == "learnable":
-        drawn = image_settings(make_feature_extractor(model_args))
-        if others := [name for name, value in drawn.items() if value != (config.filter_bank_config or {})[name]]:
+        given = image_settings(make_feature_extractor(model_args))
+        kept = checked_settings(config.filter_bank_config or {})
+        if others := [name for name, value in kept.items() if given[name] != value]:
             raise DataError(
                 f"--feature_extractor_kwargs: the model of {start} computes its Mel images itself, with the settings "
                 f"of its training, and cannot use another {' and '.join(others)}: leave it out."

@@ -21,8 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     wait_passively()
     # torch takes seconds to import: help and errors of misspelt options do without it.
     from ser.cli import check_model, check_writable, parse_arguments
+    from ser.distributed import run_lock
     from ser.models import make_config, make_feature_extractor
-    from ser.training.distributed import run_lock
     from ser.training.run import (
         check_runs,
         plan_folds,

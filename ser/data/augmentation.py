@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from feature_extraction_maxmvit import WAVEFORM
+from ser.arguments import AugmentationArguments, ClipAugmentationArguments
 
 Clip = dict[str, torch.Tensor]
 SpectrogramAugmentation = Callable[[Clip], Clip]
@@ -183,46 +184,33 @@ class Compose:
         return changed
 
 
-def make_augmentation(
-    num_labels: int,
-    *,
-    specaugment_masks: int = 0,
-    specaugment_time: float = 0.1,
-    specaugment_frequency: float = 0.15,
-    mixup_alpha: float = 0.0,
-) -> Augmentation | None:
-    """The augmentation of batches that these settings ask for; None if they ask for none (no masks and a
-    `mixup_alpha` of 0)."""
+def make_augmentation(args: AugmentationArguments, num_labels: int) -> Augmentation | None:
+    """Returns the augmentation of batches that these options choose, or None without any."""
     chosen: list[Augmentation] = []
-    if specaugment_masks:
-        chosen.append(SpecAugment(specaugment_masks, specaugment_time, specaugment_frequency))
-    if mixup_alpha:
-        chosen.append(Mixup(mixup_alpha, num_labels))
+    if args.specaugment_masks:
+        chosen.append(SpecAugment(args.specaugment_masks, args.specaugment_time, args.specaugment_frequency))
+    if args.mixup_alpha:
+        chosen.append(Mixup(args.mixup_alpha, num_labels))
     return Compose(*chosen) if chosen else None
 
 
 def make_spectrogram_augmentation(
-    feature_extractor: Any,
-    *,
-    training_window: float | None = None,
-    whole_clip_share: float = 0.0,
-    time_stretch: float = 0.0,
-    gain_db: float = 0.0,
+    args: ClipAugmentationArguments, feature_extractor: Any
 ) -> SpectrogramAugmentation | None:
     """
-    Returns the augmentation of clips for these settings, or None without any.
+    Returns the augmentation of clips that these options choose, or None without any.
 
     Raises:
-        ValueError: a setting has no effect.
+        ValueError: an option has no effect.
     """
     chosen: list[SpectrogramAugmentation] = []
-    if training_window is not None:
-        chosen.append(RandomWindow(feature_extractor, training_window, whole_clip_share, time_stretch))
-    if gain_db:
+    if args.training_window is not None:
+        chosen.append(RandomWindow(feature_extractor, args.training_window, args.whole_clip_share, args.time_stretch))
+    if args.gain_db:
         if feature_extractor.level == "clip":
             raise ValueError(
-                f"--gain_db {gain_db:g} has no effect on images in which 0 dB is the clip's own maximum: add "
+                f"--gain_db {args.gain_db:g} has no effect on images in which 0 dB is the clip's own maximum: add "
                 '--feature_extractor_kwargs \'{"level": "full_scale"}\', or leave it out.'
             )
-        chosen.append(RandomGain(gain_db))
+        chosen.append(RandomGain(args.gain_db))
     return Compose(*chosen) if chosen else None

@@ -16,11 +16,11 @@ from transformers.utils import logging
 import modeling_maxmvit
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.arguments import TrainingOptions
 from ser.data.features import Versions
 from ser.data.spectrogram_cache import extractor_key
 from ser.files import atomic_write
 from ser.models import weights_digest
-from ser.training.arguments import SERTrainingArguments
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_speech"
@@ -30,7 +30,7 @@ SAVE_EVERY = 2000  # clips, so that an interrupted run loses little
 MAX_HALF = 65_504.0
 
 
-def can_cache_embeddings(config: MaxMViTConfig, args: SERTrainingArguments) -> bool:
+def can_cache_embeddings(config: MaxMViTConfig, args: TrainingOptions) -> bool:
     """Returns whether training needs only the layer statistics of whole clips: the encoder is never trained, its
     frames are pooled without attention, and clips are neither cut nor amplified at random, or only for the images,
     since the classifier of the encoder is fitted on whole clips."""

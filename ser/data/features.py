@@ -17,7 +17,7 @@ from transformers.utils import logging
 from audio_maxmvit import AudioError, read_audio
 from ser.data.altered_copies import WaveformCopies
 from ser.data.spectrogram_cache import DamagedEntry, SpectrogramCache, clip_keys, pack
-from ser.training.distributed import all_or_none, process_ranks
+from ser.distributed import all_or_none, process_ranks
 from ser.utils import DataError
 
 logger = logging.get_logger(__name__)

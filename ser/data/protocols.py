@@ -242,7 +242,7 @@ def _shared(split: Split, keys: Sequence[str | None]) -> list[tuple[str | None, 
 
 
 def _natural(text: str) -> tuple:
-    """Sort key under which "2" comes before "10"."""
+    """Returns a sort key by which "2" comes before "10"."""
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)], text
 
 
@@ -277,8 +277,8 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
 
 def _random_fold(corpus: Corpus, indices: list[int], fold: int, seed: int) -> list[int]:
     """
-    The test clips of a fold of `random`: of the first a stratified fifth, of each other a quarter of every class of
-    what remains. Clips of equal sound are in one fold.
+    Returns the test clips of a fold of `random`: a stratified fifth for the first, a quarter of every class of the
+    others for each other fold. Clips of equal sound are in one fold.
     """
     rest, first = _stratified(corpus, indices, 1 / RANDOM_FOLDS, seed)
     if fold == 1:

@@ -21,18 +21,13 @@ from transformers.utils import logging
 
 import audio_maxmvit
 import spectrograms_maxmvit
-from feature_extraction_maxmvit import WAVEFORM, make_processor, resampled
+from feature_extraction_maxmvit import IMAGE_PARAMETERS, WAVEFORM, make_processor, resampled
 from ser.files import atomic_write
 
 logger = logging.get_logger(__name__)
 FOLDER = "maxmvit_spectrograms"
 FORMAT = 2  # of an entry
 RECENT_S = 3600  # entries used within this time are not evicted, since a run may be reading them
-# The extractor's parameters that affect images but not spectrograms.
-IMAGE_PARAMETERS = {
-    "trim_db", "trim_margin", "level", "full_scale_db", "channels", "mel_representation", "n_mfcc", "image_size",
-    "top_db", "image_mean", "image_std",
-}  # fmt: skip
 PEAK = 32767
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I16": torch.int16}
 SOURCES = (audio_maxmvit, spectrograms_maxmvit)
@@ -170,7 +165,7 @@ def shaping_parameters(feature_extractor: Any) -> dict[str, Any]:
     settings = feature_extractor.to_dict()
     if (processor := settings.pop("speech_processor", None)) is not None:
         settings["speech_rate"] = make_processor(processor).sampling_rate
-    return {name: value for name, value in settings.items() if name not in IMAGE_PARAMETERS | {"auto_map"}}
+    return {name: value for name, value in settings.items() if name not in (*IMAGE_PARAMETERS, "auto_map")}
 
 
 def extractor_key(feature_extractor: Any) -> str:

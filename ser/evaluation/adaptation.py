@@ -2,33 +2,48 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import map_shift, population_mean
-from ser.training.feature_statistics import PooledFeatures
 from ser.utils import DataError
 
 ADAPTATIONS = ("speaker", "table")
+
+
+class PooledFeatures(NamedTuple):
+    """
+    Pooled features of N clips, in the order of their table.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
+        labels (`list[int]`): The class of each clip.
+        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
+    """
+
+    features: torch.Tensor
+    labels: list[int]
+    speakers: list[str | None]
 
 
 def adapted_logits(
     model: MaxMViTForAudioClassification, pooled: PooledFeatures, adapt: str, relevance: float
 ) -> np.ndarray:
     """
-    The logits `(N, num_labels)` of N clips, each relative to the mean of the features of all clips of its speaker, or
-    of all N. The labels are not used. It is a transductive score: each clip is in the mean that is taken off it.
+    Computes logits, `(N, num_labels)`, of N clips relative to the mean features of all clips of their speaker, or of
+    all N. Labels are not used. The scores are transductive: each clip contributes to the mean that is subtracted.
 
     Args:
-        model: With the statistics of its training clips.
-        pooled: From [`pooled_features`].
+        model: A model with the statistics of its training clips.
+        pooled: Features from `ser.training.feature_statistics.pooled_features`.
         adapt: `"speaker"` or `"table"`.
-        relevance: How many clips the mean of the training clips counts for.
+        relevance: Number of clips that the mean of the training clips counts for.
 
     Raises:
-        DataError: The speaker of a clip is not known, or the model does not keep the statistics.
+        DataError: The speaker of a clip is unknown, or the model does not keep the statistics.
     """
     groups: Sequence[Hashable] = pooled.speakers if adapt == "speaker" else [0] * len(pooled.features)
     if None in groups:
@@ -52,7 +67,7 @@ def adapted_logits(
 
 @torch.no_grad()
 def shifted_logits(model: MaxMViTForAudioClassification, features: torch.Tensor, shifts: torch.Tensor) -> np.ndarray:
-    """The logits `(N, num_labels)` of pooled features `(N, num_features)` less their shifts."""
+    """Computes logits, `(N, num_labels)`, of pooled features, `(N, num_features)`, after subtracting their shifts."""
     model.eval()
     on_device = features.to(model.device, model.dtype)
     return model.classify_features(model.shifted(on_device, shifts)).float().cpu().numpy()

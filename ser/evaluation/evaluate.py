@@ -14,11 +14,12 @@ import numpy as np
 from transformers.utils.hub import cached_file
 
 from pipeline_maxmvit import RELEVANCE
-from ser.arguments import ClipArguments, DataArguments, ModelArguments, values_of
-from ser.cli import Parser, check_bounds
+from ser.arguments import ClipArguments, DataArguments, ModelArguments, check_bounds, values_of
+from ser.cli import Parser
 from ser.data.batches import PairCollator
 from ser.data.corpora.label_map import read_label_map
 from ser.data.corpora.table import VOTES, Corpus
+from ser.data.prepare import read_corpus, set_up_logging, with_features
 from ser.data.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
 from ser.evaluation.adaptation import adapted_logits
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
@@ -27,7 +28,6 @@ from ser.files import check_writable
 from ser.models import load_feature_extractor, load_model, weights_digest
 from ser.training.arguments import SERTrainingArguments
 from ser.training.feature_statistics import pooled_features
-from ser.training.run import read_corpus, set_up_logging, with_features
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 
@@ -195,7 +195,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
 
 
 def splits_of(checkpoint: str) -> dict | None:
-    """The `splits.json` of the run that a checkpoint is of, where there is one."""
+    """Returns the `splits.json` of the run that a checkpoint comes from, or None without one."""
     if os.path.isdir(checkpoint):
         places = [Path(checkpoint) / "splits.json", Path(checkpoint).resolve().parent / "splits.json"]
         found = next((path for path in places if path.is_file()), None)
@@ -206,10 +206,10 @@ def splits_of(checkpoint: str) -> dict | None:
 
 def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -> dict[str, list[str]] | None:
     """
-    The speakers and clips of a test part by which a run was trained or steered, None where `splits.json` is missing.
+    Returns the speakers and clips of a test part that a run was trained or validated on; None without `splits.json`.
 
-    Speakers are compared within one corpus, since another calls others by the same name; a clip of another table is
-    the same where its file, speaker and class are.
+    Speakers are compared within one corpus, since other corpora use the same names for other people; clips of another
+    table are the same if file, speaker and class are.
     """
     if splits is None:
         return None

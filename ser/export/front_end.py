@@ -20,6 +20,7 @@ from feature_extraction_maxmvit import (
     SHORTEST,
     WAVEFORM,
     MaxMViTFeatureExtractor,
+    image_settings,
     make_processor,
     resampled,
 )
@@ -208,13 +209,14 @@ class Image(nn.Module):
         super().__init__()
         self.sampling_rate = extractor.sampling_rate
         self.hop_length = {"cqt": extractor.cqt_hop_length, "mel": extractor.mel_hop_length}[name]
-        self.full_scale_db = extractor.full_scale_db if extractor.level == "full_scale" else None
-        self.top_db = extractor.top_db
-        height, self.width = extractor.image_shape
+        self.settings = settings = image_settings(extractor)
+        self.full_scale_db = settings["full_scale_db"] if settings["level"] == "full_scale" else None
+        self.top_db = settings["top_db"]
+        height, self.width = settings["image_shape"]
         bins = {"cqt": extractor.cqt_n_bins, "mel": extractor.n_mels}[name]
-        self.has_deltas = extractor.channels == "deltas"
-        is_cepstrum = name == "mel" and extractor.mel_representation == "mfcc"
-        rows = extractor.n_mfcc if is_cepstrum else bins
+        self.has_deltas = settings["channels"] == "deltas"
+        is_cepstrum = name == "mel" and settings["mel_representation"] == "mfcc"
+        rows = settings["n_mfcc"] if is_cepstrum else bins
         mean, std = extractor.normalization(name)
         shape = (len(mean), 1, 1)
         constants = {
@@ -327,7 +329,7 @@ class Speech(nn.Module):
     def _shown(
         self, samples: int, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the first sample and the length of the spoken part; see `spectrograms_maxmvit.stretch`."""
+        """Returns the first sample and the length of the spoken part; see `spectrograms_maxmvit.segment`."""
         if bounds is None:
             return torch.zeros((), dtype=torch.long), torch.full((), samples)
         start, end = (seconds[0] for seconds in bounds)

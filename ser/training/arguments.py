@@ -14,8 +14,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 from transformers.utils.versions import require_version
 
-from ser.arguments import TrainingOptions
-from ser.cli import check_bounds, default_of
+from ser.arguments import TrainingOptions, check_bounds, default_of
 from ser.training.optimizer import ALGORITHMS
 
 logger = logging.get_logger(__name__)

@@ -1,4 +1,6 @@
-"""Callbacks whose counters are stored in checkpoints, so that a resumed run continues them."""
+"""Callbacks of the Trainer. The counters of some are stored in checkpoints, so that a resumed run continues them."""
+
+from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -25,6 +27,25 @@ class NonFiniteSteps(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {"args": {"count": self.count}, "attributes": {}}
+
+
+class TrainerEvents(TrainerCallback):
+    """
+    Calls methods of a trainer at events of its training: `begin_training` once the model, the optimizer and the state
+    are ready, and `end_step` after each update and each epoch, before anything is logged, evaluated or saved.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_training()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.end_step()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.end_step()
 
 
 def metric_name(args: TrainingArguments) -> str:

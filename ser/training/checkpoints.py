@@ -23,10 +23,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ser.distributed import all_true, broadcast_from_first, run_lock
 from ser.files import sync, write_json
 from ser.training.arguments import SERTrainingArguments
-from ser.training.callbacks import metric_name
-from ser.training.distributed import all_true, broadcast_from_first, run_lock
+from ser.training.callbacks import TrainerEvents, metric_name
 from ser.training.finetuning import compact_weights
 from ser.utils import DataError
 
@@ -225,6 +225,11 @@ class ResumableTrainer(Trainer):
     args: SERTrainingArguments
     model: PreTrainedModel
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._resumed_from: str | None = None
+        self.add_callback(TrainerEvents(self))
+
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -247,6 +252,7 @@ class ResumableTrainer(Trainer):
                 if checkpoint is None:
                     raise DataError(f"{self.args.output_dir} holds no checkpoint to resume from.")
             checkpoint = checkpoint_of_first(self.args, checkpoint)
+            self._resumed_from = checkpoint
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -263,6 +269,7 @@ class ResumableTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        self.save_progress(folder)
         if not self.args.should_save:  # a machine can sync only its own files on a shared disk
             sync(folder / f"rng_state_{self.args.process_index}.pth")
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
@@ -282,25 +289,21 @@ class ResumableTrainer(Trainer):
             keep_best_and_newest(run_dir, metric, scores, limit, greater)
         self.accelerator.wait_for_everyone()
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        progress = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None and self.state.best_global_step:
+    def begin_training(self) -> None:
+        """Prepares an attempt at training, called before its first step and with the state of a checkpoint."""
+        if self._resumed_from is not None and self.state.best_global_step:
             # The state has the path of the best checkpoint from before the run's folder was moved or copied.
-            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+            best = Path(self._resumed_from).with_name(f"checkpoint-{self.state.best_global_step}")
             if best.is_dir() and str(best) != self.state.best_model_checkpoint:
                 logger.warning(f"The best checkpoint so far is taken from {best}.")
                 self.state.best_model_checkpoint = str(best)
             self._require_best_checkpoint()
-        return progress
+
+    def end_step(self) -> None:
+        """Called after each update and each epoch, before anything is logged, evaluated or saved."""
+
+    def save_progress(self, folder: Path) -> None:
+        """Writes what else a resumed run needs into the folder of a new checkpoint; called in every process."""
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._require_best_checkpoint()
@@ -386,11 +389,11 @@ RELIED_ON: dict[str, tuple[str, str]] = {
     "train": ("0bc847a1e101", "it locks and settles the checkpoint first, and `True` stands for the newest one"),
     "_inner_training_loop": (
         "3b8b7359ad08",
-        "the order: loaders, _init_training_state, _prepare_for_training, epochs, _finalize_training",
+        "the order: loaders, _init_training_state, _prepare_for_training, on_train_begin, epochs, _finalize_training",
     ),
     "_init_training_state": (
         "4104b60f5233",
-        "called once a training; it drops a best checkpoint that is not where the state says",
+        "called before on_train_begin; it drops a best checkpoint that is not where the state says",
     ),
     "_prepare_for_training": (
         "7196fc64ea53 5d0572e9918e",
@@ -398,8 +401,8 @@ RELIED_ON: dict[str, tuple[str, str]] = {
     ),
     "_run_epoch": (
         "20e0f3da0199",
-        "clipping, _get_grad_norm, step, global_step + 1, _maybe_log_save_evaluate, once more at its end; on resuming "
-        "it skips the first batches of the batch sampler",
+        "clipping, _get_grad_norm, step, global_step + 1, on_step_end, _maybe_log_save_evaluate, and at its end "
+        "on_epoch_end and once more _maybe_log_save_evaluate; on resuming it skips the first batches of the sampler",
     ),
     "_maybe_log_save_evaluate": ("7d857f309968", "everything that is logged, evaluated and saved goes through it"),
     "_finalize_training": (
@@ -407,7 +410,14 @@ RELIED_ON: dict[str, tuple[str, str]] = {
         "it loads the best weights, and deletes checkpoints only if save_total_limit is 1",
     ),
     "training_step": ("caa7e68f3335", "it returns the loss of one small batch, detached"),
-    "_prepare_inputs": ("b28ea48b3290", "training and evaluation move each batch to the device by it"),
+    "_prepare_inputs": (
+        "b28ea48b3290",
+        "training_step and prediction_step call it, and it leaves tensors on the device",
+    ),
+    "prediction_step": (
+        "5433a8a13df0 e42ba4bb5c3e",
+        "evaluation and prediction pass each batch through it",
+    ),
     "compute_loss": ("30eb16e597ad", "without label_smoother and compute_loss_func it is the model's own loss"),
     "_clip_grad_norm": ("df0a0246dbcb", "its norm goes to _get_grad_norm"),
     "_get_grad_norm": (

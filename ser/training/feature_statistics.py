@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from modeling_maxmvit import FeatureStatistics
 from ser.data.features import rearranged
+from ser.evaluation.adaptation import PooledFeatures
 from ser.training.familiarity import MAX_CLIPS as MAX_VERSIONS
 from ser.training.familiarity import fit_familiarity
 from ser.training.trainer import SERTrainer
@@ -18,21 +19,6 @@ from ser.training.trainer import SERTrainer
 logger = logging.get_logger(__name__)
 MIN_CLIPS = 8  # of a speaker, for the spread of his clips
 MAX_CLIPS = 10_000  # more would cost time and memory, and change a mean by less than a hundredth of a deviation
-
-
-class PooledFeatures(NamedTuple):
-    """
-    What [`pooled_features`] returns of N clips, in the order of their table.
-
-    Args:
-        features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
-        labels (`list[int]`): The class of each clip.
-        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
-    """
-
-    features: torch.Tensor
-    labels: list[int]
-    speakers: list[str | None]
 
 
 def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatures:
@@ -62,13 +48,13 @@ def features_with_copies(
     trainer: SERTrainer, clips: datasets.Dataset, originals: PooledFeatures
 ) -> tuple[torch.Tensor, list[int], list[Hashable]]:
     """
-    The pooled features of clips and of their altered copies, at most 5,000 in all, drawn at random; their labels; and
-    their speakers, or numbers of the clips where fewer than two speakers are known.
+    Returns pooled features of clips and of their altered copies, at most 5,000 in all, chosen at random; their labels;
+    and their speakers, or the numbers of the clips if fewer than two speakers are known.
 
     Args:
-        trainer: Of the model.
+        trainer: The trainer of the model.
         clips: The training part.
-        originals: From [`pooled_features`] of the clips.
+        originals: Features of the clips, from [`pooled_features`].
     """
     copies = len(clips[0]["spectrograms"]) - 1 if "spectrograms" in clips.column_names else 0
     if not copies:
@@ -86,7 +72,7 @@ def features_with_copies(
 
 def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) -> FeatureStatistics:
     """
-    The statistics of clips for the model. Each speaker has the same weight, so that none with many clips dominates.
+    Computes the statistics of clips for the model. Every speaker has the same weight, whatever the number of clips.
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Of N clips.

@@ -17,25 +17,21 @@ from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.arguments import (
-    AugmentationArguments,
-    ClipArguments,
-    ClipAugmentationArguments,
-    CorpusArguments,
     DataArguments,
     ModelArguments,
-    SeveralCorporaArguments,
-    values_of,
 )
 from ser.cli import parse_arguments
 from ser.data.altered_copies import WaveformCopies
 from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.data.batches import PairCollator
-from ser.data.corpora.combine import balanced_rows, load_corpora
+from ser.data.corpora.combine import balanced_rows
 from ser.data.corpora.label_map import format_label_map
 from ser.data.corpora.table import VOTES, Corpus, with_one_label
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
-from ser.data.features import extract_features, rearranged
+from ser.data.features import rearranged
+from ser.data.prepare import extracted, read_corpus, set_up_logging, with_features
 from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
+from ser.distributed import first_process_first
 from ser.evaluation.calibration import fit_temperature
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.evaluation.metrics import compute_metrics, scores
@@ -45,7 +41,6 @@ from ser.evaluation.windows import mean_over_windows, training_lengths, windows_
 from ser.models import make_model, name_classes, starting_weights
 from ser.training.arguments import SERTrainingArguments
 from ser.training.closed_form import check_closed_form, fit_speech_classifier
-from ser.training.distributed import first_process_first
 from ser.training.feature_statistics import fit_feature_statistics
 from ser.training.run_settings import (
     RunClock,
@@ -58,59 +53,13 @@ from ser.training.run_settings import (
     quoted_scores,
     run_settings,
 )
-from ser.training.streaming import StreamingTrainer, refuse_unreadable
+from ser.training.streaming import StreamingTrainer
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 
-__all__ = ["parse_arguments"]  # the first step
+__all__ = ["parse_arguments", "read_corpus", "set_up_logging", "with_features"]  # the first steps
 logger = logging.get_logger(__name__)
 NOT_TESTED = "The test part was not scored, since the run was training only (--do_train without --do_predict)."
-
-
-def set_up_logging(args: SERTrainingArguments) -> None:
-    """Sets the level of `--log_level`, and disables progress bars in all processes except one."""
-    level = args.get_process_log_level()
-    logging.set_verbosity(level)
-    datasets.utils.logging.set_verbosity(max(level, logging.WARNING))
-    logging.enable_explicit_format()
-    if not args.should_log:
-        datasets.disable_progress_bars()
-
-
-def read_corpus(data_args: ClipArguments, args: SERTrainingArguments, model_classes: Sequence[str] = ()) -> Corpus:
-    """Reads the corpora that the options choose.
-
-    Args:
-        model_classes: classes of a model that is tested on them, which a label map may contain.
-    """
-    others: dict[str, Any] = {"model_classes": model_classes}
-    if isinstance(data_args, DataArguments):
-        others |= values_of(SeveralCorporaArguments, data_args)
-        others.pop("corpus_sampling")
-        others["streaming"] = data_args.streaming
-    with first_process_first(args, "reading the corpus"):
-        return load_corpora(**values_of(CorpusArguments, data_args), **others)
-
-
-def with_features(
-    corpus: Corpus, feature_extractor: MaxMViTFeatureExtractor, data_args: ClipArguments, args: SERTrainingArguments
-) -> Corpus:
-    """Returns the corpus with spectrograms instead of audio; `--on_bad_audio skip` leaves out unreadable clips."""
-    if corpus.shards is not None:
-        refuse_unreadable(corpus.clips, corpus.shards, feature_extractor)
-    if not data_args.cache_features:
-        if data_args.on_bad_audio == "skip":
-            raise DataError("--on_bad_audio skip needs --cache_features, which reads every clip beforehand.")
-        for name in ("test_window", "waveform_copies"):
-            if getattr(args, name):
-                raise DataError(f"--{name} needs --cache_features, since it works on cached spectrograms.")
-        return corpus
-    clips = _extracted(corpus.clips, feature_extractor, data_args, args)
-    readable = set(clips["file"])
-    unreadable = len(corpus) - len(clips)
-    dropped = {**corpus.dropped, **({"cannot be decoded": unreadable} if unreadable else {})}
-    rows = [row for row, file in enumerate(corpus.files) if file in readable]
-    return dataclasses.replace(corpus, clips=clips, recordings=corpus.clips.select(rows), dropped=dropped)
 
 
 def with_copies(
@@ -123,26 +72,7 @@ def with_copies(
     """Returns the training part with `--waveform_copies`; the collator chooses the original or a copy of each clip."""
     copies = WaveformCopies(args.waveform_copies, args.waveform_chain, args.seed)
     assert corpus.recordings is not None  # set by with_features
-    return _extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
-
-
-def _extracted(
-    clips: datasets.Dataset,
-    feature_extractor: MaxMViTFeatureExtractor,
-    data_args: ClipArguments,
-    args: SERTrainingArguments,
-    **kwargs: Any,
-) -> datasets.Dataset:
-    return extract_features(
-        clips,
-        feature_extractor,
-        num_workers=data_args.preprocessing_num_workers,
-        cache_dir=data_args.cache_dir,
-        cache_gib=data_args.feature_cache_gib,
-        on_bad_audio=data_args.on_bad_audio,
-        args=args,
-        **kwargs,
-    )
+    return extracted(corpus.recordings.select(indices), feature_extractor, data_args, args, copies=copies)
 
 
 def plan_folds(
@@ -195,8 +125,8 @@ def check_runs(
         ValueError: A part of this fails; the message names it.
     """
     args = next(iter(runs.values()))
-    make_augmentation(len(corpus.label_names), **values_of(AugmentationArguments, args))
-    make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args))
+    make_augmentation(args, len(corpus.label_names))
+    make_spectrogram_augmentation(args, feature_extractor)
     config = name_classes(config, corpus.label_names)
     if args.closed_form_classifier:
         check_closed_form(config, args, data_args.cache_features)
@@ -255,8 +185,8 @@ def make_trainer(
         PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.image_names
     )
     train_collator = collator(
-        make_augmentation(model.config.num_labels, **values_of(AugmentationArguments, args)),
-        make_spectrogram_augmentation(feature_extractor, **values_of(ClipAugmentationArguments, args)),
+        make_augmentation(args, model.config.num_labels),
+        make_spectrogram_augmentation(args, feature_extractor),
         draw_versions=args.waveform_copies > 0,
     )
     return kind(

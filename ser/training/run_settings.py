@@ -18,6 +18,7 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.arguments import DataArguments
 from ser.data.corpora.table import Corpus
 from ser.data.protocols import VALIDATION_SHARE
+from ser.distributed import broadcast_from_first, first_process_first
 from ser.evaluation.metrics import SCORES
 from ser.evaluation.report import REPORT_FILES
 from ser.files import as_json, versions, write_json
@@ -34,7 +35,6 @@ from ser.training.checkpoints import (
     remove_leftovers,
     sound_checkpoint,
 )
-from ser.training.distributed import broadcast_from_first, first_process_first
 from ser.utils import DataError
 
 logger = logging.get_logger(__name__)

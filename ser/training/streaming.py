@@ -14,8 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ser.data.batches import SeededCollator
 from ser.data.corpora.shards import Shards
-from ser.data.corpora.table import UNREADABLE, VOTES
-from ser.data.features import read_clip
+from ser.data.corpora.table import VOTES
 from ser.training.trainer import SERTrainer
 
 Item = tuple[int, dict[str, Any]]
@@ -33,19 +32,6 @@ def buffered_order(count: int, buffer_size: int, rng: np.random.Generator) -> np
         if slot < len(held):
             held[slot] = coming
     return order
-
-
-def refuse_unreadable(clips: datasets.Dataset, shards: Shards, feature_extractor: Any) -> None:
-    """
-    Raises an error if a clip of the table is unreadable.
-
-    Raises:
-        AudioError: a clip could not be decoded when the table was made; the message names it and the reason.
-    """
-    for row, content in enumerate(clips["content"][:]):
-        if content.startswith(UNREADABLE):
-            clip = clips[row]
-            read_clip(clip | {"audio": next(shards.read([clip["place"]]))}, feature_extractor)
 
 
 class StreamedBatches(Sampler[list[Item]]):

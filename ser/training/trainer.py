@@ -125,7 +125,7 @@ class SERTrainer(ResumableTrainer):
         loader = DataLoader(
             Numbered(dataset),
             batch_size=self._train_batch_size,
-            sampler=self._get_train_sampler(dataset),
+            sampler=self._training_order(dataset),
             drop_last=True,
             collate_fn=SeededCollator(collator, self.args.seed),
             **self._loader_settings(),
@@ -134,9 +134,9 @@ class SERTrainer(ResumableTrainer):
         self.accelerator.dataloader_config.data_seed = self._order_seed
         return self.accelerator.prepare(loader)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+    def _training_order(self, dataset: Any) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
+            return self._get_train_sampler(dataset)
         together = self._train_batch_size * self.args.gradient_accumulation_steps
         self._grouped = LengthGroupedSampler(self.train_dataset["seconds"][:], together, self._order_seed)
         return self._grouped
@@ -165,14 +165,22 @@ class SERTrainer(ResumableTrainer):
     def _order_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device, and normalises its images there."""
-        inputs = super()._prepare_inputs(inputs)
+    def normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a batch whose `images` are normalised, on the device, and called as the model calls them."""
         if "images" not in inputs:
             return inputs
-        normalize = self.processing_class.normalize
-        values = {f"{branch}_values": normalize(images, branch) for branch, images in inputs["images"].items()}
+        images = {branch: values.to(self.args.device) for branch, values in inputs["images"].items()}
+        values = {f"{name}_values": self.processing_class.normalize(image, name) for name, image in images.items()}
         return values | {name: value for name, value in inputs.items() if name != "images"}
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        return super().prediction_step(model, self.normalized(inputs), prediction_loss_only, ignore_keys)
 
     def _make_loss(self) -> ClassificationLoss | None:
         args, weights = self.args, None
@@ -222,10 +230,6 @@ class SERTrainer(ResumableTrainer):
 
     # ---- losses that are not finite
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NO_STEP, device=self.args.device)
-        return super()._init_training_state(*args, **kwargs)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._stop_if_not_finite()
         super()._save_checkpoint(model, trial)
@@ -242,7 +246,7 @@ class SERTrainer(ResumableTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.args.skip_nonfinite_steps and self._batchnorm_before is None:
             self._batchnorm_before = [buffer.clone() for buffer in self._batchnorm_buffers()]
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, self.normalized(inputs), *args, **kwargs)
         self._loss_is_finite = torch.isfinite(loss) & self._loss_is_finite
         return loss
 
@@ -263,11 +267,10 @@ class SERTrainer(ResumableTrainer):
             self._first_bad_step = torch.where(finite, self._first_bad_step, first)
         return norm
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def end_step(self) -> None:
         control, step = self.control, self.state.global_step
         if control.should_log or control.should_evaluate or control.should_save or step % CHECK_EVERY == 0:
             self._stop_if_not_finite()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _stop_if_not_finite(self) -> None:
         if self.args.skip_nonfinite_steps:
@@ -348,10 +351,9 @@ class SERTrainer(ResumableTrainer):
     def _averaged(self) -> AbstractContextManager[None]:
         return self._average.applied() if self._average else nullcontext()
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
-    ) -> tuple[nn.Module, DataLoader]:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+    def begin_training(self) -> None:
+        super().begin_training()
+        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NO_STEP, device=self.args.device)
         if self.model.base_model.gradient_checkpointing:  # enabled by Trainer or by the caller
             _count_batches_once(self.model)
         elif self.args.activation_checkpointing:
@@ -359,10 +361,10 @@ class SERTrainer(ResumableTrainer):
                 f"Trainer of transformers {transformers.__version__} has not enabled --activation_checkpointing: "
                 "leave it out, or pip install -U 'transformers>=5.23'."
             )
-        trained = None if resume_from_checkpoint is None else Path(resume_from_checkpoint) / UNAVERAGED
+        trained = None if self._resumed_from is None else Path(self._resumed_from) / UNAVERAGED
         begun = trained is not None and trained.is_file()
         if begun and not self.args.ema_decay:
-            raise DataError(f"{resume_from_checkpoint} holds averaged weights: add --ema_decay, or start over.")
+            raise DataError(f"{self._resumed_from} holds averaged weights: add --ema_decay, or start over.")
         if self._average and self._after_update:  # from an interrupted run of this trainer
             self._after_update.remove()
         if self.args.ema_decay:
@@ -371,17 +373,16 @@ class SERTrainer(ResumableTrainer):
                 self.model.load_state_dict(load_file(str(trained)))
             # A hook after the update is not called if a gradient scaler skips the update.
             self._after_update = self.optimizer.optimizer.register_step_post_hook(self._update_average)
-        return prepared
 
     def _update_average(self, *_: Any) -> None:
         if self._average and not self._left_out:
             self._average.update()
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
+    def save_progress(self, folder: Path) -> None:
+        super().save_progress(folder)
         if self._average and self.args.should_save:
             weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-            save_file(weights, Path(output_dir) / UNAVERAGED)
+            save_file(weights, folder / UNAVERAGED)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with self._averaged():

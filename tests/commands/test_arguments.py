@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from ser.arguments import DataArguments, ModelArguments, TrainingOptions
-from ser.cli import WITHOUT_VALIDATION, check_bounds, command_parser, default_of, parse_arguments
+from ser.arguments import DataArguments, ModelArguments, TrainingOptions, check_bounds, default_of
+from ser.cli import WITHOUT_VALIDATION, command_parser, parse_arguments
 from ser.commands.train import main
 from ser.data.corpora.demo import write_demo_corpus
 from ser.data.protocols import make_split
@@ -421,7 +421,7 @@ def refuse_before_decoding(flags, message, tmp_path, monkeypatch):
     def decode(*_, **__):
         raise AssertionError("clips are read already")
 
-    monkeypatch.setattr("ser.training.run.extract_features", decode)
+    monkeypatch.setattr("ser.data.prepare.extract_features", decode)
     start = [str(ROOT / "configs" / "demo.yaml"), "--use_cpu", "--report_to=none", f"--cache_dir={tmp_path / 'c'}"]
     start.append("--per_device_train_batch_size=2")
     with pytest.raises(ValueError, match=message):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ser.arguments import AugmentationArguments, ClipAugmentationArguments
 from ser.data.augmentation import (
     Compose,
     Mixup,
@@ -106,8 +107,8 @@ def test_mixup_shares_follow_their_distribution():
 
 
 def test_settings_choose_the_augmentation():
-    assert make_augmentation(4) is None
-    both = make_augmentation(4, specaugment_masks=1, mixup_alpha=0.3)
+    assert make_augmentation(AugmentationArguments(), 4) is None
+    both = make_augmentation(AugmentationArguments(specaugment_masks=1, mixup_alpha=0.3), 4)
     assert isinstance(both, Compose)
     _, labels = both({"cqt": images(), "mel": images()}, torch.tensor([0, 1, 3]))
     assert labels.shape == (3, 4)
@@ -185,13 +186,15 @@ def test_gain_shifts_all_levels_alike_and_affects_full_scale_images_only():
 
 def test_settings_choose_what_happens_to_clips():
     extractor = tiny_feature_extractor()
-    assert make_spectrogram_augmentation(extractor) is None
-    both = make_spectrogram_augmentation(tiny_feature_extractor(level="full_scale"), training_window=1.0, gain_db=3.0)
+    assert make_spectrogram_augmentation(ClipAugmentationArguments(), extractor) is None
+    both = make_spectrogram_augmentation(
+        ClipAugmentationArguments(training_window=1.0, gain_db=3.0), tiny_feature_extractor(level="full_scale")
+    )
     torch.manual_seed(0)
     changed = both(clip())
     assert seconds_of(changed, extractor) == pytest.approx(1.0, abs=0.006)
     with pytest.raises(ValueError, match="full_scale"):
-        make_spectrogram_augmentation(extractor, gain_db=3.0)
+        make_spectrogram_augmentation(ClipAugmentationArguments(gain_db=3.0), extractor)
     for wrong, message in (
         ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
         ({"whole_share": 2.0}, "whole_share=2.0 must be"),

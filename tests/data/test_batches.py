@@ -66,7 +66,7 @@ def test_one_channel_in_half_precision_crosses_and_the_device_normalises(clips, 
     batch = next(iter(trainer.get_train_dataloader()))
     size = sum(image.numel() * image.element_size() for image in batch["images"].values())
     assert size == 2 * 5 * 64 * 64 * 2
-    inputs = trainer._prepare_inputs(batch)
+    inputs = trainer.normalized(batch)
     assert set(inputs) == {"cqt_values", "mel_values", "labels"}
     for branch in BRANCHES:
         assert inputs[f"{branch}_values"].shape == (5, 3, 64, 64)

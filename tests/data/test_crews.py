@@ -16,7 +16,7 @@ import ser.data.features
 from audio_maxmvit import AudioError
 from ser.data.features import extract_features
 from ser.data.spectrogram_cache import FOLDER
-from ser.training.distributed import process_ranks
+from ser.distributed import process_ranks
 from ser.utils import DataError
 from tests.helpers.tiny import tiny_feature_extractor, voice
 

@@ -210,7 +210,7 @@ KNOWN = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
 
 def test_every_parameter_affects_either_spectrograms_or_images():
     assert set(SHAPING) | set(DRAWING) == KNOWN
-    assert set(DRAWING) == KNOWN & IMAGE_PARAMETERS
+    assert set(DRAWING) == KNOWN & {*IMAGE_PARAMETERS}
 
 
 def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Audio, Dataset
 
+from ser.arguments import AugmentationArguments
 from ser.data.augmentation import make_augmentation
 from ser.data.batches import PairCollator
 from ser.training.streaming import (
@@ -41,7 +42,8 @@ def write_shards(folder: Path, clips: int, files: int = 3, seconds: float = 0.01
 def trainer_of(corpus, folder, workers=0, streaming=True, model=None, train=22, **changes) -> SERTrainer:
     extractor = tiny_feature_extractor()
     args = make_arguments(folder, dataloader_num_workers=workers, **{"num_train_epochs": 2, "seed": 5, **changes})
-    collator = PairCollator(extractor, make_augmentation(2, specaugment_masks=1, mixup_alpha=0.4))
+    augmentation = make_augmentation(AugmentationArguments(specaugment_masks=1, mixup_alpha=0.4), 2)
+    collator = PairCollator(extractor, augmentation)
     kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=8) if streaming else SERTrainer
     return kind(
         model=model or tiny_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),

@@ -72,9 +72,7 @@ def make_trainer(
     output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, processing_class=None, **changes
 ) -> SERTrainer:
     args = make_arguments(output_dir, **changes)
-    augmentation = make_augmentation(
-        NUM_LABELS, specaugment_masks=args.specaugment_masks, mixup_alpha=args.mixup_alpha
-    )
+    augmentation = make_augmentation(args, NUM_LABELS)
     return SERTrainer(
         model=tiny_model(NUM_LABELS) if model is None else model,
         args=args,

@@ -1,6 +1,8 @@
-"""The files that a checkpoint carries: flat, alone, and each with all that it needs beside it."""
+"""The files that a checkpoint carries: flat, alone, and each with all that it needs beside it. The order of the
+folders of ser/, and the figures of docs/size.py."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -64,3 +66,94 @@ def test_a_configuration_is_read_without_timm_and_what_computes_spectrograms(tmp
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+# --- the training package ---
+
+# From left to right as in docs/architecture.md: a module imports only modules of its own layer and of those before it.
+LAYERS = [
+    ["configuration_maxmvit", "spectrograms_maxmvit", "audio_maxmvit", "feature_extraction_maxmvit",
+     "modeling_maxmvit", "pipeline_maxmvit"],
+    ["ser.utils", "ser.files", "ser.distributed", "ser.arguments", "ser.models"],
+    ["ser.data"],
+    ["ser.evaluation"],
+    ["ser.inference"],
+    ["ser.export"],
+    ["ser.training"],
+    ["ser.cli"],
+    ["ser.training.run", "ser.evaluation.evaluate"],
+    ["ser.commands"],
+    ["run_ser", "predict_ser", "evaluate_ser", "export_ser", "onnx_ser", "app"],
+]  # fmt: skip
+
+
+def layer_of(module: str) -> int:
+    """The layer with the longest name that is the module's or that of a package around it."""
+    places = [
+        (len(name), layer)
+        for layer, names in enumerate(LAYERS)
+        for name in names
+        if f"{module}.".startswith(f"{name}.")
+    ]
+    return max(places)[1] if places else -1  # -1: the empty package ser
+
+
+def backward(graph: dict[str, set[str]]) -> list[str]:
+    return [f"{one} -> {other}" for one, found in graph.items() for other in found if layer_of(other) > layer_of(one)]
+
+
+@pytest.fixture(scope="module")
+def size():
+    spec = importlib.util.spec_from_file_location("size", ROOT / "docs" / "size.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def modules(size):
+    return size.modules_of(ROOT)
+
+
+def test_modules_import_in_the_order_of_their_folders_and_in_no_cycle(size, modules):
+    graph = size.imports_of(modules)
+    assert backward(graph) == [] and size.cycles_of(graph) == []
+    assert [module for module in graph if layer_of(module) < 0] == ["ser"]
+    assert graph["ser.training.run"] >= {"ser.training.trainer", "ser.data.protocols", "ser.evaluation.report"}
+
+
+@pytest.mark.parametrize(
+    "module, line, arrow",
+    [
+        ("ser.data.protocols", "from ser.evaluation.metrics import SCORES", "ser.evaluation.metrics"),
+        ("ser.evaluation.metrics", "def late():\n    import ser.training.trainer", "ser.training.trainer"),
+        ("spectrograms_maxmvit", "from ser import utils", "ser.utils"),
+        ("ser.training.trainer", "from ser.training.run import train_and_test", "ser.training.run"),
+    ],
+)
+def test_an_import_against_the_order_is_found(size, modules, module, line, arrow):
+    longer = ast.Module([*modules[module].body, *ast.parse(line).body], [])
+    assert backward(size.imports_of(modules | {module: longer})) == [f"{module} -> {arrow}"]
+
+
+def test_cycles_and_depth_of_a_graph(size):
+    assert size.depth_of({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == 2
+    assert size.cycles_of({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    ring = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"e"}, "e": set(), "f": {"g"}, "g": {"f"}}
+    assert size.cycles_of(ring) == [{"b", "c"}, {"f", "g"}] and size.depth_of(ring) == 3
+
+
+def test_imports_for_type_checkers_do_not_count(size):
+    modules = {
+        "a": ast.parse("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import b\nimport c.d"),
+        "b": ast.parse("try:\n    from .c import d\nexcept ImportError:\n    from c import d"),
+        "c": ast.parse("x = 1"),
+        "c.d": ast.parse("from c import x"),
+    }
+    assert size.imports_of(modules) == {"a": {"c.d"}, "b": {"c.d"}, "c": set(), "c.d": {"c"}}
+
+
+def test_the_page_gives_the_figures_of_the_layout_as_they_are(size):
+    page, rows = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), size.sizes(ROOT)
+    for row in ("imports of shipped: modules, arrows, depth, cycles", "private methods of Trainer overridden"):
+        assert re.search(rf"^\| {row} \|.*\| {rows[row]} \|$", page, re.MULTILINE), rows[row]

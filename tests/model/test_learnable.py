@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import feature_extraction_maxmvit
 from benchmarks.ablation import flags_of, read_variations
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, image_settings
@@ -157,7 +158,7 @@ def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
     )
 
 
-def test_windows_of_the_pipeline_filter_their_stretch():
+def test_windows_of_the_pipeline_filter_their_segment():
     model, extractor = built()
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
     recording = np.concatenate([voice(1.5, f0=100 + 20 * i, seed=i) for i in range(4)])
@@ -165,9 +166,9 @@ def test_windows_of_the_pipeline_filter_their_stretch():
     assert [row["start"] for row in rows] == [0.0, 1.0, 2.0, 3.0, 4.0]
     (whole,) = extractor.spectrograms(recording)
     for row in rows:
-        stretch = extractor.cut(whole, row["start"], row["end"])
-        images = {name: extractor.normalize(image) for name, image in extractor.images([stretch]).items()}
-        scores = model(**images, **extractor.waveform_inputs([stretch])).logits.softmax(-1)[0].tolist()
+        segment = extractor.cut(whole, row["start"], row["end"])
+        images = {name: extractor.normalize(image) for name, image in extractor.images([segment]).items()}
+        scores = model(**images, **extractor.waveform_inputs([segment])).logits.softmax(-1)[0].tolist()
         assert list(row["scores"].values()) == pytest.approx(scores, abs=1e-3)
 
 
@@ -346,12 +347,21 @@ def test_what_cannot_work_is_named():
     for fields, said in (
         ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: it is one of fixed, learnable"),
         ({"filter_bank": "learnable"}, "needs a filter_bank_config"),
-        ({"filter_bank": "learnable", "filter_bank_config": {"n_mels": 9}}, "needs a filter_bank_config"),
         ({"filter_bank_config": settings}, "filter_bank_config is for filter_bank='learnable'"),
         ({"filter_bank": "learnable", "filter_bank_config": settings, "mel_backbone": None}, "without a mel_backbone"),
     ):
         with pytest.raises(ValueError, match=said):
             tiny_config(**fields)
+    for wrong, said in (
+        ({"n_mels": 9}, "needs a filter_bank_config"),
+        (settings | {"loudness": 3.0}, "needs a filter_bank_config"),
+        ({name: value for name, value in settings.items() if name != "level"}, "needs a filter_bank_config"),
+        (settings | {"n_mfcc": "many"}, "filter_bank_config: n_mfcc='many' does not work"),
+        (settings | {"image_shape": 32}, "filter_bank_config: image_shape=32 does not work"),
+    ):
+        config = tiny_config(filter_bank="learnable", filter_bank_config=wrong)
+        with pytest.raises(ValueError, match=said):
+            MaxMViTForAudioClassification(config)
     with pytest.raises(ValueError, match="filter_bank must be 'fixed' or 'learnable'"):
         tiny_feature_extractor(filter_bank="gabor")
     given = inputs_of(extractor, *CLIPS)
@@ -362,3 +372,11 @@ def test_what_cannot_work_is_named():
             model(**given | {"power_values": wrong})
     with pytest.raises(ValueError, match="cqt_values holds 2 clips, power_values 3"):
         model(**given | {"cqt_values": given["cqt_values"][:2]})
+
+
+def test_settings_that_were_added_since_have_their_default(monkeypatch):
+    settings = image_settings(tiny_feature_extractor(filter_bank="learnable", n_mfcc=11, top_db=70.0))
+    for name, value in (("n_mfcc", 40), ("top_db", 80.0)):
+        older = {other: kept for other, kept in settings.items() if other != name}
+        monkeypatch.setattr(feature_extraction_maxmvit, "FIRST_SETTINGS", {*older})
+        assert MelFilterBank(older).settings == settings | {name: value}

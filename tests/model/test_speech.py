@@ -17,7 +17,7 @@ from transformers import AutoModel, ViTConfig, ViTModel, Wav2Vec2FeatureExtracto
 
 from configuration_maxmvit import FAMILIES, MaxMViTConfig, read_encoder_config
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, make_processor, read_processor
-from modeling_maxmvit import STRETCHES, MaxMViTForAudioClassification, SpeechEncoder
+from modeling_maxmvit import SEGMENTS, MaxMViTForAudioClassification, SpeechEncoder
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import DataArguments
 from ser.cli import check_model
@@ -62,7 +62,7 @@ def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pool
         return
     attention = torch.exp(frames @ branch.attention.weight[0])
     torch.testing.assert_close(tokens[0, 0], (frames * attention[:, None]).sum(0) / attention.sum())
-    bounds = [(k * len(frames) // STRETCHES, -(-(k + 1) * len(frames) // STRETCHES)) for k in range(STRETCHES)]
+    bounds = [(k * len(frames) // SEGMENTS, -(-(k + 1) * len(frames) // SEGMENTS)) for k in range(SEGMENTS)]
     torch.testing.assert_close(tokens[0, 1:], torch.stack([frames[a:b].mean(0) for a, b in bounds]))
     torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from torch import distributed
 
-from ser.training.distributed import LOCK, all_true, broadcast_from_first, first_process_first, run_lock
+from ser.distributed import LOCK, all_true, broadcast_from_first, first_process_first, run_lock
 from ser.utils import DataError
 
 REPOSITORY = Path(__file__).parents[2]

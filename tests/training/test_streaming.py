@@ -15,12 +15,12 @@ from datasets import Audio, Dataset
 from audio_maxmvit import AudioError
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.shards import FOLDER, Shards, open_streamed
+from ser.data.prepare import refuse_unreadable
 from ser.training.run import parse_arguments
 from ser.training.streaming import (
     ShuffledBatches,
     StreamedBatches,
     buffered_order,
-    refuse_unreadable,
 )
 from ser.utils import DataError
 from tests.helpers.clips import sound, write_parquet

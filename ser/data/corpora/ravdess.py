@@ -17,14 +17,14 @@ def _row(file: str | None, emotion: str) -> dict:
 
 
 def _actor(number: str | None) -> dict:
-    """Odd actors are men, even ones women."""
+    """Returns the speaker and the sex: odd actors are men, even ones women."""
     if number is None:
         return {"speaker": None}
     return {"speaker": f"{int(number):02d}", "sex": "male" if int(number) % 2 else "female"}
 
 
 def _statement(file: str | None) -> dict:
-    """01 is "Kids are talking by the door", 02 "Dogs are sitting by the door"."""
+    """Returns the code of the sentence: 01 is "Kids are talking by the door", 02 "Dogs are sitting by the door"."""
     match = RAVDESS_NAME.search(Path(file or "").stem)
     return {"sentence": match[3] if match else None}
 
