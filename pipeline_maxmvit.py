@@ -398,8 +398,9 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                     raise ValueError("speaker gives profiles by name, which needs segments with speakers.")
                 for window in self.preprocess(source, **preprocess_params, segments=segments):
                     recording["windows"].append(window)
-                    by_name = isinstance(shift, Mapping) and segments is not None
-                    window["shift"] = shift.get(segments[window["segment"]].get("speaker")) if by_name else shift
+                    window["shift"] = shift
+                    if isinstance(shift, Mapping) and segments is not None:
+                        window["shift"] = shift.get(segments[window["segment"]].get("speaker"))
                     if window["sound"] is not None:
                         batch.append(window)
                     if len(batch) == batch_size:
@@ -746,8 +747,8 @@ def _segment_lists(given: Iterable[Any] | None) -> Iterator[list[dict[str, Any]]
     for segments in given or ():
         if not isinstance(segments, Iterable) or isinstance(segments, (str, bytes, Mapping)):
             raise ValueError(
-                f"segments={segments!r} does not work; segments is a list of segments, or one list for each of several "
-                "recordings."
+                f"segments={segments!r} does not work; segments is a list of segments, or one list for each of "
+                "several recordings."
             )
         yield [_segment(each, index) for index, each in enumerate(segments)]
     raise ValueError("segments has fewer lists than there are recordings: give one list for each.")
@@ -755,19 +756,19 @@ def _segment_lists(given: Iterable[Any] | None) -> Iterator[list[dict[str, Any]]
 
 def _segment(given: Any, index: int) -> dict[str, Any]:
     """Returns a segment as a dict, or raises `ValueError`."""
+    segment: dict[str, Any] = {}
     if isinstance(given, Mapping):
         segment = dict(given)
     elif isinstance(given, (tuple, list)) and 2 <= len(given) <= 4:
         segment = dict(zip(("start", "end", "speaker", "text"), given, strict=False))
-    else:
-        segment = {}
-    times = segment.get("start"), segment.get("end")
-    if not (all(_is_number(time, 0) for time in times) and times[0] <= times[1]):
+    start: Any = segment.get("start")
+    end: Any = segment.get("end")
+    if not (_is_number(start, 0) and _is_number(end, low=start)):
         raise ValueError(
             f"{_place(segment, index)}={given!r} does not work; it is (start, end[, speaker[, text]]) or a dict with "
             "start and end, in seconds, where 0 <= start <= end."
         )
-    return segment | {"start": float(times[0]), "end": float(times[1])}
+    return segment | {"start": float(start), "end": float(end)}
 
 
 def _place(segment: Mapping[str, Any], index: int) -> str:
