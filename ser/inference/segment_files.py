@@ -178,15 +178,15 @@ def read_segment_file(path: str | Path, tiers: Sequence[str] = ()) -> list[Given
     return segments
 
 
+NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+
+
 def _seconds(value: Any) -> float | None:
     """Returns a time as a number, or None."""
-    if isinstance(value, bool) or not isinstance(value, str | Real):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    if isinstance(value, str):
+        value = float(value) if NUMBER.fullmatch(value) else None  # float would read 1_0 as 10
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def _text_of(path: Path) -> str:
@@ -215,8 +215,11 @@ def _read_rttm(path: Path, tiers: Sequence[str]) -> Iterator[GivenSegment]:
         place = f"{path}, line {line}"
         if row["type"] in OTHER_RTTM_TYPES:
             continue
-        if row["type"] != "SPEAKER" or "label" not in row:
-            raise DataError(f"{place}: not a line 'SPEAKER file channel start duration <NA> <NA> speaker ...'.")
+        if row["type"] != "SPEAKER" or "confidence" not in row or "superfluous" in row:
+            raise DataError(
+                f"{place}: not a line 'SPEAKER file channel start duration <NA> <NA> speaker <NA> <NA>', whose fields "
+                "hold no spaces."
+            )
         speaker = None if row["label"] == "<NA>" else row["label"]
         yield {"start": row["start"], "end": row["end"], "speaker": speaker, "file": row["file"], "place": place}
 
@@ -340,13 +343,20 @@ def _read_textgrid(path: Path, tiers: Sequence[str]) -> Iterator[GivenSegment]:
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
 
+    damaged = f"{path} is not a TextGrid, or is damaged ({{}}). Save it with Praat again."
     try:
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8")
+        if text.count('"') % 2:  # praatio would read on from another place
+            raise DataError(damaged.format("a double quote is missing"))
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="error")
         kinds = {tier.name: tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (PraatioException, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is not a TextGrid, or is damaged ({error}). Save it with Praat again.") from error
+        if isinstance(error, DataError):
+            raise
+        raise DataError(damaged.format(error)) from error
     chosen = _chosen(path, list(kinds), tiers)
     for name in chosen:
         end = float(kinds[name].minTimestamp)

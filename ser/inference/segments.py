@@ -202,6 +202,12 @@ def _listed_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return [(line, row | {"file": row[file_column]}) for line, row in table.rows]
 
 
+RTTM_FIELDS = (
+    *("type", "file", "channel", "start", "duration", "orthography", "subtype", "label", "confidence", "lookahead"),
+    "superfluous",
+)
+
+
 def rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Returns the number and the fields of each line of an RTTM file, with its `end` if it has a duration."""
     try:
@@ -212,9 +218,7 @@ def rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     for line, content in enumerate(text.split("\n"), start=1):
         fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # names may contain other kinds of space
         if fields and not content.startswith(";"):
-            row: dict[str, Any] = dict(
-                zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
-            )
+            row: dict[str, Any] = dict(zip(RTTM_FIELDS, fields, strict=False))
             if "duration" in row:
                 row["end"] = _sum(row["start"], row["duration"])
             rows.append((line, row))
@@ -223,7 +227,7 @@ def rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _sum(start: str, duration: str) -> float:
     try:
-        return float(start) + float(duration)
+        return float("nan") if "_" in start + duration else float(start) + float(duration)  # float reads 1_0 as 10
     except ValueError:
         return float("nan")
 

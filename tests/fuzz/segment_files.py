@@ -16,11 +16,11 @@ TIERS = {".TextGrid": ["anna", "ben"], ".eaf": ["A-speech", "B-speech"]}
 TIME = {  # each time, without what stands around it
     ".csv": r"(?<=\n)[\d.]+|(?<=,)[\d.]+(?=,)", ".tsv": r"(?<=\t)[\d.]+(?=\t)", ".jsonl": r"(?<=(?:rt|nd)\": )[\d.]+",
     ".rttm": r"(?<= )\d+\.\d+(?= )", ".srt": r"\d\d:\d\d:\d\d,\d{3}", ".vtt": r"\d\d:\d\d:\d\d\.\d{3}",
-    ".json": r"(?<=(?:rt|nd)\": )[\d.]+", ".txt": r"\d+\.\d{6}", ".TextGrid": r"(?<= )[\d.]+(?= \n)|(?<=\n)[\d.]+(?=\n)",
-    ".eaf": r"(?<=VALUE=\")\d+",
+    ".json": r"(?<=(?:rt|nd)\": )[\d.]+", ".txt": r"\d+\.\d{6}",
+    ".TextGrid": r"(?<= )[\d.]+(?= \n)|(?<=\n)[\d.]+(?=\n)", ".eaf": r"(?<=VALUE=\")\d+",
 }  # fmt: skip
 MARKS = {  # what holds a format together; one of these is lost
-    ".csv": ",", ".tsv": "\t", ".jsonl": '[{}":,]', ".rttm": "SPEAKER|<NA> <NA> (?=anna|ben)|(?<= 1 )[^ ]+ ",
+    ".csv": ",(?! )", ".tsv": "\t", ".jsonl": '[{}":,]', ".rttm": "SPEAKER|<NA> <NA> (?=anna|ben)|(?<= 1 )[^ ]+ ",
     ".srt": "-->|:", ".vtt": "WEBVTT|-->|:(?=\\d)", ".json": '[][{}":,]', ".txt": "\t(?=\\d)", ".TextGrid": '"',
     ".eaf": "[<>]",
 }  # fmt: skip

@@ -73,6 +73,8 @@ def test_tiers_of_elan_have_participants(tmp_path):
         ("a.csv", "start,", "begin,", "no column 'start'"),
         ("a.rttm", "SPEAKER a 1 2.0", "SPEKER a 1 2.0", "line 4: not a line 'SPEAKER"),
         ("a.rttm", "2.0 2.0", "2.0 x", "line 4"),
+        ("a.rttm", "SPEAKER a 1 2.0", "SPEAKER my talk 1 2.0", "line 4: .*fields hold no spaces"),
+        ("a.csv", "2.0,4.0", "2.0,4_0", "line 3: not a segment"),
         ("a.rttm", " <NA> <NA> ben <NA> <NA>", "", "line 4"),
         ("a.srt", "00:00:02,000 -->", "00:00:02,000 ->", "line 5: not a subtitle"),
         ("a.srt", "00:00:04,000", "00:00:04", "line 6: not a subtitle"),
