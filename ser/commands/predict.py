@@ -225,6 +225,8 @@ def check_output(args: argparse.Namespace, processes: PartialState | None) -> No
     Raises:
         UsageError: The output cannot be written.
     """
+    if args.segments_from and not Path(args.segments_from).exists():
+        raise UsageError(f"--segments_from: there is no {args.segments_from}.")
     suffixes = [Path(args.annotation).suffix] if args.annotation else args.output_format or []
     for suffix in map(str.lower, suffixes):
         if suffix in LIBRARIES:
@@ -368,8 +370,6 @@ def check_segments(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             "--segments scores answers along whole recordings, and --segments_from answers parts of them: leave out "
             "one of the two"
         )
-    if args.segments_from and not Path(args.segments_from).exists():
-        parser.error(f"--segments_from: there is no {args.segments_from}")
 
 
 def check_formats(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -124,6 +124,11 @@ def test_segments_that_do_not_fit_are_named_by_their_line(checkpoint, talk, tmp_
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_missing_file_of_segments_is_named_before_the_model_is_loaded(talk, capsys):
+    assert predict_ser.main([str(talk), "--segments_from", "none.csv", "--model", "none"]) == 2
+    assert "--segments_from: there is no none.csv." in capsys.readouterr().err
+
+
 def test_one_recording_is_written_as_annotations(checkpoint, talk, tmp_path, capsys):
     output = tmp_path / "answers.TextGrid"
     assert predict_ser.main(["--model", checkpoint, str(talk), "--output", str(output)]) == 0
@@ -180,7 +185,6 @@ def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, caps
     ("options", "message"),
     [
         (["--tiers", "x"], "--tiers needs --segments_from"),
-        (["--segments_from", "none.csv"], "there is no none.csv"),
         (["--output_dir", "x"], "needs --output_format"),
         (["--output_format", "srt"], "needs --output_dir"),
         (["--output_dir", "x", "--output_format", "doc"], "--output_format .doc: must be of TextGrid"),
