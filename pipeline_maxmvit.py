@@ -6,10 +6,11 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,6 +26,7 @@ try:
         LOWEST_RATE,
         ONE_ARRAY,
         AudioError,
+        decode_audio,
         loudness,
         name_of,
         stream_audio,
@@ -39,6 +41,7 @@ except ImportError:
         LOWEST_RATE,
         ONE_ARRAY,
         AudioError,
+        decode_audio,
         loudness,
         name_of,
         stream_audio,
@@ -48,7 +51,9 @@ except ImportError:
 
 SHORTEST_CUT_S = 1.0  # shorter windows consist mostly of their ends, where cut and separate spectrograms differ
 SHORTEST_WINDOW_S = 0.01  # of a window and of a hop
-SILENCE, UNCERTAIN, UNFAMILIAR = "silence", "uncertain", "unfamiliar"
+SHORTEST_SEGMENT_S = 0.4  # shorter segments are labelled as too short
+ROUNDING_S = 0.05  # by which a segment may end after its recording: annotations are rounded, and codecs pad
+SILENCE, UNCERTAIN, UNFAMILIAR, TOO_SHORT = "silence", "uncertain", "unfamiliar", "too short"
 
 
 # ---- Speaker profiles ----
@@ -211,6 +216,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     [{"label": "happy", "score": 0.71}, ...]
     >>> classify("interview.mp3", window_s=3.0, hop_s=1.0)
     [{"start": 0.0, "end": 3.0, "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
+    >>> classify("interview.mp3", segments=[(0.4, 2.9, "anna"), (3.1, 7.0, "ben")])
+    [{"start": 0.4, "end": 2.9, "speaker": "anna", "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
     ```
 
     Overlapping windows of 1 s or more are cut out of spectrograms that are computed once along the recording, if the
@@ -240,9 +247,21 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             "uncertain", with that best score, followed by the labels with their scores; a window of a timeline keeps
             its scores. `selective` in the `metrics.json` of a run lists how many answers each bound rejects and how
             good the others are.
+        only (`list[str]`, *optional*): At least two labels of the model, to which answers are restricted: the scores
+            are those of a softmax over their logits, that is, divided by their sum. Rows have the key `only`.
+        segments (`list`, *optional*; for a call): Parts of the recording to classify, such as speaker turns:
+            `(start, end[, speaker[, text]])`, or dicts with `start`, `end` (seconds) and any other keys, which are
+            kept. They may overlap, in any order. For several recordings, an iterable with one such list for each.
+            Each segment is classified like a recording of its own, without the sound around it, and has one row:
+            its keys, `label` and `scores` (the mean over windows if it is long). If a number is given as `window_s`,
+            the row of a segment longer than that also has its timeline, `windows`. A segment shorter than 0.4 s is
+            labelled "too short", which takes precedence over other labels; its scores are kept. One that ends more
+            than 0.05 s after the recording is an error, which names `place` (a string, such as "turns.csv, line 3")
+            if its dict has it.
         speaker ([`SpeakerProfile`] or path, *optional*): Profile from [`~MaxMViTAudioClassificationPipeline.enroll`]:
             the recordings are classified relative to that voice. Or an iterable with one profile, path or None for
-            each recording.
+            each recording. With `segments`, a dict (or one for each recording) of profiles by the segments' speakers;
+            segments of other speakers are classified without one.
         min_familiarity (`float`, *optional*): Minimum familiarity of a recording, from 0 to 1: the share of
             training-like clips that lie farther from the training data than the recording does (the mean over
             windows). Below it, the answer is "unfamiliar", with the best score, followed by the labels with their
@@ -265,6 +284,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        if "segments" in kwargs:
+            raise TypeError("segments belong to a recording: give them in its call, not when creating the pipeline.")
         super().__init__(*args, **{"top_k": None, "batch_size": 8, **kwargs})
         if "speech" in self.model.config.branch_names and self.feature_extractor.speech_processor is None:
             raise ValueError(
@@ -298,8 +319,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
         Returns:
             For one source `[{"label", "score"}, ...]`, best first, or its timeline, `[{"start", "end", "label",
-            "scores"}, ...]` in seconds. For several sources a list of these; for a generator or dataset an iterator
-            that reads its input lazily.
+            "scores"}, ...]` in seconds, or with `segments` a row for each segment, in their order. For several
+            sources a list of these; for a generator or dataset an iterator that reads its input lazily.
 
         Raises:
             AudioError: Names the source that cannot be used.
@@ -307,6 +328,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         """
         inputs = _undecoded(inputs)
         if _is_one_source(inputs):
+            if kwargs.get("segments") is not None:
+                kwargs["segments"] = [kwargs["segments"]]
             return super().__call__(inputs, **kwargs)
         if isinstance(inputs, Sequence):
             _refuse_numbers(inputs)
@@ -330,7 +353,20 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 f"training data, which {self.model.name_or_path!r} does not: train it again with this version, or "
                 "leave min_familiarity out."
             )
+        if given.get("only") is not None:
+            self._check_labels(given["only"])
         return steps
+
+    def _check_labels(self, only: Sequence[str]) -> None:
+        """Raises `ValueError` unless `only` holds at least two labels of the model."""
+        labels = list(self.model.config.id2label.values())
+        if unknown := [label for label in only if label not in labels]:
+            raise ValueError(
+                f"only={list(only)!r} does not work: the model has no label {unknown[0]!r}; it has "
+                f"{', '.join(labels)}."
+            )
+        if len({*only}) < 2:
+            raise ValueError(f"only={list(only)!r} does not work: among fewer than two labels, there is no choice.")
 
     def get_iterator(
         self,
@@ -347,6 +383,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             postprocess_params = {"timeline": timeline, **postprocess_params}
         on_error = forward_params.get("on_error", "raise")
         shifts = self._shifts(forward_params.get("speaker"))
+        segment_lists = _segment_lists(forward_params.get("segments"))
         waiting: list[dict] = []  # recordings that are not classified completely, the oldest first
         batch: list[dict] = []  # their windows that are not classified yet
         for index, source in enumerate(inputs):
@@ -356,9 +393,14 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             waiting.append(recording)
             try:
                 shift = next(shifts)
-                for window in self.preprocess(source, **preprocess_params):
+                segments = recording["segments"] = next(segment_lists)
+                if isinstance(shift, Mapping) and segments is None:
+                    raise ValueError("speaker gives profiles by name, which needs segments with speakers.")
+                for window in self.preprocess(source, **preprocess_params, segments=segments):
                     recording["windows"].append(window)
                     window["shift"] = shift
+                    if isinstance(shift, Mapping) and segments is not None:
+                        window["shift"] = shift.get(segments[window["segment"]].get("speaker"))
                     if window["sound"] is not None:
                         batch.append(window)
                     if len(batch) == batch_size:
@@ -384,15 +426,40 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         sampling_rate: int | None = None,
         max_s: float | str | None = "auto",
         allow_private_urls: bool = False,
+        segments: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yields the windows of a recording, `{"start", "end", "sound"}`; the sound is a waveform or its spectrograms,
-        or None for a silent window."""
+        or None for a silent window. With segments, these are the windows of each, which have its index, `segment`."""
         rate = self.feature_extractor.sampling_rate
         if sampling_rate is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             source = {"array": source, "sampling_rate": sampling_rate}
-        if isinstance(max_s, str):  # "auto"
-            max_s = LONGEST_CLIP_S if window_s is None else None
-        pieces = stream_audio(source, rate, max_s=max_s, allow_private_urls=allow_private_urls)
+        longest_s = max_s
+        if isinstance(longest_s, str):  # "auto"
+            longest_s = LONGEST_CLIP_S if window_s is None else None
+        if segments is None:
+            pieces = stream_audio(source, rate, max_s=longest_s, allow_private_urls=allow_private_urls)
+            yield from self._windows_along(pieces, window_s, hop_s, silence_db)
+            return
+        total_s = None if isinstance(max_s, str) else max_s
+        recording, own_rate = decode_audio(source, rate, max_s=total_s, allow_private_urls=allow_private_urls)
+        name = name_of(source)
+        for index, clip in _cut(recording, own_rate, segments, name):
+            if not len(clip):
+                yield {"start": segments[index]["start"], "end": segments[index]["end"], "sound": None,
+                       "segment": index}  # fmt: skip
+                continue
+            # Cut before it is resampled, the segment is what a file of its own would be.
+            clip_name = f"{name}, {_place(segments[index], index)}"
+            own = {"path": clip_name, "array": clip, "sampling_rate": own_rate}
+            for window in self._windows_along(stream_audio(own, rate, max_s=longest_s), window_s, hop_s, silence_db):
+                begin = segments[index]["start"]
+                yield window | {"start": begin + window["start"], "end": begin + window["end"], "segment": index}
+
+    def _windows_along(
+        self, pieces: Iterator[np.ndarray], window_s: float | str | None, hop_s: float | None, silence_db: float | None
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the windows of a recording that arrives in pieces at the model's rate; see `preprocess`."""
+        rate = self.feature_extractor.sampling_rate
         if isinstance(window_s, str):  # "auto"
             longest = math.ceil(self.model.config.max_clip_s * rate)
             begin = list(_until(pieces, longest))
@@ -466,7 +533,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             several_speakers (`bool`, defaults to False): True for a profile of recording conditions, which suppresses
                 the warning that the clips may be of several speakers.
             kwargs: The parameters of the class for reading recordings (`window_s`, `silence_db`, `sampling_rate`,
-                `max_s`, `allow_private_urls`), and `on_error`: `"skip"` leaves out what cannot be read.
+                `max_s`, `allow_private_urls`); `segments`, which are then all that is used, without those shorter
+                than 0.4 s; and `on_error`: `"skip"` leaves out what cannot be read.
 
         Raises:
             AudioError: A recording, which the message names, cannot be used; or all of them are silent.
@@ -485,10 +553,13 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         inputs = _undecoded(recordings)
         if not _is_one_source(inputs) and isinstance(inputs, Sequence):
             _refuse_numbers(inputs)
-        sources = [inputs] if _is_one_source(inputs) else inputs
+        segments = forward_params.get("segments")
+        if _is_one_source(inputs):
+            inputs, segments = [inputs], None if segments is None else [segments]
+        lists = _segment_lists(segments)
         count, seconds = 0, 0.0
         sums = torch.zeros(2, self.model.base_model.num_features, dtype=torch.float64)
-        for batch in _batched(self._voiced(sources, on_error, preprocess_params), self._batch_size or 1):
+        for batch in _batched(self._voiced(inputs, lists, on_error, preprocess_params), self._batch_size or 1):
             features = self.forward([window["sound"] for window in batch], only_features=True).pooler_output.double()
             count, seconds = count + len(batch), seconds + sum(window["end"] - window["start"] for window in batch)
             sums += torch.stack([features.sum(0), features.square().sum(0)])
@@ -516,11 +587,17 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         bound = SPREAD_MARGIN * float(statistics.largest_spread)
         return profile.clips >= CLIPS_FOR_SPREAD and 0 < bound < statistics.spread(torch.tensor(profile.deviation))
 
-    def _voiced(self, sources: Iterable[Any], on_error: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yields the windows that are not silent of some recordings."""
+    def _voiced(
+        self, sources: Iterable[Any], segment_lists: Iterator[Any], on_error: str, parameters: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the windows that are not silent of some recordings, or of their segments that are not too short."""
         for index, source in enumerate(sources):
+            segments = next(segment_lists)
+            if segments is not None:
+                segments = [each for each in segments if not _is_short(each)]
             try:
-                yield from (each for each in self.preprocess(source, **parameters) if each["sound"] is not None)
+                windows = self.preprocess(source, **parameters, segments=segments)
+                yield from (each for each in windows if each["sound"] is not None)
             except AudioError as error:
                 if on_error == "raise":
                     has_name = isinstance(source, (str, os.PathLike))
@@ -530,13 +607,18 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     def _digest(self) -> str:
         return features_digest(self.model)
 
-    def _shifts(self, speaker: Any) -> Iterator[torch.Tensor | None]:
-        """Yields the shift of the features for each recording."""
-        if speaker is None or _is_profile(speaker):
-            yield from repeat(self.shift_of(speaker))
+    def _shifts(self, speaker: Any) -> Iterator[Any]:
+        """Yields the shift of the features for each recording, or a dict of shifts by the names of speakers."""
+        if speaker is None or _is_profile(speaker) or isinstance(speaker, Mapping):
+            yield from repeat(self._shifts_of(speaker))
         for each in speaker or ():
-            yield self.shift_of(each)
+            yield self._shifts_of(each)
         raise ValueError("speaker has fewer profiles than there are recordings: give one profile for each.")
+
+    def _shifts_of(self, speaker: Any) -> Any:
+        if isinstance(speaker, Mapping):
+            return {name: self.shift_of(profile) for name, profile in speaker.items()}
+        return self.shift_of(speaker)
 
     def shift_of(self, profile: Any) -> torch.Tensor | None:
         """
@@ -568,27 +650,34 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         smooth: int = 1,
         min_score: float | None = None,
         min_familiarity: float | None = None,
+        only: Sequence[str] | None = None,
     ) -> Any:
         """Returns the answer to one recording, from its windows with their logits."""
         if recording["error"]:
             return {"error": recording["error"]}
+        if recording.get("segments") is not None:
+            options = {"function_to_apply": function_to_apply, "smooth": smooth, "min_score": min_score}
+            return self._segment_rows(recording, timeline, **options, min_familiarity=min_familiarity, only=only)
         windows = recording["windows"]
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        kept = [index for index, label in enumerate(labels) if only is None or label in only]
+        labels = [labels[index] for index in kept]
         if min_score is not None and self._function(function_to_apply) == "none":
             raise ValueError(
                 f"min_score={min_score} applies to probabilities, but function_to_apply='none' gives logits."
             )
-        scores = [self._scores(window, function_to_apply) for window in windows]
+        scores = [self._scores(window, function_to_apply, kept) for window in windows]
         familiarities = [window.get("familiarity") for window in windows]
 
-        def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, float]]:
+        def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, Any]]:
             """Returns the mean scores of classified windows, the answer if it is no label, and further columns."""
             mean = np.mean([row for row in scores[some] if row is not None], axis=0)
             instead = UNCERTAIN if min_score is not None and float(mean.max()) < min_score else None
+            said: dict[str, Any] = {} if only is None else {"only": labels}
             if min_familiarity is None:
-                return mean, instead, {}
+                return mean, instead, said
             familiarity = float(np.mean([value for value in familiarities[some] if value is not None]))
-            return mean, UNFAMILIAR if familiarity < min_familiarity else instead, {"familiarity": familiarity}
+            return mean, UNFAMILIAR if familiarity < min_familiarity else instead, {"familiarity": familiarity} | said
 
         if not timeline:
             if all(row is None for row in scores):
@@ -608,14 +697,33 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             rows.append(row)
         return rows
 
-    def _scores(self, window: dict[str, Any], function_to_apply: str | None) -> np.ndarray | None:
-        """Returns the scores of a window, `(num_labels,)`, or None if it is silent."""
+    def _segment_rows(self, recording: dict[str, Any], timeline: bool, **options: Any) -> list[dict[str, Any]]:
+        """Returns a row for each segment, whose windows are answered like those of a recording of its own."""
+        windows: list[list[dict[str, Any]]] = [[] for _ in recording["segments"]]
+        for window in recording["windows"]:
+            windows[window["segment"]].append(window)
+        labels = self.model.config.id2label.values()
+        rows = []
+        for segment, parts in zip(recording["segments"], windows, strict=True):
+            own = {"error": None, "windows": parts}
+            answer = self.postprocess(own, **options)
+            scores = {each["label"]: each["score"] for each in answer if each["label"] in labels}
+            label = TOO_SHORT if _is_short(segment) else answer[0]["label"]
+            row = {"label": label, "scores": {name: scores[name] for name in labels if name in scores}}
+            row |= {name: value for name, value in answer[0].items() if name not in ("label", "score")}
+            if timeline and len(parts) > 1:
+                row["windows"] = self.postprocess(own, timeline=True, **options)
+            rows.append({name: value for name, value in segment.items() if name != "place"} | row)
+        return rows
+
+    def _scores(self, window: dict[str, Any], function_to_apply: str | None, kept: list[int]) -> np.ndarray | None:
+        """Returns the scores of a window for the labels of the indices `kept`, or None if it is silent."""
         if "logits" not in window:
             return None
         functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "softmax": self._softmax, "sigmoid": torch.sigmoid, "none": lambda logits: logits,
         }  # fmt: skip
-        return functions[self._function(function_to_apply)](window["logits"]).numpy()
+        return functions[self._function(function_to_apply)](window["logits"][kept]).numpy()
 
     def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
         temperature = self.model.config.temperature
@@ -630,6 +738,45 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 def _is_profile(value: Any) -> bool:
     # Not by its class: a checkpoint that comes with its own code has a copy of the class.
     return isinstance(value, (str, os.PathLike)) or hasattr(value, "shift")
+
+
+def _segment_lists(given: Iterable[Any] | None) -> Iterator[list[dict[str, Any]] | None]:
+    """Yields the segments of each recording as dicts, or None for all recordings if there are none."""
+    if given is None:
+        yield from repeat(None)
+    for segments in given or ():
+        if not isinstance(segments, Iterable) or isinstance(segments, (str, bytes, Mapping)):
+            raise ValueError(
+                f"segments={segments!r} does not work; segments is a list of segments, or one list for each of "
+                "several recordings."
+            )
+        yield [_segment(each, index) for index, each in enumerate(segments)]
+    raise ValueError("segments has fewer lists than there are recordings: give one list for each.")
+
+
+def _segment(given: Any, index: int) -> dict[str, Any]:
+    """Returns a segment as a dict, or raises `ValueError`."""
+    segment: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        segment = dict(given)
+    elif isinstance(given, (tuple, list)) and 2 <= len(given) <= 4:
+        segment = dict(zip(("start", "end", "speaker", "text"), given, strict=False))
+    start: Any = segment.get("start")
+    end: Any = segment.get("end")
+    if not (_is_number(start, 0) and _is_number(end, low=start)):
+        raise ValueError(
+            f"{_place(segment, index)}={given!r} does not work; it is (start, end[, speaker[, text]]) or a dict with "
+            "start and end, in seconds, where 0 <= start <= end."
+        )
+    return segment | {"start": float(start), "end": float(end)}
+
+
+def _place(segment: Mapping[str, Any], index: int) -> str:
+    return str(segment.get("place") or f"segments[{index}]")
+
+
+def _is_short(segment: Mapping[str, Any]) -> bool:
+    return segment["end"] - segment["start"] < SHORTEST_SEGMENT_S - 1e-6  # 1.4 - 1.0 is below 0.4
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -712,12 +859,22 @@ _PARAMETERS = {
         lambda value: _is_profile(value) or isinstance(value, Iterable),
         "a SpeakerProfile, the path of one, or an iterable of these, one for each recording",
     ),
+    "segments": (
+        1,
+        lambda value: isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)),
+        "a list of segments, or one list for each of several recordings",
+    ),
     "on_error": (1, lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
     "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number of at least 1, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
     "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for any answer"),
     "min_familiarity": (2, lambda value: _is_number(value, 0, 1), "a share from 0 to 1, or None for any recording"),
+    "only": (
+        2,
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value),
+        "a list of labels, or None for all",
+    ),
     "smooth": (2, lambda value: _is_number(value, 1, kind=Integral) and value % 2 == 1, "an odd number of windows"),
 }
 
@@ -743,6 +900,46 @@ def _until(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
     while length >= 0 and (piece := next(pieces, None)) is not None:
         length -= len(piece)
         yield piece
+
+
+def _cut(
+    pieces: Iterable[np.ndarray], rate: int, segments: Sequence[Mapping[str, Any]], name: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Yields index and samples of each segment of a recording that arrives in pieces, in the order of their ends. Pieces
+    are kept only until the last segment that overlaps them, and none is read after the last segment.
+
+    Raises:
+        AudioError: A segment ends more than 0.05 s after the recording.
+    """
+    spans = [(round(each["start"] * rate), round(each["end"] * rate)) for each in segments]
+    order = sorted(range(len(spans)), key=lambda index: spans[index][1])
+    # From which sample on the segments that are left need the recording.
+    needed = list(accumulate((spans[index][0] for index in reversed(order)), min))[::-1]
+    kept: deque[tuple[int, np.ndarray]] = deque()  # pieces after the position of their first sample
+    done = length = 0
+
+    def samples(first: int, last: int) -> np.ndarray:
+        parts = [piece[max(0, first - at) : last - at] for at, piece in kept if first < at + len(piece) and at < last]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    for piece in pieces:
+        kept.append((length, piece))
+        length += len(piece)
+        while done < len(order) and spans[order[done]][1] <= length:
+            yield order[done], samples(*spans[order[done]])
+            done += 1
+        if done == len(order):
+            return
+        while kept and kept[0][0] + len(kept[0][1]) <= needed[done]:
+            kept.popleft()
+    for index in order[done:]:
+        if spans[index][1] > length + ROUNDING_S * rate:
+            raise AudioError(
+                f"{_place(segments[index], index)}: the segment ends at {segments[index]['end']:g} s, and {name} at "
+                f"{length / rate:g} s. Correct its times, which are in seconds, or the recording."
+            )
+        yield index, samples(*spans[index])
 
 
 def _windows(pieces: Iterable[np.ndarray], length: float, hop: float) -> Iterator[tuple[int, np.ndarray]]:

@@ -28,6 +28,17 @@ recordings, which must be of several emotions, and --adapt uses it:
 --adapt speaker makes a profile of each speaker's recordings (of a list with a column speaker), --adapt table one of
 all recordings of the command. Do not adapt to recordings of one emotion: it would be attributed to the voice.
 
+With --segments_from, speaker turns, subtitles or annotations of the recordings are classified, one row for each, and
+summed up by speaker:
+
+    python predict_ser.py talk.wav --segments_from talk.rttm --adapt speaker --output talk.csv
+
+Answers along a recording can be written as annotations for Praat, ELAN, Audacity or players, by the suffix of
+--output or, for several recordings, to a folder:
+
+    python predict_ser.py talk.wav --window 3 --hop 1 --output talk.TextGrid
+    python predict_ser.py RECORDINGS --output_dir out --output_format TextGrid srt
+
 With --segments, the true emotions along the recordings, answers are scored at the end: the emotion diarization error
 rate, the share of emotional time with the right label, and the F1 of segments (defined in ser/inference/segments.py).
 """
@@ -36,9 +47,11 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ser.utils import wait_passively
 
@@ -53,10 +66,18 @@ from pipeline_maxmvit import (  # noqa: E402
     RELEVANCE,
     SHORTEST_WINDOW_S,
     MaxMViTAudioClassificationPipeline,
-    SpeakerProfile,
 )
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion  # noqa: E402
 from ser.files import check_writable  # noqa: E402
+from ser.inference.annotations import (  # noqa: E402
+    FORMATS,
+    annotation_paths,
+    annotations_of,
+    format_totals,
+    speaker_totals,
+    write_annotations,
+    write_totals,
+)
 from ser.inference.enrollment import (  # noqa: E402
     SPEAKER,
     adaptation_origin,
@@ -65,17 +86,18 @@ from ser.inference.enrollment import (  # noqa: E402
     write_profile,
 )
 from ser.inference.predictions import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
+from ser.inference.segment_files import LIBRARIES, read_given_segments, require_library  # noqa: E402
 from ser.inference.segments import Segment, format_scores, pooled_scores, read_references, reference_scores  # noqa: E402
 from ser.inference.shards import Share, connect_processes, join_parts  # noqa: E402
-from ser.models import load_pipeline  # noqa: E402
+from ser.models import load_config, load_pipeline, shipped_weights  # noqa: E402
 from ser.utils import FAILED, NOT_STARTED, DataError, UsageError, exit_code  # noqa: E402
 
 MAX_PRINTED = 10  # number of recordings up to which the scores of each are printed
+ROWS_FILE = "predictions.csv"  # in --output_dir
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    timeline: dict = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
     try:
         processes = connect_processes()
         check_output(args, processes)
@@ -83,25 +105,20 @@ def main(arguments: list[str] | None = None) -> int:
             enroll(args, processes)
             if not args.inputs:
                 return 0
-        classify = load_pipeline(
-            args.model,
-            args.device,
-            batch_size=args.batch_size,
-            on_error="skip",
-            allow_private_urls=args.allow_private_urls,
-            min_score=args.min_score,
-            min_familiarity=args.min_familiarity,
-            **timeline,
-        )
+        classify = load_classifier(args)
         label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
-        items = find_items(args.inputs, label_names, with_speakers=args.adapt == SPEAKER)
+        scored = [name for name in label_names if args.only is None or name in args.only]
+        items = find_items(args.inputs, label_names, with_speakers=args.adapt == SPEAKER and not args.segments_from)
+        if args.segments_from:
+            items = with_segments(items, args.segments_from, args.tiers or [])
         if args.adapt == SPEAKER:
             check_speakers(items)
         args.adaptation = adaptation_origin(args.adapt, args.relevance, items)
         references = args.segments and read_references(args.segments, [item.file for item in items], label_names)
-        open_at = partial(open_table, args, items, label_names, classify)
-        share = Share(processes, args.output, items, open_at) if processes else None
-        table, todo = share.begin() if share else begin(args.output, items, open_at)
+        paths = annotation_files(args, items)
+        open_at = partial(open_table, args, items, scored, classify, in_memory=args.annotation is not None)
+        share = Share(processes, args.table, items, open_at) if processes else None
+        table, todo = share.begin() if share else begin(args.table, items, open_at)
         profiles = profiles_of(classify, args.adapt, items, args.relevance, processes) if args.adapt else None
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,9 +132,80 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         table, failed = joined
     summarise(items, table, len(failed), label_names)
+    if args.only:
+        print(f"Scores are divided by their sum over {', '.join(scored)} (--only).", file=sys.stderr)
+    if args.segments_from and table.rows:
+        report_speakers(table, scored, args.table)
+    for file, own in paths.items():
+        for path in own if file in table.rows else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_annotations(path, file, annotations_of(table.rows[file], scored))
     if references:
         compare(references, table, args.segments)
     return FAILED if failed else 0
+
+
+def load_classifier(args: argparse.Namespace) -> MaxMViTAudioClassificationPipeline:
+    """Loads the pipeline with the options of the command. Annotations of windows have those of the model's length if
+    none is given, which becomes `args.window`.
+
+    Raises:
+        UsageError: The model cannot be used, or does not have a label of --only.
+    """
+    has_annotations = args.annotation is not None or args.output_dir is not None
+    if has_annotations and args.window is None and not args.segments_from:
+        args.window = load_config(args.model or shipped_weights()).window_s
+    timeline: dict = {} if args.window is None else {"window_s": args.window, "hop_s": args.hop, "smooth": args.smooth}
+    return load_pipeline(
+        args.model,
+        args.device,
+        batch_size=args.batch_size,
+        on_error="skip",
+        allow_private_urls=args.allow_private_urls,
+        min_score=args.min_score,
+        min_familiarity=args.min_familiarity,
+        only=args.only,
+        **timeline,
+    )
+
+
+def with_segments(items: Sequence[Item], source: str, tiers: Sequence[str]) -> list[Item]:
+    """Returns the recordings that have segments in `source`, with these."""
+    found = read_given_segments(source, [item.file for item in items], tiers)
+    return [replace(item, segments=found[item.file]) for item in items if item.file in found]
+
+
+def annotation_files(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, list[Path]]:
+    """Returns the annotation files to write, by recording.
+
+    Raises:
+        UsageError: There are several recordings for one file, or a file exists that no earlier run of the command
+            wrote.
+    """
+    if args.annotation is not None:
+        if len(items) > 1:
+            raise UsageError(
+                f"{args.annotation} is for one recording, and there are {len(items)}: give a folder by --output_dir, "
+                f"with --output_format {Path(args.annotation).suffix[1:]}."
+            )
+        paths = {item.file: [Path(args.annotation)] for item in items}
+    elif args.output_dir is not None:
+        paths = annotation_paths(args.output_dir, [item.file for item in items], args.output_format)
+    else:
+        return {}
+    if not (args.table and Path(args.table).exists()):  # else they are from an earlier run
+        existing = [path for own in paths.values() for path in own if path.exists()]
+        if existing:
+            raise UsageError(f"{existing[0]} exists, and may be annotated by hand: remove it, or give another name.")
+    return paths
+
+
+def report_speakers(table: Table, label_names: list[str], path: str | None) -> None:
+    """Prints the totals by speaker, and writes them beside the table if it is a file."""
+    totals = speaker_totals(table.rows, label_names)
+    print(f"\nShare of time, and mean score in brackets:\n{format_totals(totals, label_names)}", file=sys.stderr)
+    if path is not None:
+        write_totals(Path(path).with_suffix(".speakers.csv"), totals)
 
 
 def enroll(args: argparse.Namespace, processes: PartialState | None) -> None:
@@ -137,7 +225,18 @@ def check_output(args: argparse.Namespace, processes: PartialState | None) -> No
     Raises:
         UsageError: The output cannot be written.
     """
-    if args.output is not None:
+    if args.segments_from and not Path(args.segments_from).exists():
+        raise UsageError(f"--segments_from: there is no {args.segments_from}.")
+    suffixes = [Path(args.annotation).suffix] if args.annotation else args.output_format or []
+    for suffix in map(str.lower, suffixes):
+        if suffix in LIBRARIES:
+            require_library(suffix)
+    if args.annotation is not None and processes:
+        raise UsageError(f"{args.annotation} is written by one process: start predict_ser.py without a launcher.")
+    if args.output_dir is not None:
+        check_writable(args.table)
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    elif args.output is not None:
         check_writable(args.output)
         if not Path(args.output).absolute().parent.is_dir():
             raise UsageError(f"{args.output} cannot be written: there is no folder {Path(args.output).parent}.")
@@ -190,7 +289,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output",
-        help=".csv or .jsonl file (default: the standard output, as a readable table in a terminal, else as CSV)",
+        help=".csv or .jsonl file (default: the standard output, as a readable table in a terminal, else as CSV); or, "
+        f"for one recording, annotations: {', '.join(FORMATS.values())}, of windows of the model's length if no "
+        "--window is given",
+    )
+    parser.add_argument(
+        "--output_dir",
+        help=f"folder for the annotations of several recordings, with {ROWS_FILE}, from which the same command "
+        "continues after an interruption",
+    )
+    parser.add_argument(
+        "--output_format",
+        nargs="+",
+        metavar="FORMAT",
+        help=f"formats of the annotations in --output_dir: {', '.join(name[1:] for name in FORMATS.values())}",
+    )
+    parser.add_argument(
+        "--segments_from",
+        metavar="FILE_OR_FOLDER",
+        help="classify these segments: .rttm, .csv or .tsv (start,end[,speaker][,text][,file]), .srt, .vtt, "
+        ".TextGrid, .eaf, .json of whisper, whisperX or pyannote, .txt of Audacity; or a folder with one file for "
+        "each recording. With --window, segments longer than it get a row for each window",
+    )
+    parser.add_argument("--tiers", nargs="+", metavar="TIER", help="tiers to read from TextGrid and ELAN files")
+    parser.add_argument(
+        "--only", nargs="+", metavar="LABEL", help="choose among these labels only; scores are divided by their sum"
     )
     parser.add_argument(
         "--enroll", nargs="+", metavar="FILE_OR_FOLDER", help="make a profile of one speaker from these recordings"
@@ -233,9 +356,43 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--min_familiarity must be from 0 to 1")
     if args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
-    if args.output is not None and Path(args.output).suffix not in OUTPUT_SUFFIXES:
-        parser.error(f"--output must end in {', '.join(OUTPUT_SUFFIXES)}")
+    check_segments(parser, args)
+    check_formats(parser, args)
     return args
+
+
+def check_segments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command if the options for segments are incompatible."""
+    if args.tiers and not args.segments_from:
+        parser.error("--tiers needs --segments_from")
+    if args.segments_from and args.segments:
+        parser.error(
+            "--segments scores answers along whole recordings, and --segments_from answers parts of them: leave out "
+            "one of the two"
+        )
+
+
+def check_formats(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command if the outputs are incompatible; sets `args.annotation`, the file of annotations if --output is
+    one, and `args.table`, the file of rows if there is one."""
+    args.annotation, args.table = None, args.output
+    if args.output_dir is not None:
+        args.table = str(Path(args.output_dir) / ROWS_FILE)
+        if args.output is not None:
+            parser.error(f"--output_dir has its own table, {ROWS_FILE}: leave out --output")
+        if not args.output_format:
+            parser.error("--output_dir needs --output_format, such as TextGrid")
+        args.output_format = [f".{name.removeprefix('.')}".lower() for name in args.output_format]
+        if unknown := [name for name in args.output_format if name not in FORMATS]:
+            parser.error(
+                f"--output_format {unknown[0]}: must be of {', '.join(each[1:] for each in FORMATS.values())}"
+            )
+    elif args.output_format:
+        parser.error("--output_format needs --output_dir (--output tells the format by its suffix)")
+    if args.output is not None and Path(args.output).suffix not in OUTPUT_SUFFIXES:
+        if Path(args.output).suffix.lower() not in FORMATS:
+            parser.error(f"--output must end in {', '.join((*OUTPUT_SUFFIXES, *FORMATS.values()))}")
+        args.annotation, args.table = args.output, None
 
 
 def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -272,14 +429,16 @@ def predict(
     todo: list[Item],
     table: Table,
     is_shown: bool = True,
-    profiles: Mapping[str, SpeakerProfile] | None = None,
+    profiles: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Classifies items, writes them to a table, closes it, and returns the files that cannot be classified. With
-    `profiles` by file, each file is classified relative to its own, if it has one."""
+    """Classifies items, or their segments, writes them to a table, closes it, and returns the files that cannot be
+    classified. With `profiles` by file, from [`profiles_of`], each file is classified relative to its own, if any."""
     failed: list[str] = []
     files = (item.file for item in todo)
-    adapted = {} if profiles is None else {"speaker": [profiles.get(item.file) for item in todo]}
-    answers = classify(files, **adapted)
+    options: dict[str, Any] = {} if profiles is None else {"speaker": [profiles.get(item.file) for item in todo]}
+    if any(item.segments is not None for item in todo):
+        options["segments"] = [item.segments for item in todo]
+    answers = classify(files, **options)
     with tqdm(total=len(todo), unit="file", file=sys.stderr, disable=not is_shown) as progress:
         for item, answer in zip(todo, answers, strict=True):
             if isinstance(answer, dict):

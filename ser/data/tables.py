@@ -10,7 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR
+from pipeline_maxmvit import SILENCE, TOO_SHORT, UNCERTAIN, UNFAMILIAR
 from ser.utils import DataError
 
 LIST_SUFFIXES = {".csv", ".tsv", ".jsonl"}
@@ -18,7 +18,8 @@ FILE_COLUMNS = ("file", "file_name", "audio")  # the last two are the names in `
 # Columns of tables of predictions, and predictions that are not a class; no class may have one of these names.
 RESERVED = {
     *("file", "label", "speaker", "prediction", "start", "end", "windows", "familiarity"),
-    *(SILENCE, UNCERTAIN, UNFAMILIAR),
+    *("segment", "rows", "text", "only"),
+    *(SILENCE, TOO_SHORT, UNCERTAIN, UNFAMILIAR),
 }
 MISSING = {"", "nan", "<na>"}  # cells without a value, as written by spreadsheets, numpy and pandas
 

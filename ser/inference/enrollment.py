@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from audio_maxmvit import AudioError
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, SpeakerProfile, population_mean
+from ser.inference.annotations import identity
 from ser.inference.predictions import Item
 from ser.utils import UsageError
 
@@ -21,7 +23,14 @@ SPEAKER, TABLE = "speaker", "table"  # values of --adapt other than a file
 
 
 def check_speakers(items: Sequence[Item]) -> None:
-    """Raises `UsageError` unless each recording has a speaker."""
+    """Raises `UsageError` unless each recording, or each of its segments, has a speaker."""
+    for item in items:
+        if nameless := [segment for segment in item.segments or () if not segment.get("speaker")]:
+            raise UsageError(
+                f"--adapt {SPEAKER} needs the speaker of every segment, which {nameless[0]['place']} does not have: "
+                f"fill it in, or use --adapt {TABLE}."
+            )
+    items = [item for item in items if item.segments is None]
     if unknown := [item.file for item in items if item.speaker is None]:
         raise UsageError(
             f"--adapt {SPEAKER} needs the speaker of every recording, and {len(unknown):,} have none, such as "
@@ -44,6 +53,7 @@ def adaptation_origin(adapt: str | None, relevance: float, items: Sequence[Item]
                 return f"profile sha256-{hashlib.sha256(file.read()).hexdigest()}"
         except OSError as error:
             raise UsageError(f"--adapt {adapt} cannot be read: {error.strerror}.") from error
+    # The segments, if any, are a part of the origin of their own.
     whose = sorted((item.file, (item.speaker or "") if adapt == SPEAKER else "") for item in items)
     digest = hashlib.sha256(json.dumps(whose).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{adapt}, relevance {relevance:g}, recordings sha256-{digest}"
@@ -55,10 +65,10 @@ def profiles_of(
     items: Sequence[Item],
     relevance: float,
     processes: PartialState | None = None,
-) -> dict[str, SpeakerProfile]:
+) -> dict[str, Any]:
     """
-    Returns the profile for each recording, by its file. Recordings of a speaker without any audible, readable
-    recording have none.
+    Returns the profile for each recording, by its file; for a recording with segments and `"speaker"`, the profiles by
+    the names of its speakers. Speakers without any audible, readable recording or segment have none.
 
     Args:
         classify: Pipeline that computes the profiles.
@@ -90,26 +100,44 @@ def profiles_of(
     profiles = {name: SpeakerProfile.joined(those) for name, those in parts.items()}
     if adapt == SPEAKER and (processes is None or processes.is_main_process):
         _warn_of_several(classify, profiles)
-    names = {item.file: _name(adapt, item) for item in items}
-    return {file: profiles[name] for file, name in names.items() if name in profiles}
+    found_for: dict[str, Any] = {}
+    for item in items:
+        if adapt == SPEAKER and item.segments is not None:
+            names = {segment["speaker"]: identity(item.file, segment["speaker"]) for segment in item.segments}
+            found_for[item.file] = {name: profiles[whole] for name, whole in names.items() if whole in profiles}
+        elif (name := item.speaker or "" if adapt == SPEAKER else "") in profiles:
+            found_for[item.file] = profiles[name]
+    return found_for
 
 
-def _name(adapt: str, item: Item) -> str:
-    return item.speaker or "" if adapt == SPEAKER else ""
+def _by_speaker(adapt: str, item: Item) -> dict[str, list[dict[str, Any]] | None]:
+    """Returns what of a recording a profile is made of, by the name of the profile: all of it (None), or segments."""
+    if item.segments is None:
+        return {item.speaker or "" if adapt == SPEAKER else "": None}
+    parts: dict[str, list[dict[str, Any]] | None] = {}
+    for segment in item.segments:
+        name = identity(item.file, segment["speaker"]) if adapt == SPEAKER else ""
+        parts[name] = [*(parts.get(name) or []), segment]
+    return parts
 
 
 def _enrolled(
     classify: MaxMViTAudioClassificationPipeline, adapt: str, items: Sequence[Item], relevance: float, is_shown: bool
 ) -> list[tuple[str, SpeakerProfile]]:
     """Returns the profiles of some recordings, with the names of their speakers."""
-    files: dict[str, list[str]] = defaultdict(list)
+    parts: dict[str, list[tuple[str, list[dict[str, Any]] | None]]] = defaultdict(list)
     for item in items:
-        files[_name(adapt, item)].append(item.file)
+        for name, segments in _by_speaker(adapt, item).items():
+            parts[name].append((item.file, segments))
     profiles = []
-    with tqdm(total=len(items), desc="enrolling", unit="file", file=sys.stderr, disable=not is_shown) as progress:
-        for name, own in files.items():
+    total = sum(map(len, parts.values()))
+    with tqdm(total=total, desc="enrolling", unit="file", file=sys.stderr, disable=not is_shown) as progress:
+        for name, own in parts.items():
+            chosen = None if own[0][1] is None else [segments for _, segments in own]
+            options = {} if chosen is None else {"segments": chosen}
+            files = _counted([file for file, _ in own], progress)
             with suppress(AudioError):  # all are silent, or are reported when they are classified
-                profiles.append((name, classify.enroll(_counted(own, progress), relevance, several_speakers=True)))
+                profiles.append((name, classify.enroll(files, relevance, several_speakers=True, **options)))
     return profiles
 
 

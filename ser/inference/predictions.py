@@ -2,13 +2,14 @@
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from audio_maxmvit import AUDIO_SUFFIXES
-from pipeline_maxmvit import SILENCE, UNCERTAIN, UNFAMILIAR, MaxMViTAudioClassificationPipeline
+from pipeline_maxmvit import SILENCE, TOO_SHORT, UNCERTAIN, UNFAMILIAR, MaxMViTAudioClassificationPipeline
 from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
 from ser.files import atomic_write
 from ser.inference.segments import Segment, timeline_segments
@@ -36,11 +37,13 @@ ANY_NAME: dict[str, Any] = {
 
 @dataclass
 class Item:
-    """A recording to classify: its path or URL, and its true label and speaker if the input gives them."""
+    """A recording to classify: its path or URL, its true label and speaker if the input gives them, and the segments
+    of it that are to be classified if they are given."""
 
     file: str
     label: str | None = None
     speaker: str | None = None
+    segments: list[dict[str, Any]] | None = None
 
 
 def find_items(inputs: Iterable[str], label_names: list[str], with_speakers: bool = False) -> list[Item]:
@@ -126,23 +129,33 @@ class Table:
 
     Args:
         path: The file, or None for CSV on the standard output.
-        columns: Names, in order. If `windows` is one of them, its value is the number of rows of a recording.
+        columns: Names, in order. If `windows`, or `rows` of segments, is one of them, its value is the number of rows
+            of a recording.
         label_names: The columns that hold scores.
         origin: What the scores depend on besides the recording, by name. It is stored in a file beside the table, so
             that rows are added only to rows of the same origin.
+        keeps_rows: Whether `rows` is filled.
 
     Attributes:
         done: Label of each finished file; None if all of it is silent, "uncertain" if its best score is below the
             origin's `min_score`, "unfamiliar" if its familiarity is below the origin's `min_familiarity`.
         along: Segments and end, in seconds, of each file that is classified window by window.
+        rows: The rows of each finished file.
 
     Raises:
         UsageError: The file is not such a table, has rows of another origin, or cannot be read or written.
     """
 
     def __init__(
-        self, path: str | None, columns: list[str], label_names: list[str], origin: dict[str, Any] | None = None
+        self,
+        path: str | None,
+        columns: list[str],
+        label_names: list[str],
+        origin: dict[str, Any] | None = None,
+        keeps_rows: bool = False,
     ):
+        self.keeps_rows, self.rows = keeps_rows, dict[str, list[dict[str, Any]]]()
+        self.count = "rows" if "rows" in columns else "windows"
         self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin or {}
         self.suffix = ".csv" if path is None else Path(path).suffix
         self.done: dict[str, str | None] = {}
@@ -189,7 +202,7 @@ class Table:
         with open(path, **ANY_NAME) as file:  # a file name may hold any kind of line break, which must be preserved
             rows = self._parse(path, file.read())
         groups = ((file, list(group)) for file, group in groupby(rows, key=lambda row: row["file"]))
-        return {file: group for file, group in groups if len(group) == int(group[0].get("windows", 1))}
+        return {file: group for file, group in groups if len(group) == int(group[0].get(self.count, 1))}
 
     def write_rows(self, path: str, rows: list[dict[str, Any]]) -> None:
         """
@@ -230,7 +243,9 @@ class Table:
 
     def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
         """Adds the rows of one recording: its answer or its timeline."""
-        if "windows" not in self.columns:
+        if "segment" in self.columns:
+            rows = _segment_rows(answer)
+        elif "windows" not in self.columns:
             scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
             rows = [scores_by_label | {"prediction": answer[0]["label"]}]
         else:
@@ -242,6 +257,8 @@ class Table:
         for row, answered in zip(rows, answer, strict=False):
             if "familiarity" in answered:
                 row["familiarity"] = round(answered["familiarity"], 6)
+            if "only" in answered:
+                row["only"] = " ".join(answered["only"])
         given = {"file": item.file, "label": item.label}
         rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
         self._write(self._text(rows))
@@ -269,6 +286,8 @@ class Table:
 
     def _note(self, file: str, rows: list[dict[str, Any]]) -> None:
         self.done[file] = self._overall(rows)
+        if self.keeps_rows:
+            self.rows[file] = rows
         if "windows" in self.columns:
             no_name = {UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}  # a segment without a label counts as silence
             windows = [
@@ -293,6 +312,7 @@ class Table:
             *map(self.origin.get, ("min_score", "min_familiarity")),
         )
         scored = [row for row in rows if row[first] not in (None, "")]
+        scored = [row for row in scored if row["prediction"] != TOO_SHORT] or scored
         if not scored:
             return None
         if len(rows) == 1:
@@ -308,7 +328,7 @@ class Table:
         scores = [row[column] for column in self.columns if column in {*self.label_names, "familiarity"}]
         is_silent = all(score in (None, "") for score in scores)
         try:
-            int(row.get("windows", 1))
+            int(row.get(self.count, 1))
             has_time = 0 <= float(row.get("start", 0)) <= float(row.get("end", 0)) < math.inf
             for score in [] if is_silent else scores:
                 float(score)
@@ -348,19 +368,49 @@ class Table:
         return rows
 
 
+def _segment_rows(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the segments of a recording, or of the windows within those that have windows."""
+    rows = []
+    for number, segment in enumerate(answer, start=1):
+        for window in segment.get("windows", [segment]):
+            label = segment["label"] if segment["label"] == TOO_SHORT else window["label"]
+            row = {"segment": number, "start": window["start"], "end": window["end"], "prediction": label}
+            row |= {name: segment.get(name) for name in ("speaker", "text")}
+            row |= {label: round(score, 6) for label, score in window["scores"].items()}
+            row |= {name: window[name] for name in ("familiarity", "only") if name in window}
+            rows.append(row)
+    for row in rows:
+        row |= {"rows": len(rows)} | ({"familiarity": round(row["familiarity"], 6)} if "familiarity" in row else {})
+        if "only" in row:
+            row["only"] = " ".join(row["only"])
+    return rows
+
+
+class MemoryTable(Table):
+    """Keeps answers in memory only, for files that are written when all answers are there."""
+
+    def _start(self) -> None:
+        self.keeps_rows = True
+
+    def _write(self, text: str) -> None:
+        pass
+
+
 class TerminalTable(Table):
     """
-    Prints answers as lines for a terminal: file, label if there is one, times of a window, emotion, score, familiarity
-    if requested, and the two next emotions. Progress bars of tqdm stay below.
+    Prints answers as lines for a terminal: file, label if there is one, times of a window or segment, speaker of a
+    segment, emotion, score, familiarity if requested, the two next emotions, and the text of a segment. Progress bars
+    of tqdm stay below.
     """
 
     NAME_WIDTH = 40
+    SPEAKER_WIDTH = 12
 
     def _write(self, text: str) -> None:
         tqdm.write(text, file=self.file, end="")
 
     def _head(self) -> str:
-        return self._line("file", "label", "seconds", "emotion", "score", "familiarity", "next")
+        return self._line("file", "label", "seconds", "speaker", "emotion", "score", "familiarity", "next", "text")
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
         return "".join(map(self._row, rows))
@@ -374,20 +424,37 @@ class TerminalTable(Table):
         seconds = f"{row['start']:.1f}-{row['end']:.1f}" if "start" in row else ""
         label, following = row.get("label") or "", ", ".join(f"{other} {scores[other]:.2f}" for other in others)
         familiarity = f"{float(row['familiarity']):.2f}" if ranked and "familiarity" in row else ""
-        return self._line(row["file"], label, seconds, row["prediction"], score, familiarity, following)
+        speaker, text = row.get("speaker") or "", row.get("text") or ""
+        return self._line(row["file"], label, seconds, speaker, row["prediction"], score, familiarity, following, text)
 
     def _line(
-        self, file: str, label: str, seconds: str, emotion: str, score: str, familiarity: str, following: str
+        self,
+        file: str,
+        label: str,
+        seconds: str,
+        speaker: str,
+        emotion: str,
+        score: str,
+        familiarity: str,
+        following: str,
+        text: str,
     ) -> str:
-        file = "".join(char if char.isprintable() else "\ufffd" for char in file)  # no escape sequences
+        file, speaker, text = map(_printable, (file, speaker, text))
         name = file if len(file) <= self.NAME_WIDTH else f"...{file[3 - self.NAME_WIDTH :]}"
-        width = max(map(len, (*self.label_names, SILENCE, UNCERTAIN, UNFAMILIAR)))
+        width = max(map(len, (*self.label_names, SILENCE, TOO_SHORT, UNCERTAIN, UNFAMILIAR)))
         cells = [f"{name:{self.NAME_WIDTH}}"]
         cells += [f"{label:{width}}"] if "label" in self.columns else []
-        cells += [f"{seconds:>15}"] if "windows" in self.columns else []
+        cells += [f"{seconds:>15}"] if "start" in self.columns else []
+        width_s = self.SPEAKER_WIDTH
+        cells += [f"{speaker[:width_s]:{width_s}}"] if "speaker" in self.columns else []
         cells += [f"{emotion:{width}}", f"{score:>5}"]
         cells += [f"{familiarity:>11}"] if "familiarity" in self.columns else []
-        return "  ".join([*cells, following]).rstrip() + "\n"
+        cells += [f"{following:{2 * width + 12}}", text] if "text" in self.columns else [following]
+        return "  ".join(cells).rstrip() + "\n"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)  # no escape sequences
 
 
 def open_table(
@@ -396,8 +463,17 @@ def open_table(
     label_names: list[str],
     classify: MaxMViTAudioClassificationPipeline,
     path: str | None,
+    in_memory: bool = False,
 ) -> Table:
     """Opens the table of some recordings at a path, or on the standard output, where a terminal gets readable lines.
+
+    Args:
+        args: The options `window`, `hop`, `smooth`, `min_score`, `min_familiarity`, `only`, and `adaptation`.
+        items: The recordings.
+        label_names: The columns of scores.
+        classify: The pipeline, for the digest of its model.
+        path: The table; None for the standard output.
+        in_memory: Whether the rows are kept in memory and written nowhere.
 
     Raises:
         UsageError: As for [`Table`]; or a label of the model is the name of a column or of an answer such as silence.
@@ -407,16 +483,37 @@ def open_table(
             f"The model has a label {taken[0]!r}, which is a reserved name in the table of answers: rename it in "
             "id2label and label2id of the model's config.json."
         )
+    segments = [segment for item in items for segment in item.segments or ()]
     columns = ["file"]
     columns += ["label"] if any(item.label for item in items) else []
-    columns += [] if args.window is None else ["start", "end", "windows"]
+    if segments:
+        columns += ["segment", "start", "end"]
+        columns += [name for name in ("speaker", "text") if any(segment.get(name) for segment in segments)]
+        columns += ["rows"]
+    elif args.window is not None:
+        columns += ["start", "end", "windows"]
     columns += ["prediction", *label_names]
     columns += [] if args.min_familiarity is None else ["familiarity"]
+    columns += [] if args.only is None else ["only"]
     bounds = {"min_score": args.min_score, "min_familiarity": args.min_familiarity}
     if path is None:
-        kind = TerminalTable if sys.stdout is not None and sys.stdout.isatty() else Table
-        return kind(None, columns, label_names, bounds)
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        kind = MemoryTable if in_memory else TerminalTable if on_terminal else Table
+        return kind(None, columns, label_names, bounds, keeps_rows=bool(segments))
     origin = {"model": checkpoint_digest(classify), **bounds, "adapt": args.adaptation}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
-    return Table(path, columns, label_names, origin)
+    if args.only is not None:
+        origin["only"] = " ".join(label_names)
+    if segments:
+        origin["segments"] = _segments_digest(items)
+    return Table(path, columns, label_names, origin, keeps_rows=bool(segments) or args.output_dir is not None)
+
+
+def _segments_digest(items: Sequence[Item]) -> str:
+    """Returns a hash of the segments of all recordings, without the places that they were read from."""
+    whole = sorted(
+        (item.file, [[each.get(name) for name in ("start", "end", "speaker", "text")] for each in item.segments or ()])
+        for item in items
+    )
+    return f"sha256-{hashlib.sha256(json.dumps(whole).encode('utf-8', 'surrogateescape')).hexdigest()}"

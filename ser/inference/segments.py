@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline_maxmvit import SILENCE
+from pipeline_maxmvit import ROUNDING_S, SILENCE
 from ser.data.tables import FILE_COLUMNS, read_list
 from ser.utils import DataError
 
@@ -167,8 +167,6 @@ def _iou(one: Segment, other: Segment) -> float:
 
 # ---- Reference segments ----
 
-ROUNDING_S = 0.05  # by which a segment may end after its recording: annotations are rounded, and codecs pad
-
 
 def read_segments(path: str | Path) -> dict[str, list[Segment]]:
     """
@@ -180,7 +178,7 @@ def read_segments(path: str | Path) -> dict[str, list[Segment]]:
         DataError: A line cannot be used; the message names it and the reason.
     """
     path = Path(path)
-    rows = _rttm_rows(path) if path.suffix.lower() == ".rttm" else _listed_rows(path)
+    rows = rttm_rows(path) if path.suffix.lower() == ".rttm" else _listed_rows(path)
     segments: dict[str, list[Segment]] = {}
     for line, row in rows:
         try:
@@ -204,7 +202,14 @@ def _listed_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return [(line, row | {"file": row[file_column]}) for line, row in table.rows]
 
 
-def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+RTTM_FIELDS = (
+    *("type", "file", "channel", "start", "duration", "orthography", "subtype", "label", "confidence", "lookahead"),
+    "superfluous",
+)
+
+
+def rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Returns the number and the fields of each line of an RTTM file, with its `end` if it has a duration."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -213,9 +218,7 @@ def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     for line, content in enumerate(text.split("\n"), start=1):
         fields = [field for field in re.split(r"[ \t\r]+", content) if field]  # names may contain other kinds of space
         if fields and not content.startswith(";"):
-            row: dict[str, Any] = dict(
-                zip(("type", "file", "channel", "start", "duration", "_", "_", "label"), fields, strict=False)
-            )
+            row: dict[str, Any] = dict(zip(RTTM_FIELDS, fields, strict=False))
             if "duration" in row:
                 row["end"] = _sum(row["start"], row["duration"])
             rows.append((line, row))
@@ -224,7 +227,7 @@ def _rttm_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _sum(start: str, duration: str) -> float:
     try:
-        return float(start) + float(duration)
+        return float("nan") if "_" in start + duration else float(start) + float(duration)  # float reads 1_0 as 10
     except ValueError:
         return float("nan")
 
@@ -255,11 +258,7 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
     """
     path = Path(path)
     named = read_segments(path)
-    whole = {Path(file).parts: file for file in files}
-    ends: dict[tuple[str, ...], list[str]] = {}
-    for file in files:
-        for end in _ends(file):
-            ends.setdefault(end, []).append(file)
+    recordings = RecordingNames(files)
     found: dict[str, list[Segment]] = {}
     for name, segments in named.items():
         for segment in segments:
@@ -268,8 +267,7 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
                     f"{path}, line {segment.line}: the model has no label {segment.label!r}; it has "
                     f"{', '.join(label_names)}. Rename it, or remove the line ({SILENCE!r} stands for no emotion)."
                 )
-        exact = whole.get(Path(name).parts) or whole.get((path.parent / name).parts)
-        candidates = [exact] if exact else ends.get(Path(name).parts, [])
+        candidates = recordings.denoted(name, path.parent)
         line = min(segment.line or 0 for segment in segments)
         if not candidates:
             raise DataError(f"{path}, line {line}: {name!r} is none of the recordings of the command; add it, or "
@@ -284,6 +282,22 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
             "emotion), or leave the recording out."
         )
     return _ordered(found, path)
+
+
+class RecordingNames:
+    """The names by which a file may refer to recordings; see [`read_references`]."""
+
+    def __init__(self, files: Sequence[str]):
+        self.whole = {Path(file).parts: file for file in files}
+        self.ends: dict[tuple[str, ...], list[str]] = {}
+        for file in files:
+            for end in _ends(file):
+                self.ends.setdefault(end, []).append(file)
+
+    def denoted(self, name: str, folder: Path) -> list[str]:
+        """Returns the recordings that a name in a file of `folder` may denote: one, none or several."""
+        exact = self.whole.get(Path(name).parts) or self.whole.get((folder / name).parts)
+        return [exact] if exact else self.ends.get(Path(name).parts, [])
 
 
 def _ends(file: str) -> set[tuple[str, ...]]:

@@ -256,7 +256,7 @@ def test_a_table_of_answers_keeps_any_name(tmp_path, name, suffix):
 
 @pytest.mark.parametrize("label", ["file", "prediction", "silence", "Uncertain", "Unfamiliar"])
 def test_a_model_with_a_label_that_the_table_uses_is_refused(label):
-    args = argparse.Namespace(window=None, min_score=None, min_familiarity=None)
+    args = argparse.Namespace(window=None, min_score=None, min_familiarity=None, only=None)
     with pytest.raises(UsageError, match=f"The model has a label '{label.lower()}'.*rename it in id2label"):
         open_table(args, [], ["sad", label], None, None)
 

@@ -331,7 +331,7 @@ def _run_url(case: Case, folder: Path) -> str:
 
 
 def _kinds() -> dict[str, Kind]:
-    from tests.fuzz import arguments, checkpoints, corpora, tables
+    from tests.fuzz import arguments, checkpoints, corpora, segment_files, tables
 
     return {
         "reading": Kind(_make_reading, _run_reading, 30),
@@ -344,6 +344,7 @@ def _kinds() -> dict[str, Kind]:
         "arguments": Kind(arguments.make, arguments.run, 12),
         "url": Kind(_make_url, _run_url, 6),
         "checkpoint": Kind(checkpoints.make, checkpoints.run, 4),
+        "segments": Kind(segment_files.make, segment_files.run, 6),
     }
 
 

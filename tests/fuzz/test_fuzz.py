@@ -32,7 +32,7 @@ def test_broken_inputs_are_answered_or_refused_by_name_in_time_and_without_a_tra
         ends.add((case.kind, outcome.end))
     assert {kind for kind, _ in ends} == {
         "reading", "container", "integers", "pipeline", "corpus", "tables", "answers", "arguments", "url",
-        "checkpoint",
+        "checkpoint", "segments",
     }  # fmt: skip
     assert {("reading", "answer"), ("reading", "AudioError"), ("corpus", "DataError")} <= ends
 
