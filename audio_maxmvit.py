@@ -90,6 +90,37 @@ def stream_audio(
     yield from _resampled(pieces, rate, sampling_rate)
 
 
+def stream_chunks(chunks: Iterable[Any], chunk_rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
+    """
+    Yields the mono waveform of a recording that arrives in chunks, such as those of a microphone, as they come.
+
+    Args:
+        chunks: Arrays or tensors of any lengths, `(T,)` or `(T, channels)`: floats in [-1, 1], or int16. No channel is
+            checked against another one, since a chunk may be too short for that.
+        chunk_rate (`int`): Their sampling rate in Hz.
+        sampling_rate (`int`): Rate of the waveform, in Hz.
+
+    Raises:
+        AudioError: A chunk is not such an array, or is not finite; there are no samples; or the rate is not one.
+    """
+    name = "The stream"
+    rate = _checked_rate(chunk_rate, name)
+    yield from _resampled(_checked(map(_mono_chunk, chunks), name, rate, None), rate, sampling_rate)
+
+
+def _mono_chunk(chunk: Any) -> np.ndarray:
+    array = np.asarray(chunk.detach().cpu() if isinstance(chunk, torch.Tensor) else chunk)
+    is_int16 = array.dtype == np.int16
+    if array.ndim not in (1, 2) or not (is_int16 or array.dtype.kind == "f"):
+        raise AudioError(
+            f"The stream has a chunk of {array.dtype} of the shape {array.shape}; chunks are floats in [-1, 1], or "
+            "int16, of the shape (T,) or (T, channels)."
+        )
+    if array.ndim == 2:
+        array = array.mean(axis=1) if array.shape[1] else array[:, :0].reshape(-1)
+    return (array / 32768 if is_int16 else array).astype(np.float32)
+
+
 def decode_audio(
     source: Any, sampling_rate: int | None = None, *, max_s: float | None = None, allow_private_urls: bool = False
 ) -> tuple[Iterator[np.ndarray], int]:

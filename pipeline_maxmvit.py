@@ -30,8 +30,9 @@ try:
         loudness,
         name_of,
         stream_audio,
+        stream_chunks,
     )
-    from .spectrograms_maxmvit import SpectrogramStream, twice
+    from .spectrograms_maxmvit import STEP_S, SpectrogramStream, twice
 except ImportError:
     if "." in __name__:  # the sibling exists: an import that fails inside it is the real error
         raise
@@ -45,12 +46,14 @@ except ImportError:
         loudness,
         name_of,
         stream_audio,
+        stream_chunks,
     )
-    from spectrograms_maxmvit import SpectrogramStream, twice
+    from spectrograms_maxmvit import STEP_S, SpectrogramStream, twice
 
 
 SHORTEST_CUT_S = 1.0  # shorter windows consist mostly of their ends, where cut and separate spectrograms differ
 SHORTEST_WINDOW_S = 0.01  # of a window and of a hop
+LIVE_STEP_S = 0.25  # seconds of a stream whose spectrograms are computed at a time
 SHORTEST_SEGMENT_S = 0.4  # shorter segments are labelled as too short
 ROUNDING_S = 0.05  # by which a segment may end after its recording: annotations are rounded, and codecs pad
 SILENCE, UNCERTAIN, UNFAMILIAR, TOO_SHORT = "silence", "uncertain", "unfamiliar", "too short"
@@ -456,7 +459,12 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 yield window | {"start": begin + window["start"], "end": begin + window["end"], "segment": index}
 
     def _windows_along(
-        self, pieces: Iterator[np.ndarray], window_s: float | str | None, hop_s: float | None, silence_db: float | None
+        self,
+        pieces: Iterator[np.ndarray],
+        window_s: float | str | None,
+        hop_s: float | None,
+        silence_db: float | None,
+        step_s: float = STEP_S,
     ) -> Iterator[dict[str, Any]]:
         """Yields the windows of a recording that arrives in pieces at the model's rate; see `preprocess`."""
         rate = self.feature_extractor.sampling_rate
@@ -476,7 +484,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         frames = None
         if hop_s < window_s and window_s >= SHORTEST_CUT_S and self.feature_extractor.backend == "torch":
             pieces, again = twice(pieces)
-            frames = SpectrogramStream(again, self.feature_extractor, self.device)
+            frames = SpectrogramStream(again, self.feature_extractor, self.device, step_s)
         for start, waveform in _windows(pieces, window_s * rate, hop_s * rate):
             sound = frames.cut(start, len(waveform)) if frames else waveform  # if silent too: none is skipped
             is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
@@ -514,6 +522,66 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         if only_features:
             return self.model.base_model(**inputs)
         return self.model(**inputs) if feature_shift is None else self.model(**inputs, feature_shift=feature_shift)
+
+    def stream(
+        self,
+        chunks: Iterable[Any],
+        sampling_rate: int | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        **kwargs: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Classifies a recording while it arrives, and yields a row for each window once it is complete. The rows are
+        those of a call for the whole recording with the same windows.
+
+        Overlapping windows of 1 s or more (with the extractor's backend `"torch"`) are cut out of spectrograms that
+        include the sound after a window, so that their rows come about 0.8 s later; others come at once.
+
+        Args:
+            chunks: Iterable of arrays or tensors of any lengths, of the shape `(T,)` or `(T, channels)`: floats in
+                [-1, 1], or int16. It is read as far as the next row needs.
+            sampling_rate (`int`, *optional*): Rate of the chunks in Hz; by default the model's.
+            window_s (`float`, *optional*): Length of a window in seconds; by default the configuration's `window_s`.
+            hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next.
+            kwargs: `silence_db`, `speaker` (a profile), `function_to_apply`, `min_score`, `min_familiarity`, `only`,
+                as for the class.
+
+        Returns:
+            Iterator over `{"start", "end", "label", "scores"}`, in seconds from the first sample.
+
+        Raises:
+            AudioError: A chunk cannot be used, or there are no samples.
+            FloatingPointError: The scores of the model are not finite.
+        """
+        allowed = ("silence_db", "speaker", "function_to_apply", "min_score", "min_familiarity", "only")
+        if others := [name for name in kwargs if name not in allowed]:
+            raise TypeError(f"stream takes no {', '.join(others)}; it has {', '.join(allowed)}.")
+        rate = self.feature_extractor.sampling_rate
+        given = {"window_s": self.model.config.window_s if window_s is None else window_s, "hop_s": hop_s}
+        given |= {} if sampling_rate is None else {"sampling_rate": sampling_rate}
+        preprocess_params, forward_params, postprocess_params = self._sanitize_parameters(**given, **kwargs)
+        if not _is_window(given["window_s"]):
+            raise ValueError(f"window_s={window_s!r} does not work; a stream needs windows of 0.01 to 600 seconds.")
+        preprocess_params = {**self._preprocess_params, **preprocess_params}
+        postprocess_params = {**self._postprocess_params, **postprocess_params, "timeline": True}
+        if postprocess_params.get("smooth", 1) != 1:
+            raise ValueError("smooth averages over later windows, which a stream does not have: leave it out.")
+        shift = self.shift_of({**self._forward_params, **forward_params}.get("speaker"))
+        pieces = stream_chunks(chunks, preprocess_params.get("sampling_rate") or rate, rate)
+        silence_db = preprocess_params.get("silence_db", -60.0)
+        windows = self._windows_along(pieces, given["window_s"], hop_s, silence_db, LIVE_STEP_S)
+        return self._rows_of(windows, shift, postprocess_params)
+
+    def _rows_of(
+        self, windows: Iterable[dict[str, Any]], shift: torch.Tensor | None, postprocess_params: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        for window in windows:
+            if window["sound"] is not None:
+                window["shift"] = shift
+                self._classify([window])
+            recording = {"name": "The stream", "windows": [window], "error": None}
+            yield from self.postprocess(_checked(recording, "raise"), **postprocess_params)
 
     def enroll(
         self, recordings: Any, relevance: float = RELEVANCE, several_speakers: bool = False, **kwargs: Any

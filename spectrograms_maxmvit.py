@@ -492,9 +492,13 @@ class SpectrogramStream:
         pieces (`Iterator[np.ndarray]`): The recording at the extractor's rate.
         feature_extractor (`MaxMViTFeatureExtractor`): With `backend="torch"`.
         device (`torch.device`): Where to compute.
+        step_s (`float`, defaults to 20): Seconds whose spectrograms are computed at a time. A shorter step waits for
+            less of the recording, and computes more: each step needs some sound on either side of it.
     """
 
-    def __init__(self, pieces: Iterator[np.ndarray], feature_extractor: Any, device: torch.device):
+    def __init__(
+        self, pieces: Iterator[np.ndarray], feature_extractor: Any, device: torch.device, step_s: float = STEP_S
+    ):
         self.pieces = pieces
         self.extractor = feature_extractor
         self.device = device
@@ -503,7 +507,7 @@ class SpectrogramStream:
         _, lengths, _ = wavelets(*feature_extractor.cqt_parameters)
         longest = max(lengths.max(), feature_extractor.mel_n_fft)  # half of it lies on either side of a frame
         self.margin = unit * math.ceil(longest / unit)
-        self.step = unit * math.ceil(STEP_S * rate / unit)
+        self.step = unit * math.ceil(step_s * rate / unit)
         self.samples, self.first = np.zeros(0, np.float32), 0  # the samples kept, and the place of the first of them
         self.frames: dict[str, torch.Tensor] = {}
         self.begin, self.end, self.is_over = 0, 0, False  # the samples whose frames are kept
