@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -86,7 +87,7 @@ def main() -> None:
 # --- the paper's model ---
 
 
-def measure_model(args: argparse.Namespace) -> dict[str, object]:
+def measure_model(args: argparse.Namespace) -> Mapping[str, object]:
     if args.step:
         return step(args.step, args.clips, args.config)
     if args.pairs:

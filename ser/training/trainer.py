@@ -55,6 +55,8 @@ class SERTrainer(ResumableTrainer):
     model: MaxMViTForAudioClassification
     optimizer: Any  # a BranchOptimizer, in accelerate's wrapper once training has begun
 
+    _first_bad_step: torch.Tensor
+
     def __init__(
         self,
         model: MaxMViTForAudioClassification,
@@ -353,7 +355,8 @@ class SERTrainer(ResumableTrainer):
 
     def begin_training(self) -> None:
         super().begin_training()
-        self._loss_is_finite, self._first_bad_step = True, torch.tensor(NO_STEP, device=self.args.device)
+        self._loss_is_finite = True
+        self._first_bad_step = torch.tensor(NO_STEP, device=self.args.device)
         if self.model.base_model.gradient_checkpointing:  # enabled by Trainer or by the caller
             _count_batches_once(self.model)
         elif self.args.activation_checkpointing:
