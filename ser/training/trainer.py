@@ -55,8 +55,6 @@ class SERTrainer(ResumableTrainer):
     model: MaxMViTForAudioClassification
     optimizer: Any  # a BranchOptimizer, in accelerate's wrapper once training has begun
 
-    _first_bad_step: torch.Tensor
-
     def __init__(
         self,
         model: MaxMViTForAudioClassification,
@@ -90,6 +88,7 @@ class SERTrainer(ResumableTrainer):
         self._frozen = args.freeze_backbones
         self._grouped: LengthGroupedSampler | None = None
         self._loss_is_finite: torch.Tensor | bool = True
+        self._first_bad_step: torch.Tensor = torch.tensor(NO_STEP)
         self._batchnorm_before: list[torch.Tensor] | None = None
         self._left_out = False
         self._average: AveragedWeights | None = None
