@@ -121,7 +121,7 @@ def probabilities(
     classify: MaxMViTAudioClassificationPipeline, waveforms: Iterator[np.ndarray], label_names: list[str]
 ) -> np.ndarray:
     """Returns the probabilities `(clips, labels)`."""
-    answers = classify(waveform for waveform in waveforms)
+    answers = classify((waveform for waveform in waveforms), silence_db=None)  # however soft clips become
     by_label = ({row["label"]: row["score"] for row in answer} for answer in answers)
     return np.array([[scores[label] for label in label_names] for scores in by_label])
 
