@@ -32,7 +32,7 @@ GRID = {"svc__C": [1, 3, 10, 30], "svc__gamma": ["scale", 0.001, 0.0003]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"))
     parser.add_argument("--protocol", nargs="+", default=["emobox", "luna-jimenez"])
     parser.add_argument("--num_workers", type=int, default=2)

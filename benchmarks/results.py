@@ -37,8 +37,8 @@ def add_command(
             errors.
     """
     parser = commands.add_parser(
-        name, help=doc.splitlines()[0], description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=not takes_flags,
+        name, help=doc.splitlines()[0].replace("%", "%%"), description=doc, allow_abbrev=not takes_flags,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.set_defaults(measure=measure, takes_flags=takes_flags)
     add_json(parser)

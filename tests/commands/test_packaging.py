@@ -127,7 +127,8 @@ def test_what_tests_and_benchmarks_import_is_declared():
         "httpx",
         "fsspec",
         "pandas",
-    }  # come with gradio, and with datasets
+        "sounddevice",
+    }  # come with gradio, and with datasets; for the microphone of examples/live.py, which says how to install it
     assert {name: file for name, file in imports(files).items() if name not in known} == {}
 
 

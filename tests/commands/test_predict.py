@@ -447,7 +447,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
     assert other.read_text() == "name,age\nx,3\n"
     wrong_flags = (
         "--hop 1", "--window 1 --hop 2", "--window 1 --hop 0", "--window 1 --hop 1e-9", "--window nan", "--window 601",
-        "--output out.txt", "--smooth 2", "--segments true.csv",
+        "--output out.doc", "--smooth 2", "--segments true.csv",
     )  # fmt: skip
     for flags in map(str.split, wrong_flags):
         with pytest.raises(SystemExit) as stopped:
