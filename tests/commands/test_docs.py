@@ -111,7 +111,8 @@ def test_the_pipeline_answers_what_readme_prints(tmp_path, monkeypatch):
     printed = ast.literal_eval(re.search(r"^# (\[\{'label'.*\]\n)", code, re.MULTILINE)[1])
     assert [row["label"] for row in best] == [row["label"] for row in printed]
     assert [row["score"] for row in best] == pytest.approx([row["score"] for row in printed], abs=6e-4)
-    assert [row["label"] for row in along[:3]] == re.findall(r"'end': \d.0, 'label': '(\w+)'", code)
+    labels = re.findall(r"'end': \d.0, 'label': '(\w+)'", code)
+    assert len(labels) > 1 and [row["label"] for row in along[: len(labels)]] == labels
 
 
 def test_the_learnable_filters_of_the_guide_start_as_slaneys():
