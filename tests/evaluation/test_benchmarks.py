@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import ablation, familiarity, inference, memory, pipeline, results, speech_classifiers
 from benchmarks.results import speakers_of, take_json, write_results
+from ser.cli import parse_arguments
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline, make_config
 from ser.training.familiarity import fit_familiarity
-from ser.training.run import parse_arguments
 from tests.helpers.corpora import write_ravdess
 from tests.helpers.speech import built
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
@@ -139,7 +139,7 @@ def test_the_memory_of_a_process_has_that_of_its_children():
         after = memory.memory_of(psutil.Process())
         child.communicate(b"\n")
     for kind in ("rss_gib", "pss_gib"):
-        assert 0.25 < after[kind] - before[kind] < 0.35
+        assert 0.2 < after[kind] - before[kind] < 0.4
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsy
     assert {name: rows[name]["inputs"] for name in ("sounds without speech", "babble of 6 voices", "vorbis")} == {
         "sounds without speech": 3, "babble of 6 voices": 3, "vorbis": 16,
     }  # fmt: skip
-    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.02)  # the level of a clip changes no image
+    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.01)  # the level of a clip changes no image
     assert rows["babble of 6 voices"]["AUROC"] > 0.9 > rows["gain -20 dB"]["AUROC"]
     assert "16 clips of actors 03, 04" in capsys.readouterr().out
 
