@@ -30,12 +30,12 @@ from ser.arguments import ClipArguments
 from ser.data.batches import PairCollator
 from ser.data.corpora import Corpus
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
+from ser.data.prepare import read_corpus, set_up_logging, with_features
 from ser.evaluation.adaptation import shifted_logits
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_feature_extractor, load_model
 from ser.training.arguments import SERTrainingArguments
 from ser.training.feature_statistics import PooledFeatures, fit_feature_statistics, pooled_features
-from ser.training.run import read_corpus, set_up_logging, with_features
 from ser.training.trainer import SERTrainer
 
 OTHERS = "all others"  # the row in which every clip that is not scored is enrolled

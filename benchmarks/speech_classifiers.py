@@ -18,11 +18,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.results import take_json, write_results
+from ser.cli import parse_arguments
 from ser.data.embedding_cache import layer_statistics_of
+from ser.data.prepare import read_corpus, set_up_logging, with_features
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
 from ser.training.closed_form import SHRINKAGES, Scatter, encoder_features, fit_discriminant, training_features
-from ser.training.run import parse_arguments, read_corpus, set_up_logging, split_of, with_copies, with_features
+from ser.training.run import split_of, with_copies
 
 C = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 

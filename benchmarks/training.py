@@ -35,12 +35,14 @@ from benchmarks.results import add_command, parser_of, run
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.cli import parse_arguments
+from ser.data.prepare import read_corpus, with_features
 from ser.data.protocols import make_split
 from ser.models import make_config, make_feature_extractor, make_model, name_classes
 from ser.training.arguments import SERTrainingArguments
 from ser.training.checkpoints import last_checkpoint
 from ser.training.optimizer import BranchOptimizer, branch_parameter_groups
-from ser.training.run import make_trainer, parse_arguments, read_corpus, with_features
+from ser.training.run import make_trainer
 from ser.training.trainer import SERTrainer
 
 ROUNDS, STEPS = 4, 16

@@ -21,17 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     wait_passively()
     # torch takes seconds to import: help and errors of misspelt options do without it.
     from ser.cli import check_model, check_writable, parse_arguments
+    from ser.data.prepare import read_corpus, set_up_logging, with_features
     from ser.distributed import run_lock
     from ser.models import make_config, make_feature_extractor
-    from ser.training.run import (
-        check_runs,
-        plan_folds,
-        read_corpus,
-        report_all_folds,
-        set_up_logging,
-        train_and_test,
-        with_features,
-    )
+    from ser.training.run import check_runs, plan_folds, report_all_folds, train_and_test
 
     model_args, data_args, training_args = parse_arguments(arguments)
     set_up_logging(training_args)

@@ -20,7 +20,6 @@ from ser.arguments import (
     DataArguments,
     ModelArguments,
 )
-from ser.cli import parse_arguments
 from ser.data.altered_copies import WaveformCopies
 from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.data.batches import PairCollator
@@ -29,7 +28,7 @@ from ser.data.corpora.label_map import format_label_map
 from ser.data.corpora.table import VOTES, Corpus, with_one_label
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
 from ser.data.features import rearranged
-from ser.data.prepare import extracted, read_corpus, set_up_logging, with_features
+from ser.data.prepare import extracted
 from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.distributed import first_process_first
 from ser.evaluation.calibration import fit_temperature
@@ -57,7 +56,6 @@ from ser.training.streaming import StreamingTrainer
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 
-__all__ = ["parse_arguments", "read_corpus", "set_up_logging", "with_features"]  # the first steps
 logger = logging.get_logger(__name__)
 NOT_TESTED = "The test part was not scored, since the run was training only (--do_train without --do_predict)."
 

@@ -17,10 +17,10 @@ from ser.arguments import DataArguments, ModelArguments, TrainingOptions, check_
 from ser.cli import WITHOUT_VALIDATION, command_parser, parse_arguments
 from ser.commands.train import main
 from ser.data.corpora.demo import write_demo_corpus
+from ser.data.prepare import read_corpus
 from ser.data.protocols import make_split
 from ser.models import make_config
 from ser.training.arguments import REFUSED, UNUSED, SERTrainingArguments
-from ser.training.run import read_corpus
 from ser.utils import DataError
 from tests.helpers.clips import corpus_of, write_sound
 from tests.helpers.tiny import save_tiny, tiny_config

@@ -13,11 +13,12 @@ import soundfile
 import ser.data.corpora.demo
 import ser.data.corpora.names
 from audio_maxmvit import AudioError, read_audio
+from ser.cli import parse_arguments
 from ser.data.corpora import Corpus, load_corpus
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.data.features import extract_features
+from ser.data.prepare import read_corpus
 from ser.data.protocols import resolve_protocol
-from ser.training.run import parse_arguments, read_corpus
 from ser.utils import DataError
 from tests.helpers.clips import sound, write_parquet, write_sound
 from tests.helpers.tiny import tiny_feature_extractor

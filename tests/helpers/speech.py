@@ -5,8 +5,8 @@ import torch
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, read_processor
 from modeling_maxmvit import MaxMViTForAudioClassification
+from ser.cli import parse_arguments
 from ser.data.batches import PairCollator
-from ser.training.run import parse_arguments
 from ser.training.trainer import SERTrainer
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, voice
 from tests.helpers.training import make_arguments

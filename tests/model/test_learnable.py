@@ -18,13 +18,12 @@ from feature_extraction_maxmvit import MaxMViTFeatureExtractor, image_settings
 from modeling_maxmvit import MaxMViTForAudioClassification, MelFilterBank
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import DataArguments
-from ser.cli import check_model
+from ser.cli import check_model, parse_arguments
 from ser.commands.train import main
 from ser.data.augmentation import RandomGain
 from ser.data.spectrogram_cache import extractor_key, pack, unpack
 from ser.export import onnx
 from ser.models import load_pipeline, make_config, make_feature_extractor
-from ser.training.run import parse_arguments
 from ser.utils import DataError
 from spectrograms_maxmvit import mel_filters
 from tests.helpers.corpora import write_ravdess

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
 from modeling_maxmvit import MaxMViTForAudioClassification
-from ser.cli import find_recipe
+from ser.cli import find_recipe, parse_arguments
 from ser.commands import evaluate as evaluate_ser
 from ser.commands.train import main
 from ser.data.corpora import RECORDS
@@ -25,7 +25,6 @@ from ser.data.corpora.iemocap import IEMOCAP_VOTES
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
 from ser.models import load_pipeline
 from ser.training.ema import UNAVERAGED
-from ser.training.run import parse_arguments
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 from tests.helpers.clips import write_parquet
@@ -36,20 +35,14 @@ from tests.helpers.soft_labels import recomputed
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
+def data_flags(corpus: Path, cache: Path) -> tuple:
+    return "--data_dir", corpus, "--cache_dir", cache
+
+
 @pytest.fixture(scope="module")
 def trained(demo_corpus, feature_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run(
-        "--data_dir",
-        demo_corpus,
-        "--cache_dir",
-        feature_cache,
-        "--output_dir",
-        folder,
-        "--calibrate",
-        "--num_train_epochs",
-        "4",
-    )
+    run(*data_flags(demo_corpus, feature_cache), "--output_dir", folder, "--calibrate", "--num_train_epochs", "4")
     return folder
 
 
@@ -118,16 +111,7 @@ def test_plain_transformers_gets_the_same_probabilities_from_the_files(trained, 
 @pytest.mark.slow
 def test_a_finished_run_is_reported_and_not_changed(trained, demo_corpus, feature_cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
-    flags = (
-        "--data_dir",
-        demo_corpus,
-        "--cache_dir",
-        feature_cache,
-        "--output_dir",
-        trained,
-        "--num_train_epochs",
-        "4",
-    )
+    flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", trained, "--num_train_epochs", "4")
     run(*flags, "--calibrate")
     assert "holds a finished run" in capsys.readouterr().out
     assert (trained / "metrics.json").stat().st_mtime_ns == before
@@ -159,7 +143,7 @@ def test_a_temperature_is_fitted_on_validation_and_stored_and_its_effect_on_the_
 
 @pytest.mark.slow
 def test_training_can_start_from_a_checkpoint_with_new_classes(trained, demo_corpus, feature_cache, tmp_path):
-    run("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, "--learning_rate", "0",
+    run(*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, "--learning_rate", "0",
         "--model_name_or_path", trained, "--labels", "sad", "happy", "angry", "neutral")  # fmt: skip
     models = [MaxMViTForAudioClassification.from_pretrained(folder) for folder in (trained, tmp_path)]
     assert models[1].config.id2label == {0: "sad", 1: "happy", 2: "angry", 3: "neutral"}
@@ -228,16 +212,7 @@ class PulledPlug(Exception):
 def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(
     demo_corpus, feature_cache, tmp_path, monkeypatch
 ):
-    flags = (
-        "--data_dir",
-        demo_corpus,
-        "--cache_dir",
-        feature_cache,
-        "--output_dir",
-        tmp_path,
-        "--num_train_epochs",
-        "2",
-    )
+    flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, "--num_train_epochs", "2")
 
     def pull_plug(*args, **kwargs):
         raise PulledPlug
@@ -271,7 +246,7 @@ def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(
 
 
 def test_clips_of_one_class_are_refused_before_anything_is_extracted(demo_corpus, feature_cache, tmp_path):
-    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path / "out")
+    flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path / "out")
     with pytest.raises(DataError, match="All clips of .* are 'happy', and training needs two classes"):
         run(*flags, "--labels", "happy")
     assert not (tmp_path / "out").exists()
@@ -279,7 +254,7 @@ def test_clips_of_one_class_are_refused_before_anything_is_extracted(demo_corpus
 
 @pytest.mark.slow
 def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(demo_corpus, feature_cache, tmp_path, capsys):
-    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, "--fold", "all")
+    flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, "--fold", "all")
     run(*flags)
     weights = (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns
     summary = json.loads((tmp_path / "metrics.json").read_text())
@@ -296,7 +271,7 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(demo_co
 def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
     demo_corpus, feature_cache, tmp_path, monkeypatch
 ):
-    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--protocol", "everything",
+    flags = (*data_flags(demo_corpus, feature_cache), "--protocol", "everything",
              "--num_train_epochs", "2", "--ema_decay", "0.5", "--output_dir")  # fmt: skip
     run(*flags, tmp_path / "whole")
     save = SERTrainer._save_checkpoint
@@ -337,7 +312,7 @@ def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
 def test_a_run_on_all_clips_quotes_the_folds_of_its_recipe_and_of_no_other(
     demo_corpus, feature_cache, tmp_path, capsys
 ):
-    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--max_steps", "1", "--output_dir")
+    flags = (*data_flags(demo_corpus, feature_cache), "--max_steps", "1", "--output_dir")
     run(*flags, tmp_path / "folds", "--fold", "all", "--validation_share", "0")
     assert "In every fold: No validation set" in capsys.readouterr().out
     summary = json.loads((tmp_path / "folds" / "metrics.json").read_text())
@@ -380,7 +355,7 @@ def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(demo_corpus
 
 @pytest.mark.slow
 def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(demo_corpus, feature_cache, tmp_path):
-    flags = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--num_train_epochs", "2",
+    flags = (*data_flags(demo_corpus, feature_cache), "--num_train_epochs", "2",
              "--max_train_samples", "17", "--max_eval_samples", "5", "--per_device_train_batch_size", "8",
              "--save_total_limit", "2")  # fmt: skip
     run(*flags, "--output_dir", tmp_path / "trained", "--do_train", "--do_eval")
@@ -390,7 +365,7 @@ def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(de
     assert "UA" not in metrics and "not scored" in metrics["remarks"][0]
     assert not (tmp_path / "trained" / "predictions.csv").exists()
     assert "not scored" in (tmp_path / "trained" / "README.md").read_text()
-    start = ("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--model_name_or_path", tmp_path / "trained")
+    start = (*data_flags(demo_corpus, feature_cache), "--model_name_or_path", tmp_path / "trained")
     run(*start, "--output_dir", tmp_path / "tested", "--do_predict")
     tested = json.loads((tmp_path / "tested" / "metrics.json").read_text())
     splits = json.loads((tmp_path / "trained" / "splits.json").read_text())["clips"]
@@ -428,7 +403,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
     "flags, message",
     [
         (["--fold", "9"], "from 1 to 5"),
-        (["--protocol", "nobody"], "has no protocol 'nobody'"),
+        (["--protocol", "imaginary"], "has no protocol 'imaginary'"),
         (["--protocol", "everything", "--fold", "2"], "from 1 to 1"),
         (["--feature_extractor_kwargs", '{"imagesize": 64}'], "no parameter imagesize"),
         (["--cqt_backbone_kwargs", "[1]"], "is not a JSON object"),
@@ -445,7 +420,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
 )
 def test_what_cannot_work_is_refused_in_one_sentence(demo_corpus, feature_cache, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
-        run("--data_dir", demo_corpus, "--cache_dir", feature_cache, "--output_dir", tmp_path, *flags)
+        run(*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

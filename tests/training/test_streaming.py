@@ -13,10 +13,10 @@ import torch
 from datasets import Audio, Dataset
 
 from audio_maxmvit import AudioError
+from ser.cli import parse_arguments
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.shards import FOLDER, Shards, open_streamed
 from ser.data.prepare import refuse_unreadable
-from ser.training.run import parse_arguments
 from ser.training.streaming import (
     ShuffledBatches,
     StreamedBatches,
