@@ -6,16 +6,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from tests.helpers.clips import write_sound
 
-EMODB_CODES = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "N": "neutral",
-    "T": "sadness",
-}
-
 
 def write_ravdess(folder: Path, actors: int = 6) -> str:
     for actor in range(1, actors + 1):
@@ -27,7 +17,7 @@ def write_ravdess(folder: Path, actors: int = 6) -> str:
 
 def write_emodb(folder: Path, speakers: tuple[str, ...] = ("03", "08", "09")) -> str:
     for place, speaker in enumerate(speakers):
-        for number, code in enumerate(EMODB_CODES):
+        for number, code in enumerate("WLEAFNT"):
             write_sound(folder / f"{speaker}a01{code}a.wav", seed=5000 + 100 * place + number)
     return str(folder)
 

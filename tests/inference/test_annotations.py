@@ -188,12 +188,12 @@ def test_totals_are_weighted_by_time():
         speaker="anna"), window(0, 2, "sad", 0.7, segment=5, speaker=""), window(1, 3, "happy", 0.7, segment=5,
         speaker=""),
     ]  # fmt: skip
-    anna, nobody = speaker_totals({"a.wav": rows}, LABELS)
+    anna, unnamed = speaker_totals({"a.wav": rows}, LABELS)
     assert (anna["speaker"], anna["segments"], anna["seconds"]) == ("anna", 4, 8)
     assert (anna["happy_time"], anna["sad_time"], anna["other_time"]) == (3 / 8, 1 / 8, 4 / 8)
     assert anna["happy_score"] == pytest.approx((3 * 0.9 + 1 * 0.4) / 4, abs=1e-6)
-    assert (nobody["speaker"], nobody["segments"], nobody["seconds"], nobody["happy_time"]) == ("", 1, 3, 0.5)
-    assert format_totals([anna, nobody], LABELS).splitlines() == [
+    assert (unnamed["speaker"], unnamed["segments"], unnamed["seconds"], unnamed["happy_time"]) == ("", 1, 3, 0.5)
+    assert format_totals([anna, unnamed], LABELS).splitlines() == [
         "speaker  segments  seconds  happy        sad          other",
         "anna     4         8.0      0.38 (0.78)  0.12 (0.23)  0.50",
         "(none)   1         3.0      0.50 (0.50)  0.50 (0.50)  0.00",
