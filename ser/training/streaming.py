@@ -5,6 +5,7 @@ the images. So each shard is read once, whatever the number of workers.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import datasets
@@ -57,6 +58,12 @@ class StreamedBatches(Sampler[list[Item]]):
         self.batch_size = batch_size
         self.num_processes = num_processes
         self.process_index = process_index
+        self.begin(0)
+
+    def begin(self, epoch: int, skipped: int = 0) -> None:
+        """Sets the epoch, and the number of its first batches that are skipped: they are empty, and not read."""
+        self._epoch = epoch
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return -(-len(self.facts) // (self.batch_size * self.num_processes))
@@ -70,23 +77,20 @@ class StreamedBatches(Sampler[list[Item]]):
         return np.asarray(own, dtype=np.int64), np.arange(len(own))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        yield from self._read(*self.plan())
-
-    def _read(self, rows: np.ndarray, order: np.ndarray) -> Iterator[list[Item]]:
+        rows, order = self.plan()
+        skipped, self._skipped = self._skipped, 0
+        yield from ([] for _ in range(skipped))
+        order = order[skipped * self.batch_size : len(self) * self.batch_size]
         coming = np.sort(order)
         source = zip(coming.tolist(), self.shards.read(self.places[rows[coming]]), strict=True)
         waiting: dict[int, dict[str, Any]] = {}
         for first in range(0, len(order), self.batch_size):
-            due = order[first : first + self.batch_size]
-            audio = []
-            for each in due.tolist():
-                while each not in waiting:
-                    number, found = next(source)
-                    waiting[number] = found
-                audio.append(waiting.pop(each))
-            facts = self.facts[rows[due]]
-            table = [dict(zip(facts, values, strict=True)) for values in zip(*facts.values(), strict=True)]
-            yield [(int(row), known | {"audio": a}) for row, known, a in zip(rows[due], table, audio, strict=True)]
+            due = order[first : first + self.batch_size].tolist()
+            while not waiting.keys() >= {*due}:
+                waiting.update([next(source)])
+            own = rows[due].tolist()
+            table = zip(own, self.facts.__getitems__(own), due, strict=True)
+            yield [(row, facts | {"audio": waiting.pop(number)}) for row, facts, number in table]
 
 
 class ShuffledBatches(StreamedBatches):
@@ -103,12 +107,6 @@ class ShuffledBatches(StreamedBatches):
         super().__init__(*args, **kwargs)
         self.buffer_size = buffer_size
         self.seed = seed
-        self.begin(0)
-
-    def begin(self, epoch: int, skipped: int = 0) -> None:
-        """Sets the epoch, and the number of its first batches that are skipped: they are empty, and not read."""
-        self._epoch = epoch
-        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self.facts) // self.num_processes // self.batch_size
@@ -121,12 +119,6 @@ class ShuffledBatches(StreamedBatches):
         rows = np.lexsort((self.places, shuffled[ranks]))[share * self.process_index :][:share]
         rng = np.random.default_rng((self.seed, self._epoch, 1 + self.process_index))
         return rows, buffered_order(share, self.buffer_size, rng)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        rows, order = self.plan()
-        skipped, self._skipped = self._skipped, 0
-        yield from ([] for _ in range(skipped))
-        yield from self._read(rows, order[: len(self) * self.batch_size][skipped * self.batch_size :])
 
 
 class _Given(Dataset):
@@ -158,31 +150,22 @@ class StreamingTrainer(SERTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         self._check_one_batch()
-        batches = ShuffledBatches(
-            self.train_dataset,
-            self.shards,
-            self._train_batch_size,
-            self.args.world_size,
-            self.args.process_index,
-            buffer_size=self.shuffle_buffer_size,
-            seed=self._order_seed,
-        )
-        return self._loader(batches, self.train_collator)
+        batches = partial(ShuffledBatches, buffer_size=self.shuffle_buffer_size, seed=self._order_seed)
+        return self._loader(batches, self.train_dataset, self._train_batch_size, self.train_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
-        sharing = (self.args.world_size, self.args.process_index)
-        return self._loader(
-            StreamedBatches(clips, self.shards, self.args.eval_batch_size, *sharing), self.data_collator
-        )
+        return self._loader(StreamedBatches, clips, self.args.eval_batch_size, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
 
-    def _loader(self, batches: StreamedBatches, collator: Callable[[list], dict[str, Any]]) -> DataLoader:
+    def _loader(
+        self, kind: Callable[..., StreamedBatches], clips: datasets.Dataset, batch_size: int, collator: Callable
+    ) -> DataLoader:
         loader = DataLoader(
-            _Given(len(batches.facts)),
-            batch_sampler=batches,
+            _Given(len(clips)),
+            batch_sampler=kind(clips, self.shards, batch_size, self.args.world_size, self.args.process_index),
             collate_fn=SeededCollator(collator, self.args.seed),
             **self._loader_settings(),
         )

@@ -3,33 +3,25 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.utils import tqdm
-from filelock import FileLock
-from pyarrow import parquet
+from datasets.exceptions import DatasetGenerationError
 from transformers.utils.versions import require_version
 
 from ser.data.corpora.table import sound_facts
-from ser.files import atomic_write
 from ser.utils import DataError
 
 FOLDER = "maxmvit_streams"
-# Facts stored for every clip besides the requested columns; no column of a data set begins with a colon.
-SOUND_FIELDS = pa.schema(
-    [
-        (":path", "string"),
-        (":has_bytes", "bool"),
-        (":content", "string"),
-        (":seconds", "float64"),
-        (":file", "int32"),
-        (":group", "int32"),
-    ]  # fmt: skip
-)
+# Facts stored for every clip besides the requested columns -> type; no column of a data set begins with a colon.
+SOUND_FIELDS = {
+    ":path": "string", ":has_bytes": "bool", ":content": "string", ":seconds": "float64", ":file": "int32",
+    ":group": "int32",
+}  # fmt: skip
 
 
 @dataclass
@@ -62,48 +54,35 @@ class StreamedSplit:
         """Returns the columns and `SOUND_FIELDS`: the name stored with the audio, whether there are bytes, a digest of
         the sound and its seconds, and the file and group of each clip. All rows are read once for it; later calls read
         it from the disk."""
-        key = repr((self.version, audio_column, [*columns], SOUND_FIELDS.names))
-        name = hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()
-        path = self.folder / f"{name}.parquet"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                with atomic_write(path) as unfinished:
-                    parquet.write_table(self._read(audio_column, columns), unfinished)
-        return parquet.read_table(path)
+        types = {name: self.features[name] for name in columns}
+        types |= {name: datasets.Value(kind) for name, kind in SOUND_FIELDS.items()}
+        key = repr((self.version, audio_column, types)).encode()
+        try:
+            table = datasets.Dataset.from_generator(
+                lambda: self._read(audio_column, columns),
+                features=datasets.Features(types),
+                cache_dir=str(self.folder),
+                fingerprint=hashlib.sha1(key, usedforsecurity=False).hexdigest(),
+            )
+        except DatasetGenerationError as error:
+            raise error.__cause__ or error from None
+        return table.with_format("arrow")[:]
 
-    def _read(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
-        asked = datasets.Features({name: self.features[name] for name in columns}).arrow_schema
-        schema = pa.schema([*asked, *SOUND_FIELDS])
+    def _read(self, audio_column: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yields the facts of each row. A clip that cannot be decoded has a unique digest, also across splits."""
         rows = undecoded(self.rows, audio_column, columns)
-        tables = [schema.empty_table()]
-        with tqdm(desc="Reading clips", unit="clip") as progress:
-            for file in range(rows.num_shards):
-                try:
-                    for known in _rows_by_group(rows, file, audio_column, self.name):
-                        tables.append(pa.Table.from_pylist(known, schema=schema))
-                        progress.update(len(known))
-                except (OSError, pa.ArrowInvalid) as error:
-                    name = f"Shard {file + 1} of {rows.num_shards}"
-                    name = self.files[file] if len(self.files) == rows.num_shards else name
-                    raise DataError(f"{name} cannot be read: {error} Repair or remove it.") from error
-        return pa.concat_tables(tables)
-
-
-def _rows_by_group(
-    rows: datasets.IterableDataset, file: int, audio_column: str, split: str
-) -> Iterator[list[dict[str, Any]]]:
-    """Yields the facts of the rows in each group of a file: their columns and `SOUND_FIELDS`. A clip that cannot be
-    decoded has a unique digest, also across splits."""
-    groups = groups_of(rows, file)
-    for group in range(groups.num_shards):
-        known: list[dict[str, Any]] = []
-        for row in groups.shard(num_shards=groups.num_shards, index=group):
-            audio = row.pop(audio_column) or {"path": None, "bytes": None}
-            content, seconds = sound_facts(f"{split} {file} {group} {len(known)}", audio)
-            own = (audio["path"], audio["bytes"] is not None, content, seconds, file, group)
-            known.append(row | dict(zip(SOUND_FIELDS.names, own, strict=True)))
-        yield known
+        for file in range(rows.num_shards):
+            try:
+                for group in range(groups_of(rows, file).num_shards):
+                    for number, row in enumerate(rows_of_group(rows, file, group)):
+                        audio = row.pop(audio_column) or {"path": None, "bytes": None}
+                        content, seconds = sound_facts(f"{self.name} {file} {group} {number}", audio)
+                        own = (audio["path"], audio["bytes"] is not None, content, seconds, file, group)
+                        yield row | dict(zip(SOUND_FIELDS, own, strict=True))
+            except (OSError, pa.ArrowInvalid) as error:
+                name = f"Shard {file + 1} of {rows.num_shards}"
+                name = self.files[file] if len(self.files) == rows.num_shards else name
+                raise DataError(f"{name} cannot be read: {error} Repair or remove it.") from error
 
 
 def undecoded(
@@ -112,9 +91,15 @@ def undecoded(
     return rows.select_columns([audio_column, *columns]).cast_column(audio_column, datasets.Audio(decode=False))
 
 
+@cache  # reads the end of a file
 def groups_of(rows: datasets.IterableDataset, file: int) -> datasets.IterableDataset:
     """Returns a file whose shards can be read separately: the row groups of parquet, otherwise the whole file."""
     return rows.shard(num_shards=rows.num_shards, index=file).reshard()
+
+
+def rows_of_group(rows: datasets.IterableDataset, file: int, group: int) -> datasets.IterableDataset:
+    groups = groups_of(rows, file)
+    return groups.shard(num_shards=groups.num_shards, index=group)
 
 
 class Shards:
@@ -122,10 +107,8 @@ class Shards:
     number, from 0, in the order of splits, files and rows."""
 
     def __init__(self) -> None:
-        self._files: list[tuple[datasets.IterableDataset, int]] = []
-        self._groups: list[tuple[int, int]] = []  # file, and group in it
+        self._groups: list[tuple[datasets.IterableDataset, int, int]] = []  # rows of a split, file, group in it
         self._starts = np.zeros(1, np.int64)
-        self._opened: dict[int, datasets.IterableDataset] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -136,8 +119,7 @@ class Shards:
         rows = rows if audio_column == "audio" else rows.rename_column(audio_column, "audio")
         pairs = np.stack([facts[name].to_numpy() for name in (":file", ":group")], axis=1)
         groups, counts = np.unique(pairs, axis=0, return_counts=True)
-        self._groups += [(len(self._files) + file, group) for file, group in groups.tolist()]
-        self._files += [(rows, file) for file in range(rows.num_shards)]
+        self._groups += [(rows, file, group) for file, group in groups.tolist()]
         first = len(self)
         self._starts = np.append(self._starts, first + counts.cumsum())
         places = pa.array(np.arange(first, len(self)))
@@ -168,10 +150,7 @@ class Shards:
             yield found["audio"]
 
     def _group(self, number: int) -> datasets.IterableDataset:
-        file, group = self._groups[number]
-        if file not in self._opened:
-            self._opened[file] = groups_of(*self._files[file])
-        return self._opened[file].shard(num_shards=self._opened[file].num_shards, index=group)
+        return rows_of_group(*self._groups[number])
 
 
 def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple[dict[str, StreamedSplit], str]:
