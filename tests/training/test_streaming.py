@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections import Counter
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from datasets import Audio, Dataset
+from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
 from audio_maxmvit import AudioError
 from ser.cli import parse_arguments
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.shards import FOLDER, Shards, open_streamed
+from ser.data.corpora.table import sound_facts
 from ser.data.prepare import refuse_unreadable
 from ser.training.streaming import (
     ShuffledBatches,
@@ -72,6 +74,42 @@ def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, m
     assert load().clips[:] == first.clips[:] and len(read) == 12
     write_shards(folder, 12)  # as they were, but written anew
     assert load().clips[:] == first.clips[:] and len(read) == 24
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, MemoryError])
+def test_a_listing_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch, stopped_by):
+    folder, cache, listed = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
+
+    def stop_at_the_eighth(name, audio):
+        listed.append(name)
+        if len(listed) == 8:
+            raise stopped_by
+        return sound_facts(name, audio)
+
+    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", stop_at_the_eighth)
+    load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
+    with pytest.raises(stopped_by):
+        load()
+    corpus = load()
+    assert len(listed) == 8 + 12 and len(corpus) == len({*corpus.contents}) == 12
+
+
+def test_columns_of_every_type_are_those_of_the_table(tmp_path):
+    audio = [{"bytes": sound(row), "path": f"{row}.wav"} for row in range(5)]
+    columns = {
+        "label": ([0, 1, -1, 1, 0], ClassLabel(names=["calm", "joy"])),
+        "text": (["a", None, "", "ä", "b"], Value("string")),
+        "votes": ([[1, 2], [], None, [0, 3], [4, 0]], List(Value("int32"))),
+        "when": ([datetime(2024, 1, day) for day in range(1, 6)], Value("timestamp[s]")),
+        "age": ([31.5, None, float("inf"), 0.0, -0.0], Value("float32")),
+    }
+    features = Features({name: kind for name, (_, kind) in columns.items()})
+    table = Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
+    table.add_column("audio", audio).cast_column("audio", Audio()).to_parquet(tmp_path / "train.parquet")
+    splits, _ = open_streamed(str(tmp_path), str(tmp_path / "cache"))
+    facts = splits["train"].facts("audio", [*columns])
+    assert facts.select([*columns]).to_pydict() == table.with_format("arrow")[:].to_pydict()
+    assert facts[":path"].to_pylist() == [item["path"] for item in audio]
 
 
 def test_only_groups_that_are_asked_for_are_read(corpus, monkeypatch):

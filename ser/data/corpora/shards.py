@@ -65,7 +65,7 @@ class StreamedSplit:
                 fingerprint=hashlib.sha1(key, usedforsecurity=False).hexdigest(),
             )
         except DatasetGenerationError as error:
-            raise error.__cause__ or error from None
+            raise (reason := error.__cause__ or error) from reason.__cause__
         return table.with_format("arrow")[:]
 
     def _read(self, audio_column: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
