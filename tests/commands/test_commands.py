@@ -96,18 +96,23 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["run_ser.py", "predict_ser.py", "evaluate_ser.py", "app.py"])
-def test_commands_have_openmp_wait_passively_before_torch_is_there(command):
+@pytest.mark.parametrize(
+    ("command", "chosen", "expected"),
+    [
+        ("run_ser.py", {}, "PASSIVE 1000"),
+        ("predict_ser.py", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ("predict_ser.py", {}, "PASSIVE 1000"),
+        ("evaluate_ser.py", {"GOMP_SPINCOUNT": "5"}, "PASSIVE 5"),
+        ("evaluate_ser.py", {}, "PASSIVE 1000"),
+        ("app.py", {}, "PASSIVE 1000"),
+    ],
+)
+def test_commands_have_openmp_wait_passively_before_torch_is_there(command, chosen, expected):
     if command == "app.py":
         pytest.importorskip("gradio")
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    for chosen, seen in (
-        ({}, "PASSIVE 1000"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
-        ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", AT_THE_IMPORT_OF_TORCH, command],
-            env=own | chosen, cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.stdout.strip() == seen, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_IMPORT_OF_TORCH, command],
+        env=own | chosen, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected, done.stderr

@@ -138,21 +138,29 @@ def test_all_is_deleted_when_the_process_gets_a_signal(checkpoint, tmp_path, num
     assert files_in(uploads) == []
 
 
-@pytest.mark.parametrize("by", ["flag", "variable"])
-def test_a_port_that_is_taken_is_named(checkpoint, by):
+@pytest.fixture
+def taken_port() -> Iterator[str]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        port = str(holder.getsockname()[1])
-        flags = ["--port", port] if by == "flag" else []
-        variables = {} if by == "flag" else {"GRADIO_SERVER_PORT": port, "GRADIO_NUM_PORTS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "app.py"), str(checkpoint), *flags],
-            env={**os.environ, **variables}, capture_output=True, text=True,
-        )  # fmt: skip
+        yield str(holder.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_named(checkpoint, taken_port, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app, "_end_as_interrupted", lambda: None)  # the signals of this process stay as they are
+    with pytest.raises(UsageError, match=f"port {taken_port} is taken or may not be used: name another by --port."):
+        app.main([str(checkpoint), "--device", "cpu", "--port", taken_port])
+
+
+def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port):
+    """In a process of its own, since gradio reads these variables when it is imported."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "app.py"), str(checkpoint)], capture_output=True, text=True,
+        env={**os.environ, "GRADIO_SERVER_PORT": taken_port, "GRADIO_NUM_PORTS": "1"},
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    which = f"port {port} is taken or may not be used" if by == "flag" else f"no port from {port} on is free"
-    assert f"error: {which}: name another by --port." in done.stderr
+    assert f"error: no port from {taken_port} on is free: name another by --port." in done.stderr
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000", "http"])

@@ -24,6 +24,7 @@ from ser.data.corpora import RECORDS
 from ser.data.corpora.iemocap import IEMOCAP_VOTES
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
 from ser.models import load_pipeline
+from ser.training.checkpoints import last_checkpoint
 from ser.training.ema import UNAVERAGED
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
@@ -475,11 +476,16 @@ def test_real_speech_from_the_original_tree(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
 def test_the_demo_learns_prosody_and_no_leak(trained_demo, tmp_path):
-    """The whole recipe, as README's first line runs it; and again with the training labels shuffled."""
+    """The whole recipe, as README's first line runs it; and as many epochs of shuffled labels as teach it prosody."""
+    epochs = 4
     flags = ["--report_to", "none", "--shuffle_training_labels", "true", "--output_dir", str(tmp_path)]
+    flags += ["--num_train_epochs", str(epochs)]
     main([str(ROOT / "configs" / "demo.yaml"), "--cache_dir", str(trained_demo.parent / "cache"), *flags])
     learnt, shuffled = (json.loads((folder / "metrics.json").read_text()) for folder in (trained_demo, tmp_path))
     assert learnt["UA"] >= 0.8
+    history = json.loads((Path(last_checkpoint(trained_demo)) / "trainer_state.json").read_text())["log_history"]
+    (reached,) = (entry["eval_UA"] for entry in history if "eval_UA" in entry and entry["epoch"] == epochs)
+    assert reached >= 0.5
     assert shuffled["corpus"]["options"]["shuffled_training_labels"] is True
     low, high = shuffled["intervals"]["by_clip"]["UA"]
     assert low <= 0.25 <= high
