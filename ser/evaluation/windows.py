@@ -24,7 +24,7 @@ def training_lengths(clips: Dataset, training_window: float | None, whole_clips:
         training_window (`float`, *optional*): Length in seconds of the windows in training, if any.
         whole_clips (`bool`, defaults to False): Whether a classifier was fitted on whole clips. It is much less
             accurate on windows shorter than these: on recordings of two clips of RAVDESS's unseen actors, UA 0.67 by
-            windows of 2 s, and 0.83 by windows of the median length of a clip.
+            windows of 2 s, and 0.82 by windows of the median length of a clip.
 
     Returns:
         `max_clip_s`, the length of the longest untrimmed clip, rounded up to the millisecond; and `window_s`,
