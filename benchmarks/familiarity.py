@@ -1,4 +1,4 @@
-"""How well a checkpoint tells speech like its training data from what it was not trained for.
+"""Measures how well familiarity separates speech like the training data from other input.
 
     python -m benchmarks.familiarity MODEL RAVDESS [--dataset_name CORPUS --data_dir FOLDER]
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ravdess")
     parser.add_argument("--min_familiarity", type=float, default=0.05, help="(default 0.05)")
     parser.add_argument("--clips", type=int, help="clips of the test part, drawn at random (default: all)")
-    parser.add_argument("--dataset_name", help="another corpus, of which the share turned away is told")
+    parser.add_argument("--dataset_name", help="another corpus, for its share of clips that are turned away")
     parser.add_argument("--data_dir", help="its folder")
     add_json(parser)
     args = parser.parse_args(arguments)

@@ -246,7 +246,7 @@ def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> No
 
 
 def peak_mib() -> float:
-    """Of this process since it began; what `getrusage` tells began with its parent's. NaN where there is no /proc."""
+    """Of this process since it began; that of `getrusage` includes its parent's. NaN where there is no /proc."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), math.nan)

@@ -1,6 +1,6 @@
 """Scores a checkpoint on recordings that are joined from clips by speakers that were not trained on.
 
-    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--picture glued.png]
+    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--figure glued.png]
     python -m benchmarks.long_recordings CHECKPOINT CORPUS --dataset_name NAME --clips 1 2 4 8 --smooth
 
 The first table is by length, for recordings of 1, 2, 4 and 8 consecutive clips (`--clips`) of one speaker and one
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="*", default=[1, 2, 4, 8], help="numbers of clips per recording")
     parser.add_argument("--smooth", type=int, nargs="*", default=[1, 3, 5], help="values of smooth to test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", help="file for a plot of the first recording's timeline")
+    parser.add_argument("--figure", help="file for a plot of the first recording's timeline")
     add_json(parser)
     args = parser.parse_args()
     actors = [f"{actor:02d}" for actor in args.actors] if args.actors else speakers_of(args.checkpoint, args.part)
@@ -60,7 +60,7 @@ def main() -> None:
     if args.smooth:
         results["by_levels_and_smooth"] = scores_along(classify, corpus, actors, args)
     write_results(args.json, results)
-    if args.picture:
+    if args.figure:
         plot(
             classify, *join_clips(corpus, actors[0], classify.feature_extractor.sampling_rate, False, args.seed), args
         )
@@ -170,8 +170,8 @@ def plot(
         wave.axvline(segment.start, color="black", linewidth=0.5)
         wave.annotate(segment.label, ((segment.start + segment.end) / 2, 1.02), xycoords=("data", "axes fraction"),
                       ha="center", va="bottom", fontsize=7, rotation=30)  # fmt: skip
-    figure.savefig(args.picture)
-    print(f"wrote {args.picture}")
+    figure.savefig(args.figure)
+    print(f"wrote {args.figure}")
 
 
 if __name__ == "__main__":

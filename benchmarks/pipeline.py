@@ -1,7 +1,7 @@
 """The pipeline: its overhead over the model, and its windows along long recordings.
 
     python -m benchmarks.pipeline overhead [CHECKPOINT]
-    python -m benchmarks.pipeline long_recording CHECKPOINT RAVDESS [--picture timeline.png]
+    python -m benchmarks.pipeline long_recording CHECKPOINT RAVDESS [--figure timeline.png]
     python -m benchmarks.pipeline demo out/demo
 
 UA along joined recordings, and by the number of their clips, is in `benchmarks.long_recordings`.
@@ -76,7 +76,7 @@ def main() -> None:
     recording.add_argument("--smooth", type=int, default=1)
     recording.add_argument("--batch_size", type=int, default=16)
     recording.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's test part")
-    recording.add_argument("--picture", default="timeline.png")
+    recording.add_argument("--figure", default="timeline.png")
     demo = add_command(commands, "demo", measure_demo, DEMO)
     demo.add_argument("checkpoint", type=Path)
     demo.add_argument("--window", type=float, default=2.0)
@@ -173,9 +173,9 @@ def measure_long_recording(args: argparse.Namespace) -> dict[str, object]:
         step_s = 60 * args.minutes / 2000
         shape = envelope(stream_audio(path, rate), rate, step_s)
         front_end = report_front_end(classify, path, args)
-    plot_timeline(rows, shape, step_s, labels).savefig(args.picture)
+    plot_timeline(rows, shape, step_s, labels).savefig(args.figure)
     border = report_border(rows, args.minutes * 30)
-    print(f"wrote {args.picture}")
+    print(f"wrote {args.figure}")
     return {"recordings": lengths, "front_end_s": front_end, **border}
 
 

@@ -1,6 +1,6 @@
 """Measures the robustness of a checkpoint to noise, rooms, telephones and codecs on actors that it was not trained on.
 
-    python -m benchmarks.robustness CHECKPOINT RAVDESS [--actors 1 11 20 21] [--picture robustness.png]
+    python -m benchmarks.robustness CHECKPOINT RAVDESS [--actors 1 11 20 21] [--figure robustness.png]
 
 For each condition it prints UA, the loss of UA relative to clean clips, the share of unchanged predictions, and the
 mean change of the probability of the clean prediction. Every clip has its own noise, the same in every run. The
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("ravdess")
     parser.add_argument("--actors", type=int, nargs="+", help="default: those of the checkpoint's --part")
     parser.add_argument("--part", choices=("validation", "test"), default="test")
-    parser.add_argument("--picture", help="file for a plot of UA by condition")
+    parser.add_argument("--figure", help="file for a plot of UA by condition")
     add_json(parser)
     args = parser.parse_args()
     chosen = [f"{actor:02d}" for actor in args.actors or ()] or speakers_of(args.checkpoint, args.part)
@@ -69,8 +69,8 @@ def main() -> None:
     lost = float(np.mean([row["lost"] for row in table[1:]]))
     print(f"| mean of all but clean | | {lost:.3f} | | |")
     write_results(args.json, {"mean_lost": lost, "conditions": table})
-    if args.picture:
-        plot(table, args.picture)
+    if args.figure:
+        plot(table, args.figure)
 
 
 Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]

@@ -94,7 +94,7 @@ def main() -> None:
     openmp.add_argument("--busy", type=int, default=1, help="number of busy processes beside the training")
     openmp.add_argument("--only_train", action="store_true", help=argparse.SUPPRESS)  # in the process of one figure
     rates = add_command(commands, "learning_rates", measure_learning_rates, LEARNING_RATES)
-    rates.add_argument("--picture", default="docs/learning_rates.png", help="file of the plot")
+    rates.add_argument("--figure", default="docs/learning_rates.png", help="file of the plot")
     rates.add_argument("--cache_dir", help="folder for the demo corpus and its features")
     run(parser)
 
@@ -413,7 +413,7 @@ def measure_learning_rates(args: argparse.Namespace) -> dict[str, object]:
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
             histories[name] = state["log_history"]
             scores[name] = json.loads((output / "metrics.json").read_text())["UA"]
-    plot_histories(histories, Path(args.picture))
+    plot_histories(histories, Path(args.figure))
     print("\n".join(f"{name}: test UA {score:.3f}" for name, score in scores.items()))
     return {"test_UA": scores, "histories": histories}
 

@@ -388,7 +388,7 @@ def check_formats(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 f"--output_format {unknown[0]}: must be of {', '.join(each[1:] for each in FORMATS.values())}"
             )
     elif args.output_format:
-        parser.error("--output_format needs --output_dir (--output tells the format by its suffix)")
+        parser.error("--output_format needs --output_dir (the suffix of --output names its format)")
     if args.output is not None and Path(args.output).suffix not in OUTPUT_SUFFIXES:
         if Path(args.output).suffix.lower() not in FORMATS:
             parser.error(f"--output must end in {', '.join((*OUTPUT_SUFFIXES, *FORMATS.values()))}")

@@ -74,7 +74,7 @@ print(classify("clip.wav"))
 
 FAMILIARITY = """
 - `min_familiarity=0.05` of its pipeline answers "unfamiliar" to what is less like the training data than 95 % of
-  clips of other speakers recorded alike: most music, noise, and several voices at once. It does not tell whether an
+  clips of other speakers recorded alike: most music, noise, and several voices at once. It does not show whether an
   answer is right, whether the emotion is one of the classes, or who is speaking. Speech with moderate noise or in a
   room passes if the model was trained on such copies, and speech of another corpus may be turned away although the
   answer is right."""

@@ -24,19 +24,19 @@ def fit_familiarity(
     seed: int = 0,
 ) -> None:
     """
-    Gives a model its [`Familiarity`], and sets `config.familiarity`. With a warning it is left out where the clips are
-    too few, or their features do not vary.
+    Fits a [`Familiarity`] for a model, and sets `config.familiarity`. If the clips are too few, or their features do
+    not vary, it logs a warning and adds none.
 
-    What share of training-like clips lies farther from the training data than a clip does is told by clips of held-out
-    speakers: each of ten groups of speakers is measured by a distribution that was fitted to the others. Where clips
-    have no speakers, groups of clips are held out instead, and clips of new voices will look less familiar than those.
+    The distances that a clip is compared with are those of held-out speakers: for each of ten groups of speakers, the
+    distribution is fitted on the others. If speakers are unknown, groups of clips are held out instead, and clips of
+    new speakers get a lower familiarity than these.
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Pooled features of the training clips, of which some
             may be altered copies of others.
-        labels (`Sequence[int]`): The class of each.
-        speakers (`Sequence[Hashable]`): The speaker of each, None where unknown.
-        seed (`int`, defaults to 0): For the groups, and of more than 5,000 clips for which of them are taken.
+        labels (`Sequence[int]`): The class of each clip.
+        speakers (`Sequence[Hashable]`): The speaker of each clip, None if unknown.
+        seed (`int`, defaults to 0): Of the groups, and of the 5,000 clips that are drawn if there are more.
     """
     random = np.random.default_rng(seed)
     rows = np.sort(random.permutation(len(features))[:MAX_CLIPS])
@@ -51,8 +51,7 @@ def fit_familiarity(
             held_out.append(fitted.distance(torch.from_numpy(values[own])))
     if final is None or not held_out:
         logger.warning(
-            f"{len(rows)} training clips are too few, or their features do not vary: the model will not tell how "
-            "familiar a recording is."
+            f"{len(rows)} training clips are too few, or their features do not vary: answers will have no familiarity."
         )
         return
     middles = (np.arange(QUANTILES) + 0.5) / QUANTILES

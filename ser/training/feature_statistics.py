@@ -97,9 +97,9 @@ def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) 
 
 def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None:
     """
-    Fits what a checkpoint keeps of its training clips' pooled features, once its weights are final, by one pass over
-    at most 10,000 of the clips, drawn at random, and over altered copies: mean and standard deviation, of which a
-    model whose fusion or head reads tokens gets none, and the distribution by which it tells familiar recordings.
+    Fits the statistics of pooled features that a checkpoint stores, on at most 10,000 training clips, drawn at random,
+    and on altered copies: the mean and standard deviation, for enrolment (none if the fusion or the head reads
+    tokens), and the distribution for `familiarity`.
 
     Args:
         trainer: Of the model, whose training has ended.
@@ -108,8 +108,8 @@ def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None
     model = trainer.model
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         logger.warning(
-            "No statistics of pooled features are kept, so no speaker can be enrolled, and the model will not tell "
-            "how familiar a recording is: weights are sharded."
+            "The checkpoint has no statistics of pooled features, because the weights are sharded: speakers cannot be "
+            "enrolled, and answers have no familiarity."
         )
         return
     if len(clips) > MAX_CLIPS:

@@ -64,7 +64,7 @@ def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
 ):
     kept, plot = tmp_path / "figures.json", tmp_path / "glued.png"
     windows = ["--window", 1, "--hop", 1, "--smooth", 1, 3]
-    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--picture", plot)
+    run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--figure", plot)
     corpus = load_corpus("ravdess", str(ravdess))
     waveform, reference = long_recordings.join_clips(corpus, actor, 44_100, False, 0)
     emotional = sum(segment.end - segment.start for segment in reference)
@@ -132,7 +132,7 @@ def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
 
 def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
     plot, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
-    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--picture", plot, "--json", kept]
+    flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--figure", plot, "--json", kept]
     run(pipeline, monkeypatch, "long_recording", checkpoint, ravdess, *flags)
     figures = json.loads(kept.read_text())["figures"]
     assert (figures["angry_half_named"], figures["calm_half_named"]) == (1, 0)
