@@ -84,7 +84,7 @@ def extract_features(
     cache.evict(cache_gib)
     facts = [stored.facts[originals[0]] for originals in stored.keys]
     reasons = [fact["error"] for fact in facts]
-    errors = [f"{file}: {reason}" if reason else None for file, reason in zip(clips["file"], reasons, strict=True)]
+    errors = [f"{file}: {reason}" if reason else None for file, reason in zip(clips["file"][:], reasons, strict=True)]
     left_out = [error for error in errors if error]
     if left_out and on_bad_audio == "error":
         raise AudioError(f"{left_out[0]} {SKIP}")
@@ -92,6 +92,8 @@ def extract_features(
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
         raise AudioError(f"none of the {len(clips)} clips can be decoded")
+    # datasets pickles what its transforms hold whenever it makes a fingerprint, which all facts would make slow.
+    stored.contents, stored.facts = {key: fact["content"] for key, fact in stored.facts.items()}, {}
     features = _table(clips, stored, {name: [fact[name] for fact in facts] for name in ("content", "seconds")})
     if left_out:
         features = features.select([row for row, error in enumerate(errors) if error is None])
@@ -111,6 +113,7 @@ class StoredSpectrograms:
     Attributes:
         keys (`list[list[str]]`): for each clip the keys of its versions: the original, then the copies.
         facts (`dict[str, dict]`): key -> `content`, `seconds` and `error` of the versions found so far.
+        contents (`dict[str, str]`): key -> `content` of all versions, once they are extracted.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class StoredSpectrograms:
         self.copies = copies
         self.keys = [[key, *(copies.keys(key) if copies else ())] for key in clip_keys(clips)]
         self.facts: dict[str, dict[str, Any]] = {}
+        self.contents: dict[str, str] = {}
         # Shared by all workers of a data loader and all epochs, since a checksum takes a fifth of the reading time.
         self._verified = torch.zeros(len(self.keys), len(self.keys[0]), dtype=torch.bool).share_memory_()
         self._damaged: dict[str, DamagedEntry] = {}
@@ -244,7 +248,7 @@ class Versions(Sequence[dict[str, torch.Tensor]]):
 
     @property
     def contents(self) -> list[str]:
-        return [self.stored.facts[key]["content"] for key in self.stored.keys[self.row]]
+        return [self.stored.contents[key] for key in self.stored.keys[self.row]]
 
     def __getitem__(self, version: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no slices
         return self.stored.read(self.row, version)
