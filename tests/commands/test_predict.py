@@ -20,6 +20,7 @@ from ser.commands import predict as predict_ser
 from ser.inference.predictions import Item, Table, find_items, open_table
 from ser.utils import DataError, UsageError
 from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
+from tests.helpers.processes import start
 from tests.helpers.servers import Folder, serving
 from tests.helpers.tiny import voice
 
@@ -312,23 +313,22 @@ def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tm
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(checkpoint, tmp_path):
+def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(checkpoint, tmp_path, capsys):
     folder, output = tmp_path / "clips", tmp_path / "out.csv"
     folder.mkdir()
     for index in range(20):
         soundfile.write(folder / f"{index:02d}.wav", voice(0.5, f0=80 + index, sampling_rate=16_000), 16_000)
-    flags = ["--model", checkpoint, "--output", str(output), "--batch_size", "1"]
-    command = [sys.executable, "predict_ser.py", str(folder), *flags]
-    root = Path(predict_ser.__file__).parents[2]
-    with subprocess.Popen([*command, "--device", "cpu"], cwd=root, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
-            time.sleep(0.01)
-        process.kill()
+    arguments = [str(folder), "--model", checkpoint, "--output", str(output), "--batch_size", "1", "--device", "cpu"]
+    process = start(predict_ser.main, arguments)
+    while process.is_alive() and (not output.exists() or output.read_text().count("\n") < 3):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     first = output.read_text()
     assert 3 <= first.count("\n") < 21
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert predict_ser.main(arguments) == 0
     done = first.count("\n") - 1
-    assert f"holds {done} files already; {20 - done} are left to do." in finished.stderr
+    assert f"holds {done} files already; {20 - done} are left to do." in capsys.readouterr().err
     assert output.read_text().startswith(first[: first.rfind("\n") + 1])
     assert [Path(row["file"]).stem for row in read_rows(output)] == [f"{index:02d}" for index in range(20)]
 

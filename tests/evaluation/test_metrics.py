@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from ser.evaluation.metrics import (
     confusion_matrix,
     scores,
 )
+from tests.helpers.processes import exit_codes, start
 
 NAMES = ["neutral", "happy", "angry", "sad"]
 
@@ -170,23 +169,16 @@ def test_the_evaluate_metric_is_loaded_from_its_file(tmp_path, monkeypatch):
     )
 
 
-PROCESS = """
-import json, sys
-from ser.evaluation.metrics import SpeechEmotionScores
-
-rank, cache = int(sys.argv[1]), sys.argv[2]
-metric = SpeechEmotionScores(num_process=2, process_id=rank, experiment_id="two", cache_dir=cache)
-labels, predictions = [([0, 1], [0, 2]), ([2, 2, 0], [2, 2, 1])][rank]
-metric.add_batch(references=labels, predictions=predictions)
-print(json.dumps(metric.compute()))
-"""
+def count_part(rank: int, folder: Path) -> None:
+    metric = SpeechEmotionScores(num_process=2, process_id=rank, experiment_id="two", cache_dir=str(folder))
+    labels, predictions = [([0, 1], [0, 2]), ([2, 2, 0], [2, 2, 1])][rank]
+    metric.add_batch(references=labels, predictions=predictions)
+    (folder / f"{rank}.json").write_text(json.dumps(metric.compute()))
 
 
 @pytest.mark.slow
 def test_the_evaluate_metric_of_two_processes_counts_every_clip_once(tmp_path):
-    commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in (0, 1)]
-    root = Path(metrics.__file__).parents[2]
-    running = [subprocess.Popen(c, cwd=root, stdout=subprocess.PIPE, text=True) for c in commands]
-    first, second = (process.communicate(timeout=120)[0] for process in running)
-    assert json.loads(first) == pytest.approx(sklearn_scores([0, 1, 2, 2, 0], [0, 2, 2, 2, 1]))
-    assert json.loads(second) is None
+    assert exit_codes([start(count_part, rank, tmp_path) for rank in (0, 1)]) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == pytest.approx(sklearn_scores([0, 1, 2, 2, 0], [0, 2, 2, 2, 1]))
+    assert second is None

@@ -1,10 +1,8 @@
 """A tiny training run on random images: what the engine's tests train, kill, resume and spread over processes."""
 
-import json
 import os
 import re
 import signal
-import sys
 from pathlib import Path
 
 import datasets
@@ -138,7 +136,6 @@ class Poisoned(Collator):
         return batch
 
 
-if __name__ == "__main__":
+def train_until_killed(output_dir: Path, kill_step: int, changes: dict) -> None:
     torch.set_num_threads(1)
-    output_dir, kill_step, changes = sys.argv[1:]
-    make_trainer(Path(output_dir), callbacks=[KillAt(int(kill_step))], **json.loads(changes)).train()
+    make_trainer(output_dir, callbacks=[KillAt(kill_step)], **changes).train()

@@ -1,14 +1,12 @@
-"""Predictions by several processes. Run as a program by `accelerate launch`, this file is one of three."""
+"""Predictions by several processes."""
 
 import errno
+import io
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from ser.inference.predictions import Item, Table
 from ser.inference.shards import Share, connect_processes, join_parts, parts_folder
 from ser.utils import RANK_VARIABLES, UsageError
 from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
+from tests.helpers.processes import exit_codes, start_group
 from tests.helpers.tiny import voice
 
-REPOSITORY = Path(__file__).parents[2]
 COLUMNS = ["file", "prediction", *LABELS]
 ITEMS = [Item(f"{number}.wav") for number in range(7)]
 
@@ -217,24 +215,12 @@ def test_variables_that_number_no_processes_are_refused_by_name(variables, monke
             main(["somewhere"])
 
 
-# --- three real ones ---
-
-
-def launch(*arguments: str | Path) -> subprocess.CompletedProcess:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
-    command += ["--num_processes", "3", "--main_process_port", str(port), "-m", "tests.inference.test_shards"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
+# --- two real ones ---
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_three_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
+def test_two_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
     clips, output, log = tmp_path / "clips", tmp_path / "out.csv", tmp_path / "asked"
     checkpoint = save_checkpoint(tmp_path / "model")
     for number in range(12):
@@ -244,21 +230,22 @@ def test_three_processes_of_which_one_is_killed_answer_every_file_once(tmp_path)
     (clips / "angry" / "99.wav").write_bytes(b"no clip")
     flags = ["--model", checkpoint, clips, "--device", "cpu", "--batch_size", "1"]
     log.mkdir()
-    killed = launch("kill", log, *flags, "--output", output)
-    assert killed.returncode != 0 and not output.exists()
-    kept = {row["file"] for part in parts_folder(str(output)).glob("*-of-3.csv") for row in read_rows(part)}
+    arguments = [*map(str, flags), "--output", str(output)]
+    assert exit_codes(start_group(2, worker, "kill", log, arguments))[1] == -signal.SIGKILL and not output.exists()
+    kept = {row["file"] for part in parts_folder(str(output)).glob("*-of-2.csv") for row in read_rows(part)}
     assert 2 <= len(kept) < 12
     for each in log.iterdir():
         each.unlink()
 
-    finished = launch("go on", log, *flags, "--output", output)
-    said = finished.stderr
-    asked = [file for each in sorted(log.iterdir()) for file in json.loads(each.read_text())]
+    assert exit_codes(start_group(2, worker, "go on", log, arguments)) == [0, 0]
+    notes = [json.loads((log / f"{rank}.json").read_text()) for rank in (0, 1)]
+    asked = [file for note in notes for file in note["asked"]]
+    said = "".join(note["said"] for note in notes)
     broken = str(clips / "angry" / "99.wav")
     assert len(asked) == len({*asked}) and {*asked} | kept == {*map(str, clips.rglob("*.wav"))}
     assert not {*asked} & kept
     assert "13 files: 12 answered, 1 failed." in said and "on 12 labelled files" in said, said
-    assert finished.returncode == 1 and broken in said
+    assert notes[0]["code"] == 1 and broken in said
     assert not parts_folder(str(output)).exists()
 
     alone = tmp_path / "alone.csv"
@@ -266,7 +253,7 @@ def test_three_processes_of_which_one_is_killed_answer_every_file_once(tmp_path)
     assert output.read_text() == alone.read_text()
 
 
-def worker(task: str, log: str, arguments: list[str]) -> int:
+def worker(task: str, log: Path, arguments: list[str]) -> None:
     """Predicts, noting what is asked for; in the second process, to be killed after two rows."""
     asked: list[str] = []
     predict, add = predict_ser.predict, Table.add
@@ -281,10 +268,7 @@ def worker(task: str, log: str, arguments: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     predict_ser.predict, Table.add = noting, killing
-    code = predict_ser.main(arguments)
-    Path(log, os.environ["RANK"]).write_text(json.dumps(asked))
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(worker(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    with redirect_stderr(io.StringIO()) as said:
+        code = predict_ser.main(arguments)
+    note = {"asked": asked, "code": code, "said": said.getvalue()}
+    (log / f"{os.environ['RANK']}.json").write_text(json.dumps(note))

@@ -1,4 +1,4 @@
-"""Two processes on the CPU. Run as a program by `accelerate launch`, this file is one of them."""
+"""Two processes on the CPU."""
 
 import csv
 import hashlib
@@ -29,6 +29,7 @@ from ser.training.feature_statistics import pooled_features
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, NonFiniteLossError
+from tests.helpers.processes import exit_codes, start_group
 from tests.helpers.streaming import KEEPING, trainer_of, write_shards
 from tests.helpers.tiny import tiny_images, tiny_model, tiny_speech_encoder
 from tests.helpers.training import Collator, clips, compute_metrics, make_trainer
@@ -201,7 +202,7 @@ def launch(*program: str | Path) -> None:
 def reports(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("distributed")
     write_shards(folder / "shards", 46)
-    launch("-m", "tests.training.test_distributed", folder / "out")
+    assert exit_codes(start_group(2, worker, folder / "out")) == [0, 0]
     return [{"folder": folder / "out"} | json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -331,7 +332,3 @@ def test_a_speech_encoder_is_tuned_by_two_processes(all_folds):
     after = model.pretrained_parts()["speech"].state_dict()
     moved = [name for name, value in after.items() if not value.equal(before[name])]
     assert any("layers.0" in name for name in moved) and "masked_spec_embed" not in moved
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

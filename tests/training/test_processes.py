@@ -1,13 +1,11 @@
-"""What processes settle among themselves. Run as a program, this file is one of two such processes."""
+"""What processes settle among themselves."""
 
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +14,8 @@ from torch import distributed
 
 from ser.distributed import LOCK, all_true, broadcast_from_first, first_process_first, run_lock
 from ser.utils import DataError
+from tests.helpers.processes import SERVER, exit_codes, start
 
-REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 4.0  # seconds that the processes wait for each other elsewhere
 
 
@@ -27,7 +25,7 @@ def arguments(folder: Path, rank: int = 0, world_size: int = 1) -> SimpleNamespa
     return SimpleNamespace(output_dir=str(folder), process_index=rank, world_size=world_size, distributed_state=state)
 
 
-def worker(rank: int, folder: Path) -> dict:
+def worker(rank: int, folder: Path) -> None:
     init = {"init_method": f"file://{folder / 'meeting'}", "timeout": timedelta(seconds=TIMEOUT)}
     distributed.init_process_group("gloo", rank=rank, world_size=2, **init)
     args = arguments(folder / "run", rank, 2)
@@ -45,28 +43,22 @@ def worker(rank: int, folder: Path) -> dict:
         report["failure"] = repr(error)
     with run_lock(args):
         report["locked"] = True
-    return report
+    (folder / f"{rank}.json").write_text(json.dumps(report))
 
 
-def hold(folder: str) -> None:
-    with run_lock(arguments(Path(folder))):
+def hold(folder: Path, children: Connection) -> None:
+    with run_lock(arguments(folder)):
         child = os.fork()  # as the data loader's workers are made
         if child == 0:
             time.sleep(600)
-        print(child, flush=True)
+        children.send(child)
         time.sleep(600)
-
-
-def start(*program: str | Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.training.test_processes", *map(str, program)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_later_processes_wait_as_long_as_it_takes_and_learn_of_a_failure(tmp_path):
-    processes = [start("worker", rank, tmp_path) for rank in (0, 1)]
-    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    assert exit_codes([start(worker, rank, tmp_path) for rank in (0, 1)]) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     for report in (first, second):
         assert (report["agreed"], report["said"], report["slept"], report["locked"]) == (False, 5, True, True)
     assert first["failure"] == "ZeroDivisionError()" and "entered" not in second
@@ -83,13 +75,15 @@ def try_lock(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
-    holder = start("hold", tmp_path)
-    child = int(holder.stdout.readline())
+    children, sender = SERVER.Pipe(duplex=False)
+    holder = start(hold, tmp_path, sender)
+    assert children.poll(120)
+    child = children.recv()
     try:
         assert f"Another process is training in {tmp_path}: wait" in try_lock(tmp_path)
         assert try_lock(tmp_path / "other") == "free"
-        holder.send_signal(signal.SIGKILL)
-        holder.wait(timeout=60)
+        holder.kill()
+        holder.join(60)
         assert try_lock(tmp_path) == "free"
     finally:
         holder.kill()
@@ -105,15 +99,6 @@ def test_a_process_takes_its_own_lock_as_often_as_it_likes(tmp_path):
             run_lock(arguments(tmp_path)),
         ):
             raise KeyError
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with SERVER.Pool(1) as pool:
             assert "Another process is training" in pool.apply(try_lock, (tmp_path,))
     assert try_lock(tmp_path) == "free" and {path.name for path in tmp_path.iterdir()} == {LOCK}
-
-
-if __name__ == "__main__":
-    task, *rest = sys.argv[1:]
-    if task == "hold":
-        hold(*rest)
-    else:
-        print(json.dumps(worker(int(rest[0]), Path(rest[1]))), flush=True)
-        os._exit(0)  # gloo's threads now and then abort a process that takes itself down in order

@@ -5,8 +5,6 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +24,7 @@ from ser.training.arguments import SERTrainingArguments
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import NonFiniteLossError
+from tests.helpers.processes import exit_codes, start
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model
 from tests.helpers.training import (
     QUIET,
@@ -35,6 +34,7 @@ from tests.helpers.training import (
     evaluations,
     make_arguments,
     make_trainer,
+    train_until_killed,
     weights,
 )
 
@@ -183,12 +183,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, saving):
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
     kill_step = random.SystemRandom().randint(4, whole.state.global_step - 1)
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.training",
-         str(tmp_path / "killed"), str(kill_step), json.dumps(settings)],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = start(train_until_killed, tmp_path / "killed", kill_step, settings)
+    assert exit_codes([killed]) == [-signal.SIGKILL]
     status, checkpoint = resume_or_start(tmp_path / "killed")
     saved_every = saving.get("save_steps", 3)
     assert (status, Path(checkpoint).name) == ("resume", f"checkpoint-{(kill_step - 1) // saved_every * saved_every}")
