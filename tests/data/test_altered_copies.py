@@ -125,8 +125,9 @@ def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(cli
     assert {drawn(SeededCollator(PairCollator(extractor), seed=0), index) for index in range(20)} == {0}
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 192_000])
-@pytest.mark.parametrize("samples", [1, 2, 5, 100, 511])
+@pytest.mark.parametrize(
+    "samples, rate", [(1, 8_000), (2, 192_000), (5, 44_100), (100, 192_000), (511, 8_000), (511, 44_100)]
+)
 def test_a_clip_of_a_few_samples_and_a_silent_one_have_copies(samples, rate):
     copies = WaveformCopies(40)
     sound = np.random.default_rng(samples).normal(scale=0.1, size=samples).astype(np.float32)

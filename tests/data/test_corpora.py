@@ -86,7 +86,7 @@ def test_iemocap_rules_give_the_expected_rows(load, iemocap, options, expected):
     assert corpus.options["unique_vote"] == options.get("unique_vote", False)
 
 
-def test_soft_labels_are_the_votes_and_keep_clips_without_agreement(load, iemocap):
+def test_soft_labels_are_the_votes_and_keep_clips_without_agreement(load, iemocap, demo_corpus):
     corpus = load("AbstractTTS/IEMOCAP", iemocap, soft_labels="votes")
     votes = dict(zip(corpus.files, corpus.clips["votes"][:], strict=True))
     assert votes == {
@@ -108,7 +108,7 @@ def test_soft_labels_are_the_votes_and_keep_clips_without_agreement(load, iemoca
     with pytest.raises(DataError, match="--unique_vote leaves out the clips that --soft_labels keeps"):
         load("AbstractTTS/IEMOCAP", iemocap, soft_labels="votes", unique_vote=True)
     with pytest.raises(DataError, match="soft_labels needs the annotators' votes, which .* does not have"):
-        load("demo", soft_labels="votes")
+        load("demo", str(demo_corpus), soft_labels="votes")
 
 
 def test_incomplete_votes_are_counted_where_votes_are_asked_for(load, tmp_path):

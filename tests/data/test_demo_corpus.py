@@ -167,11 +167,13 @@ def test_pitch_level_and_range_follow_the_emotion(clips):
     assert min(spread["happy"], spread["angry"]) > max(spread["neutral"], spread["sad"]) + 0.5
 
 
+@pytest.mark.slow
 def test_the_spectrum_tilts_with_the_emotion(clips):
     tilt = average(clips, lambda clip, voice: high_band(clip))
     assert tilt["angry"] - 3 > tilt["neutral"] > tilt["sad"] + 3
 
 
+@pytest.mark.slow
 def test_length_and_absolute_pitch_do_not_give_the_emotion_away(clips):
     seconds = average(clips, lambda clip, voice: len(clip) / SAMPLING_RATE)
     assert max(seconds.values()) - min(seconds.values()) < 0.3

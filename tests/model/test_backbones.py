@@ -33,7 +33,14 @@ def pair(clips=2, height=64, width=96):
     return {f"{branch}_values": torch.randn(clips, 1, height, width) for branch in ("cqt", "mel")}
 
 
-@pytest.mark.parametrize("name, kwargs", [*MADE_OF_CONVOLUTIONS, *MADE_FOR_A_SIZE], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "name, kwargs",
+    [
+        pytest.param(*made, marks=() if made[0] in ("resnet10t", "convnet", "test_vit") else pytest.mark.slow)
+        for made in (*MADE_OF_CONVOLUTIONS, *MADE_FOR_A_SIZE)
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_a_backbone_trains_and_reloads_exactly(name, kwargs, tmp_path):
     torch.manual_seed(0)
     model, images = MaxMViTForAudioClassification(two(name, kwargs)), pair()

@@ -38,6 +38,7 @@ def test_librosa_backend_is_the_table():
         np.testing.assert_allclose(pair[name][0], image, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 def test_backends_agree_on_speech():
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::199]

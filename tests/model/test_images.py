@@ -29,7 +29,7 @@ def with_silence() -> np.ndarray:
     return np.concatenate([noise(17_640, 1) * 1e-3, voice(1.0), noise(13_230, 2) * 1e-3])
 
 
-@pytest.fixture(scope="module", params=["synthesised", "RAVDESS"])
+@pytest.fixture(scope="module", params=["synthesised", pytest.param("RAVDESS", marks=pytest.mark.slow)])
 def clips(request) -> list[np.ndarray]:
     if request.param == "synthesised":
         return [with_silence(), voice(0.5, f0=220)]

@@ -57,6 +57,7 @@ def test_no_file_knows_of_the_training_package(name):
     assert not [module for module in modules if module.partition(".")[0] in ("ser", "tests")]
 
 
+@pytest.mark.slow
 def test_a_configuration_is_read_without_timm_and_what_computes_spectrograms(tmp_path):
     code = (
         "import sys; from configuration_maxmvit import MaxMViTConfig\n"
@@ -153,6 +154,7 @@ def test_imports_for_type_checkers_do_not_count(size):
     assert size.imports_of(modules) == {"a": {"c.d"}, "b": {"c.d"}, "c": set(), "c.d": {"c"}}
 
 
+@pytest.mark.slow
 def test_the_page_gives_the_figures_of_the_layout_as_they_are(size):
     page, rows = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), size.sizes(ROOT)
     for row in ("imports of shipped: modules, arrows, depth, cycles", "private methods of Trainer overridden"):

@@ -84,6 +84,7 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
     tester = MaxMViTTester
     has_attentions = False
     test_resize_embeddings = False
+    test_bc_torch_dtype = pytest.mark.slow(common.ModelTesterMixin.test_bc_torch_dtype)
 
     def setUp(self):
         self.model_tester = self.tester()
@@ -139,6 +140,7 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
         self.assertTrue(all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()))
 
 
+@pytest.mark.slow
 class LearnableFiltersTest(MaxMViTModelTest):
     """The same of a model that filters its Mel images itself, without the tests of blocks of timm's backbones."""
 

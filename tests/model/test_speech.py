@@ -99,7 +99,7 @@ def test_statistics_are_standardised_by_those_of_training(encoders):
     given = inputs["input_values"], inputs["attention_mask"]
     pooled = branch(*given)
     torch.testing.assert_close(pooled.mean(0), torch.zeros(pooled.shape[1]), rtol=0, atol=1e-4)
-    for _ in range(200):
+    for _ in range(80):
         branch(*given)
     branch.norm.eval()
     plain = branch.layer_statistics(*given).flatten(2).flatten(1)
@@ -512,7 +512,13 @@ def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path)
     assert {rate for name, rate in rates.items() if "conv" in name} == {0.25}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in ("wavlm", "whisper") else pytest.param(family, marks=pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
 def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
     def trained(**changes) -> set[str]:
         model, extractor = built(encoders[family])

@@ -50,6 +50,7 @@ def test_their_code_is_the_one_at_the_root(weights):
     assert links == {path.name: f"../../{path.name}" for path in ROOT.glob("*_maxmvit.py")}
 
 
+@pytest.mark.slow
 def test_they_answer_without_what_takes_long_to_import(weights):
     """Neither timm, of whose models they have none, nor what librosa and scipy compute filters with."""
     code = """
@@ -115,6 +116,7 @@ def test_one_line_answers_from_the_folder_by_its_own_code(weights):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
 def test_they_know_the_voices_that_they_were_trained_on(classify):
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::29]
