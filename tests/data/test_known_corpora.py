@@ -254,8 +254,12 @@ def test_the_original_tree(form, tmp_path):
     assert split.speaker_disjoint == (form.protocol in ("speaker", "tfds", "emobox"))
 
 
+# One for each kind of protocol; among them clips of two languages, and some without a speaker.
+REPORTED = ("cremad-perceived", "tess", "savee", "esd", "msp-podcast")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [form for form in FORMS if form.name in REPORTED], ids=lambda form: form.name)
 def test_from_the_tree_to_a_report(form, tmp_path):
     """One epoch of the smallest network, with one branch and small images."""
     form.write(tmp_path / "data")

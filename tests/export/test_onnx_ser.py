@@ -239,6 +239,7 @@ def run(model: str, clip: Path, **streams: int) -> subprocess.CompletedProcess:
     return subprocess.run(command, stderr=subprocess.PIPE, **streams, text=True)
 
 
+@pytest.mark.slow
 def test_answers_that_cannot_be_written_get_one_error(model, tmp_path):
     clip = level(tmp_path / "a.wav", 0.75, 0.5)
     with open("/dev/full", "w") as full:

@@ -174,12 +174,13 @@ def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, rec
 
 
 @pytest.mark.parametrize(
-    "name, windows, said",
+    "server, name, windows, said",
     [
-        ("note", 8, "0:16 of speech. The answer is the mean over 8 windows of 2 s."),
-        ("pause", 6, "0:12 of speech. The answer is the mean over 4 windows of 2 s (2 more are silent)."),
-        ("long", 22, "0:43 of speech. The answer is the mean over"),
+        ("plain", "note", 8, "0:16 of speech. The answer is the mean over 8 windows of 2 s."),
+        ("plain", "pause", 6, "0:12 of speech. The answer is the mean over 4 windows of 2 s (2 more are silent)."),
+        ("isolated", "long", 22, "0:43 of speech. The answer is the mean over"),
     ],
+    indirect=["server"],
 )
 def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows(
     page, files, recognizer, name, windows, said
@@ -226,23 +227,20 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
-@pytest.mark.parametrize(
-    "name, message",
-    [
+def test_a_recording_without_an_answer_gets_a_message_and_the_last_answer_is_removed(page, files):
+    for name, message in (
         ("nonsense.mp3", "nonsense.mp3 cannot be decoded by this browser"),
         ("silence.wav", "silence.wav is silent from beginning to end."),
         ("blink.wav", "blink.wav is shorter than 0.1 seconds."),
         ("almost.wav", "The channels of almost.wav cancel each other out"),
         ("cancelling.wav", "The channels of cancelling.wav cancel each other out: invert one of them"),
-    ],
-)
-def test_a_recording_without_an_answer_gets_a_message_and_the_last_answer_is_removed(page, files, name, message):
-    choose(page, files / "clip.wav", "classified as one clip")
-    assert len(scores(page)) == 8
-    choose(page, files / name, message)
-    assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
-    playwright.expect(page.locator("#images figure").first).to_be_hidden()
-    playwright.expect(page.locator("#along")).to_be_hidden()
+    ):
+        choose(page, files / "clip.wav", "classified as one clip")
+        assert len(scores(page)) == 8
+        choose(page, files / name, message)
+        assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
+        playwright.expect(page.locator("#images figure").first).to_be_hidden()
+        playwright.expect(page.locator("#along")).to_be_hidden()
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)

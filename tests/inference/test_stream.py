@@ -60,8 +60,10 @@ def assert_same(rows: list[dict], expected: list[dict]) -> None:
         np.testing.assert_allclose(list(row["scores"].values()), list(other["scores"].values()), atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [16_000, 44_100])
-@pytest.mark.parametrize("windows", [(1.5, 0.5), (1.0, 0.9), (0.5, 0.2), (2.0, 2.0)])
+@pytest.mark.parametrize(
+    "windows, rate",
+    [((1.5, 0.5), 16_000), ((1.0, 0.9), 44_100), ((0.5, 0.2), 44_100), ((2.0, 2.0), 16_000)],
+)
 def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
     sound, (window_s, hop_s) = recording(7.3, rate), windows
     expected = classify({"array": sound, "sampling_rate": rate}, window_s=window_s, hop_s=hop_s)
@@ -99,6 +101,7 @@ def test_a_row_comes_soon_after_its_window(classify, windows, delay_s):
         assert read / rate <= row["end"] + delay_s
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_stream(classify):
     def peak(seconds: int) -> int:
         tracemalloc.start()

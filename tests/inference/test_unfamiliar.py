@@ -155,6 +155,7 @@ def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp
         predict_ser.main([*arguments, "--min_familiarity", "1.5"])
 
 
+@pytest.mark.slow
 def test_the_page_says_how_familiar_a_recording_is(classify, tmp_path):
     page = pytest.importorskip("ser.commands.app", reason="the page needs gradio")
     messages = {}

@@ -100,7 +100,7 @@ def test_every_format_rate_and_channel_count_gives_one_answer_without_ffmpeg(cla
     monkeypatch.setattr(subprocess, "Popen", None)
     clip = telephone_voice()
     expected = classify({"array": clip, "sampling_rate": 96_000})
-    for rate in FORMATS[name][2]:
+    for rate in FORMATS[name][2][:: 1 if channels == 1 else 5]:
         there = librosa.resample(clip, orig_sr=96_000, target_sr=rate)
         there = np.stack([1.2 * there, 0.8 * there], axis=1) if channels == 2 else there
         answer = classify(encoded(there, rate, name))

@@ -270,6 +270,7 @@ def test_predictions_are_those_of_the_table(corpus, folder, tmp_path):
 # ---- memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clips(tmp_path):
     peaks, seconds, buffer_size = [], 0.5, 20
     for clips in (100, 600):
