@@ -68,6 +68,7 @@ def test_all_clips_are_scored_with_the_models_classes_by_name(evaluate, tmp_path
     assert (tmp_path / "out" / "confusion_matrix.png").exists() and not (tmp_path / "out" / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_fold_and_named_speakers(evaluate, tmp_path):
     folder = checkpoint(tmp_path / "model", ["voice_01", "voice_02"])
     metrics, rows = evaluate(folder, "--test_speakers", "voice_03", "voice_04")

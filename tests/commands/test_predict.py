@@ -19,6 +19,7 @@ import soundfile
 from ser.commands import predict as predict_ser
 from ser.inference.predictions import Item, Table, find_items, open_table
 from ser.utils import DataError, UsageError
+from tests.helpers.marks import first_fast
 from tests.helpers.predictions import LABELS, read_rows, save_checkpoint
 from tests.helpers.processes import start
 from tests.helpers.servers import Folder, serving
@@ -104,7 +105,7 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
     assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("window", [[], ["--window", "0.5"]])
+@pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
 def test_uncertain_answers_are_counted_apart_and_keep_their_scores(checkpoint, clips, tmp_path, capsys, window):
     plain, output = tmp_path / "plain.csv", tmp_path / "out.csv"
     arguments = ["--model", checkpoint, str(clips), *window, "--output"]
@@ -150,6 +151,7 @@ def shares_of_time(rows: list[dict], truth: list[tuple[float, float, str]]) -> d
     return {name: count / len(times) for name, count in kinds.items()}
 
 
+@pytest.mark.slow
 def test_windows_are_scored_by_reference_segments_also_where_a_table_is_finished(checkpoint, talks, capsys):
     folder, segments = talks
     output = folder / "out.csv"
@@ -289,7 +291,7 @@ def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
 
 @pytest.mark.parametrize(
     ("suffix", "window"),
-    [(".csv", []), (".jsonl", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])],
+    first_fast([(".csv", []), (".jsonl", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])]),
 )
 def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
     output = tmp_path / f"out{suffix}"
@@ -546,8 +548,8 @@ class Full:
         self.file.close()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-@pytest.mark.parametrize("left", [10, 200, 330])
+@pytest.mark.parametrize("suffix", first_fast([".csv", ".jsonl"]))
+@pytest.mark.parametrize("left", first_fast([200, 10, 330]))
 def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint, clips, tmp_path, monkeypatch, capsys):
     output = tmp_path / f"out{suffix}"
     arguments = ["--model", checkpoint, str(clips), "--output", str(output)]

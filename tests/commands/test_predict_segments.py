@@ -14,6 +14,7 @@ from praatio import textgrid
 from modeling_maxmvit import FeatureStatistics
 from ser.commands import predict as predict_ser
 from ser.models import load_pipeline
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
@@ -54,7 +55,7 @@ def read_rows(path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", first_fast([".csv", ".jsonl"]))
 def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
     arguments = ["--model", checkpoint, str(talk), "--segments_from", str(tmp_path / "talk.csv"), "--output"]
@@ -163,7 +164,7 @@ def test_several_recordings_are_written_to_a_folder(checkpoint, talk, tmp_path, 
     assert "talk.TextGrid exists" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("only", [["happy", "sad"], ["sad", "neutral", "angry"]])
+@pytest.mark.parametrize("only", first_fast([["happy", "sad"], ["sad", "neutral", "angry"]]))
 def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, capsys):
     arguments = ["--model", checkpoint, str(talk), "--output"]
     assert predict_ser.main([*arguments, str(tmp_path / "a.csv")]) == 0

@@ -13,7 +13,11 @@ from ser.utils import DataError
 from tests.helpers.clips import corpus_of, write_sound
 
 RAVDESS = os.environ.get("SER_RAVDESS_DIR")
-needs_ravdess = pytest.mark.skipif(not RAVDESS, reason="SER_RAVDESS_DIR names no copy of RAVDESS")
+
+
+def needs_ravdess(test):
+    """Of a test that reads all clips of RAVDESS."""
+    return pytest.mark.slow(pytest.mark.skipif(not RAVDESS, reason="SER_RAVDESS_DIR names no copy of RAVDESS")(test))
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,7 @@ def test_the_temperature_by_which_labels_were_drawn_is_found(true):
     assert fit_temperature(labels, logits) == pytest.approx(true, rel=0.03)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 80), st.integers(0, 10**6))
 def test_no_other_temperature_has_a_lower_nll_and_none_changes_a_label(count, seed):

@@ -2,14 +2,25 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from benchmarks import cross_corpus
+from ser.commands.train import main
 from tests.helpers.clips import write_sound
+from tests.helpers.commands import ROOT
 from tests.helpers.originals import TINY, recomputed, write_emodb, write_ravdess
+
+
+def train_in_this_process(command: list[str], check: bool) -> subprocess.CompletedProcess:
+    assert command[:2] == [sys.executable, str(ROOT / "run_ser.py")]
+    main(command[2:])
+    return subprocess.CompletedProcess(command, 0)
 
 
 @pytest.mark.slow
@@ -21,6 +32,7 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
     flags = [str(recipe), "--dataset_name", "ravdess", "emodb", "--data_dir", *places, "--use_cpu"]
     flags += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
     flags += ["--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(cross_corpus, "subprocess", SimpleNamespace(run=train_in_this_process))
     cross_corpus.main(flags)
     with open(tmp_path / "out" / "table.csv", newline="", encoding="utf-8") as file:
         cells = {(row["trained_on"], row["tested_on"]): row for row in csv.DictReader(file)}
@@ -41,7 +53,7 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
     def train_nothing(*args, **kwargs):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(cross_corpus.subprocess, "run", train_nothing)
+    monkeypatch.setattr(cross_corpus, "subprocess", SimpleNamespace(run=train_nothing))
     cross_corpus.main(flags)  # all is there already
     assert (tmp_path / "out" / "table.md").read_text() == table
 

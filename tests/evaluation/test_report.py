@@ -78,6 +78,7 @@ def sklearn_scores(rows: list[dict]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_effect_of_temperature_scaling_is_reported_for_a_run_and_for_all_folds(tmp_path):
     corpus = mine()
     folders = {kind: [tmp_path / kind / f"fold_{fold}" for fold in (1, 2)] for kind in ("raw", "calibrated")}
@@ -109,6 +110,7 @@ def test_scores_recomputed_from_the_predictions_equal_the_metrics(tmp_path, prot
     assert report["confusion_matrix"] == counts.tolist()
 
 
+@pytest.mark.slow
 def test_calibration_recomputed_from_the_predictions_equals_the_metrics(tmp_path):
     corpus = mine()
     folders = [tmp_path / f"fold_{k}" for k in (1, 2, 3)]
@@ -192,6 +194,7 @@ def test_splits_name_the_part_speaker_and_class_of_every_clip(tmp_path):
 # --- no validation set, no test set ---
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_has_a_remark_in_all_reports(tmp_path):
     corpus = mine()
     folders = [tmp_path / f"fold_{fold}" for fold in (1, 2)]
@@ -317,6 +320,7 @@ def test_a_file_is_whole_or_absent(tmp_path):
 # --- all folds ---
 
 
+@pytest.mark.slow
 def test_folds_are_averaged_and_pooled(tmp_path):
     corpus = mine()
     folders = [tmp_path / f"fold_{k}" for k in range(1, n_folds(corpus, "loso") + 1)]
@@ -336,6 +340,7 @@ def test_folds_are_averaged_and_pooled(tmp_path):
     assert (tmp_path / "confusion_matrix.png").is_file()
 
 
+@pytest.mark.slow
 def test_folds_of_one_sex_each_are_scored_by_sex_together(tmp_path):
     corpus = mine()
     sexes = [None if speaker == "s5" else ("female", "male")[int(speaker[1]) % 2] for speaker in corpus.speakers]
@@ -366,6 +371,7 @@ def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_one_fold_has_no_standard_deviation(tmp_path):
     run(tmp_path / "fold_1", mine(), "loso", 1)
     assert summarize_folds(tmp_path, [tmp_path / "fold_1"])["std"]["UA"] is None

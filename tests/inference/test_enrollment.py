@@ -17,6 +17,7 @@ from ser.commands import predict as predict_ser
 from ser.inference.enrollment import profiles_of
 from ser.inference.predictions import Item
 from ser.utils import UsageError
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
@@ -266,7 +267,7 @@ def test_a_voice_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys)
     assert predicted(both) == predicted(output)
 
 
-@pytest.mark.parametrize("adapt", ["speaker", "table"])
+@pytest.mark.parametrize("adapt", first_fast(["speaker", "table"]))
 def test_a_list_is_adapted_to_its_speakers_or_as_a_whole(checkpoint, clips, tmp_path, adapt):
     output = tmp_path / "out.csv"
     assert run(checkpoint, clips / "list.csv", "--adapt", adapt, "--output", output) == 0
@@ -280,6 +281,7 @@ def test_a_list_is_adapted_to_its_speakers_or_as_a_whole(checkpoint, clips, tmp_
         np.testing.assert_allclose(scores, scores_of(classify(file, speaker=profile)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_adapted_otherwise_are_not_added_to(checkpoint, clips, tmp_path, capsys):
     output = tmp_path / "out.csv"
     assert run(checkpoint, clips / "list.csv", "--adapt", "table", "--output", output) == 0

@@ -15,6 +15,7 @@ from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples import live
+from tests.helpers.marks import first_fast
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 
@@ -62,7 +63,7 @@ def assert_same(rows: list[dict], expected: list[dict]) -> None:
 
 @pytest.mark.parametrize(
     "windows, rate",
-    [((1.5, 0.5), 16_000), ((1.0, 0.9), 44_100), ((0.5, 0.2), 44_100), ((2.0, 2.0), 16_000)],
+    first_fast([((1.5, 0.5), 16_000), ((1.0, 0.9), 44_100), ((0.5, 0.2), 44_100), ((2.0, 2.0), 16_000)], 2),
 )
 def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
     sound, (window_s, hop_s) = recording(7.3, rate), windows
@@ -141,6 +142,7 @@ def test_what_a_stream_cannot_use_is_refused(classify):
         build(smooth=3).stream([sound], 16_000)
 
 
+@pytest.mark.slow
 def test_the_example_prints_a_line_for_each_window_of_a_file(classify, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "checkpoint"
     classify.model.save_pretrained(folder)

@@ -11,6 +11,7 @@ import torch
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import predict as predict_ser
 from ser.training.familiarity import fit_familiarity
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 RATE = 44_100
@@ -129,7 +130,7 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("window", [[], ["--window", "0.5"]])
+@pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
 def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp_path, capsys, window):
     clips = tmp_path / "clips"
     for label, sound in (("angry", voice(1.0, f0=130.0, seed=80)), ("sad", noise(RATE)), ("happy", np.zeros(RATE))):

@@ -6,15 +6,16 @@ from torch.nn import functional as F
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import ConvNet, MaxMViTForAudioClassification, create_backbone
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_config
 
 RESNET = ("resnet10t", {"channels": [8, 16, 24, 32], "stem_width": 8})
 MADE_OF_CONVOLUTIONS = [
     RESNET,
+    ("convnet", {"channels": [8, 16, 24]}),
     ("convnextv2_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
     ("mobilenetv3_small_050", {}),
     ("test_efficientnet", {}),
-    ("convnet", {"channels": [8, 16, 24]}),
     ("densenet121", {"block_config": [1, 1, 1, 1], "growth_rate": 8}),
 ]
 MADE_FOR_A_SIZE = [
@@ -35,10 +36,7 @@ def pair(clips=2, height=64, width=96):
 
 @pytest.mark.parametrize(
     "name, kwargs",
-    [
-        pytest.param(*made, marks=() if made[0] in ("resnet10t", "convnet", "test_vit") else pytest.mark.slow)
-        for made in (*MADE_OF_CONVOLUTIONS, *MADE_FOR_A_SIZE)
-    ],
+    [*first_fast(MADE_OF_CONVOLUTIONS, 2), *first_fast(MADE_FOR_A_SIZE)],
     ids=lambda value: str(value)[:20],
 )
 def test_a_backbone_trains_and_reloads_exactly(name, kwargs, tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_maxmvit import Familiarity, MaxMViTForAudioClassification, MaxMViTModel
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_images, tiny_model
 
 KEYS = {f"familiarity.{name}" for name in ("class_means", "scale", "components", "variances", "distances")}
@@ -95,7 +96,7 @@ def test_logits_do_not_depend_on_it_and_training_does_without():
     assert model.train()(**images).familiarity is None
 
 
-@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("seed", first_fast([0, 5]))
 def test_a_checkpoint_keeps_it(seed, tmp_path):
     model, images = familiar_model(seed), tiny_images(6, seed=seed)
     model.save_pretrained(tmp_path)
@@ -109,6 +110,7 @@ def test_a_checkpoint_keeps_it(seed, tmp_path):
     assert not info["unexpected_keys"] and not info["missing_keys"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_half_precision_its_buffers_stay_whole(dtype, tmp_path):
     model = familiar_model()
@@ -130,7 +132,7 @@ def test_a_checkpoint_saved_in_half_precision_says_nearly_the_same(tmp_path):
     torch.testing.assert_close(loaded.familiarity(features), expected, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("num_labels", [3, 7])
+@pytest.mark.parametrize("num_labels", first_fast([3, 7]))
 def test_with_other_classes_it_knows_no_clip(num_labels, tmp_path):
     familiar_model().save_pretrained(tmp_path)
     model = MaxMViTForAudioClassification.from_pretrained(

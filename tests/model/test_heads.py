@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from configuration_maxmvit import FUSION_NAMES, HEAD_NAMES, MaxMViTConfig
 from modeling_maxmvit import FUSIONS, HEADS, MaxMViTForAudioClassification, tokens_of
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_config, tiny_images
 
 WIDTHS, TOKEN_WIDTHS, CLIPS = {"cqt": 6, "mel": 4}, {"cqt": 5, "mel": 3}, 2
@@ -125,7 +126,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("backbones, fusion, head, head_layers", PAIRS)
+@pytest.mark.parametrize("backbones, fusion, head, head_layers", first_fast(PAIRS, 6))
 def test_every_pair_trains_and_reloads_exactly(backbones, fusion, head, head_layers, tmp_path):
     torch.manual_seed(0)
     chosen = {"fusion": fusion, "head": head, "head_layers": head_layers, "fusion_size": 24, "hidden_size": 16}

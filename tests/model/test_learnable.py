@@ -27,6 +27,7 @@ from ser.models import load_pipeline, make_config, make_feature_extractor
 from ser.utils import DataError
 from spectrograms_maxmvit import mel_filters
 from tests.helpers.corpora import write_ravdess
+from tests.helpers.marks import first_fast
 from tests.helpers.speech import inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import noise, tiny_config, tiny_feature_extractor, tiny_learnable, voice
 from tests.helpers.training import make_arguments
@@ -52,7 +53,7 @@ def built(seed: int = 0, **changes) -> tuple[MaxMViTForAudioClassification, MaxM
 
 
 @pytest.mark.filterwarnings("ignore:n_fft")
-@pytest.mark.parametrize("backend", ["torch", "librosa"])
+@pytest.mark.parametrize("backend", first_fast(["torch", "librosa"]))
 @pytest.mark.parametrize(
     "trim_db, level, mel_representation, channels",
     product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas")),

@@ -30,6 +30,7 @@ from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
 from tests.helpers.tiny import tiny_config, tiny_images, tiny_learnable, voice
 
+pytestmark = pytest.mark.slow
 BATTERY = Path(__file__).parents[2] / f".cache/transformers-{transformers.__version__}/tests"
 
 
@@ -84,7 +85,6 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
     tester = MaxMViTTester
     has_attentions = False
     test_resize_embeddings = False
-    test_bc_torch_dtype = pytest.mark.slow(common.ModelTesterMixin.test_bc_torch_dtype)
 
     def setUp(self):
         self.model_tester = self.tester()
@@ -140,7 +140,6 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
         self.assertTrue(all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()))
 
 
-@pytest.mark.slow
 class LearnableFiltersTest(MaxMViTModelTest):
     """The same of a model that filters its Mel images itself, without the tests of blocks of timm's backbones."""
 

@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTModel
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification, MaxMViTModel
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
 
 
@@ -398,7 +399,9 @@ LACKING = [
 ]
 
 
-@pytest.mark.parametrize("lacking", [LACKING, ["mel_backbone.norm.bias"], None], ids=["some", "one", "all"])
+@pytest.mark.parametrize(
+    "lacking", first_fast([LACKING, ["mel_backbone.norm.bias"], None]), ids=["some", "one", "all"]
+)
 @pytest.mark.parametrize("model_class", [MaxMViTModel, MaxMViTForAudioClassification])
 def test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm(model_class, lacking, tmp_path):
     saved_model = model_class(tiny_config())

@@ -37,6 +37,7 @@ from ser.models import (
     shipped_weights,
 )
 from ser.utils import DataError, UsageError
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_feature_extractor, tiny_images, tiny_model, voice
 
 LAST_WEIGHT = "classifier.out_proj.weight"
@@ -161,7 +162,7 @@ def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("fusion, head", [("concat", "mlp"), ("concat", "decoder"), ("late", "linear")])
+@pytest.mark.parametrize("fusion, head", first_fast([("concat", "mlp"), ("concat", "decoder"), ("late", "linear")]))
 def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_from_the_mean(
     fusion, head, encoders, tmp_path
 ):
@@ -192,6 +193,7 @@ def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
     assert torch.equal(after.classifier.out_proj.weight, before.classifier.out_proj.weight)
 
 
+@pytest.mark.slow
 def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
     with pytest.raises(UsageError, match="lacks weights/ravdess: name a checkpoint"):

@@ -7,6 +7,7 @@ import torch
 import pipeline_maxmvit
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
 from spectrograms_maxmvit import SpectrogramStream
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 RATE = 44_100
@@ -28,7 +29,7 @@ def in_pieces(waveform: np.ndarray, length: int):
     return (waveform[first : first + length] for first in range(0, len(waveform), length))
 
 
-@pytest.mark.parametrize("length", [7_001, 30 * RATE, 10**9])
+@pytest.mark.parametrize("length", first_fast([7_001, 30 * RATE, 10**9]))
 def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
     extractor = tiny_feature_extractor()
     whole = extractor.spectrograms(recording)[0]
@@ -60,6 +61,7 @@ def test_images_of_cut_windows_are_near_those_of_waveforms(recording):
     assert (np.mean(apart, axis=0) < (0.025, 0.006)).all() and np.max(apart) < 0.04
 
 
+@pytest.mark.slow
 def test_answers_agree_and_the_front_end_computes_each_second_once(recording, monkeypatch):
     model, extractor = tiny_model(), tiny_feature_extractor()
     seen = []

@@ -176,6 +176,7 @@ def test_cut_has_the_frames_of_a_waveform_of_this_length():
             extractor.cut(clip, start, end)
 
 
+@pytest.mark.slow
 @given(
     seconds=st.floats(0.01, 6),
     block_s=st.sampled_from([0.1, 1.0, 2.3]),

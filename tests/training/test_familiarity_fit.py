@@ -15,6 +15,7 @@ from ser.models import load_model, load_pipeline, make_config, make_model, start
 from ser.training import familiarity
 from ser.training.familiarity import fit_familiarity
 from ser.training.feature_statistics import features_with_copies, fit_feature_statistics, pooled_features
+from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_images, tiny_model
 from tests.helpers.training import clips, make_trainer
 
@@ -126,7 +127,7 @@ def test_a_single_speaker_is_held_out_by_clips():
     assert 0.02 < 1 - model.familiarity(features).mean() < 0.6
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "attention"}])
+@pytest.mark.parametrize("changes", first_fast([{}, {"fusion": "attention"}]))
 def test_a_trainer_fits_it_to_its_clips(changes, tmp_path):
     trainer = make_trainer(tmp_path, model=tiny_model(**changes))
     part = clips(48).add_column("speaker", [f"{row % 6}" for row in range(48)]).with_format("torch")
