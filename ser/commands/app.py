@@ -1,8 +1,7 @@
 """
 Serves a page that classifies the emotion of recordings: run `python app.py [MODEL]`, then open http://localhost:7860.
 
-Needs requirements-app.txt. For a Hugging Face Space (SDK gradio, app_file app.py), push this repository unchanged and
-set the variable SER_MODEL to the name of a checkpoint; the default is the one that comes with the code.
+Needs requirements-app.txt. docs/space.md has the files of a Hugging Face Space.
 """
 
 import argparse
