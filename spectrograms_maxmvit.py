@@ -514,7 +514,8 @@ class SpectrogramStream:
 
     def cut(self, start: int, length: int) -> dict[str, torch.Tensor]:
         """Returns the frames of `length` samples from `start` on, like the extractor's `cut`."""
-        while self.end < start + length and not self.is_over:
+        # The last frame of a window may begin half a hop after its end.
+        while self.end <= start + length + max(self.hops.values()) / 2 and not self.is_over:
             self._extend()
         self._drop_before(start)
         found = {}

@@ -90,7 +90,7 @@ def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
     report = json.loads((folder / "metrics.json").read_text())
     model, extractor = load_model(folder), load_feature_extractor(folder)
     trainer_args = SERTrainingArguments(
-        output_dir=str(folder), per_device_eval_batch_size=args.batch_size, report_to="none", disable_tqdm=True
+        output_dir=str(folder), per_device_eval_batch_size=args.batch_size, report_to=["none"], disable_tqdm=True
     )
     set_up_logging(trainer_args)
     clip_args = clip_arguments(report["data_arguments"], args)

@@ -22,7 +22,7 @@ def main(folder: str, output_dir: str, *, image_size: int = 64, **settings: Any)
     model, extractor, parts = load(folder, image_size)
     rates: dict[str, Any] = {"cqt_optimizer": "adamw", "mel_optimizer": "radam", "mel_learning_rate": 5e-4}
     args = SERTrainingArguments(
-        output_dir, learning_rate=1e-3, per_device_train_batch_size=8, report_to="none", **rates, **settings
+        output_dir, learning_rate=1e-3, per_device_train_batch_size=8, report_to=["none"], **rates, **settings
     )
     trainer = SERTrainer(
         model, args, train_dataset=parts["train"], eval_dataset=parts["test"], processing_class=extractor,

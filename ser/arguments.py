@@ -378,9 +378,11 @@ class ReportArguments:
         needs=["test_window"],
     )
     calibrate: bool = option(False, "Whether to calibrate probabilities by temperature scaling on the validation set.")
-    report_to: None | str | list[str] = option(
-        "tensorboard", "Integrations for logs, such as tensorboard or wandb; or none."
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "Trackers, such as tensorboard or wandb; all of those that are installed; or none."},
     )
+    run_name: str | None = option(None, "Name of the run in trackers (default: that of the output directory).")
     log_level: str = option("passive", "Log level: debug, info, warning, error or passive.")
     push_to_hub: bool = option(False, "Whether to push the finished model to the Hub.")
     hub_model_id: str | None = option(None, "Name of the model on the Hub.")

@@ -1,14 +1,16 @@
 // The page: takes files and microphone input, and shows the answers.
 
+import { toCsv, toSrt, toTextGrid } from "./annotations.js";
 import { AudioError, LONGEST_S, Microphone, SHORTEST_S, decode, isSilent, resampled } from "./audio.js";
 import { COLOURS, clock, drawSpectrogram, drawTimeline, keepDrawn } from "./drawing.js";
 import { Recognizer } from "./recognizer.js";
 
 const HOP_S = 0.5; // from one window to the next for the microphone
+const WRITERS = { TextGrid: toTextGrid, srt: toSrt, csv: toCsv };
 const LIVE_S = 10; // minimum length of the timeline, so that it does not shrink with every window
 
 const element = (id) => document.getElementById(id);
-const timeline = { rows: [], seconds: 0 };
+const timeline = { name: "", rows: [], seconds: 0 };
 const controls = [element("file"), element("speak"), element("model")];
 let models; // models.json
 let about; // the entry of the model that is loaded
@@ -61,7 +63,7 @@ function build() {
 
 function clear(seconds = 0) {
   Object.assign(timeline, { rows: [], seconds });
-  element("along").hidden = true;
+  element("along").hidden = element("downloads").hidden = true;
   for (const { figure } of canvases) figure.hidden = true;
   showScores(null);
 }
@@ -92,10 +94,11 @@ function showImages({ images, shown }, start) {
   });
 }
 
-function addToTimeline(to, scores) {
+// Adds the window from `start` to `end`, which is drawn from the end of the previous one on.
+function addToTimeline(start, end, scores) {
   const from = timeline.rows.at(-1)?.to ?? 0;
-  timeline.rows.push({ from, to, scores });
-  timeline.seconds = Math.max(timeline.seconds, to);
+  timeline.rows.push({ from, to: end, start, end, scores });
+  timeline.seconds = Math.max(timeline.seconds, end);
   element("along").hidden = false;
   const names = timeline.rows.slice(-20).map((row) => (row.scores ? about.labels[likeliest(row.scores)] : "silence"));
   element("timeline").dataset.rows = timeline.rows.length;
@@ -138,7 +141,7 @@ async function answerInWindows(mine, name, samples) {
     const start = Math.min(Math.round(step * windowS * rate), samples.length - size);
     const answer = await classify(samples.slice(start, start + size));
     if (mine !== turn) return;
-    addToTimeline((start + size) / rate, answer?.scores ?? null);
+    addToTimeline(start / rate, (start + size) / rate, answer?.scores ?? null);
     if (!answer) continue;
     answer.scores.forEach((score, index) => (sum[index] += score));
     classified += 1;
@@ -146,9 +149,18 @@ async function answerInWindows(mine, name, samples) {
     showImages(answer, start / rate);
   }
   if (!classified) throw new AudioError(`${name} is silent from beginning to end.`);
+  timeline.name = name.replace(/\.[^.]*$/, "");
+  element("downloads").hidden = false;
   const silent = classified < count ? ` (${count - classified} more are silent)` : "";
   const windows = classified > 1 ? `the mean over ${classified} windows` : "that of one window";
   say(`${name}: ${clock(timeline.seconds)} of speech. The answer is ${windows} of ${windowS} s${silent}.`);
+}
+
+function download(suffix) {
+  const content = WRITERS[suffix](timeline.rows, about.labels);
+  const href = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
+  Object.assign(document.createElement("a"), { href, download: `${timeline.name}_emotions.${suffix}` }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 async function takeFile(file) {
@@ -187,7 +199,7 @@ async function answerLatest(mine, opened, seconds) {
   const latest = opened.between(Math.round(start * opened.rate), Math.round(seconds * opened.rate));
   const answer = await classify(await resampled(latest, opened.rate, about.samplingRate));
   if (mine !== turn) return;
-  addToTimeline(seconds, answer?.scores ?? null);
+  addToTimeline(start, seconds, answer?.scores ?? null);
   showScores(answer?.scores ?? null, "silence");
   if (answer) showImages(answer, start);
   say(`${clock(seconds)} ${answer ? "Recording …" : "Silence."}`);
@@ -258,6 +270,7 @@ function listen() {
     drop.classList.remove("over");
     take([...event.dataTransfer.files]);
   });
+  element("downloads").addEventListener("click", ({ target }) => target.dataset.suffix && download(target.dataset.suffix));
   element("speak").addEventListener("click", () => speakOrStop().catch(alarm));
   element("model").addEventListener("change", ({ target }) => load(Number(target.value)).catch(alarm));
 }

@@ -1,8 +1,7 @@
 """
 Serves a page that classifies the emotion of recordings: run `python app.py [MODEL]`, then open http://localhost:7860.
 
-Needs requirements-app.txt. For a Hugging Face Space (SDK gradio, app_file app.py), push this repository unchanged and
-set the variable SER_MODEL to the name of a checkpoint; the default is the one that comes with the code.
+Needs requirements-app.txt. docs/space.md has the files of a Hugging Face Space.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,13 @@ from matplotlib.figure import Figure  # noqa: E402
 from audio_maxmvit import AudioError, stream_audio  # noqa: E402
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline  # noqa: E402
 from ser.evaluation.plots import clock, envelope, plot_spectrograms, plot_timeline  # noqa: E402
+from ser.inference.annotations import annotations_of, write_annotations  # noqa: E402
+from ser.inference.segment_files import require_library  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.utils import UsageError, exit_code  # noqa: E402
 
 ENVELOPE_POINTS = 1200
+FORMATS = {"TextGrid": ".TextGrid", "SRT": ".srt", "CSV": ".csv"}  # of the files that are offered
 KEEP_S, CHECK_S = 600, 30  # age at which recordings and their tables are deleted, and interval of the check
 MIN_FAMILIARITY = 0.05  # below it, the page warns
 TITLE = "Speech emotion recognition"
@@ -68,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--max_queue", type=_above_zero, default=20, help="maximum number of waiting visitors (default 20)"
     )
     args = parser.parse_args(arguments)
+    for suffix in (".textgrid", ".srt"):
+        require_library(suffix)
     classify = load_pipeline(args.model, args.device)
     with _own_folder():
         page = build_page(classify, args.max_minutes, args.max_queue)
@@ -157,7 +161,8 @@ def build_page(
                 answer = gr.Label(label="Emotion", elem_id="answer")
         with gr.Column(visible=False) as along:
             timeline = gr.Plot(show_label=False, elem_id="timeline", elem_classes="full-width")
-            table = gr.DownloadButton("Download the timeline as CSV", elem_id="csv")
+            with gr.Row():
+                files = [gr.DownloadButton(f"Download as {name}", elem_id=name.lower()) for name in FORMATS]
         with gr.Row(visible=False, elem_id="images") as images:
             cqt = gr.Plot(show_label=False, min_width=300, elem_classes="full-width")
             mel = gr.Plot(show_label=False, min_width=300, elem_classes="full-width")
@@ -169,18 +174,21 @@ def build_page(
                 name = str(error).replace(str(path), Path(path or "").name)
                 hidden = {part: gr.update(visible=False) for part in (along, images)}
                 return {message: gr.update(value=f"⚠️ {name}", visible=True), answer: None, **hidden}
+            paths: list[str | None] = [None] * len(files)
+            if found["rows"]:
+                paths = list(write_files(found["rows"], Path(files[0].GRADIO_CACHE), Path(path or "").name))
             return {
                 message: gr.update(value=found["message"], visible=True),
                 answer: found["scores"],
                 along: gr.update(visible=found["timeline"] is not None),
                 timeline: found["timeline"],
-                table: found["rows"] and write_csv(found["rows"], Path(table.GRADIO_CACHE), Path(path or "").stem),
+                **dict(zip(files, paths, strict=True)),
                 images: gr.update(visible=True),
                 cqt: found["cqt"],
                 mel: found["mel"],
             }
 
-        shown = [message, answer, along, timeline, table, images, cqt, mel]
+        shown = [message, answer, along, timeline, *files, images, cqt, mel]
         gr.on([button.click, audio.stop_recording], show, [audio, window_s, hop_s], shown, show_progress_on=answer)
     return page.queue(max_size=max_queue)
 
@@ -260,18 +268,35 @@ def _read_span(path: str, rate: int, start: float, end: float) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def write_csv(rows: list[dict[str, Any]], folder: Path, name: str) -> str:
-    """Writes a timeline to a new folder below `folder`, that of gradio, which deletes it when it deletes uploads."""
+def write_files(rows: list[dict[str, Any]], folder: Path, recording: str) -> list[str]:
+    """Writes a timeline in each of `FORMATS` to a new folder below `folder`, that of gradio, which deletes it when it
+    deletes uploads; returns the paths."""
     labels = next(list(row["scores"]) for row in rows if row["scores"])
-    path = folder / uuid.uuid4().hex / f"{name}_emotions.csv"
-    path.parent.mkdir(parents=True)
+    folder = folder / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    paths = [folder / f"{Path(recording).stem}_emotions{suffix}" for suffix in FORMATS.values()]
+    table = [
+        dict.fromkeys(labels, "")
+        | row["scores"]
+        | {"start": row["start"], "end": row["end"], "prediction": row["label"]}
+        for row in rows
+    ]
+    for path in paths:
+        if path.suffix == ".csv":
+            write_csv(path, rows, labels)
+        else:
+            write_annotations(path, recording, annotations_of(table, labels))
+    return [str(path) for path in paths]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
+    """Writes a timeline as CSV, with a column for each label."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["start", "end", "label", *labels])
         for row in rows:
             scores = [f"{row['scores'][label]:.6f}" if row["scores"] else "" for label in labels]
             writer.writerow([row["start"], row["end"], row["label"], *scores])
-    return str(path)
 
 
 def command() -> int:

@@ -133,7 +133,10 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     if used := [name for name in ("metrics.json", "config.json") if (folder / name).exists()]:
         raise DataError(f"{folder} already holds a {used[0]} of another report or model: name another --output_dir.")
     trainer_args = SERTrainingArguments(
-        output_dir=args.output_dir, per_device_eval_batch_size=args.batch_size, use_cpu=args.use_cpu, report_to="none"
+        output_dir=args.output_dir,
+        per_device_eval_batch_size=args.batch_size,
+        use_cpu=args.use_cpu,
+        report_to=["none"],
     )
     set_up_logging(trainer_args)
     model, feature_extractor = load_model(checkpoint), load_feature_extractor(checkpoint)

@@ -136,6 +136,8 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
         asked = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
         for name in asked:
             if name in ("all", "none"):
+                if len(asked) > 1:
+                    raise ValueError(f"--report_to {' '.join(asked)} contradicts itself: give {name} alone.")
                 continue
             if name not in INTEGRATION_TO_CALLBACK:
                 raise ValueError(

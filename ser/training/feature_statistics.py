@@ -37,7 +37,7 @@ def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatu
 
     handle = trainer.model.base_model.register_forward_hook(keep)
     try:
-        trainer.predict(clips)
+        trainer.predict(clips, metric_key_prefix="features")  # trackers would take "test" for the test part
     finally:
         handle.remove()
     labels, speakers = (list(clips.with_format(None)[name][:]) for name in ("label", "speaker"))

@@ -53,6 +53,7 @@ from ser.training.run_settings import (
     run_settings,
 )
 from ser.training.streaming import StreamingTrainer
+from ser.training.tracking import RunTracking
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 
@@ -90,17 +91,19 @@ def plan_folds(
         print_main(args, format_label_map(corpus.options["label_map"]["classes"], corpus.label_names))
     for reason, clips in corpus.dropped.items():
         print_main(args, f"Left out: {clips:,} clips: {reason}")
+    folder = Path(args.output_dir)
+    args.run_name = args.run_name or folder.name  # trackers know the run by it, and continue it when it is resumed
     if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
         return {int(data_args.fold): args}
     if data_args.fold != "all":
         raise DataError(f"--fold must be a number from 1 to {count}, or all, not {data_args.fold!r}.")
     if args.resume_from_checkpoint and count > 1:
         raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold by --fold.")
-    folder = Path(args.output_dir)
     return {
         fold: dataclasses.replace(
             args,
             output_dir=str(fold_folder(folder, fold)),
+            run_name=f"{args.run_name}-fold{fold}",
             hub_model_id=f"{args.hub_model_id or folder.name}-fold{fold}" if args.push_to_hub else None,
         )
         for fold in range(1, count + 1)
@@ -230,7 +233,9 @@ def train_and_test(
     lengths = training_lengths(parts["train"], args.training_window, args.closed_form_classifier)
     model.config.max_clip_s, model.config.window_s = lengths["max_clip_s"], lengths["window_s"]
     clock = RunClock(args.output_dir, started)
-    trainer = trainer_for(corpus, model, parts, feature_extractor, data_args, args, callbacks=[clock])
+    facts: dict[str, int | str] = {"corpus": corpus.name, "protocol": split.name, "fold": fold}
+    tracking = RunTracking(facts | {f"{part}_clips": len(clips) for part, clips in parts.items()})
+    trainer = trainer_for(corpus, model, parts, feature_extractor, data_args, args, callbacks=[clock, tracking])
     if any(parameter.requires_grad for parameter in model.parameters()):
         trainer.train(resume_from_checkpoint=checkpoint)
     fit_feature_statistics(trainer, parts["train"])
@@ -279,6 +284,8 @@ def train_and_test(
                 "familiarity": trainer.model.config.familiarity,
             },
         )
+        if trainer.is_world_process_zero():
+            tracking.log_report(trainer, report, Path(args.output_dir) / "confusion_matrix.png")
         if over_windows:
             print_main(args, f"By windows of {args.test_window:g} s:\n{format_report(over_windows)}")
         print_main(args, f"{format_report(report)}\nReport, predictions and model: {args.output_dir}")

@@ -1,12 +1,15 @@
 """The page in a real browser. Needs requirements-app.txt, Playwright's Python client and the system's Chromium."""
 
 import csv
+import itertools
 import re
 import shutil
 
 import numpy as np
+import pysubs2
 import pytest
 import soundfile
+from praatio import textgrid
 
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
@@ -98,7 +101,8 @@ def test_a_clip_that_is_uploaded_gets_its_label_and_both_images(page, files):
     playwright.expect(page.locator("#images img")).to_have_count(2)
     assert page.title() == "Speech emotion recognition"
     playwright.expect(page.locator("#message")).to_contain_text("0:01 of speech, classified as one clip")
-    playwright.expect(page.locator("#csv")).not_to_be_visible()
+    for name in ("csv", "textgrid", "srt"):
+        playwright.expect(page.locator(f"#{name}")).not_to_be_visible()
 
 
 def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
@@ -108,14 +112,20 @@ def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
         "0:10 of speech. The answer is the mean over 4 windows of 3 s; the images show where"
     )
     page.wait_for_selector("#timeline img")
-    with page.expect_download() as download:
-        page.click("#csv")
-    download.value.save_as(tmp_path / "timeline.csv")
-    assert download.value.suggested_filename == "long_emotions.csv"
+    for name in ("csv", "textgrid", "srt"):
+        with page.expect_download() as download:
+            page.click(f"#{name}")
+        download.value.save_as(tmp_path / f"timeline.{name}")
+        assert download.value.suggested_filename.lower() == f"long_emotions.{name}"
     with open(tmp_path / "timeline.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(float(row["start"]), float(row["end"])) for row in rows] == [(0, 3), (3, 6), (6, 9), (7, 10)]
     assert all(sum(float(row[label]) for label in LABELS) == pytest.approx(1, abs=1e-4) for row in rows)
+    tiers = textgrid.openTextgrid(str(tmp_path / "timeline.textgrid"), includeEmptyIntervals=False)
+    labels = [label for label, _ in itertools.groupby(row["label"] for row in rows)]
+    assert [interval.label for interval in tiers.getTier("emotion").entries] == labels
+    subtitles = pysubs2.load(str(tmp_path / "timeline.srt"))
+    assert [event.text for event in subtitles] == labels and subtitles[-1].end == 10_000
 
 
 @pytest.mark.parametrize("page", [DESKTOP], indirect=True)

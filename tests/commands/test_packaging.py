@@ -112,6 +112,7 @@ def test_what_is_imported_is_declared():
     exporting = module_names("requirements-export")
     extras = {"gradio": "app.py", "peft": "finetuning.py", "av": "audio_maxmvit.py"}
     extras |= dict.fromkeys(("praatio", "pympi", "pysubs2"), "annotations.py") | dict.fromkeys(exporting, "onnx.py")
+    extras |= dict.fromkeys(("mlflow", "trackio", "wandb"), "tracking.py")  # of users who name them by --report_to
     assert undeclared.keys() == extras.keys()
     assert {name: file for name, file in undeclared.items() if name != "praatio"}.items() <= extras.items()
     assert "gradio" in module_names("requirements-app") and EXTRAS["lora"] == ["peft>=0.18"]

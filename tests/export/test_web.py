@@ -1,7 +1,9 @@
 """The page that needs no server, in a real browser. Needs what `python -m web.build` fetches and makes, Playwright's
 Python client and the system's Chromium."""
 
+import csv
 import functools
+import itertools
 import json
 import os
 import re
@@ -193,6 +195,19 @@ def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows
     mean = np.mean(classified, axis=0)
     np.testing.assert_allclose(scores(page), mean, atol=1e-3)
     assert page.inner_text("#best") == recognizer.labels[int(mean.argmax())]
+    labels = [
+        recognizer.labels[int(window["scores"].argmax())] if "scores" in window else "silence" for window in expected
+    ]
+    with page.expect_download() as download:
+        page.click("#downloads button[data-suffix=csv]")
+    assert download.value.suggested_filename == f"{name}_emotions.csv"
+    rows = list(csv.DictReader(download.value.path().read_text().splitlines()))
+    assert [row["label"] for row in rows] == labels
+    assert [float(row["end"]) for row in rows] == [pytest.approx(window["end"], abs=1e-3) for window in expected]
+    with page.expect_download() as download:
+        page.click("#downloads button[data-suffix=srt]")
+    said = [label for label, _ in itertools.groupby(labels) if label != "silence"]
+    assert download.value.path().read_text().splitlines()[2::4] == said
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)

@@ -20,9 +20,9 @@ TIME = {  # each time, without what stands around it
     ".TextGrid": r"(?<= )[\d.]+(?= \n)|(?<=\n)[\d.]+(?=\n)", ".eaf": r"(?<=VALUE=\")\d+",
 }  # fmt: skip
 MARKS = {  # what holds a format together; one of these is lost
-    ".csv": ",(?! )", ".tsv": "\t", ".jsonl": '[{}":,]', ".rttm": "SPEAKER|<NA> <NA> (?=anna|ben)|(?<= 1 )[^ ]+ ",
-    ".srt": "-->|:", ".vtt": "WEBVTT|-->|:(?=\\d)", ".json": '[][{}":,]', ".txt": "\t(?=\\d)", ".TextGrid": '"',
-    ".eaf": "[<>]",
+    ".csv": ",(?! )", ".tsv": "\t", ".jsonl": '[{}":]|,(?! never)',
+    ".rttm": "SPEAKER|<NA> <NA> (?=anna|ben)|(?<= 1 )[^ ]+ ", ".srt": "-->|:", ".vtt": "WEBVTT|-->|:(?=\\d)",
+    ".json": '[][{}":]|,(?! never)', ".txt": "\t(?=\\d)", ".TextGrid": '"', ".eaf": "[<>]",
 }  # fmt: skip
 NO_TIME = ("x", "", "nan", "-1", "inf", "1e999", "1_0", "--", "0x1")
 # Of these, any cut is noticed; of the others, one between two lines is not.

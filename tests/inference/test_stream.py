@@ -1,5 +1,6 @@
 """Answers while a recording arrives, against those along the whole recording."""
 
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import soundfile
 import torch
 
-from audio_maxmvit import AudioError
+from audio_maxmvit import AudioError, read_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from ser.models import load_pipeline
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -71,6 +73,19 @@ def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
     for seed, most in ((0, 3_000), (1, 3 * rate)):
         assert_same(list(classify.stream(in_chunks(sound, seed, most), rate, window_s, hop_s)), expected)
     assert "silence" in {row["label"] for row in expected} or window_s >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
+@pytest.mark.parametrize("hop_s", [1.0, 0.5])
+def test_rows_of_real_speech_are_those_along_the_whole_recording(hop_s):
+    """By the shipped model; `python -m benchmarks.live` does the same for minutes."""
+    classify = load_pipeline(None, "cpu")
+    clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
+    sound = np.concatenate([read_audio(clip, 48_000) for clip in clips[5::293]])
+    expected = classify({"array": sound, "sampling_rate": 48_000}, window_s=3.0, hop_s=hop_s)
+    assert len({row["label"] for row in expected}) > 1 and len(sound) > 15 * 48_000
+    assert_same(list(classify.stream(in_chunks(sound, 0, 96_000), 48_000, 3.0, hop_s)), expected)
 
 
 def test_options_of_answers_apply_as_along_a_recording(classify):

@@ -51,6 +51,23 @@ def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
     )
 
 
+@pytest.mark.parametrize("step_s", [0.25, 1.0, 4.0])
+def test_no_window_loses_a_frame_where_the_steps_of_the_stream_end(recording, step_s):
+    extractor, short = tiny_feature_extractor(), recording[: 10 * RATE]
+    whole = extractor.spectrograms(short)[0]
+    step = SpectrogramStream(iter([short]), extractor, torch.device("cpu"), step_s).step
+    stream = SpectrogramStream(in_pieces(short, 3_001), extractor, torch.device("cpu"), step_s)
+    length = 44_032 + 311
+    ends = [n * step + beside for n in range(5, len(short) // step - 4) for beside in (-400, -255, -100, 0, 90)]
+    for start in sorted(end - length for end in ends if end > length):
+        for name, db in stream.cut(start, length).items():
+            hop = extractor.hops[name]
+            first = round(start / hop)
+            expected = whole[name][..., first : first + 1 + length // hop]
+            assert db.shape == expected.shape, (name, start)
+            assert (db - expected)[expected > expected.max() - 80].abs().max() < 0.5
+
+
 def test_images_of_cut_windows_are_near_those_of_waveforms(recording):
     extractor = tiny_feature_extractor(image_size=128)
     stream = SpectrogramStream(in_pieces(recording, RATE), extractor, torch.device("cpu"))
