@@ -57,6 +57,7 @@ def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | Non
 TRAINED_BACKBONES = "no freeze_backbones or unfreeze_epoch"
 CQT, MEL, SPEECH = ["cqt_backbone"], ["mel_backbone"], ["speech_encoder"]
 FILTERS = ["filter_bank=learnable"]
+WITH_DIMENSIONS, WITH_CLASSES, ONLY_CLASSES = ["no target=emotion"], ["no target=dimensions"], ["target=emotion"]
 TRAINED_CQT, TRAINED_MEL, TRAINED_FILTERS = ([*needs, TRAINED_BACKBONES] for needs in (CQT, MEL, FILTERS))
 TRAINED_SPEECH = [*SPEECH, TRAINED_BACKBONES, "no freeze_speech_encoder"]
 
@@ -252,12 +253,20 @@ class LossArguments:
     """Loss"""
 
     class_weights: Literal["none", "balanced"] = option(
-        "none", "Weights of the classes in the loss; balanced: inverse to their frequency."
+        "none", "Weights of the classes in the loss; balanced: inverse to their frequency.", needs=WITH_CLASSES
     )
     label_smoothing_factor: float = option(
-        0.0, "Share of the target that is spread evenly over all classes.", at_least=0, below=1
+        0.0, "Share of the target that is spread evenly over all classes.", at_least=0, below=1, needs=WITH_CLASSES
     )
-    focal_gamma: float = option(0.0, "Exponent of the focal loss; 0: cross-entropy.", at_least=0)
+    focal_gamma: float = option(0.0, "Exponent of the focal loss; 0: cross-entropy.", at_least=0, needs=WITH_CLASSES)
+    dimension_loss: Literal["ccc", "mse", "mae"] = option(
+        "ccc",
+        "Loss of dimensions: ccc (1 - concordance correlation coefficient), mse or mae (squared, absolute error).",
+        needs=WITH_DIMENSIONS,
+    )
+    dimension_weight: float = option(
+        1.0, "Weight of the loss of dimensions beside that of classes.", above=0, needs=["target=both"]
+    )
     skip_nonfinite_steps: int = option(
         0, "Number of steps with a non-finite loss that are skipped before the run stops.", at_least=0
     )
@@ -346,7 +355,7 @@ class ReportArguments:
     metric_for_best_model: str | None = option(
         "UA",
         "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1 or "
-        "loss; with soft labels also KL, JS or soft_macro_f1.",
+        "loss; with soft labels also KL, JS or soft_macro_f1; of dimensions CCC (their default), pearson or MAE.",
     )
     load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last.")
     eval_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to evaluate.")
@@ -369,7 +378,7 @@ class ReportArguments:
     )
     logging_nan_inf_filter: bool = option(False, "Whether to leave non-finite losses out of the logs.")
     test_window: float | None = option(
-        None, "Seconds of windows over which test clips are scored a second time.", above=0
+        None, "Seconds of windows over which test clips are scored a second time.", above=0, needs=ONLY_CLASSES
     )
     test_hop: float | None = option(
         None,
@@ -377,7 +386,9 @@ class ReportArguments:
         above=0,
         needs=["test_window"],
     )
-    calibrate: bool = option(False, "Whether to calibrate probabilities by temperature scaling on the validation set.")
+    calibrate: bool = option(
+        False, "Whether to calibrate probabilities by temperature scaling on the validation set.", needs=ONLY_CLASSES
+    )
     report_to: None | str | list[str] = option(
         "tensorboard", "Integrations for logs, such as tensorboard or wandb; or none."
     )
@@ -438,13 +449,35 @@ class CorpusArguments:
     label_column_name: str | None = option(None, "Class column of a data set of your own.")
     speaker_column_name: str | None = option(None, "Speaker column of a data set of your own.")
     label_map: str | None = option(None, "YAML file that maps classes to their spellings in the corpora, or default.")
-    labels: list[str] | None = option(None, "Classes to keep, in this order.")
-    merge_labels: list[str] | None = option(None, "Pairs of classes to merge, such as excited=happy.")
-    unique_vote: bool = option(False, "Whether to keep only clips whose votes have a single maximum (IEMOCAP).")
+    labels: list[str] | None = option(None, "Classes to keep, in this order.", needs=WITH_CLASSES)
+    merge_labels: list[str] | None = option(
+        None, "Pairs of classes to merge, such as excited=happy.", needs=WITH_CLASSES
+    )
+    unique_vote: bool = option(
+        False, "Whether to keep only clips whose votes have a single maximum (IEMOCAP).", needs=WITH_CLASSES
+    )
     soft_labels: Literal["none", "votes"] = option(
-        "none", "votes: train on the annotators' votes, also if they do not agree."
+        "none", "votes: train on the annotators' votes, also if they do not agree.", needs=ONLY_CLASSES
     )
     drop_duplicates: bool = option(False, "Whether to keep only one of several clips of equal sound.")
+    dimension_range: list[float] | None = option(
+        None, "Ends of the scale of the dimensions in a data set of your own (default: 0 1).", needs=WITH_DIMENSIONS
+    )
+
+
+@dataclass
+class TargetArguments:
+    """Target"""
+
+    target: Literal["emotion", "dimensions", "both"] = option(
+        "emotion", "What the model learns: emotion (classes), dimensions (such as arousal), or both."
+    )
+    dimensions: list[str] | None = option(
+        None,
+        "Dimensions to learn, in this order; of a data set of your own, their columns (default: all of a known "
+        "corpus, and those of arousal, valence and dominance that others have).",
+        needs=WITH_DIMENSIONS,
+    )
 
 
 @dataclass
@@ -511,7 +544,7 @@ class TrainingPartArguments:
     scores_from: list[str] | None = option(
         None,
         "Output directories of --fold all, whose scores the report of a model without a test part quotes.",
-        needs=["protocol=everything"],
+        needs=["protocol=everything", *ONLY_CLASSES],
     )
 
 
@@ -537,7 +570,9 @@ class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
 
 
 @dataclass
-class DataArguments(TrainingPartArguments, SeveralCorporaArguments, StreamingArguments, ClipArguments):
+class DataArguments(
+    TrainingPartArguments, SeveralCorporaArguments, StreamingArguments, TargetArguments, ClipArguments
+):
     """All options about clips, for training."""
 
     def __post_init__(self) -> None:

@@ -92,8 +92,18 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     return config
 
 
-def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
-    """Returns a copy of the configuration with these classes."""
+def name_classes(
+    config: MaxMViTConfig, label_names: Sequence[str], dimensions: Mapping[str, Sequence[float]] | None = None
+) -> MaxMViTConfig:
+    """Returns a copy of the configuration with these classes and dimensions (name -> ends of its scale)."""
+    config = _with_labels(config, [*label_names, *(dimensions or ())])
+    if dimensions or config.dimensions:
+        config.problem_type = None if label_names else "regression"
+    config.dimensions = {name: [*ends] for name, ends in dimensions.items()} if dimensions else None
+    return config
+
+
+def _with_labels(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
@@ -209,7 +219,7 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
     with _quietly(), _named(checkpoint):
         model, info = MaxMViTForAudioClassification.from_pretrained(
             checkpoint,
-            config=name_classes(config, [own.id2label[index] for index in range(own.num_labels)]),
+            config=_with_labels(config, [own.id2label[index] for index in range(own.num_labels)]),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
