@@ -231,7 +231,8 @@ class BranchArguments:
     )
     closed_form_classifier: bool = option(
         False,
-        "Fit the linear classifier of a frozen speech encoder by shrunk linear discriminant analysis.",
+        "Fit the linear classifier of a frozen speech encoder by shrunk linear discriminant analysis, or its "
+        "dimensions by ridge regression.",
         needs=["freeze_speech_encoder"],
     )
     speech_frozen_layers: int | None = option(

@@ -251,14 +251,15 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
 def _set_classes(model: MaxMViTForAudioClassification, own: MaxMViTConfig, config: MaxMViTConfig) -> None:
     """Gives the last layers the classes of `config`. Classes that the checkpoint has too keep their weights; the
     others start with the mean over all of its classes, plus a small random part."""
+    rows_of = {label: row for row, label in own.id2label.items()}
     for name, parameter in list(model.named_parameters()):
         if LAST_LAYER.fullmatch(name):
             rows = parameter.mean(0).repeat(config.num_labels, *[1] * (parameter.dim() - 1))
             if parameter.dim() > 1:
                 rows += torch.empty_like(rows).normal_(std=NEW_CLASS_STD)
             for label, row in config.label2id.items():
-                if label in own.label2id:
-                    rows[row] = parameter[own.label2id[label]]
+                if label in rows_of:
+                    rows[row] = parameter[rows_of[label]]
             layer, _, leaf = name.rpartition(".")
             module = model.get_submodule(layer)
             setattr(module, leaf, torch.nn.Parameter(rows))

@@ -39,7 +39,8 @@ CARD = """---
 # {name}
 
 MaxMViT-MLP recognises the emotion of a speech clip from two images of it, a constant-Q transform and a Mel
-spectrogram{speech_input} (`config.json` describes the model). {labels}
+spectrogram{speech_input} (`config.json` describes the model).
+{labels}
 
 ## Use
 
@@ -162,7 +163,7 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "model": _choices_of_model(report.get("model_arguments", {})),
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
-        "labels": " ".join(labels),
+        "labels": "\n".join(labels),
         "what": " and ".join(["the classes"] * bool(classes) + ["the dimensions"] * bool(scales)),
         "answer": " and ".join(["one of them"] * bool(classes) + ["a value of each"] * bool(scales)),
         "seed": report["seed"],

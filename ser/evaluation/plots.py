@@ -103,7 +103,7 @@ def plot_dimensions(
         for values, label, colour in ((y, "rating", GREY), (x, "estimate", BLUE)):
             density.hist(values, bins=bins, density=True, histtype="step", color=colour, label=label)
         density.set(xlabel="estimate", ylabel="density" if place == 0 else None)
-        density.legend(loc="upper left", fontsize=8)
+        density.legend(loc="best", fontsize=8)
         for axes in (points, density):
             axes.grid(alpha=0.3)
     _save(figure, path, heading)
