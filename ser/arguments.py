@@ -231,8 +231,7 @@ class BranchArguments:
     )
     closed_form_classifier: bool = option(
         False,
-        "Fit the linear classifier of a frozen speech encoder by shrunk linear discriminant analysis, or its "
-        "dimensions by ridge regression.",
+        "Fit the classifier of a frozen speech encoder by shrunk LDA (dimensions: ridge regression).",
         needs=["freeze_speech_encoder"],
     )
     speech_frozen_layers: int | None = option(
@@ -262,12 +261,10 @@ class LossArguments:
     focal_gamma: float = option(0.0, "Exponent of the focal loss; 0: cross-entropy.", at_least=0, needs=WITH_CLASSES)
     dimension_loss: Literal["ccc", "mse", "mae"] = option(
         "ccc",
-        "Loss of dimensions: ccc (1 - concordance correlation coefficient), mse or mae (squared, absolute error).",
+        "Loss of dimensions: 1 - CCC, squared or absolute error.",
         needs=WITH_DIMENSIONS,
     )
-    dimension_weight: float = option(
-        1.0, "Weight of the loss of dimensions beside that of classes.", above=0, needs=["target=both"]
-    )
+    dimension_weight: float = option(1.0, "Weight of the dimensions.", above=0, needs=["target=both"])
     skip_nonfinite_steps: int = option(
         0, "Number of steps with a non-finite loss that are skipped before the run stops.", at_least=0
     )
@@ -355,8 +352,8 @@ class ReportArguments:
     overwrite_output_dir: bool = option(False, "Whether to start over if the output directory holds a run.")
     metric_for_best_model: str | None = option(
         "UA",
-        "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1 or "
-        "loss; with soft labels also KL, JS or soft_macro_f1; of dimensions CCC (their default), pearson or MAE.",
+        "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1, "
+        "loss; with soft labels also KL, JS, soft_macro_f1; dimensions: CCC, pearson, MAE.",
     )
     load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last.")
     eval_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to evaluate.")
@@ -461,22 +458,17 @@ class CorpusArguments:
         "none", "votes: train on the annotators' votes, also if they do not agree.", needs=ONLY_CLASSES
     )
     drop_duplicates: bool = option(False, "Whether to keep only one of several clips of equal sound.")
-    dimension_range: list[float] | None = option(
-        None, "Ends of the scale of the dimensions in a data set of your own (default: 0 1).", needs=WITH_DIMENSIONS
-    )
+    dimension_range: list[float] | None = option(None, "Ends of your own scale (default: 0 1).", needs=WITH_DIMENSIONS)
 
 
 @dataclass
 class TargetArguments:
     """Target"""
 
-    target: Literal["emotion", "dimensions", "both"] = option(
-        "emotion", "What the model learns: emotion (classes), dimensions (such as arousal), or both."
-    )
+    target: Literal["emotion", "dimensions", "both"] = option("emotion", "What to learn: classes, dimensions or both.")
     dimensions: list[str] | None = option(
         None,
-        "Dimensions to learn, in this order; of a data set of your own, their columns (default: all of a known "
-        "corpus, and those of arousal, valence and dominance that others have).",
+        "Dimensions (default: all; of your own data arousal, valence, dominance).",
         needs=WITH_DIMENSIONS,
     )
 
