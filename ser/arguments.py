@@ -353,7 +353,7 @@ class ReportArguments:
     metric_for_best_model: str | None = option(
         "UA",
         "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1, "
-        "loss; with soft labels also KL, JS, soft_macro_f1; dimensions: CCC, pearson, MAE.",
+        "loss; of soft labels KL, JS, soft_macro_f1; of dimensions CCC, pearson, MAE.",
     )
     load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last.")
     eval_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to evaluate.")
@@ -465,7 +465,7 @@ class CorpusArguments:
 class TargetArguments:
     """Target"""
 
-    target: Literal["emotion", "dimensions", "both"] = option("emotion", "What to learn: classes, dimensions or both.")
+    target: Literal["emotion", "dimensions", "both"] = option("emotion", "What to learn.")
     dimensions: list[str] | None = option(
         None,
         "Dimensions (default: all; of your own data arousal, valence, dominance).",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from ser.cli import parse_arguments
+from ser.cli import find_recipe, parse_arguments
 from ser.commands import evaluate as evaluate_ser
 from ser.commands import predict as predict_ser
 from ser.commands.train import main
@@ -369,3 +369,12 @@ def test_recordings_become_tables_of_dimensions_and_no_annotations(both, demo_co
     )
     with pytest.raises(UsageError, match="min_score=0.5 is for classes"):
         load_pipeline(str(alone), "cpu", min_score=0.5)
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_the_dimensions_of_the_demo_corpus_on_new_voices(tmp_path):
+    recipe = str(find_recipe("configs/demo_dimensions.yaml"))
+    main([recipe, f"--cache_dir={tmp_path / 'cache'}", "--report_to=none", f"--output_dir={tmp_path / 'out'}"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["speaker_disjoint"] and metrics["dimensions"]["intervals"]["by_speaker"]["CCC_arousal"][0] > 0.7
+    assert metrics["dimensions"]["CCC_valence"] > 0.7
