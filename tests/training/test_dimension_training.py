@@ -207,6 +207,7 @@ def both(demo_corpus, feature_cache, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_both_reports_both_and_its_files_agree(both, demo_corpus, feature_cache, tmp_path):
     metrics, rows = json.loads((both / "metrics.json").read_text()), read_predictions(both)
     for name in ("dimensions.png", "confusion_matrix.png", "training_curves.png", "validation_predictions.csv"):
@@ -234,6 +235,7 @@ def test_a_run_of_both_reports_both_and_its_files_agree(both, demo_corpus, featu
     assert second["dimensions"]["CCC_arousal"] == pytest.approx(metrics["dimensions"]["CCC_arousal"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_target_does_not_resume_the_run(both, demo_corpus, feature_cache):
     with pytest.raises(DataError, match="holds a run with other settings: .*target"):
         run(*data_flags(demo_corpus, feature_cache), "--output_dir", both)
@@ -249,6 +251,7 @@ def tones(folder, speakers: int = 4) -> str:
     return str(folder / "clips.csv")
 
 
+@pytest.mark.slow
 def test_folds_of_dimensions_alone_are_pooled(tmp_path, capsys):
     out = tmp_path / "out"
     flags = [*TINY, "--dataset_name", tones(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
@@ -339,6 +342,7 @@ def test_the_pipeline_answers_dimensions_as_they_are_and_in_their_order(fields):
                 classify(sound, **options)
 
 
+@pytest.mark.slow
 def test_recordings_become_tables_of_dimensions_and_no_annotations(both, demo_corpus, tmp_path, capsys):
     alone = tmp_path / "alone"
     pipeline_of(ALONE).save_pretrained(alone)
