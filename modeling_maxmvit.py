@@ -1527,9 +1527,10 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                   float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
                 - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one; NaN
-                  where a value is unknown.
-                With classes and `config.dimensions` (the sum of cross-entropy and squared error): float probabilities
-                of the classes, then the values of the dimensions, `(batch_size, num_labels)`, NaN where unknown.
+                  where a value is unknown;
+                - classes and `config.dimensions` together (the sum of cross-entropy and squared error): float
+                  probabilities of the classes, then the values of the dimensions, `(batch_size, num_labels)`, NaN
+                  where unknown.
             input_values, attention_mask (`torch.Tensor`):
                 Inputs of the speech encoder, see [`MaxMViTModel.forward`].
             power_values, power_lengths (`torch.Tensor`):
