@@ -282,6 +282,10 @@ class MaxMViTConfig(PretrainedConfig):
         familiarity (`bool`, defaults to False):
             Whether the classifier keeps the distribution of its training clips' features, from which it computes how
             similar a clip is to them (`Familiarity` in `modeling_maxmvit.py`); training sets it.
+        dimensions (`dict[str, list[float]]`, *optional*):
+            Dimensions that the model estimates, such as `{"arousal": [1, 5], "valence": [1, 5]}`: the name of each,
+            and the ends of the scale on which its training data were rated, which are 0 and 1 in the output. They are
+            the last labels of `id2label`; the labels before them, if any, are classes.
         kwargs:
             The fields common to all of transformers, such as `num_labels`, `id2label` and `label2id`.
 
@@ -325,6 +329,7 @@ class MaxMViTConfig(PretrainedConfig):
     window_s: float = 3.0
     feature_statistics: bool = False
     familiarity: bool = False
+    dimensions: dict[str, list[float]] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """
@@ -381,6 +386,7 @@ class MaxMViTConfig(PretrainedConfig):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} does not work: it is a number above 0.")
         self._check_lengths()
+        self._check_dimensions()
 
     @property
     def branch_names(self) -> list[str]:
@@ -395,6 +401,13 @@ class MaxMViTConfig(PretrainedConfig):
     def inputs_of(self, branch: str) -> tuple[str, ...]:
         """Returns the arguments of `forward` that a branch takes."""
         return POWER_INPUTS if branch == "mel" and self.filter_bank == "learnable" else BRANCHES[branch].inputs
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels that are classes. The other outputs are values: dimensions, or any regression target."""
+        if self.dimensions:
+            return self.num_labels - len(self.dimensions)
+        return 0 if self.problem_type == "regression" else self.num_labels
 
     @property
     def uses_tokens(self) -> bool:
@@ -444,6 +457,26 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(
                 f"window_s={self.window_s} does not work: windows are at most as long as the longest training clip, "
                 f"max_clip_s={self.max_clip_s}. Lower the first or raise the second."
+            )
+
+    def _check_dimensions(self) -> None:
+        names, labels = list(self.dimensions or {}), list(self.id2label.values())
+        for name, ends in (self.dimensions or {}).items():
+            if len(ends) != 2 or not ends[0] < ends[1]:
+                raise ValueError(
+                    f"dimensions={shortened(self.dimensions)} does not work: {name!r} needs the two ends of its "
+                    "scale, the lower one first, such as [1, 5]."
+                )
+        # Not in their order, since transformers sorts the keys of a configuration when it saves it.
+        if names and ({*labels[-len(names) :]} != {*names} or len(labels) == len(names) + 1):
+            raise ValueError(
+                f"dimensions={shortened(names)} does not work with id2label={shortened(labels)}: dimensions are the "
+                "last labels, after two or more classes or none."
+            )
+        if names and (self.problem_type == "regression") != (len(labels) == len(names)):
+            raise ValueError(
+                f"problem_type={self.problem_type!r} does not work with dimensions={shortened(names)}: it is "
+                "'regression' without classes, and None with classes."
             )
 
     def _check_image_size(self) -> None:

@@ -1052,13 +1052,31 @@ class Familiarity(nn.Module):
 # ---- Loss ----
 
 
-def loss_of(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """Returns the mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels."""
+def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error of outputs whose target is not NaN; 0 if there are none."""
+    known = ~targets.isnan()
+    return torch.where(known, outputs - targets, 0.0).square().sum() / known.sum().clamp(min=1)
+
+
+def loss_of(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None, num_classes: int | None = None
+) -> torch.Tensor:
+    """Returns the mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels. If only
+    the first `num_classes` outputs are classes, the loss is the sum of theirs and of the squared error of the
+    others."""
     per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
     if problem_type == "regression":
         if per_class or per_clip and logits.shape[1] == 1:
-            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+            return squared_error(logits, labels.to(logits.dtype).view_as(logits))
         needed = "one number per output"
+    elif num_classes is not None and num_classes < logits.shape[1]:
+        if per_class and labels.is_floating_point():
+            labels = labels.to(logits.dtype)
+            known = ~labels[:, :num_classes].isnan().any(1)
+            entropies = F.cross_entropy(logits[known, :num_classes], labels[known, :num_classes], reduction="sum")
+            of_classes = entropies / known.sum().clamp(min=1)
+            return of_classes + squared_error(logits[:, num_classes:], labels[:, num_classes:])
+        needed = "a float probability for each class and a value for each dimension of each clip, NaN if unknown"
     elif problem_type == "multi_label_classification":
         if per_class:
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
@@ -1508,7 +1526,11 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 - None or `"single_label_classification"` (cross-entropy): class indices of shape `(batch_size,)`, or
                   float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
-                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one.
+                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one; NaN
+                  where a value is unknown;
+                - classes and `config.dimensions` together (the sum of cross-entropy and squared error): float
+                  probabilities of the classes, then the values of the dimensions, `(batch_size, num_labels)`, NaN
+                  where unknown.
             input_values, attention_mask (`torch.Tensor`):
                 Inputs of the speech encoder, see [`MaxMViTModel.forward`].
             power_values, power_lengths (`torch.Tensor`):
@@ -1549,7 +1571,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             logits, attentions = self.classifier(fused, tokens, return_attention=bool(output_attentions))
         loss = None
         if labels is not None:
-            losses = [loss_of(each.float(), labels, self.config.problem_type) for each in branch_logits or (logits,)]
+            kind, count = self.config.problem_type, self.config.num_classes
+            losses = [loss_of(each.float(), labels, kind, count) for each in branch_logits or (logits,)]
             loss = torch.stack(losses).sum()
         familiarity = None if self.familiarity is None or self.training else self.familiarity(outputs.pooler_output)
         return MaxMViTClassifierOutput(

@@ -86,6 +86,7 @@ class Recognizer:
                 f"{path} does not take waveforms: export it by export_ser.py, without --without_front_end."
             )
         self.labels: list[str] = json.loads(about["labels"])
+        self.classes = self.labels[: int(about.get("classes", len(self.labels)))]  # dimensions follow
         self.sampling_rate = int(about["sampling_rate"])
         self.min_length = int(about["min_length"])
         self.samples = (
@@ -339,26 +340,35 @@ def _text_of(value: Any, where: str) -> str:
 
 
 def table_rows(
-    windows: list[dict[str, Any]], labels: list[str], smooth: int | None, min_score: float = 0.0
+    windows: list[dict[str, Any]],
+    labels: list[str],
+    smooth: int | None,
+    min_score: float = 0.0,
+    n_classes: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the rows of a recording: one per window, smoothed, or one for all windows if `smooth` is None. The
-    prediction is "uncertain" if the best score is below `min_score`."""
+    prediction is the best of the first `n_classes` labels (default: all), empty if that is 0, and "uncertain" if its
+    score is below `min_score`."""
     scores = [window.get("scores") for window in windows]
     if smooth is None:
         scored = [row for row in scores if row is not None]
-        return [_row(np.mean(scored, axis=0) if scored else None, labels, min_score)]
+        return [_row(np.mean(scored, axis=0) if scored else None, labels, min_score, n_classes)]
     rows = []
     for index, window in enumerate(windows):
         around = [row for row in scores[max(0, index - smooth // 2) : index + smooth // 2 + 1] if row is not None]
         place = {"start": round(window["start"], 3), "end": round(window["end"], 3), "windows": len(windows)}
-        rows.append(place | _row(None if scores[index] is None else np.mean(around, axis=0), labels, min_score))
+        mean = None if scores[index] is None else np.mean(around, axis=0)
+        rows.append(place | _row(mean, labels, min_score, n_classes))
     return rows
 
 
-def _row(scores: np.ndarray | None, labels: list[str], min_score: float) -> dict[str, Any]:
+def _row(scores: np.ndarray | None, labels: list[str], min_score: float, n_classes: int | None) -> dict[str, Any]:
     if scores is None:
         return {"prediction": SILENCE}
-    return {"prediction": labels[int(scores.argmax())] if scores.max() >= min_score else UNCERTAIN} | {
+    of_classes, prediction = scores[:n_classes], ""
+    if len(of_classes):
+        prediction = labels[int(of_classes.argmax())] if of_classes.max() >= min_score else UNCERTAIN
+    return {"prediction": prediction} | {
         label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)
     }
 
@@ -373,7 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
             own = recognizer.samples / recognizer.sampling_rate
             if abs(args.window - own) > 1e-6:
                 raise InputError(f"{args.model} takes windows of {own:g} s: leave out --window, or set it to that.")
-        items = find(args.inputs, recognizer.labels)
+        items = find(args.inputs, recognizer.classes)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_STARTED
@@ -394,10 +404,11 @@ def main(arguments: list[str] | None = None) -> int:
             n_failed += 1
             continue
         smooth = None if args.window is None else args.smooth
-        for row in table_rows(windows, recognizer.labels, smooth, args.min_score):
+        options = (args.min_score, len(recognizer.classes))
+        for row in table_rows(windows, recognizer.labels, smooth, *options):
             writer.writerow({"file": file} | ({"label": label} if truth else {}) | row)
         sys.stdout.flush()
-        (overall,) = table_rows(windows, recognizer.labels, None, args.min_score)
+        (overall,) = table_rows(windows, recognizer.labels, None, *options)
         if label and overall["prediction"] in unnamed:
             unnamed[overall["prediction"]] += 1
         elif label:

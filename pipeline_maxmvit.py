@@ -223,6 +223,11 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     [{"start": 0.4, "end": 2.9, "speaker": "anna", "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
     ```
 
+    A model with dimensions (`config.dimensions`) answers `[{"label": "arousal", "score": 0.62}, ...]`, in the order of
+    the configuration and after the classes if it has any: estimates from about 0 to 1, the ends of the rating scale,
+    which are not limited to it. `top_k`, `function_to_apply`, `min_score` and `only` apply to classes. Without
+    classes, the `label` of a row is None.
+
     Overlapping windows of 1 s or more are cut out of spectrograms that are computed once along the recording, if the
     extractor's backend is `"torch"`; otherwise, the spectrograms of each window are computed from its own waveform.
     The two differ near the ends of a window: a spectrogram that is cut out includes the sound beyond them, where that
@@ -356,13 +361,22 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 f"training data, which {self.model.name_or_path!r} does not: train it again with this version, or "
                 "leave min_familiarity out."
             )
+        if given.get("min_score") is not None and not self.model.config.num_classes:
+            raise ValueError(f"min_score={given['min_score']} is for classes, and {self._without_classes()}")
         if given.get("only") is not None:
             self._check_labels(given["only"])
         return steps
 
+    def _without_classes(self) -> str:
+        labels = ", ".join(self.model.config.id2label.values())
+        return f"this model has none: it estimates {labels}. Leave it out."
+
     def _check_labels(self, only: Sequence[str]) -> None:
         """Raises `ValueError` unless `only` holds at least two labels of the model."""
-        labels = list(self.model.config.id2label.values())
+        config = self.model.config
+        labels = list(config.id2label.values())[: config.num_classes]
+        if not labels:
+            raise ValueError(f"only={list(only)!r} is for classes, and {self._without_classes()}")
         if unknown := [label for label in only if label not in labels]:
             raise ValueError(
                 f"only={list(only)!r} does not work: the model has no label {unknown[0]!r}; it has "
@@ -728,20 +742,22 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             return self._segment_rows(recording, timeline, **options, min_familiarity=min_familiarity, only=only)
         windows = recording["windows"]
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
-        kept = [index for index, label in enumerate(labels) if only is None or label in only]
+        is_class = [index < self.model.config.num_classes for index in range(len(labels))]
+        kept = [i for i, label in enumerate(labels) if only is None or label in only or not is_class[i]]
         labels = [labels[index] for index in kept]
+        count = sum(is_class[index] for index in kept)  # of classes, which precede dimensions
         if min_score is not None and self._function(function_to_apply) == "none":
             raise ValueError(
                 f"min_score={min_score} applies to probabilities, but function_to_apply='none' gives logits."
             )
-        scores = [self._scores(window, function_to_apply, kept) for window in windows]
+        scores = [self._scores(window, function_to_apply, kept, count) for window in windows]
         familiarities = [window.get("familiarity") for window in windows]
 
         def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, Any]]:
             """Returns the mean scores of classified windows, the answer if it is no label, and further columns."""
             mean = np.mean([row for row in scores[some] if row is not None], axis=0)
-            instead = UNCERTAIN if min_score is not None and float(mean.max()) < min_score else None
-            said: dict[str, Any] = {} if only is None else {"only": labels}
+            instead = UNCERTAIN if min_score is not None and float(mean[:count].max()) < min_score else None
+            said: dict[str, Any] = {} if only is None else {"only": labels[:count]}
             if min_familiarity is None:
                 return mean, instead, said
             familiarity = float(np.mean([value for value in familiarities[some] if value is not None]))
@@ -751,15 +767,17 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             if all(row is None for row in scores):
                 return [{"label": SILENCE, "score": 1.0}]
             mean, instead, columns = mean_over(slice(None))
-            best = np.argsort(-mean, kind="stable")[:top_k]
+            best = [*np.argsort(-mean[:count], kind="stable")[:top_k], *range(count, len(labels))]
             answer = [{"label": labels[index], "score": float(mean[index])} | columns for index in best]
-            return answer if instead is None else [answer[0] | {"label": instead}, *answer]
+            if instead is None:
+                return answer
+            return [answer[0] | {"label": instead} | ({} if count else {"score": 1.0}), *answer]
         rows = []
         for index, window in enumerate(windows):
             row = {"start": round(window["start"], 3), "end": round(window["end"], 3), "label": SILENCE, "scores": {}}
             if scores[index] is not None:
                 mean, instead, columns = mean_over(slice(max(0, index - smooth // 2), index + smooth // 2 + 1))
-                row["label"] = instead or labels[int(mean.argmax())]
+                row["label"] = instead or (labels[int(mean[:count].argmax())] if count else None)
                 row["scores"] = dict(zip(labels, mean.tolist(), strict=True))
                 row |= columns
             rows.append(row)
@@ -770,28 +788,37 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         windows: list[list[dict[str, Any]]] = [[] for _ in recording["segments"]]
         for window in recording["windows"]:
             windows[window["segment"]].append(window)
-        labels = self.model.config.id2label.values()
+        labels = list(self.model.config.id2label.values())
+        values = labels[self.model.config.num_classes :]
         rows = []
         for segment, parts in zip(recording["segments"], windows, strict=True):
             own = {"error": None, "windows": parts}
             answer = self.postprocess(own, **options)
             scores = {each["label"]: each["score"] for each in answer if each["label"] in labels}
             label = TOO_SHORT if _is_short(segment) else answer[0]["label"]
-            row = {"label": label, "scores": {name: scores[name] for name in labels if name in scores}}
+            row = {
+                "label": None if label in values else label,
+                "scores": {name: scores[name] for name in labels if name in scores},
+            }
             row |= {name: value for name, value in answer[0].items() if name not in ("label", "score")}
             if timeline and len(parts) > 1:
                 row["windows"] = self.postprocess(own, timeline=True, **options)
             rows.append({name: value for name, value in segment.items() if name != "place"} | row)
         return rows
 
-    def _scores(self, window: dict[str, Any], function_to_apply: str | None, kept: list[int]) -> np.ndarray | None:
-        """Returns the scores of a window for the labels of the indices `kept`, or None if it is silent."""
+    def _scores(
+        self, window: dict[str, Any], function_to_apply: str | None, kept: list[int], count: int
+    ) -> np.ndarray | None:
+        """Returns the scores of a window for the labels of the indices `kept`, of which the first `count` are classes,
+        or None if it is silent."""
         if "logits" not in window:
             return None
         functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "softmax": self._softmax, "sigmoid": torch.sigmoid, "none": lambda logits: logits,
         }  # fmt: skip
-        return functions[self._function(function_to_apply)](window["logits"][kept]).numpy()
+        logits = window["logits"][kept]
+        of_classes = functions[self._function(function_to_apply)](logits[:count])
+        return torch.cat([of_classes, logits[count:]]).numpy()
 
     def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
         temperature = self.model.config.temperature

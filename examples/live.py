@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         chunks, rate = player(args.file, args.fast) if args.file else (microphone(rate), rate)
         for row in classify.stream(chunks, rate, window_s=args.window, hop_s=args.hop):
             score = f"{row['scores'][row['label']]:.2f}" if row["label"] in row["scores"] else ""
-            print(f"{row['start']:7.1f} - {row['end']:6.1f} s  {row['label']:<10} {score}".rstrip(), flush=True)
+            if row["label"] is None:  # a model of dimensions without classes
+                score = "  ".join(f"{name} {value:.2f}" for name, value in row["scores"].items())
+            print(f"{row['start']:7.1f} - {row['end']:6.1f} s  {row['label'] or '':<10} {score}".rstrip(), flush=True)
     except (AudioError, UsageError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -57,6 +57,7 @@ def check_bounds(arguments: Any, others: Mapping[str, Mapping[str, float]] | Non
 TRAINED_BACKBONES = "no freeze_backbones or unfreeze_epoch"
 CQT, MEL, SPEECH = ["cqt_backbone"], ["mel_backbone"], ["speech_encoder"]
 FILTERS = ["filter_bank=learnable"]
+WITH_DIMENSIONS, WITH_CLASSES, ONLY_CLASSES = ["no target=emotion"], ["no target=dimensions"], ["target=emotion"]
 TRAINED_CQT, TRAINED_MEL, TRAINED_FILTERS = ([*needs, TRAINED_BACKBONES] for needs in (CQT, MEL, FILTERS))
 TRAINED_SPEECH = [*SPEECH, TRAINED_BACKBONES, "no freeze_speech_encoder"]
 
@@ -230,7 +231,7 @@ class BranchArguments:
     )
     closed_form_classifier: bool = option(
         False,
-        "Fit the linear classifier of a frozen speech encoder by shrunk linear discriminant analysis.",
+        "Fit the classifier of a frozen speech encoder by shrunk LDA (dimensions: ridge regression).",
         needs=["freeze_speech_encoder"],
     )
     speech_frozen_layers: int | None = option(
@@ -252,12 +253,18 @@ class LossArguments:
     """Loss"""
 
     class_weights: Literal["none", "balanced"] = option(
-        "none", "Weights of the classes in the loss; balanced: inverse to their frequency."
+        "none", "Weights of the classes in the loss; balanced: inverse to their frequency.", needs=WITH_CLASSES
     )
     label_smoothing_factor: float = option(
-        0.0, "Share of the target that is spread evenly over all classes.", at_least=0, below=1
+        0.0, "Share of the target that is spread evenly over all classes.", at_least=0, below=1, needs=WITH_CLASSES
     )
-    focal_gamma: float = option(0.0, "Exponent of the focal loss; 0: cross-entropy.", at_least=0)
+    focal_gamma: float = option(0.0, "Exponent of the focal loss; 0: cross-entropy.", at_least=0, needs=WITH_CLASSES)
+    dimension_loss: Literal["ccc", "mse", "mae"] = option(
+        "ccc",
+        "Loss of dimensions: 1 - CCC, squared or absolute error.",
+        needs=WITH_DIMENSIONS,
+    )
+    dimension_weight: float = option(1.0, "Weight of the dimensions.", above=0, needs=["target=both"])
     skip_nonfinite_steps: int = option(
         0, "Number of steps with a non-finite loss that are skipped before the run stops.", at_least=0
     )
@@ -345,8 +352,8 @@ class ReportArguments:
     overwrite_output_dir: bool = option(False, "Whether to start over if the output directory holds a run.")
     metric_for_best_model: str | None = option(
         "UA",
-        "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1 or "
-        "loss; with soft labels also KL, JS or soft_macro_f1.",
+        "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1, "
+        "loss; of soft labels KL, JS, soft_macro_f1; of dimensions CCC, pearson, MAE.",
     )
     load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last.")
     eval_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to evaluate.")
@@ -369,7 +376,7 @@ class ReportArguments:
     )
     logging_nan_inf_filter: bool = option(False, "Whether to leave non-finite losses out of the logs.")
     test_window: float | None = option(
-        None, "Seconds of windows over which test clips are scored a second time.", above=0
+        None, "Seconds of windows over which test clips are scored a second time.", above=0, needs=ONLY_CLASSES
     )
     test_hop: float | None = option(
         None,
@@ -377,7 +384,9 @@ class ReportArguments:
         above=0,
         needs=["test_window"],
     )
-    calibrate: bool = option(False, "Whether to calibrate probabilities by temperature scaling on the validation set.")
+    calibrate: bool = option(
+        False, "Whether to calibrate probabilities by temperature scaling on the validation set.", needs=ONLY_CLASSES
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "Trackers, such as tensorboard or wandb; all of those that are installed; or none."},
@@ -440,13 +449,30 @@ class CorpusArguments:
     label_column_name: str | None = option(None, "Class column of a data set of your own.")
     speaker_column_name: str | None = option(None, "Speaker column of a data set of your own.")
     label_map: str | None = option(None, "YAML file that maps classes to their spellings in the corpora, or default.")
-    labels: list[str] | None = option(None, "Classes to keep, in this order.")
-    merge_labels: list[str] | None = option(None, "Pairs of classes to merge, such as excited=happy.")
-    unique_vote: bool = option(False, "Whether to keep only clips whose votes have a single maximum (IEMOCAP).")
+    labels: list[str] | None = option(None, "Classes to keep, in this order.", needs=WITH_CLASSES)
+    merge_labels: list[str] | None = option(
+        None, "Pairs of classes to merge, such as excited=happy.", needs=WITH_CLASSES
+    )
+    unique_vote: bool = option(
+        False, "Whether to keep only clips whose votes have a single maximum (IEMOCAP).", needs=WITH_CLASSES
+    )
     soft_labels: Literal["none", "votes"] = option(
-        "none", "votes: train on the annotators' votes, also if they do not agree."
+        "none", "votes: train on the annotators' votes, also if they do not agree.", needs=ONLY_CLASSES
     )
     drop_duplicates: bool = option(False, "Whether to keep only one of several clips of equal sound.")
+    dimension_range: list[float] | None = option(None, "Ends of your own scale (default: 0 1).", needs=WITH_DIMENSIONS)
+
+
+@dataclass
+class TargetArguments:
+    """Target"""
+
+    target: Literal["emotion", "dimensions", "both"] = option("emotion", "What to learn.")
+    dimensions: list[str] | None = option(
+        None,
+        "Dimensions (default: all; of your own data arousal, valence, dominance).",
+        needs=WITH_DIMENSIONS,
+    )
 
 
 @dataclass
@@ -513,7 +539,7 @@ class TrainingPartArguments:
     scores_from: list[str] | None = option(
         None,
         "Output directories of --fold all, whose scores the report of a model without a test part quotes.",
-        needs=["protocol=everything"],
+        needs=["protocol=everything", *ONLY_CLASSES],
     )
 
 
@@ -539,7 +565,9 @@ class ClipArguments(FeatureArguments, ProtocolArguments, CorpusArguments):
 
 
 @dataclass
-class DataArguments(TrainingPartArguments, SeveralCorporaArguments, StreamingArguments, ClipArguments):
+class DataArguments(
+    TrainingPartArguments, SeveralCorporaArguments, StreamingArguments, TargetArguments, ClipArguments
+):
     """All options about clips, for training."""
 
     def __post_init__(self) -> None:

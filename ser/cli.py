@@ -392,6 +392,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     _settle_model(given)
     _settle_schedule(given)
     _settle_validation(given)
+    _settle_target(given)
     while (unused := next(_unused(given, defaults), None)) is not None:
         given.drop(*unused)
     names = [{each.name for each in fields(kind) if each.init} for kind in kinds]
@@ -465,6 +466,14 @@ def _settle_schedule(given: Given) -> None:
             given.notes.append(
                 f"The result is the last weights, not the best: --save_strategy {saves} keeps no checkpoint of those."
             )
+
+
+def _settle_target(given: Given) -> None:
+    """Sets the metric for dimensions, unless there is no validation set or the command line names one."""
+    if given.values.get("target", "emotion") == "emotion" or "metric_for_best_model" in given.line:
+        return
+    if given.values.get("metric_for_best_model", "UA") in ("UA", "WA", "accuracy"):
+        given.values["metric_for_best_model"] = "CCC"
 
 
 def _settle_validation(given: Given) -> None:
@@ -560,10 +569,19 @@ def _without(terms: Sequence[_Term], options: Iterable[str]) -> str:
 
 
 def _check_metric(args: "SERTrainingArguments", data_args: "DataArguments") -> None:
+    from ser.evaluation.dimensions import DIMENSION_SCORES
     from ser.evaluation.metrics import SCORES
     from ser.evaluation.soft_labels import DISTRIBUTION_SCORES
 
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if data_args.target != "emotion":
+        known = (*DIMENSION_SCORES, "loss", *(SCORES if data_args.target == "both" else ()))
+        if metric and metric not in known:
+            raise ValueError(
+                f"--metric_for_best_model {metric} is not computed with --target {data_args.target}: choose one of "
+                f"{', '.join(known)}."
+            )
+        return
     if metric in DISTRIBUTION_SCORES and data_args.soft_labels == "none":
         raise ValueError(f"--metric_for_best_model {metric} needs votes: add --soft_labels votes.")
     known = (*SCORES, "loss", *DISTRIBUTION_SCORES)

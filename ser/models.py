@@ -92,8 +92,18 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     return config
 
 
-def name_classes(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
-    """Returns a copy of the configuration with these classes."""
+def name_classes(
+    config: MaxMViTConfig, label_names: Sequence[str], dimensions: Mapping[str, Sequence[float]] | None = None
+) -> MaxMViTConfig:
+    """Returns a copy of the configuration with these classes and dimensions (name -> ends of its scale)."""
+    config = _with_labels(config, [*label_names, *(dimensions or ())])
+    if dimensions or config.dimensions:
+        config.problem_type = None if label_names else "regression"
+    config.dimensions = {name: [*ends] for name, ends in dimensions.items()} if dimensions else None
+    return config
+
+
+def _with_labels(config: MaxMViTConfig, label_names: Sequence[str]) -> MaxMViTConfig:
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
@@ -209,7 +219,7 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
     with _quietly(), _named(checkpoint):
         model, info = MaxMViTForAudioClassification.from_pretrained(
             checkpoint,
-            config=name_classes(config, [own.id2label[index] for index in range(own.num_labels)]),
+            config=_with_labels(config, [own.id2label[index] for index in range(own.num_labels)]),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
@@ -241,14 +251,15 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
 def _set_classes(model: MaxMViTForAudioClassification, own: MaxMViTConfig, config: MaxMViTConfig) -> None:
     """Gives the last layers the classes of `config`. Classes that the checkpoint has too keep their weights; the
     others start with the mean over all of its classes, plus a small random part."""
+    rows_of = {label: row for row, label in own.id2label.items()}
     for name, parameter in list(model.named_parameters()):
         if LAST_LAYER.fullmatch(name):
             rows = parameter.mean(0).repeat(config.num_labels, *[1] * (parameter.dim() - 1))
             if parameter.dim() > 1:
                 rows += torch.empty_like(rows).normal_(std=NEW_CLASS_STD)
             for label, row in config.label2id.items():
-                if label in own.label2id:
-                    rows[row] = parameter[own.label2id[label]]
+                if label in rows_of:
+                    rows[row] = parameter[rows_of[label]]
             layer, _, leaf = name.rpartition(".")
             module = model.get_submodule(layer)
             setattr(module, leaf, torch.nn.Parameter(rows))

@@ -104,6 +104,9 @@ def write_model(model: str, folder: Path) -> dict[str, Any]:
 
     graph = onnx.load(path)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    if int(metadata["classes"]) < len(json.loads(metadata["labels"])):
+        path.unlink()
+        raise UsageError(f"{model} estimates dimensions, and the page shows emotions only: name another model.")
     images = {output.name for output in graph.graph.output}
     extractor = load_feature_extractor(model)
     return {

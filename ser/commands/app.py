@@ -179,7 +179,7 @@ def build_page(
                 paths = list(write_files(found["rows"], Path(files[0].GRADIO_CACHE), Path(path or "").name))
             return {
                 message: gr.update(value=found["message"], visible=True),
-                answer: found["scores"],
+                answer: {name: min(max(score, 0.0), 1.0) for name, score in found["scores"].items()},  # as bars
                 along: gr.update(visible=found["timeline"] is not None),
                 timeline: found["timeline"],
                 **dict(zip(files, paths, strict=True)),
@@ -208,6 +208,7 @@ def analyse(
         raise AudioError(f"This recording was deleted, as all are after {KEEP_S / 60:g} minutes. Upload it again.")
     rate, config = classify.feature_extractor.sampling_rate, classify.model.config
     labels = [config.id2label[index] for index in range(config.num_labels)]
+    classes, dimensions = labels[: config.num_classes], labels[config.num_classes :]
     length, longest = sum(map(len, stream_audio(path, rate, max_s=max_s))), math.ceil(config.max_clip_s * rate)
     duration, is_clip = length / rate, length <= longest
     if is_clip:  # one window as long as the longest training clip
@@ -218,7 +219,8 @@ def analyse(
     if not classified:
         raise AudioError(f"{path} is silent from beginning to end.")
     scores = {label: float(np.mean([row["scores"][label] for row in classified])) for label in labels}
-    best = max(scores, key=scores.__getitem__)
+    best = max(classes or dimensions, key=scores.__getitem__)
+    highest = "clearest" if classes else "highest"
     clearest = max(classified, key=lambda row: row["scores"][best])
     waveform = _read_span(path, rate, clearest["start"], clearest["end"])
     images = _images(classify, waveform, clearest["start"])
@@ -229,9 +231,9 @@ def analyse(
     shape = envelope(stream_audio(path, rate), rate, step_s)
     return images | {
         "message": f"**{clock(duration)}** of speech. The answer is {_over(classified, rows, window_s)}; the images "
-        f"show where “{best}” is clearest, from {clock(clearest['start'])} on.{_familiarity(classified)}",
+        f"show where “{best}” is {highest}, from {clock(clearest['start'])} on.{_familiarity(classified)}",
         "scores": scores,
-        "timeline": plot_timeline(rows, shape, step_s, labels),
+        "timeline": plot_timeline(rows, shape, step_s, classes, dimensions),
         "rows": rows,
     }
 

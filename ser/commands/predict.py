@@ -106,8 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
             if not args.inputs:
                 return 0
         classify = load_classifier(args)
-        label_names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
-        scored = [name for name in label_names if args.only is None or name in args.only]
+        config = classify.model.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        label_names, dimensions = names[: config.num_classes], names[config.num_classes :]
+        check_classes(args, label_names, dimensions)
+        classes = [name for name in label_names if args.only is None or name in args.only]
+        scored = [*classes, *dimensions]
         items = find_items(args.inputs, label_names, with_speakers=args.adapt == SPEAKER and not args.segments_from)
         if args.segments_from:
             items = with_segments(items, args.segments_from, args.tiers or [])
@@ -133,13 +137,13 @@ def main(arguments: list[str] | None = None) -> int:
         table, failed = joined
     summarise(items, table, len(failed), label_names)
     if args.only:
-        print(f"Scores are divided by their sum over {', '.join(scored)} (--only).", file=sys.stderr)
+        print(f"Scores are divided by their sum over {', '.join(classes)} (--only).", file=sys.stderr)
     if args.segments_from and table.rows:
-        report_speakers(table, scored, args.table)
+        report_speakers(table, classes, dimensions, args.table)
     for file, own in paths.items():
         for path in own if file in table.rows else ():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_annotations(path, file, annotations_of(table.rows[file], scored))
+            write_annotations(path, file, annotations_of(table.rows[file], classes))
     if references:
         compare(references, table, args.segments)
     return FAILED if failed else 0
@@ -200,10 +204,23 @@ def annotation_files(args: argparse.Namespace, items: Sequence[Item]) -> dict[st
     return paths
 
 
-def report_speakers(table: Table, label_names: list[str], path: str | None) -> None:
+def check_classes(args: argparse.Namespace, label_names: Sequence[str], dimensions: Sequence[str]) -> None:
+    """Raises `UsageError` if an output or a comparison needs classes, and the model has only dimensions."""
+    names = ("annotation", "output_dir", "segments")
+    if not label_names and (given := [name for name in names if getattr(args, name) is not None]):
+        option = "--output" if given[0] == "annotation" else f"--{given[0]}"
+        raise UsageError(
+            f"{option} {getattr(args, given[0])} is for emotions, and the model has only dimensions "
+            f"({', '.join(dimensions)}): write them by --output with .csv or .jsonl."
+        )
+
+
+def report_speakers(table: Table, label_names: list[str], dimensions: list[str], path: str | None) -> None:
     """Prints the totals by speaker, and writes them beside the table if it is a file."""
-    totals = speaker_totals(table.rows, label_names)
-    print(f"\nShare of time, and mean score in brackets:\n{format_totals(totals, label_names)}", file=sys.stderr)
+    totals = speaker_totals(table.rows, label_names, dimensions)
+    shown = format_totals(totals, label_names, dimensions)
+    heading = "Share of time, and mean score in brackets" if label_names else "Means, and share of other time"
+    print(f"\n{heading}:\n{shown}", file=sys.stderr)
     if path is not None:
         write_totals(Path(path).with_suffix(".speakers.csv"), totals)
 

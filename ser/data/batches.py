@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser.data.augmentation import Augmentation, SpectrogramAugmentation
+from ser.data.corpora.dimensions import DIMENSIONS
 from ser.data.corpora.table import VOTES, shares_of
 from ser.data.features import read_clip
 
@@ -32,12 +34,14 @@ class PairCollator:
         layer_statistics (`Mapping[str, torch.Tensor]`, *optional*): digest of a waveform -> its embedding by a frozen
             speech encoder ([`layer_statistics_of`]), which replaces the waveform.
         branches (`Sequence[str]`, defaults to both): the images that the model takes, of `"cqt"` and `"mel"`.
+        num_classes (`int`, defaults to 0): number of classes beside dimensions.
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device (a
         sixth of the bytes of three normalised float32 channels); the extractor's inputs for a speech encoder, or layer
         statistics instead of the waveform; and `labels` as returned by `augmentation`, else int64 `(B,)` or, for rows
-        with `votes`, their shares, float32 `(B, C)`. There are no labels if rows have no `label`.
+        with `votes`, their shares, float32 `(B, C)`; for rows with `dimensions`, float32 `(B, num_classes + D)`, the
+        class as one-hot and the dimensions, NaN if unknown. There are no labels if rows have no `label`.
 
     Raises:
         AudioError: a clip cannot be decoded; the message names it.
@@ -51,6 +55,7 @@ class PairCollator:
         draw_versions: bool = False,
         layer_statistics: Mapping[str, torch.Tensor] | None = None,
         branches: Sequence[str] = ("cqt", "mel"),
+        num_classes: int = 0,
     ):
         self.feature_extractor = feature_extractor
         self.augmentation = augmentation
@@ -58,6 +63,7 @@ class PairCollator:
         self.draw_versions = draw_versions
         self.layer_statistics = layer_statistics
         self.branches = branches
+        self.num_classes = num_classes
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found = [self._spectrograms(row) for row in rows]
@@ -71,6 +77,8 @@ class PairCollator:
         labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else None
         if VOTES in rows[0]:
             labels = torch.tensor(shares_of([row[VOTES] for row in rows]), dtype=torch.float32)
+        if DIMENSIONS in rows[0] and labels is not None:
+            labels = self._with_dimensions(labels, [row[DIMENSIONS] for row in rows])
         if self.augmentation is not None and labels is not None and images:
             images, labels = self.augmentation(images, labels)
         batch: dict[str, Any] = {"images": {branch: values.half() for branch, values in images.items()}}
@@ -81,6 +89,14 @@ class PairCollator:
                 batch |= self.feature_extractor.powers(clips)
             batch["input_values"] = torch.stack([self.layer_statistics[content or ""] for content in contents])
         return batch if labels is None else {**batch, "labels": labels}
+
+    def _with_dimensions(self, labels: torch.Tensor, dimensions: Sequence[Any]) -> torch.Tensor:
+        values = torch.stack([torch.as_tensor(each, dtype=torch.float32) for each in dimensions])
+        if not self.num_classes:
+            return values
+        classes = one_hot(labels.clamp(min=0), self.num_classes).float()
+        classes[labels < 0] = float("nan")
+        return torch.cat([classes, values], dim=1)
 
     def _spectrograms(self, row: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str | None]:
         """Returns the spectrograms of a row and, if they come from the cache, the digest of their waveform."""

@@ -9,7 +9,14 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
-from ser.arguments import ClipArguments, CorpusArguments, DataArguments, SeveralCorporaArguments, values_of
+from ser.arguments import (
+    ClipArguments,
+    CorpusArguments,
+    DataArguments,
+    SeveralCorporaArguments,
+    TargetArguments,
+    values_of,
+)
 from ser.data.corpora.combine import load_corpora
 from ser.data.corpora.shards import Shards
 from ser.data.corpora.table import UNREADABLE, Corpus
@@ -28,15 +35,18 @@ def set_up_logging(args: TrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def read_corpus(data_args: ClipArguments, args: TrainingArguments, model_classes: Sequence[str] = ()) -> Corpus:
+def read_corpus(
+    data_args: ClipArguments, args: TrainingArguments, model_classes: Sequence[str] = (), **target: Any
+) -> Corpus:
     """Reads the corpora that the options choose.
 
     Args:
         model_classes: classes of a model that is tested on them, which a label map may contain.
+        target: `target` and `dimensions` of such a model; those of training are options.
     """
-    others: dict[str, Any] = {"model_classes": model_classes}
+    others: dict[str, Any] = {"model_classes": model_classes, **target}
     if isinstance(data_args, DataArguments):
-        others |= values_of(SeveralCorporaArguments, data_args)
+        others |= values_of(SeveralCorporaArguments, data_args) | values_of(TargetArguments, data_args)
         others.pop("corpus_sampling")
         others["streaming"] = data_args.streaming
     with first_process_first(args, "reading the corpus"):

@@ -403,7 +403,13 @@ def _stratified(corpus: Corpus, indices: list[int], share: float, seed: int) -> 
     """Separates a random share of every class; clips of equal sound stay together, without changing the sizes."""
     labels = corpus.labels
     counts = Counter(labels[i] for i in indices)
-    if rare := [corpus.label_names[label] for label, n in counts.items() if n < 2]:
+    if (lone := {label for label, n in counts.items() if n < 2}) == {-1}:  # without a class: by that of another
+        labels = [max(label, 0) for label in labels]
+        counts = Counter(labels[i] for i in indices)
+        lone = {label for label, n in counts.items() if n < 2}
+    if len(indices) < 2:
+        raise DataError(f"{corpus.source} has only one clip to train on, which cannot be divided: add clips.")
+    if rare := [corpus.label_names[label] for label in lone if label >= 0]:
         raise DataError(
             f"Class {rare[0]!r} has only one clip, which cannot be divided: add clips, or leave it out by --labels."
         )

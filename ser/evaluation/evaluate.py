@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from transformers.utils.hub import cached_file
 
+from configuration_maxmvit import MaxMViTConfig
 from pipeline_maxmvit import RELEVANCE
 from ser.arguments import ClipArguments, DataArguments, ModelArguments, check_bounds, values_of
 from ser.cli import Parser
@@ -25,7 +26,7 @@ from ser.evaluation.adaptation import adapted_logits
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
 from ser.evaluation.report import write_report
 from ser.files import check_writable
-from ser.models import load_feature_extractor, load_model, weights_digest
+from ser.models import load_config, load_feature_extractor, load_model, weights_digest
 from ser.training.arguments import SERTrainingArguments
 from ser.training.feature_statistics import pooled_features
 from ser.training.trainer import SERTrainer
@@ -103,7 +104,8 @@ def predict_only(model_args: ModelArguments, data_args: DataArguments, args: SER
     if data_args.test_dataset_name:
         clip_args.dataset_name, clip_args.data_dir = data_args.test_dataset_name, data_args.test_data_dir
     elif not clip_args.protocol and not clip_args.test_speakers:
-        clip_args.protocol = resolve_protocol(read_corpus(clip_args, args))
+        target = target_of(load_config(model_args.model_name_or_path))
+        clip_args.protocol = resolve_protocol(read_corpus(clip_args, args, **target))
     _check_fold(clip_args)
     wanted = EvaluationArguments(
         args.output_dir, batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu, seed=args.seed
@@ -140,10 +142,12 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     )
     set_up_logging(trainer_args)
     model, feature_extractor = load_model(checkpoint), load_feature_extractor(checkpoint)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    target = target_of(model.config)
+    names = labels[: model.config.num_classes]
     splits = splits_of(checkpoint)
     is_mapped = clip_args.label_map is not None or len(clip_args.dataset_name) > 1
-    corpus = read_corpus(clip_args, trainer_args, names if is_mapped else ())
+    corpus = read_corpus(clip_args, trainer_args, names if is_mapped else (), **target)
     split = _split(corpus, clip_args, args.seed)
     if is_mapped:
         shared = shared_classes(corpus.label_names, read_label_map(clip_args.label_map).of("the model", names))
@@ -162,7 +166,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     trainer = SERTrainer(
         model=model,
         args=trainer_args,
-        data_collator=PairCollator(feature_extractor),
+        data_collator=PairCollator(feature_extractor, num_classes=model.config.num_classes),
         eval_dataset=test,
         processing_class=feature_extractor,
     )
@@ -176,7 +180,7 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
     if is_mapped:  # probabilities are added as the pipeline gives them
         logits, temperature = shared.of_logits(logits / temperature), 1.0
     else:
-        logits = logits[:, columns]
+        logits = logits[:, [*columns, *map(labels.index, corpus.dimensions)]]
     return write_report(
         folder,
         dataclasses.replace(corpus, label_names=shared.names),
@@ -195,6 +199,14 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
             "clip_arguments": dataclasses.asdict(clip_args),
         },
     )
+
+
+def target_of(config: MaxMViTConfig) -> dict[str, Any]:
+    """Returns what a model predicts, as `target` and `dimensions` of [`load_corpora`]."""
+    if not config.dimensions:
+        return {}
+    dimensions = [*config.id2label.values()][config.num_classes :]
+    return {"target": "both" if config.num_classes else "dimensions", "dimensions": dimensions}
 
 
 def splits_of(checkpoint: str) -> dict | None:
@@ -222,7 +234,7 @@ def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -
     theirs = "" if "corpora" in splits else f"{trained_on[0]}/"
     mine = "" if "corpus" in corpus.clips.column_names else f"{corpus.name}/"
     speakers = {theirs + clip["speaker"] for clip in known if clip["speaker"] is not None}
-    files, who, labels = corpus.files, corpus.speakers, corpus.labels
+    files, who, classes = corpus.files, corpus.speakers, corpus.classes
     is_known = mine == "" or corpus.name in trained_on
     fields = ("file",) if is_known else ("file", "speaker", "label")
     prefix = theirs if is_known else ""
@@ -230,7 +242,7 @@ def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -
     found: dict[str, list[str]] = {"speakers": [], "clips": []}
     for i in test:
         speaker = who[i]
-        fact = {"speaker": speaker, "label": corpus.label_names[labels[i]]}
+        fact = {"speaker": speaker, "label": classes[i]}
         if speaker is not None and mine + speaker in speakers:
             found["speakers"].append(speaker)
         if ((mine if is_known else "") + files[i], *(fact[name] for name in fields[1:])) in clips:

@@ -39,7 +39,8 @@ CARD = """---
 # {name}
 
 MaxMViT-MLP recognises the emotion of a speech clip from two images of it, a constant-Q transform and a Mel
-spectrogram{speech_input} (`config.json` describes the model). Classes: {labels}.
+spectrogram{speech_input} (`config.json` describes the model).
+{labels}
 
 ## Use
 
@@ -66,7 +67,7 @@ print(classify("clip.wav"))
 
 ## Limits
 
-- The model knows only the classes above and predicts one of them, also for noise, music or silence.{familiarity}
+- The model knows only {what} above and predicts {answer}, also for noise, music or silence.{familiarity}
 - It was {done} on the recordings of {many}; other languages, microphones, noise and spontaneous speech
   lower the scores by an amount that was not measured here.
 - It recognises vocal expression, not what a person feels. Do not base decisions about people on it.
@@ -96,6 +97,17 @@ probabilities; lower is better{temperature}. The intervals are bootstrap interva
 
 ![accuracy by predicted probability](reliability.png)"""
 
+SCORES_OF_DIMENSIONS = """Protocol **{protocol}**, test part{n_speakers}. {speakers}
+
+| score | value | 95 % by clip | 95 % by speaker |
+|---|---|---|---|
+{rows}
+
+CCC is the concordance correlation coefficient, pearson the correlation, MAE the mean absolute error as a share of the
+scale; without the name of a dimension, they are means over the dimensions. Rated test clips: {clips}.
+
+![ratings by estimates](dimensions.png)"""
+
 QUOTED_SCORES = """This model was not tested. These are scores of other models that were trained by the same recipe:
 
 | measured on | protocol, seed | score | mean and standard deviation | pooled | 95 % by speaker |
@@ -117,8 +129,14 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
     candidates = (corpus["source"], corpus["options"].get("schema"))
     hub_id = next((c for c in candidates if c and HUB_ID.fullmatch(c) and not Path(c).exists()), None)
     tested = "UA" in report
-    quoted = [] if tested else report["quoted_scores"]
+    quoted = report.get("quoted_scores", [])
     scores = [_scores_of_test(report)] if tested else [_scores_of_others(quoted)] if quoted else []
+    scores += [_scores_of_dimensions(report)] if "dimensions" in report else []
+    classes, scales = report["label_names"], report.get("scales") or {}
+    labels = [f"Classes: {', '.join(classes)}."] if classes else []
+    if scales:
+        ends = (f"{name} ({low:g} to {high:g})" for name, (low, high) in scales.items())
+        labels += [f"Dimensions, whose scale (in brackets) becomes 0 to 1: {', '.join(ends)}."]
     records = {name: RECORDS.get(name) for name in corpus["options"].get("corpora", [corpus["name"]])}
     record = next(iter(records.values())) if len(records) == 1 else None
     metadata = ModelCardData(
@@ -145,10 +163,12 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "model": _choices_of_model(report.get("model_arguments", {})),
         "used": ", ".join(f"{n:,} {part}" for part, n in used.items()),
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
-        "labels": ", ".join(report["label_names"]),
+        "labels": "\n".join(labels),
+        "what": " and ".join(["the classes"] * bool(classes) + ["the dimensions"] * bool(scales)),
+        "answer": " and ".join(["one of them"] * bool(classes) + ["a value of each"] * bool(scales)),
         "seed": report["seed"],
         "scores": "\n\n".join([*(f"**{remark}**" for remark in report["remarks"]), *scores]),
-        "done": "trained and tested" if tested else "trained",
+        "done": "trained and tested" if tested or "dimensions" in report else "trained",
         "familiarity": FAMILIARITY if report.get("familiarity") else "",
     }
     with atomic_write(path) as unfinished:
@@ -209,6 +229,22 @@ def _scores_of_test(report: Mapping) -> str:
         speakers=SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
         rows=rows,
         classes=classes,
+    )
+
+
+def _scores_of_dimensions(report: Mapping) -> str:
+    """Formats the scores of dimensions as a table."""
+    own = report["dimensions"]
+    names = [name for name, value in own.items() if isinstance(value, float)]
+    return SCORES_OF_DIMENSIONS.format(
+        protocol=report["protocol"],
+        n_speakers=f" of {len(report['test_speakers'])} speakers" if report["test_speakers"] else "",
+        speakers=SPEAKERS_APART if report["speaker_disjoint"] else SPEAKERS_SHARED,
+        rows="\n".join(
+            f"| {name} | {own[name]:.3f} | " + " | ".join(_range(own, unit, name) for unit in UNITS) + " |"
+            for name in names
+        ),
+        clips=", ".join(f"{count:,} of {name}" for name, count in own["n_clips"].items()),
     )
 
 

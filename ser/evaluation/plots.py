@@ -20,6 +20,7 @@ from ser.files import atomic_write
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d1741f", "#3a8a3f", "#666666"
 CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
+MAX_POINTS = 2_000  # of a scatter plot; more are shown by their density
 MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
@@ -72,14 +73,52 @@ def plot_reliability(path: str | Path, bins: Sequence[Mapping[str, float]], head
     _save(figure, path, heading)
 
 
-def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
-    """Plots the losses, the validation UA (if there is a validation set) and the branches' learning rates by epoch.
+def plot_dimensions(
+    path: str | Path, truth: np.ndarray, estimates: np.ndarray, lines: Mapping[str, Sequence[float]], heading: str
+) -> None:
+    """Plots, for each dimension, ratings by estimates with the diagonal and the least-squares line and, below them,
+    the density of both.
 
     Args:
-        log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `learning_rate`,
+        truth: `(clips, D)`, NaN if unknown.
+        estimates: `(clips, D)`.
+        lines: slope and intercept of the line of each dimension.
+    """
+    figure = Figure(figsize=(1.2 + 3.6 * len(lines), 5.6), dpi=150, layout="constrained")
+    panels = figure.subplots(2, len(lines), sharex="col", height_ratios=(3, 1), squeeze=False)
+    for place, (name, (slope, intercept)) in enumerate(lines.items()):
+        known = ~np.isnan(truth[:, place])
+        y, x = truth[known, place], estimates[known, place]
+        ends = np.array([min(0.0, x.min()), max(1.0, x.max())])
+        points, density = panels[:, place]
+        if known.sum() > MAX_POINTS:
+            points.hexbin(x, y, gridsize=40, bins="log", cmap="Blues", mincnt=1)
+        else:
+            points.plot(x, y, ".", color=BLUE, markersize=4, alpha=0.5)
+        points.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
+        points.plot(ends, slope * ends + intercept, color=ORANGE, label=f"least squares: slope {slope:.2f}")
+        points.set(title=name, ylabel="rating" if place == 0 else None)
+        points.legend(loc="upper left", fontsize=8)
+        bins = np.linspace(ends[0], ends[1], 41).tolist()
+        for values, label, colour in ((y, "rating", GREY), (x, "estimate", BLUE)):
+            density.hist(values, bins=bins, density=True, histtype="step", color=colour, label=label)
+        density.set(xlabel="estimate", ylabel="density" if place == 0 else None)
+        density.legend(loc="best", fontsize=8)
+        for axes in (points, density):
+            axes.grid(alpha=0.3)
+    _save(figure, path, heading)
+
+
+def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], heading: str) -> None:
+    """Plots the losses, the validation UA, or CCC of dimensions (if there is a validation set), and the branches'
+    learning rates by epoch.
+
+    Args:
+        log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `eval_CCC`, `learning_rate`,
             `<branch>_learning_rate`, as `trainer.state.log_history` holds them.
     """
-    evaluated, accuracies = _series(log_history, "eval_UA")
+    score = "CCC" if _series(log_history, "eval_CCC")[1] else "UA"
+    evaluated, accuracies = _series(log_history, f"eval_{score}")
     figure = Figure(figsize=(8, 8.5 if accuracies else 5.7), dpi=150, layout="constrained")
     panels = figure.subplots(3 if accuracies else 2, 1, sharex=True)
     losses, rates = panels[0], panels[-1]
@@ -92,7 +131,7 @@ def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], headi
         label = f"best: {accuracies[best]:.3f} after epoch {evaluated[best]:g}"
         panels[1].plot(evaluated, accuracies, color=ORANGE, label="validation", marker=".")
         panels[1].plot(evaluated[best], accuracies[best], "o", color=ORANGE, markersize=9, label=label)
-        panels[1].set(ylabel="UA", ylim=(0, 1.02))
+        panels[1].set(ylabel=score, ylim=(min(0, *accuracies), 1.02))
     found = dict.fromkeys(key for entry in log_history for key in entry if key.endswith("_learning_rate"))
     keys = list(found) or ["learning_rate"]
     styles = zip(keys, (BLUE, ORANGE, GREEN, GREY), (6.0, 3.5, 1.4, 1.0), ("-", "-", "--", ":"), strict=False)
@@ -206,19 +245,30 @@ def envelope(pieces: Iterable[np.ndarray], sampling_rate: int, step_s: float) ->
     return np.concatenate(rows)
 
 
-def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: float, labels: Sequence[str]) -> Figure:
+def plot_timeline(
+    rows: Sequence[dict[str, Any]],
+    shape: np.ndarray,
+    step_s: float,
+    labels: Sequence[str],
+    dimensions: Sequence[str] = (),
+) -> Figure:
     """
-    Plots the waveform of a recording, coloured by the predicted emotion, above the scores of every emotion.
+    Plots the waveform of a recording, coloured by the predicted emotion, above the scores of every emotion, or the
+    lines of the dimensions of a model without classes.
 
     Args:
         rows: The pipeline's timeline. If there are more than 120 windows, neighbours are averaged.
         shape: `envelope` of the recording.
         step_s: Seconds of each of its rows.
-        labels: All labels of the model, in order, which determines their colours.
+        labels: All classes of the model, in order, which determines their colours.
+        dimensions: Its dimensions, if it has no classes.
     """
-    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)} | {SILENCE: SILENCE_COLOUR}
+    lines = list(dimensions) if not labels else []
+    names = [*labels, *lines]
+    colours: dict[str | None, str] = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    colours |= {SILENCE: SILENCE_COLOUR, None: GREY}
     groups = np.array_split(np.arange(len(rows)), min(len(rows), MAX_COLUMNS))
-    rows = [_mean_row([rows[index] for index in group], labels) for group in groups]
+    rows = [_mean_row([rows[index] for index in group], labels, lines) for group in groups]
     centres = np.array([(row["start"] + row["end"]) / 2 for row in rows])
     edges = np.concatenate([[0.0], (centres[:-1] + centres[1:]) / 2, [rows[-1]["end"]]])
     figure = Figure(figsize=(6, 4.2), layout="constrained", dpi=150)
@@ -226,7 +276,7 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
 
     times = np.arange(len(shape)) * step_s
     at = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, len(rows) - 1)
-    label_at = np.array([row["label"] for row in rows])[at]
+    label_at = np.array([row["label"] for row in rows], dtype=object)[at]
     for label in dict.fromkeys(label_at):
         low, high = (np.where(label_at == label, side, np.nan) for side in shape.T)
         wave.fill_between(times, low, high, color=colours[label], linewidth=0.8, step="post")
@@ -239,12 +289,20 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
         above = below + np.append(scores, scores[-1])
         stack.fill_between(edges, below, above, step="post", color=colours[label], linewidth=0)
         below = above
-    stack.set(ylabel="score", ylim=(0, 1), xlim=(0, edges[-1]), facecolor=SILENCE_COLOUR)
+    for name in lines:
+        values = np.array([row["scores"].get(name, np.nan) for row in rows])
+        stack.step(edges, np.append(values, values[-1]), where="post", color=colours[name])
+    stack.set(
+        ylabel="estimate" if lines else "score",
+        ylim=(0, 1),
+        xlim=(0, edges[-1]),
+        facecolor="white" if lines else SILENCE_COLOUR,
+    )
     stack.set_xlabel("hours : minutes : seconds" if edges[-1] >= 3600 else "minutes : seconds")
     fitting = (tick for tick in TIME_TICKS_S if edges[-1] / tick <= 8)
     stack.xaxis.set_major_locator(MultipleLocator(next(fitting, 3600 * (1 + edges[-1] // (8 * 3600)))))
     stack.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
-    shown = [*labels, *([SILENCE] if SILENCE in label_at else [])]
+    shown = [*names, *([SILENCE] if SILENCE in label_at else [])]
     figure.legend(
         handles=[Patch(color=colours[label], label=label) for label in shown],
         loc="outside lower center",
@@ -254,11 +312,12 @@ def plot_timeline(rows: Sequence[dict[str, Any]], shape: np.ndarray, step_s: flo
     return figure
 
 
-def _mean_row(rows: list[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+def _mean_row(rows: list[dict[str, Any]], labels: Sequence[str], lines: Sequence[str] = ()) -> dict[str, Any]:
     """Merges neighbouring rows into one with the mean scores of those that are not silent."""
     scored = [row["scores"] for row in rows if row["scores"]]
-    scores = {label: sum(row[label] for row in scored) / len(scored) for label in labels} if scored else {}
-    label = max(scores, key=scores.__getitem__) if scored else SILENCE
+    names = [*labels, *lines]
+    scores = {name: sum(row[name] for row in scored) / len(scored) for name in names} if scored else {}
+    label = max(labels, key=scores.__getitem__, default=None) if scored else SILENCE
     return {"start": rows[0]["start"], "end": rows[-1]["end"], "label": label, "scores": scores}
 
 

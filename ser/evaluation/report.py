@@ -1,8 +1,9 @@
 """Writes the report of a run, as numbers and plots, to its output directory.
 
-`splits.json` is written before training; then `predictions.csv`, `confusion_matrix.png` and `reliability.png` if there
-is a test set, `validation_predictions.csv` if there is a validation set, `training_curves.png`, the model card
-`README.md` and, last, `metrics.json`, whose presence means that the run is complete. Files are written atomically.
+`splits.json` is written before training; then `predictions.csv` and, for classes, `confusion_matrix.png` and
+`reliability.png`, for dimensions `dimensions.png` if there is a test set, `validation_predictions.csv` if there is a
+validation set, `training_curves.png`, the model card `README.md` and, last, `metrics.json`, whose presence means that
+the run is complete. Files are written atomically.
 """
 
 import csv
@@ -16,12 +17,14 @@ import datasets
 import numpy as np
 from scipy.special import softmax
 
+from ser.data.corpora.dimensions import DIMENSIONS, dimensions_of
 from ser.data.corpora.table import VOTES, Corpus, agreed
 from ser.data.protocols import Split
 from ser.evaluation.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
+from ser.evaluation.dimensions import DIMENSION_SCORES, dimension_scores, format_dimensions
 from ser.evaluation.metrics import SCORES, group_scores, scores
 from ser.evaluation.model_card import write_model_card
-from ser.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_training_curves
+from ser.evaluation.plots import plot_confusion_matrix, plot_dimensions, plot_reliability, plot_training_curves
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES, distribution_scores
 from ser.files import atomic_write, versions, write_json
 from ser.utils import DataError
@@ -59,8 +62,9 @@ def write_report(
         parts: the clips that were used, by part ("train", "validation", "test"), with the columns `file`, `label` and
             `speaker`; if another corpus is tested, its labels are indices into `corpus.shared_labels`, like the
             columns of `logits`. The report has a remark for each empty part (see [`REMARKS`]).
-        logits: `(clips of the test part, classes)`; None if nothing was tested, so that there are no scores.
-        validation_logits: `(clips of the validation part, classes)`, if their predictions are to be written, too, for
+        logits: `(clips of the test part, classes)`, with a column for each dimension of the corpus after the classes;
+            None if nothing was tested, so that there are no scores.
+        validation_logits: the same for the validation part, if their predictions are to be written, too, for
             a choice between runs, which must not depend on the test part.
         temperature: divisor of the logits for probabilities. If it is not 1, calibration scores at temperature 1 are
             reported, too.
@@ -78,19 +82,27 @@ def write_report(
     folder, names = Path(output_dir), corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
     tested: dict[str, Any] = {}
-    scored = list(corpus.shared_labels or names)
+    scored, dimensions = list(corpus.shared_labels or names), [*corpus.dimensions]
     if logits is not None:
-        write_predictions(folder / "predictions.csv", parts["test"], logits, scored, temperature)
+        write_predictions(folder / "predictions.csv", parts["test"], logits, scored, temperature, dimensions)
         _, speakers, labels = _facts(parts["test"])
-        probabilities = probabilities_of(logits, temperature)
-        before = None if temperature == 1 else probabilities_of(logits)
-        predictions, votes = np.asarray(logits).argmax(-1), _votes(parts["test"])
-        tested = _scored(labels, predictions, probabilities, before, votes, scored, speakers, seed)
-        tested["groups"] = _by_groups(_groups(parts["test"]), labels, predictions, votes, len(scored))
+        known, own = np.asarray(labels) >= 0, np.asarray(logits)[:, : len(scored)]
+        if scored and known.any():
+            probabilities = probabilities_of(own, temperature)
+            before = None if temperature == 1 else probabilities_of(own)
+            predictions, votes = own.argmax(-1), _votes(parts["test"])
+            tested = _scored(labels, predictions, probabilities, before, votes, scored, speakers, seed)
+            tested["groups"] = _by_groups(_groups(parts["test"]), labels, predictions, votes, len(scored))
+        if dimensions:
+            truth, estimates = dimensions_of(parts["test"]), np.asarray(logits)[:, len(scored) :]
+            own_scores = dimension_scores(truth, estimates, dimensions, speakers, seed=seed)
+            tested[DIMENSIONS] = own_scores
+            heading = dimensions_title(split.name, own_scores)
+            plot_dimensions(folder / "dimensions.png", truth, estimates, own_scores["lines"], heading)
         tested["test_speakers"] = sorted({speaker for speaker in speakers if speaker is not None})
     if validation_logits is not None:
         path = folder / "validation_predictions.csv"
-        write_predictions(path, parts["validation"], validation_logits, names, temperature)
+        write_predictions(path, parts["validation"], validation_logits, names, temperature, dimensions)
     report: dict[str, Any] = {
         "protocol": split.name,
         "speaker_disjoint": split.speaker_disjoint if tested else None,
@@ -101,6 +113,7 @@ def write_report(
         ],
         **(tested or {"quoted_scores": list(quoted)}),
         "label_names": names,
+        **({"scales": corpus.dimensions} if dimensions else {}),
         "temperature": temperature,
         "corpus": {
             "name": corpus.name,
@@ -116,7 +129,7 @@ def write_report(
         **(extra or {}),
     }
     report = without_folders(report)
-    if tested:
+    if "UA" in tested:
         plot_confusion_matrix(folder / "confusion_matrix.png", report["confusion_matrix"], scored, title(report))
         plot_reliability(folder / "reliability.png", report["calibration"]["bins"], calibration_title(report))
     if log_history:
@@ -134,9 +147,9 @@ def _by_groups(
     votes: np.ndarray | None,
     num_labels: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the scores by corpus, by the speakers' sex and by language, if there are at least two. Clips whose votes
-    tie do not count, as in all scores by a single label."""
-    sure = np.full(len(labels), True) if votes is None else agreed(votes)
+    """Returns the scores by corpus, by the speakers' sex and by language, if there are at least two. Clips without a
+    class or whose votes tie do not count, as in all scores by a single label."""
+    sure = np.asarray(labels) >= 0 if votes is None else agreed(votes)
     found = {}
     for kind, values in groups.items():
         own = [value if is_sure else None for value, is_sure in zip(values, sure, strict=True)]
@@ -162,12 +175,13 @@ def _scored(
     speakers: Sequence[str | None],
     seed: int,
 ) -> dict[str, Any]:
-    """Computes all scores of some clips; if they have votes, scores by a single label leave out ties."""
-    sure = np.full(len(labels), True) if votes is None else agreed(votes)
+    """Computes all scores of some clips that have a class; if they have votes, scores by a single label leave out
+    ties."""
+    sure = np.asarray(labels) >= 0 if votes is None else agreed(votes)
     own = [speaker for speaker, is_sure in zip(speakers, sure, strict=True) if is_sure]
     truth, before = np.asarray(labels)[sure], None if before is None else before[sure]
     found = scores(truth, np.asarray(predictions)[sure], names, own, seed=seed)
-    found |= _calibration(truth, probabilities[sure], own, seed, before)
+    found |= _calibration(truth.tolist(), probabilities[sure], own, seed, before)
     if votes is not None:
         found["distributions"] = distribution_scores(votes, probabilities, speakers, seed=seed)
     return found
@@ -212,18 +226,23 @@ def without_folders(value: Any) -> Any:
 
 REPORT_FILES = (
     "metrics.json", "predictions.csv", "validation_predictions.csv", "confusion_matrix.png", "reliability.png",
-    "training_curves.png", "README.md", "predictions_images.csv", "predictions_speech.csv",
+    "training_curves.png", "README.md", "predictions_images.csv", "predictions_speech.csv", "dimensions.png",
 )  # fmt: skip
 
 
 def splits_table(corpus: Corpus, split: Split, seed: int) -> dict:
-    """Returns the content of `splits.json`: protocol, classes, and the part, speaker and class of every clip."""
-    files, speakers, labels = corpus.files, corpus.speakers, corpus.labels
-    clips = [
-        {"file": files[i], "part": part, "speaker": speakers[i], "label": corpus.label_names[labels[i]]}
+    """Returns the content of `splits.json`: protocol, classes, and the part, speaker, class and dimensions of every
+    clip."""
+    files, speakers, classes = corpus.files, corpus.speakers, corpus.classes
+    clips: list[dict[str, Any]] = [
+        {"file": files[i], "part": part, "speaker": speakers[i], "label": classes[i]}
         for part, indices in split.parts.items()
         for i in indices
     ]
+    if corpus.dimensions:
+        values = dimensions_of(corpus.clips)
+        for clip, i in zip(clips, (i for indices in split.parts.values() for i in indices), strict=True):
+            clip[DIMENSIONS] = [None if np.isnan(value) else float(value) for value in values[i]]
     head: dict[str, Any] = {"protocol": split.name, "speaker_disjoint": split.speaker_disjoint, "seed": seed}
     if "corpus" in corpus.clips.column_names:
         head["corpora"] = sorted({*corpus.clips["corpus"][:]})
@@ -236,34 +255,49 @@ def write_predictions(
     logits: np.ndarray,
     label_names: Sequence[str],
     temperature: float = 1.0,
+    dimensions: Sequence[str] = (),
 ) -> None:
     """Writes `predictions.csv`: file, speaker, label, prediction, corpus, sex and language as far as known, one column
-    `p_<class>` with the probability of each class and, for clips with votes, one column `v_<class>`.
+    `p_<class>` with the probability of each class and, for clips with votes, one column `v_<class>`; for each
+    dimension `true_<dimension>` and `estimated_<dimension>`.
 
     Args:
         clips: with the columns `file`, `speaker`, `label`, and possibly `corpus`, `sex`, `language` and `votes`.
-        logits: `(clips, classes)`, in the same order.
+        logits: `(clips, classes + D)`, in the same order.
         temperature: divisor of the logits for probabilities.
+        dimensions: names of the D dimensions.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape != (len(clips), len(label_names)):
-        raise ValueError(f"Logits of {logits.shape} do not fit {len(clips)} clips and {len(label_names)} classes.")
+    if logits.shape != (len(clips), len(label_names) + len(dimensions)):
+        names = f"{len(label_names)} classes" + (f" and {len(dimensions)} dimensions" if dimensions else "")
+        raise ValueError(f"Logits of {logits.shape} do not fit {len(clips)} clips and {names}.")
     if not np.isfinite(logits).all():
         raise ValueError(
             f"The logits of {_facts(clips)[0][int(np.argmin(np.isfinite(logits).all(1)))]} are not finite."
         )
     votes, groups = _votes(clips), _groups(clips)
-    columns = [*groups.values(), *probabilities_of(logits, temperature).T.tolist()]
+    logits, estimates = logits[:, : len(label_names)], logits[:, len(label_names) :]
+    columns = [*groups.values(), *(probabilities_of(logits, temperature).T.tolist() if label_names else [])]
     if votes is not None:
         columns += np.pad(votes, ((0, 0), (0, len(label_names) - votes.shape[1]))).T.tolist()
     kinds = ("p", "v") if votes is not None else ("p",)
+    if dimensions:
+        truth = [
+            [None if np.isnan(value) else value for value in column] for column in dimensions_of(clips).T.tolist()
+        ]
+        columns += [*truth, *estimates.T.tolist()]
     with atomic_write(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         own = [f"{kind}_{name}" for kind in kinds for name in label_names]
-        table.writerow(["file", "speaker", "label", "prediction", *groups, *own])
-        facts = zip(*_facts(clips), logits.argmax(-1), zip(*columns, strict=True), strict=True)
-        for name, speaker, label, prediction, row in facts:
-            table.writerow([name, speaker, label_names[label], label_names[prediction], *row])
+        own += [f"{kind}_{name}" for kind in ("true", "estimated") for name in dimensions]
+        head = ["label", "prediction"] if label_names else []
+        table.writerow(["file", "speaker", *head, *groups, *own])
+        predictions = logits.argmax(-1).tolist() if label_names else [-1] * len(clips)
+        for name, speaker, label, prediction, row in zip(
+            *_facts(clips), predictions, zip(*columns, strict=True), strict=True
+        ):
+            named = [label_names[each] if each >= 0 else None for each in (label, prediction)] if label_names else []
+            table.writerow([name, speaker, *named, *row])
 
 
 def _facts(clips: datasets.Dataset) -> tuple[list, list, list]:
@@ -275,6 +309,11 @@ def _facts(clips: datasets.Dataset) -> tuple[list, list, list]:
 
 def title(report: Mapping) -> str:
     return f"{report['protocol']}\nUA {report['UA']:.3f}, WA {report['WA']:.3f}, {report['n_clips']:,} clips"
+
+
+def dimensions_title(protocol: str, tested: Mapping) -> str:
+    values = ", ".join(f"{name} {tested[name]:.3f}" for name in DIMENSION_SCORES)
+    return f"{protocol}\n{values} (means), {max(tested['n_clips'].values()):,} clips"
 
 
 def calibration_title(report: Mapping) -> str:
@@ -295,6 +334,8 @@ def format_report(report: Mapping) -> str:
                 f"{low:.3f} to {high:.3f} {unit.replace('_', ' ')}" for unit, (low, high) in _intervals(values, name)
             ]
             lines.append(f"{name} ({report['protocol']}): {values[name]:.3f} (95 %: {', '.join(ranges)})")
+    if DIMENSIONS in report:
+        lines += format_dimensions(report[DIMENSIONS], report["protocol"])
     if before := report.get("calibration", {}).get("before"):
         now = report["calibration"]
         lines.append(
@@ -334,20 +375,20 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
     """
     folder = Path(output_dir)
     reports, rows = _read_folds(folders)
-    names = reports[0]["label_names"]
-    index = {name: i for i, name in enumerate(names)}
-    truth, predicted = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
-    probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
-    speakers = [row["speaker"] or None for row in rows]
-    seed = reports[0]["seed"]
-    votes = (
-        np.array([[float(row[f"v_{name}"]) for name in names] for row in rows]) if f"v_{names[0]}" in rows[0] else None
-    )
-    groups = {kind: [row.get(kind) or None for row in rows] for kind in GROUPS}
-    temperatures = np.array([reports[row["fold"] - 1].get("temperature", 1.0) for row in rows])[:, None]
-    with np.errstate(divide="ignore"):  # a probability of 0
-        before = None if (temperatures == 1).all() else softmax(np.log(probabilities) * temperatures, axis=-1)
-    values = {name: [report[name] for report in reports] for name in SCORES}
+    names, seed = reports[0]["label_names"], reports[0]["seed"]
+    pooled = _pooled_classes(reports, rows) if names and all("UA" in report for report in reports) else {}
+    of_fold = [{name: report[name] for name in (*SCORES, "n_clips") if name in report} for report in reports]
+    if DIMENSIONS in reports[0]:
+        scales = reports[0]["scales"]
+        truth, estimates = (
+            np.array([[float(row[f"{kind}_{name}"] or "nan") for name in scales] for row in rows])
+            for kind in ("true", "estimated")
+        )
+        speakers = [row["speaker"] or None for row in rows]
+        pooled[DIMENSIONS] = dimension_scores(truth, estimates, [*scales], speakers, seed=seed)
+        for own, report in zip(of_fold, reports, strict=True):
+            own |= {name: each for name, each in report[DIMENSIONS].items() if isinstance(each, float)}
+    values = {name: [own[name] for own in of_fold] for name in of_fold[0] if name != "n_clips"}
     one = len(reports) == 1
     summary = {
         "protocol": f"{_protocol_of_fold(reports[0])}-all",
@@ -355,12 +396,10 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         "remarks": [*dict.fromkeys(remark for report in reports for remark in report.get("remarks", ()))],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
         "std": {name: None if one else float(np.std(v, ddof=1)) for name, v in values.items()},
-        "pooled": _scored(truth, np.array(predicted), probabilities, before, votes, names, speakers, seed)
-        | {"groups": _by_groups(groups, truth, np.array(predicted), votes, len(names))},
+        "pooled": pooled,
         "folds": [
-            {"protocol": r["protocol"], "temperature": r.get("temperature", 1.0)}
-            | {k: r[k] for k in ("n_clips", *SCORES)}
-            for r in reports
+            {"protocol": r["protocol"], "temperature": r.get("temperature", 1.0)} | own
+            for r, own in zip(reports, of_fold, strict=True)
         ],
         "label_names": names,
         **{key: reports[0][key] for key in ("corpus", "seed", "versions")},
@@ -374,11 +413,33 @@ def summarize_folds(output_dir: str | Path, folders: Sequence[str | Path]) -> di
         table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         table.writeheader()
         table.writerows(rows)
-    pooled = summary["pooled"] | {"protocol": f"{summary['protocol']}, pooled"}
-    plot_confusion_matrix(folder / "confusion_matrix.png", pooled["confusion_matrix"], names, title(pooled))
-    plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], calibration_title(pooled))
+    pooled = pooled | {"protocol": f"{summary['protocol']}, pooled"}
+    if "UA" in pooled:
+        plot_confusion_matrix(folder / "confusion_matrix.png", pooled["confusion_matrix"], names, title(pooled))
+        plot_reliability(folder / "reliability.png", pooled["calibration"]["bins"], calibration_title(pooled))
+    if DIMENSIONS in pooled:
+        heading = dimensions_title(pooled["protocol"], pooled[DIMENSIONS])
+        plot_dimensions(folder / "dimensions.png", truth, estimates, pooled[DIMENSIONS]["lines"], heading)
     write_json(folder / "metrics.json", summary)
     return summary
+
+
+def _pooled_classes(reports: Sequence[Mapping], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the scores by class over the test clips of all folds."""
+    names, seed = reports[0]["label_names"], reports[0]["seed"]
+    index = {name: i for i, name in enumerate(names)}
+    truth, predicted = ([index.get(row[key], -1) for row in rows] for key in ("label", "prediction"))
+    probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
+    speakers = [row["speaker"] or None for row in rows]
+    votes = (
+        np.array([[float(row[f"v_{name}"]) for name in names] for row in rows]) if f"v_{names[0]}" in rows[0] else None
+    )
+    groups = {kind: [row.get(kind) or None for row in rows] for kind in GROUPS}
+    temperatures = np.array([reports[row["fold"] - 1].get("temperature", 1.0) for row in rows])[:, None]
+    with np.errstate(divide="ignore"):  # a probability of 0
+        before = None if (temperatures == 1).all() else softmax(np.log(probabilities) * temperatures, axis=-1)
+    pooled = _scored(truth, np.array(predicted), probabilities, before, votes, names, speakers, seed)
+    return pooled | {"groups": _by_groups(groups, truth, np.array(predicted), votes, len(names))}
 
 
 def _read_folds(folders: Sequence[str | Path]) -> tuple[list[dict], list[dict[str, Any]]]:

@@ -106,8 +106,9 @@ class WholeModel(nn.Module):
     """
     Combines an optional front end, the model, and the function from logits to scores, as one module in float32.
 
-    Returns `probabilities` and `logits`, `(B, num_labels)`, and `embedding`, `(B, features)`, the pooled features of
-    the branches. With a front end, also returns its values and `shown`, under the same names, for display.
+    Returns `probabilities` (of classes; the values of dimensions) and `logits`, `(B, num_labels)`, and `embedding`,
+    `(B, features)`, the pooled features of the branches. With a front end, also returns its values and `shown`, under
+    the same names, for display.
     """
 
     def __init__(self, classify: MaxMViTAudioClassificationPipeline, has_front_end: bool):
@@ -118,6 +119,7 @@ class WholeModel(nn.Module):
             self.model.base_model.speech_encoder = OneClipSpeechEncoder.of(branches["speech"], self.model.config)
         self.names = [self.model.config.inputs_of(name)[0] for name in branches]
         self.front_end = FrontEnd(classify.feature_extractor, branches) if has_front_end else None
+        self.num_classes = self.model.config.num_classes
         self.apply_name = APPLY.get(self.model.config.problem_type, "softmax")
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -127,9 +129,12 @@ class WholeModel(nn.Module):
         hook = self.model.base_model.register_forward_hook(lambda module, args, out: pooled.append(out.pooler_output))
         logits = self.model(**made).logits
         hook.remove()
-        softmax = (logits / self.model.config.temperature).softmax(-1)
+        softmax = (logits[:, : self.num_classes] / self.model.config.temperature).softmax(-1)
         scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
-        answer = {"probabilities": scores[self.apply_name], "logits": logits, "embedding": pooled[0]}
+        answered = scores[self.apply_name]
+        if 0 < self.num_classes < logits.shape[1]:  # the dimensions follow the classes
+            answered = torch.cat([answered, logits[:, self.num_classes :]], dim=1)
+        answer = {"probabilities": answered, "logits": logits, "embedding": pooled[0]}
         return answer | ({name: made[name] for name in self.names} | shown if shown else {})
 
 
@@ -374,6 +379,7 @@ def _description(classify: MaxMViTAudioClassificationPipeline, form: Form) -> di
     return {
         "sampling_rate": str(extractor.sampling_rate),
         "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)], ensure_ascii=False),
+        "classes": str(config.num_classes),  # the first of the labels; the others are dimensions
         "samples": length if form.front_end else "",
         "min_length": str(extractor.min_length),
         "max_clip_s": str(config.max_clip_s),

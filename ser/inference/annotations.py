@@ -240,13 +240,16 @@ def identity(file: str, speaker: str | None) -> str:
     return f"{speaker} ({Path(file).name})" if LOCAL_NAME.fullmatch(speaker) else speaker
 
 
-def speaker_totals(recordings: Mapping[str, Sequence[Row]], label_names: Sequence[str]) -> list[dict[str, Any]]:
+def speaker_totals(
+    recordings: Mapping[str, Sequence[Row]], label_names: Sequence[str], dimensions: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """
     Sums the rows of segments up by speaker, in the order of their names; segments without one come last.
 
     Args:
         recordings: The rows of each recording.
-        label_names: The columns that hold scores.
+        label_names: The columns that hold scores of classes.
+        dimensions: The columns of dimensions, for which there is the mean only (`arousal_score`).
 
     Returns:
         For each speaker `speaker`, `segments`, `seconds`; for each label its share of these seconds (`happy_time`) and
@@ -256,6 +259,7 @@ def speaker_totals(recordings: Mapping[str, Sequence[Row]], label_names: Sequenc
     seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     counts: Counter[str] = Counter()
+    scored = [*label_names, *dimensions]
     for file, rows in recordings.items():
         for _, group in groupby(rows, key=lambda row: row["segment"]):
             own = list(group)
@@ -263,10 +267,11 @@ def speaker_totals(recordings: Mapping[str, Sequence[Row]], label_names: Sequenc
             counts[name] += 1
             for (start, end), row in zip(spans(own), own, strict=True):
                 label = row["prediction"]
-                seconds[name][label if label in label_names else "other"] += end - start
-                if row[label_names[0]] not in (None, "") and label != TOO_SHORT:
+                is_answer = label in label_names or not label  # None or "" for a row of dimensions only
+                seconds[name][(label or "") if is_answer else "other"] += end - start
+                if row[scored[0]] not in (None, "") and label != TOO_SHORT:
                     sums[name][""] += end - start
-                    for each in label_names:
+                    for each in scored:
                         sums[name][each] += float(row[each]) * (end - start)
     totals = []
     for name in sorted(seconds, key=lambda name: (not name, name)):
@@ -275,15 +280,19 @@ def speaker_totals(recordings: Mapping[str, Sequence[Row]], label_names: Sequenc
         for label in label_names:
             row[f"{label}_time"] = round(seconds[name][label] / total, 6) if total else 0.0
             row[f"{label}_score"] = round(sums[name][label] / classified, 6) if classified else ""
+        for label in dimensions:
+            row[f"{label}_score"] = round(sums[name][label] / classified, 6) if classified else ""
         totals.append(row | {"other_time": round(seconds[name]["other"] / total, 6) if total else 0.0})
     return totals
 
 
-def format_totals(totals: Sequence[Row], label_names: Sequence[str]) -> str:
-    """Formats totals as a table: for each speaker and label the share of time, and in brackets the mean score."""
-    lines = [["speaker", "segments", "seconds", *label_names, "other"]]
+def format_totals(totals: Sequence[Row], label_names: Sequence[str], dimensions: Sequence[str] = ()) -> str:
+    """Formats totals as a table: for each speaker and class the share of time, and in brackets the mean score; then
+    the mean of each dimension."""
+    lines = [["speaker", "segments", "seconds", *label_names, *dimensions, "other"]]
     for row in totals:
         cells = [f"{row[f'{label}_time']:.2f} ({row[f'{label}_score'] or 0:.2f})" for label in label_names]
+        cells += [f"{row[f'{label}_score'] or 0:.2f}" for label in dimensions]
         speaker = "".join(char if char.isprintable() else "\ufffd" for char in row["speaker"] or "(none)")
         lines.append([speaker, str(row["segments"]), f"{row['seconds']:.1f}", *cells, f"{row['other_time']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

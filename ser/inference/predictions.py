@@ -99,9 +99,8 @@ def _listed_items(path: Path, label_names: list[str], with_speakers: bool) -> li
         raise DataError(f"{path} lists no file.")
     if nameless := [str(line) for line, row in table.rows if not row[file_column]]:
         raise DataError(f"{path} names no file in line {', '.join(nameless)}; fill in the names or remove the lines.")
-    has_labels = (
-        "label" in table.columns and not {"start", "end"} <= table.columns
-    )  # labels of segments are not labels of files
+    # Labels of segments are not labels of files, and a model without classes has none.
+    has_labels = bool(label_names) and "label" in table.columns and not {"start", "end"} <= table.columns
     items: dict[str, Item] = {}
     line_of: dict[str, int] = {}
     for line, row in table.rows:
@@ -131,10 +130,11 @@ class Table:
         path: The file, or None for CSV on the standard output.
         columns: Names, in order. If `windows`, or `rows` of segments, is one of them, its value is the number of rows
             of a recording.
-        label_names: The columns that hold scores.
+        label_names: The columns that hold scores, of classes and then of dimensions.
         origin: What the scores depend on besides the recording, by name. It is stored in a file beside the table, so
             that rows are added only to rows of the same origin.
         keeps_rows: Whether `rows` is filled.
+        n_classes: Number of classes; by default, there are no dimensions.
 
     Attributes:
         done: Label of each finished file; None if all of it is silent, "uncertain" if its best score is below the
@@ -153,7 +153,9 @@ class Table:
         label_names: list[str],
         origin: dict[str, Any] | None = None,
         keeps_rows: bool = False,
+        n_classes: int | None = None,
     ):
+        self.classes, self.dimensions = label_names[:n_classes], label_names[len(label_names[:n_classes]) :]
         self.keeps_rows, self.rows = keeps_rows, dict[str, list[dict[str, Any]]]()
         self.count = "rows" if "rows" in columns else "windows"
         self.path, self.columns, self.label_names, self.origin = path, columns, label_names, origin or {}
@@ -247,7 +249,8 @@ class Table:
             rows = _segment_rows(answer)
         elif "windows" not in self.columns:
             scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
-            rows = [scores_by_label | {"prediction": answer[0]["label"]}]
+            best = answer[0]["label"]
+            rows = [scores_by_label | {"prediction": None if best in self.dimensions else best}]
         else:
             rows = [
                 {"start": window["start"], "end": window["end"], "windows": len(answer), "prediction": window["label"]}
@@ -289,7 +292,8 @@ class Table:
         if self.keeps_rows:
             self.rows[file] = rows
         if "windows" in self.columns:
-            no_name = {UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}  # a segment without a label counts as silence
+            # A segment without a label counts as silence.
+            no_name = {None: SILENCE, "": SILENCE, UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}
             windows = [
                 {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
                 for row, label in ((row, row["prediction"]) for row in rows)
@@ -317,12 +321,12 @@ class Table:
             return None
         if len(rows) == 1:
             return rows[0]["prediction"]  # made from scores that were not rounded
-        columns = [*self.label_names, *(["familiarity"] if min_familiarity is not None else [])]
+        columns = [*self.classes, *(["familiarity"] if min_familiarity is not None else [])]
         mean = {column: sum(float(row[column]) for row in scored) / len(scored) for column in columns}
         if mean.pop("familiarity", 1.0) < (min_familiarity or 0.0):
             return UNFAMILIAR
-        best = max(mean, key=mean.__getitem__)
-        return best if min_score is None or mean[best] >= min_score else UNCERTAIN
+        best = max(mean, key=mean.__getitem__, default=None)
+        return best if best is None or min_score is None or mean[best] >= min_score else UNCERTAIN
 
     def _is_valid(self, row: dict[str, Any]) -> bool:
         scores = [row[column] for column in self.columns if column in {*self.label_names, "familiarity"}]
@@ -417,15 +421,18 @@ class TerminalTable(Table):
 
     def _row(self, row: dict[str, Any]) -> str:
         scores = {label: float(row[label]) for label in self.label_names if row[label] not in (None, "")}
-        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+        ranked = sorted((label for label in scores if label in self.classes), key=scores.__getitem__, reverse=True)
         named = row["prediction"] if row["prediction"] in scores else None
-        others = [label for label in ranked if label != named][:2]
+        others = [label for label in ranked if label != named][:2] + [
+            name for name in self.dimensions if name in scores
+        ]
         score = f"{scores[named or ranked[0]]:.2f}" if ranked else ""
         seconds = f"{row['start']:.1f}-{row['end']:.1f}" if "start" in row else ""
         label, following = row.get("label") or "", ", ".join(f"{other} {scores[other]:.2f}" for other in others)
-        familiarity = f"{float(row['familiarity']):.2f}" if ranked and "familiarity" in row else ""
+        familiarity = f"{float(row['familiarity']):.2f}" if scores and "familiarity" in row else ""
         speaker, text = row.get("speaker") or "", row.get("text") or ""
-        return self._line(row["file"], label, seconds, speaker, row["prediction"], score, familiarity, following, text)
+        named = row["prediction"] or ""
+        return self._line(row["file"], label, seconds, speaker, named, score, familiarity, following, text)
 
     def _line(
         self,
@@ -496,10 +503,12 @@ def open_table(
     columns += [] if args.min_familiarity is None else ["familiarity"]
     columns += [] if args.only is None else ["only"]
     bounds = {"min_score": args.min_score, "min_familiarity": args.min_familiarity}
+    config = classify.model.config
+    n_classes = len(label_names) - (config.num_labels - config.num_classes)
     if path is None:
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         kind = MemoryTable if in_memory else TerminalTable if on_terminal else Table
-        return kind(None, columns, label_names, bounds, keeps_rows=bool(segments))
+        return kind(None, columns, label_names, bounds, keeps_rows=bool(segments), n_classes=n_classes)
     origin = {"model": checkpoint_digest(classify), **bounds, "adapt": args.adaptation}
     if args.window is not None:
         origin |= {"window": args.window, "hop": args.hop or args.window, "smooth": args.smooth}
@@ -507,7 +516,8 @@ def open_table(
         origin["only"] = " ".join(label_names)
     if segments:
         origin["segments"] = _segments_digest(items)
-    return Table(path, columns, label_names, origin, keeps_rows=bool(segments) or args.output_dir is not None)
+    keeps_rows = bool(segments) or args.output_dir is not None
+    return Table(path, columns, label_names, origin, keeps_rows, n_classes)
 
 
 def _segments_digest(items: Sequence[Item]) -> str:

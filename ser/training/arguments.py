@@ -19,7 +19,7 @@ from ser.training.optimizer import ALGORITHMS
 
 logger = logging.get_logger(__name__)
 
-LOWER_IS_BETTER = ("KL", "JS")  # besides losses, which transformers recognises
+LOWER_IS_BETTER = ("KL", "JS", "MAE")  # besides losses, which transformers recognises
 PLATEAU = {"factor": 0.1, "patience": 2, "min_lr": 1e-6}
 REFERENCE = {"cqt": "adam", "mel": "radam", "head": "adam", "speech": "adamw"}
 """Optimizer of each branch, as in the paper."""

@@ -1,10 +1,12 @@
-"""A linear classifier on a frozen speech encoder in closed form: linear discriminant analysis, shrunk.
+"""A linear classifier on a frozen speech encoder in closed form: linear discriminant analysis, shrunk; for dimensions,
+ridge regression.
 
 The classifier of Gaussian classes with one covariance (Fisher 1936) needs the inverse of the covariance within
 classes, which a thousand clips do not determine for thousands of features. It is shrunk towards a multiple of the
 identity (regularised discriminant analysis, Friedman 1989, doi 10.1080/01621459.1989.10478752, with one covariance).
 How much, and the scale of the logits, are chosen by cross-validation over the training speakers, so that no validation
-part is needed.
+part is needed. The penalty of the ridge regression (Hoerl and Kennard 1970) is chosen likewise, by the concordance
+correlation coefficient of each dimension.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,16 @@ from transformers.utils import logging
 
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import LateFusionHead, LinearHead, MaxMViTForAudioClassification, SpeechEncoder
+from ser.data.corpora.dimensions import DIMENSIONS
 from ser.data.embedding_cache import can_cache_embeddings
 from ser.evaluation.calibration import fit_temperature, probabilities_of
 from ser.training.arguments import SERTrainingArguments
+from ser.training.losses import concordance_loss
 from ser.utils import DataError
 
 logger = logging.get_logger(__name__)
 SHRINKAGES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
+PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)  # times the mean squared norm of a clip's features
 FOLDS = 5  # of training speakers
 ABSENT = -1e4  # the logit of a class that has no training clip
 
@@ -113,6 +118,45 @@ def fit_discriminant(
     return LinearClassifier(weight, bias - weight @ center, shrinkage)
 
 
+def fit_ridge(
+    features: torch.Tensor, values: torch.Tensor, groups: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Fits a ridge regression of one dimension whose penalty suits clips of other groups.
+
+    Args:
+        features (`torch.Tensor` of shape `(clips, num_features)`): Of one scale.
+        values (`torch.Tensor` of shape `(clips,)`): NaN if unknown.
+        groups (`Sequence[int]`): As for [`fit_discriminant`].
+
+    Returns:
+        Weight `(num_features,)` and bias, float64.
+    """
+    known = ~values.isnan()
+    x, y = features[known].double(), values[known].double()
+    folds = torch.as_tensor(np.unique(np.asarray(groups)[known.numpy()], return_inverse=True)[1]) % FOLDS
+    losses = []
+    for penalty in PENALTIES:
+        estimates = torch.empty_like(y)
+        for fold in folds.unique():
+            weight, bias = _ridge(x[folds != fold], y[folds != fold], penalty)
+            estimates[folds == fold] = x[folds == fold] @ weight + bias
+        losses.append(float(concordance_loss(estimates[:, None], y[:, None])))
+    best = int(np.argmin(losses))
+    logger.info(f"Ridge regression: penalty {PENALTIES[best]:g}, CCC {1 - losses[best]:.3f} on speakers left out")
+    return _ridge(x, y, PENALTIES[best])
+
+
+def _ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solves for as many unknowns as there are clips, which are fewer than features."""
+    centre, mean = x.mean(0), y.mean()
+    x = x - centre
+    products = x @ x.T
+    products.diagonal().add_(penalty * products.diagonal().mean() + torch.finfo(x.dtype).tiny)
+    weight = x.T @ torch.linalg.solve(products, y - mean)
+    return weight, mean - weight @ centre
+
+
 def check_closed_form(config: MaxMViTConfig, args: SERTrainingArguments, keeps_features: bool) -> None:
     """
     Raises `DataError` if a classifier cannot be fitted in closed form: its features vary, or it is not linear.
@@ -126,6 +170,7 @@ def check_closed_form(config: MaxMViTConfig, args: SERTrainingArguments, keeps_f
                 config.fusion == "late" or config.head == "linear" and config.branch_names == ["speech"],
             "--cache_features": keeps_features,
             "no --feature_dropout": not config.feature_dropout,
+            "--target emotion or dimensions": not (config.dimensions and config.num_classes),
         }.items()
         if not is_given
     ]  # fmt: skip
@@ -148,20 +193,26 @@ def fit_speech_classifier(
     """
     branch: SpeechEncoder = model.branches()["speech"]
     branch.requires_grad_(False)
-    features, labels, speakers = training_features(branch, clips, layer_statistics)
-    fitted = fit_discriminant(features, labels, speakers, model.config.num_labels)
+    column = DIMENSIONS if model.config.dimensions else "label"
+    features, targets, speakers = training_features(branch, clips, layer_statistics, column)
+    if model.config.dimensions:
+        lines = [fit_ridge(features, values, speakers) for values in targets.T]
+        weight, bias = (torch.stack(parts) for parts in zip(*lines, strict=True))
+    else:
+        weight, bias, _ = fit_discriminant(features, targets, speakers, model.config.num_labels)
     classifier = speech_classifier(model)
-    classifier.out_proj.weight.copy_(fitted.weight)
-    classifier.out_proj.bias.copy_(fitted.bias)
+    classifier.out_proj.weight.copy_(weight)
+    classifier.out_proj.bias.copy_(bias)
     classifier.requires_grad_(False)
 
 
 def training_features(
-    branch: SpeechEncoder, clips: datasets.Dataset, layer_statistics: Mapping[str, torch.Tensor]
+    branch: SpeechEncoder, clips: datasets.Dataset, layer_statistics: Mapping[str, torch.Tensor], column: str = "label"
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """
-    Returns the features of clips and of their altered copies, `(N, head_hidden_size)`, their labels `(N,)` and numbers
-    of their speakers (of the clips if speakers are unknown), and fits the statistics that standardise the features.
+    Returns the features of clips and of their altered copies, `(N, head_hidden_size)`, their labels `(N,)` or, from
+    the column `dimensions`, the values of these `(N, D)`, and numbers of their speakers (of the clips if speakers are
+    unknown), and fits the statistics that standardise the features.
     """
     versions = clips["spectrograms"]
     rows = [(content, row) for row, clip in enumerate(versions) for content in dict.fromkeys(clip.contents)]
@@ -175,7 +226,7 @@ def training_features(
     speakers = clips["speaker"][:]
     known = None not in speakers and len(set(speakers)) > 1
     numbers = np.unique(speakers, return_inverse=True)[1] if known else np.arange(len(speakers))
-    labels = torch.as_tensor(clips["label"][:])[owners]
+    labels = torch.as_tensor(clips[column][:])[owners]
     return encoder_features(branch, statistics), labels, numbers[owners].tolist()
 
 

@@ -41,6 +41,8 @@ def fit_familiarity(
     random = np.random.default_rng(seed)
     rows = np.sort(random.permutation(len(features))[:MAX_CLIPS])
     values, classes = features[torch.from_numpy(rows)].float().cpu().numpy(), np.asarray(labels)[rows]
+    if model.config.dimensions:  # clips need not have a class: one mean for all
+        classes = np.zeros_like(classes)
     groups = _groups([speakers[row] for row in rows], random)
     final = _fit(values, classes, model.config.num_labels)
     held_out = []

@@ -1,7 +1,11 @@
-"""Weighted, smoothed and focal cross-entropy for training."""
+"""Losses of training: weighted, smoothed and focal cross-entropy of classes, and losses of dimensions."""
+
+from typing import Literal
 
 import torch
 from torch.nn.functional import log_softmax, one_hot
+
+from modeling_maxmvit import squared_error
 
 
 def class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -69,3 +73,75 @@ class ClassificationLoss:
             # At 1 - p = 0 the gradient of the power is infinite for exponents below 1.
             targets = targets * (-torch.expm1(log_probabilities)).clamp(min=1e-6) ** self.focal_gamma
         return -(targets * log_probabilities).sum(dim=-1).mean()
+
+
+def concordance_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """
+    Returns 1 minus the concordance correlation coefficient (Lin 1989, doi 10.2307/2532051), the mean over dimensions
+    of which a batch has at least two values.
+
+    Args:
+        outputs (`torch.FloatTensor` of shape `(batch_size, D)`): Estimates.
+        targets (`torch.FloatTensor` of shape `(batch_size, D)`): Ratings, NaN if unknown.
+    """
+    known = ~targets.isnan()
+    count = known.sum(0).clamp(min=1)
+    x, y = (torch.where(known, values, 0.0) for values in (outputs, targets))
+    means = x.sum(0) / count, y.sum(0) / count
+    x, y = (torch.where(known, values - mean, 0.0) for values, mean in zip((x, y), means, strict=True))
+    spread = (x.square() + y.square()).sum(0) / count + (means[0] - means[1]).square()
+    losses = 1 - 2 * (x * y).sum(0) / count / (spread + 1e-8)
+    used = known.sum(0) > 1
+    return torch.where(used, losses, 0.0).sum() / used.sum().clamp(min=1)
+
+
+def absolute_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean absolute error of outputs whose target is not NaN; 0 if there are none."""
+    known = ~targets.isnan()
+    return torch.where(known, outputs - targets, 0.0).abs().sum() / known.sum().clamp(min=1)
+
+
+DIMENSION_LOSSES = {"ccc": concordance_loss, "mse": squared_error, "mae": absolute_error}
+
+
+class DimensionLoss:
+    """
+    Loss of dimensions and, if there are classes, of those.
+
+    Args:
+        kind (`str`, defaults to `"ccc"`): `"ccc"` for [`concordance_loss`], `"mse"` or `"mae"`.
+        num_classes (`int`, defaults to 0): Number of classes, whose outputs precede those of the dimensions.
+        weight (`float`, defaults to 1.0): Weight of the dimensions beside the classes.
+        classification ([`ClassificationLoss`], *optional*): Loss of the classes; by default plain cross-entropy.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["ccc", "mse", "mae"] = "ccc",
+        num_classes: int = 0,
+        weight: float = 1.0,
+        classification: ClassificationLoss | None = None,
+    ):
+        self.of_dimensions = DIMENSION_LOSSES[kind]
+        self.num_classes = num_classes
+        self.weight = weight
+        self.classification = classification or ClassificationLoss()
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Returns the mean loss of a batch.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(batch_size, num_classes + D)`): Output of the model.
+            labels (`torch.FloatTensor` of shape `(batch_size, num_classes + D)`): Probabilities of the classes, then
+                the values of the dimensions, NaN if unknown.
+        """
+        logits, labels, count = logits.float(), labels.float(), self.num_classes
+        of_dimensions = self.of_dimensions(logits[:, count:], labels[:, count:])
+        if not count:
+            return of_dimensions
+        known = ~labels[:, :count].isnan().any(1)
+        of_classes = logits.sum() * 0
+        if known.any():
+            of_classes = self.classification(logits[known, :count], labels[known, :count])
+        return of_classes + self.weight * of_dimensions

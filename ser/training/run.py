@@ -24,6 +24,7 @@ from ser.data.altered_copies import WaveformCopies
 from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.data.batches import PairCollator
 from ser.data.corpora.combine import balanced_rows
+from ser.data.corpora.dimensions import DIMENSIONS, dimensions_of
 from ser.data.corpora.label_map import format_label_map
 from ser.data.corpora.table import VOTES, Corpus, with_one_label
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
@@ -33,6 +34,7 @@ from ser.data.protocols import Split, make_split, n_folds, resolve_protocol
 from ser.distributed import first_process_first
 from ser.evaluation.calibration import fit_temperature
 from ser.evaluation.class_mapping import SharedClasses, shared_classes
+from ser.evaluation.dimensions import DimensionMetrics
 from ser.evaluation.metrics import compute_metrics, scores
 from ser.evaluation.report import format_report, splits_table, summarize_folds, write_predictions, write_report
 from ser.evaluation.soft_labels import compute_distribution_metrics
@@ -78,7 +80,7 @@ def plan_folds(
     corpus: Corpus, data_args: DataArguments, args: SERTrainingArguments
 ) -> dict[int, SERTrainingArguments]:
     """Returns the folds to run, each with its own output directory if there are several."""
-    if len(corpus.label_names) < 2:
+    if len(corpus.label_names) < 2 and (corpus.label_names or not corpus.dimensions):
         raise DataError(
             f"All clips of {corpus.source} are {corpus.label_names[0]!r}, and training needs two classes: keep more "
             "by --labels."
@@ -126,9 +128,9 @@ def check_runs(
         ValueError: A part of this fails; the message names it.
     """
     args = next(iter(runs.values()))
-    make_augmentation(args, len(corpus.label_names))
+    make_augmentation(args, len(corpus.label_names) + len(corpus.dimensions))
     make_spectrogram_augmentation(args, feature_extractor)
-    config = name_classes(config, corpus.label_names)
+    config = name_classes(config, corpus.label_names, corpus.dimensions)
     if args.closed_form_classifier:
         check_closed_form(config, args, data_args.cache_features)
     start = starting_weights(make_model(config, model_args), model_args)
@@ -183,8 +185,16 @@ def make_trainer(
 ) -> SERTrainer:
     """Returns the trainer for the part `train`, with augmentation, and the part `validation`, if that has clips."""
     collator = partial(
-        PairCollator, feature_extractor, layer_statistics=layer_statistics, branches=model.config.image_names
+        PairCollator,
+        feature_extractor,
+        layer_statistics=layer_statistics,
+        branches=model.config.image_names,
+        num_classes=model.config.num_classes,
     )
+    metrics: Callable = compute_distribution_metrics if VOTES in parts["train"].column_names else compute_metrics
+    if model.config.dimensions:
+        names = [*model.config.id2label.values()][model.config.num_classes :]
+        metrics = DimensionMetrics(names, model.config.num_classes)
     train_collator = collator(
         make_augmentation(args, model.config.num_labels),
         make_spectrogram_augmentation(args, feature_extractor),
@@ -198,7 +208,7 @@ def make_trainer(
         train_dataset=parts["train"],
         eval_dataset=parts["validation"] if len(parts["validation"]) else None,
         processing_class=feature_extractor,
-        compute_metrics=compute_distribution_metrics if VOTES in parts["train"].column_names else compute_metrics,
+        compute_metrics=metrics,
         **kwargs,
     )
 
@@ -216,7 +226,7 @@ def train_and_test(
     started = time.monotonic()
     split = split_of(corpus, fold, data_args, args)
     splits = splits_table(corpus, split, args.seed)
-    config = name_classes(config, corpus.label_names)
+    config = name_classes(config, corpus.label_names, corpus.dimensions)
     set_seed(args.seed)
     model = make_model(config, model_args)
     start = starting_weights(model, model_args)
@@ -246,7 +256,7 @@ def train_and_test(
         if len(parts[part]) and (part != "test" or is_tested)
     }
     if "test" in logits and model.config.fusion == "late":
-        write_branch_predictions(trainer, parts["test"], corpus.label_names)
+        write_branch_predictions(trainer, parts["test"], corpus.label_names, [*corpus.dimensions])
     if args.calibrate:
         sure = with_one_label(parts["validation"])
         labels = np.asarray(parts["validation"]["label"][:])[sure]
@@ -295,7 +305,9 @@ def train_and_test(
         mark_finished(args.output_dir)
 
 
-def write_branch_predictions(trainer: SERTrainer, clips: datasets.Dataset, label_names: Sequence[str]) -> None:
+def write_branch_predictions(
+    trainer: SERTrainer, clips: datasets.Dataset, label_names: Sequence[str], dimensions: Sequence[str] = ()
+) -> None:
     """Writes the predictions of the two classifiers of late fusion, `predictions_images.csv` and
     `predictions_speech.csv`."""
     head: Any = trainer.model.classifier
@@ -304,7 +316,8 @@ def write_branch_predictions(trainer: SERTrainer, clips: datasets.Dataset, label
         head.share = alone
         logits = trainer.predict(clips, metric_key_prefix=f"test_{name}").predictions
         if trainer.args.should_save:
-            write_predictions(Path(trainer.args.output_dir) / f"predictions_{name}.csv", clips, logits, label_names)
+            path = Path(trainer.args.output_dir) / f"predictions_{name}.csv"
+            write_predictions(path, clips, logits, label_names, dimensions=[*dimensions])
     head.share = share
 
 
@@ -349,16 +362,25 @@ def select_parts(
     """
     parts = {part: corpus.clips.select(indices) for part, indices in split.parts.items()}
     for part in ("validation", "test"):
-        if len(parts[part]) and not with_one_label(parts[part]).any():
+        if len(parts[part]) and corpus.label_names and not with_one_label(parts[part]).any():
             raise DataError(
                 f"No {part} clip has a majority label to score it by: choose another --fold or --protocol."
             )
+    if corpus.dimensions:
+        for part, clips in parts.items():
+            known = (~np.isnan(dimensions_of(clips))).sum(0) if len(clips) else [2]
+            if min(known) < 2:
+                name = [*corpus.dimensions][int(np.argmin(known))]
+                raise DataError(
+                    f"The {part} part has fewer than two clips with a value of {name}: choose another --fold or "
+                    "--protocol, or leave it out of --dimensions."
+                )
     if args.waveform_copies:
         parts["train"] = with_copies(corpus, split.parts["train"], feature_extractor, data_args, args)
     if data_args.shuffle_training_labels:
         clips = parts["train"]
         order = np.random.default_rng(args.seed).permutation(len(clips))
-        truth = {name: clips[name][:] for name in ("label", VOTES) if name in clips.column_names}
+        truth = {name: clips[name][:] for name in ("label", VOTES, DIMENSIONS) if name in clips.column_names}
         shuffled = {name: [values[row] for row in order] for name, values in truth.items()}
         parts["train"] = rearranged(clips, range(len(order)), **shuffled)
     return parts
@@ -407,7 +429,7 @@ def report_all_folds(runs: dict[int, SERTrainingArguments], args: SERTrainingArg
         for remark in summary["remarks"]:
             print_main(args, f"In every fold: {remark}")
         for name, mean in summary["mean"].items():
-            pooled = summary["pooled"][name]
+            pooled = {**summary["pooled"].get("dimensions", {}), **summary["pooled"]}[name]
             print_main(
                 args, f"{name} ({summary['protocol']}): {mean:.3f} +- {summary['std'][name]:.3f}, pooled {pooled:.3f}"
             )

@@ -14,6 +14,7 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ser.data.batches import SeededCollator
+from ser.data.corpora.dimensions import DIMENSIONS
 from ser.data.corpora.shards import Shards
 from ser.data.corpora.table import VOTES
 from ser.training.trainer import SERTrainer
@@ -52,7 +53,8 @@ class StreamedBatches(Sampler[list[Item]]):
     def __init__(
         self, clips: datasets.Dataset, shards: Shards, batch_size: int, num_processes: int = 1, process_index: int = 0
     ):
-        self.facts = clips.select_columns([name for name in ("file", "label", VOTES) if name in clips.column_names])
+        wanted = ("file", "label", VOTES, DIMENSIONS)
+        self.facts = clips.select_columns([name for name in wanted if name in clips.column_names])
         self.places = np.asarray(clips["place"][:])
         self.shards = shards
         self.batch_size = batch_size

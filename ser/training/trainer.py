@@ -26,7 +26,7 @@ from ser.training.callbacks import EarlyStopping, NonFiniteSteps
 from ser.training.checkpoints import ResumableTrainer, last_checkpoint, warn_of_changed_methods
 from ser.training.ema import UNAVERAGED, AveragedWeights
 from ser.training.finetuning import choose_trainable, set_trained
-from ser.training.losses import ClassificationLoss, class_weights
+from ser.training.losses import ClassificationLoss, DimensionLoss, class_weights
 from ser.training.optimizer import BranchOptimizer, branch_parameter_groups
 from ser.utils import DataError, NonFiniteLossError
 
@@ -49,7 +49,8 @@ class SERTrainer(ResumableTrainer):
 
     The last short batch of an epoch is left out of training (BatchNorm cannot handle a single clip), but not of
     evaluation or prediction. Gradient accumulation averages over equal batches, so it gives the gradient of the large
-    batch, except that BatchNorm uses the statistics of each small batch.
+    batch, except that BatchNorm uses the statistics of each small batch, and that a concordance correlation
+    coefficient is that of each small batch.
     """
 
     model: MaxMViTForAudioClassification
@@ -183,15 +184,18 @@ class SERTrainer(ResumableTrainer):
     ) -> tuple[Any, Any, Any]:
         return super().prediction_step(model, self.normalized(inputs), prediction_loss_only, ignore_keys)
 
-    def _make_loss(self) -> ClassificationLoss | None:
-        args, weights = self.args, None
+    def _make_loss(self) -> ClassificationLoss | DimensionLoss | None:
+        args, config, weights = self.args, self.model.config, None
         if args.class_weights == "balanced":
             column = "label" if "label" in self.train_dataset.column_names else "labels"
             labels = torch.as_tensor(self.train_dataset[column][:])
-            weights = class_weights(labels, self.model.config.num_labels)
-        if weights is None and not args.label_smoothing_factor and not args.focal_gamma:
-            return None
-        return ClassificationLoss(weights, args.label_smoothing_factor, args.focal_gamma)
+            weights = class_weights(labels[labels >= 0], config.num_classes)
+        loss = None
+        if weights is not None or args.label_smoothing_factor or args.focal_gamma:
+            loss = ClassificationLoss(weights, args.label_smoothing_factor, args.focal_gamma)
+        if config.dimensions:
+            return DimensionLoss(args.dimension_loss, config.num_classes, args.dimension_weight, loss)
+        return loss
 
     def compute_loss(
         self,
@@ -200,7 +204,7 @@ class SERTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Computes the loss that `args` specify in training, and the model's plain cross-entropy in evaluation."""
+        """Computes the loss that `args` specify in training, and the model's own in evaluation."""
         for name, part in self.model.pretrained_parts().items():
             if self._frozen or name == "speech" and self.args.freeze_speech_encoder:
                 part.eval()
@@ -341,7 +345,8 @@ class SERTrainer(ResumableTrainer):
         # Trainer's own mean includes the clips that pad the last batches; the gathered clips are exact.
         if output.predictions is not None and output.label_ids is not None:
             logits, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
-            output.metrics[f"{metric_key_prefix}_loss"] = nn.functional.cross_entropy(logits.float(), labels).item()
+            loss = self.loss if isinstance(self.loss, DimensionLoss) else nn.functional.cross_entropy
+            output.metrics[f"{metric_key_prefix}_loss"] = loss(logits.float(), labels).item()
         return output
 
     def _batchnorm_buffers(self) -> list[torch.Tensor]:

@@ -47,6 +47,25 @@ def launched(tmp_path, monkeypatch):
     page.close()
 
 
+@pytest.mark.parametrize("names", [["valence", "arousal"], ["calm", "angry", "valence", "arousal"]])
+def test_the_page_shows_dimensions(tmp_path, names):
+    fields = {"id2label": dict(enumerate(names)), "dimensions": {"arousal": [1, 5], "valence": [1, 5]}}
+    kind = "regression" if len(names) == 2 else None
+    model = tiny_model(len(names), max_clip_s=2.0, window_s=1.0, problem_type=kind, **fields)
+    classify = MaxMViTAudioClassificationPipeline(
+        model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"
+    )
+    for seconds in (1.5, 4.0):
+        soundfile.write(tmp_path / "a.wav", voice(seconds), 44_100)
+        found = app.analyse(classify, str(tmp_path / "a.wav"), 1.0, 0.5, 60)
+        assert list(found["scores"]) == names and (found["timeline"] is None) == (seconds < 2)
+    highest = max(names[:-2] or names, key=found["scores"].get)
+    assert f"where “{highest}” is {'clearest' if kind is None else 'highest'}" in found["message"]
+    assert (
+        Path(app.write_csv(found["rows"], tmp_path, "a")).read_text().startswith(f"start,end,label,{','.join(names)}")
+    )
+
+
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 

@@ -61,6 +61,23 @@ def test_a_timeline_stacks_the_scores_to_one_and_leaves_silence_free():
     assert len(wave.collections) == 3
 
 
+def test_a_timeline_of_dimensions_has_a_line_for_each_and_a_gap_at_silence():
+    rows = [
+        {"start": 0.0, "end": 2.0, "label": None, "scores": {"arousal": 0.75, "valence": 0.25, "dominance": 0.5}},
+        {"start": 2.0, "end": 4.0, "label": "silence", "scores": {}},
+        {"start": 4.0, "end": 6.0, "label": None, "scores": {"arousal": 0.25, "valence": 1.02, "dominance": 0.5}},
+    ]
+    names = ["arousal", "valence", "dominance"]
+    figure = plot_timeline(rows, np.tile([[-0.5, 0.5]], (60, 1)), 0.1, [], names)
+    wave, lines = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "silence"]
+    for line, values in zip(
+        lines.get_lines(), ([0.75, np.nan, 0.25], [0.25, np.nan, 1.02], [0.5, np.nan, 0.5]), strict=True
+    ):
+        np.testing.assert_array_equal(line.get_ydata()[:3], values)
+    assert len(wave.collections) == 2 and len({line.get_color() for line in lines.get_lines()}) == 3
+
+
 def height_at(outline: np.ndarray, time: float) -> float:
     """The top of a filled step area at a time that is no edge of it."""
     sides = zip(outline[:-1], outline[1:], strict=True)

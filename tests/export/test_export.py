@@ -181,6 +181,24 @@ def test_fp16_of_a_model_of_images_with_attention_and_queries(tmp_path):
     assert session.get_modelmeta().custom_metadata_map["scores"] == "sigmoid"
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_dimensions_are_exported_as_they_are_after_the_classes(tmp_path, capsys, count):
+    names = ["calm", "angry", "sad"][:count] + ["valence", "arousal"]
+    given = {"id2label": dict(enumerate(names)), "dimensions": {"arousal": [1, 5], "valence": [1, 7]}}
+    kind = None if count else "regression"
+    classify = classifier({}, **NETS, num_labels=len(names), problem_type=kind, **given)
+    path, clip = tmp_path / "dimensions.onnx", tmp_path / "a.wav"
+    assert export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20)) < 1e-3
+    about = session_of(path).get_modelmeta().custom_metadata_map
+    assert json.loads(about["labels"]) == names and about["classes"] == str(count)
+    soundfile.write(clip, voice(1.3), 44_100)
+    assert onnx_ser.main([str(path), str(clip)]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    expected = {each["label"]: each["score"] for each in classify(str(clip))}
+    assert {name: float(row[name]) for name in names} == pytest.approx(expected, abs=1e-3)
+    assert row["prediction"] == (max(names[:count], key=expected.get) if count else "")
+
+
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 @pytest.mark.parametrize(
     "window_s, front_end, count, kinds",

@@ -75,6 +75,8 @@ def load_corpora(
         return load_corpus(*places[0], labels=labels, drop_duplicates=drop_duplicates, cache_dir=cache_dir, **choices)
     for name, value in choices.items():
         if value != inspect.signature(choose_rows).parameters[name].default:
+            if name in ("target", "dimensions", "dimension_range"):
+                raise DataError(f"--{name} is for a single corpus without --label_map: put several into one list.")
             raise DataError(f"--{name} {FOR_ONE}.")
     names = [find_corpus(*place)[2] for place in (*places, *tested)]
     if twice := [name for name, times in Counter(names).items() if times > 1]:

@@ -59,7 +59,7 @@ def _facts(name: re.Match[str]) -> dict:
 def _perceived_emotion(votes: Sequence[float]) -> dict:
     """Returns the emotion with the most votes of listeners as the label."""
     if votes.count(max(votes)) > 1:
-        return {"drop": VOTES_TIE, "votes": votes}
+        return {"no_class": VOTES_TIE, "votes": votes}
     return {"label": tuple(CREMAD_CODES.values())[votes.index(max(votes))], "votes": votes}
 
 

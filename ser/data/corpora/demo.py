@@ -4,6 +4,9 @@ It uses a source and a filter (Fant 1960; Klatt 1980): glottal pulses and breath
 resonators, which move through a random string of consonant-vowel syllables. The voice determines the mean pitch, the
 length of the vocal tract, the breathiness and the habitual rate; the emotion shifts prosody relative to that voice. No
 single cue determines the emotion of a new voice: each varies by voice and by clip, and overlaps between emotions.
+
+Each clip also has an arousal, which rises with the level and the range of its pitch, its loudness and its rate, and a
+valence, which rises with a rising contour of pitch and falls with a tilt of the source that is flat or steep.
 """
 
 import json
@@ -150,6 +153,21 @@ def _clip_prosody(emotion: str, expression: float, rng: np.random.Generator) -> 
     return Prosody(**cues)
 
 
+def prosody_of_clip(emotion: str, voice: int, take: int, seed: int = 0) -> tuple[Prosody, np.random.Generator]:
+    """Returns the prosody of a clip, and the generator for the rest of it; see [`synthesize_clip`]."""
+    rng = _generator(seed, voice, EMOTIONS.index(emotion), take)
+    return _clip_prosody(emotion, make_voice(voice, seed).expression, rng), rng
+
+
+def dimensions_of_clip(emotion: str, voice: int, take: int, seed: int = 0) -> dict[str, float]:
+    """Returns the arousal and the valence of a clip, from 0 to 1; see [`synthesize_clip`]."""
+    prosody, _ = prosody_of_clip(emotion, voice, take, seed)
+    excited = 0.1 * prosody.level + 0.35 * np.log(prosody.spread)  # the level and the range of the pitch
+    excited += 0.05 * (prosody.loudness + 10) + 2 * np.log(prosody.rate)
+    pleasant = 0.5 + 0.3 * prosody.slope - 0.12 * abs(prosody.tilt - 7)
+    return {"arousal": float(1 / (1 + np.exp(-excited))), "valence": float(1 / (1 + np.exp(-pleasant)))}
+
+
 def _smooth(track: np.ndarray, seconds: float) -> np.ndarray:
     """Smooths a stepwise control track (frames,), so that it moves from step to step within about `seconds`."""
     window = np.hanning(2 * round(seconds * SAMPLING_RATE / FRAME / 2) + 3)
@@ -264,8 +282,7 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
     if emotion not in EMOTIONS:
         raise ValueError(f"unknown emotion {emotion!r}: the demo corpus has {', '.join(EMOTIONS)}")
     speaker = make_voice(voice, seed)
-    rng = _generator(seed, voice, EMOTIONS.index(emotion), take)
-    prosody = _clip_prosody(emotion, speaker.expression, rng)
+    prosody, rng = prosody_of_clip(emotion, voice, take, seed)
     *formants, voicing, noise, noise_frequency, accent = _utterance(prosody, speaker.rate * prosody.rate, rng)
 
     course = np.linspace(-0.5, 0.5, len(accent))
@@ -365,9 +382,15 @@ def make_demo_corpus(cache_dir: str | None) -> str:
 
 
 def _tree(folder: Path) -> Iterator[dict]:
+    manifest = folder / MANIFEST
+    seed = json.loads(manifest.read_text())["seed"] if manifest.is_file() else None
     for audio in visible_files(folder, "voice_*/*.wav"):
-        file = audio.relative_to(folder).as_posix()
-        yield {"file": file, "audio": audio, "label": audio.stem.rpartition("_")[0], "speaker": audio.parent.name}
+        emotion, _, take = audio.stem.rpartition("_")
+        row = {"file": audio.relative_to(folder).as_posix(), "audio": audio, "label": emotion}
+        if seed is not None:
+            voice = int(audio.parent.name.removeprefix("voice_"))
+            row["dimensions"] = dimensions_of_clip(emotion, voice, int(take), seed)
+        yield row | {"speaker": audio.parent.name}
 
 
 RECORD = Record(
@@ -375,6 +398,7 @@ RECORD = Record(
     aliases={name: name for name in ("neutral", "happy", "angry", "sad")},
     hub={},
     tree=_tree,
+    dimensions={"arousal": (0, 1), "valence": (0, 1)},
     speech="synthesised voices; labels are what they were made to express",
     licence="MIT",
     clips=480,

@@ -1,12 +1,13 @@
 """Reads corpora in any of their forms: original trees, tables as on the Hub, and a user's folders and lists."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from audio_maxmvit import AUDIO_SUFFIXES
+from ser.data.corpora.dimensions import DIMENSIONS
 from ser.data.corpora.readers import (
     SPLIT_NAMES,
     TABLE_SUFFIXES,
@@ -29,7 +30,9 @@ from ser.data.tables import LIST_SUFFIXES, is_list, text_of
 from ser.utils import DataError
 
 
-def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict) -> Rows:
+def read_record(
+    record: Record, hub_id: str | None, name: str, data_dir: str | None, load: dict, with_dimensions: bool = False
+) -> Rows:
     """Reads a corpus of the registry: its original tree, a copy on the Hub, or local tables in the form of a copy."""
     if data_dir:
         rows = list(record.tree(Path(data_dir)))
@@ -50,7 +53,9 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
     if source.splits and len(splits) > 1 and not set(splits) <= set(source.splits):
         raise DataError(f"{where} has the splits {', '.join(splits)}; expected {', '.join(source.splits)}.")
     votes = [v for v in source.votes if v in table[splits[0]].column_names]
-    audio, raw, shards = rows_of_tables(table, splits, "audio", (*source.columns, *votes), where)
+    have = table[splits[0]].column_names
+    scales = {name: each for name, each in source.dimensions.items() if with_dimensions and each in have}
+    audio, raw, shards = rows_of_tables(table, splits, "audio", (*source.columns, *votes, *scales.values()), where)
     rows = []
     for index, row in enumerate(raw):
         try:
@@ -61,6 +66,8 @@ def read_record(record: Record, hub_id: str | None, name: str, data_dir: str | N
         rows.append(
             read | {"drop": row["drop"] or read.get("drop")} | ({"votes": [row[v] for v in votes]} if votes else {})
         )
+        if scales:
+            rows[-1][DIMENSIONS] = {name: row[column] for name, column in scales.items()}
     return Rows(audio, rows, record.labels, where, revision, schema=hub_id, shards=shards)
 
 
@@ -80,11 +87,14 @@ def read_own(
     columns: tuple[str | None, str | None, str | None],
     splits: Mapping[str, str],
     load: dict,
+    dimensions: Sequence[str] = (),
+    needs_label: bool = True,
 ) -> Rows:
-    """Reads a user's own data set: a list of files, a folder of class folders, tables, or a Hub id."""
+    """Reads a user's own data set: a list of files, a folder of class folders, tables, or a Hub id. It may have
+    columns of `dimensions`, and needs no classes unless `needs_label`."""
     path = Path(dataset_name)
     if is_list(path):
-        return read_listed(path, Path(data_dir) if data_dir else path.parent, columns)
+        return read_listed(path, Path(data_dir) if data_dir else path.parent, columns, dimensions, needs_label)
     if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir():
         raise DataError(
             f"{dataset_name} is a recording, not a data set: give a folder with a sub-folder for each class, or a "
@@ -96,7 +106,7 @@ def read_own(
             f"{path} is not a supported table: give one of {', '.join(sorted(LIST_SUFFIXES | TABLE_SUFFIXES))}."
         )
     if metadata := metadata_of(path):
-        return read_listed(metadata, path, columns)
+        return read_listed(metadata, path, columns, dimensions, needs_label)
     if _is_class_folder(path):
         return read_class_folders(path)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in {"..", "~"}):
@@ -114,16 +124,21 @@ def read_own(
     audio_column, label_column, speaker_column = columns[0] or "audio", columns[1] or "label", columns[2]
     if speaker_column is None and all("speaker" in table[split].column_names for split in used):
         speaker_column = "speaker"
-    known = [c for c in (label_column, speaker_column) if c]
+    has_label = (
+        needs_label or columns[1] is not None or all(label_column in table[split].column_names for split in used)
+    )
+    scales = [name for name in dimensions if all(name in table[split].column_names for split in used)]
+    known = [c for c in (label_column if has_label else None, speaker_column, *scales) if c]
     audio, raw, shards = rows_of_tables(table, used, audio_column, known, where)
     rows = []
     for row in raw:
         speaker = row.get(speaker_column)
         split = part_of.get(row["split"])
         rows.append({"file": row["path"], "split": split, "drop": row["drop"]})
-        rows[-1]["label"] = _cell(row[label_column], label_column, where)
+        rows[-1]["label"] = _cell(row[label_column], label_column, where) if has_label else ""
+        rows[-1][DIMENSIONS] = {name: row[name] for name in scales}
         rows[-1]["speaker"] = _cell(speaker, speaker_column, where) or None
-    feature = table[used[0]].features[label_column]
+    feature = table[used[0]].features.get(label_column)
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else distinct_labels(rows)
     unused = {
         f"split {split!r} not used": len(part)

@@ -2,9 +2,10 @@
 
 The tree is `Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav`, and for each dialogue a file of notes,
 `Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`: for every turn a line with its name and the majority emotion
-(`xxx`: none), then a line for each evaluator with one or more emotions, `C-E2:`, a tab, `Neutral; Sadness;`, a tab and
-a remark. `C-F1:` and `C-M1:` are the actors' own evaluations, and are not counted. AbstractTTS/IEMOCAP has a column of
-votes for each emotion, Zahra99/IEMOCAP_Audio only the four classes.
+(`xxx`: none) and its mean valence, arousal and dominance, `[2.5, 3.0, 2.5]`, then a line for each evaluator with one
+or more emotions, `C-E2:`, a tab, `Neutral; Sadness;`, a tab and a remark. `C-F1:` and `C-M1:` are the actors' own
+evaluations, and are not counted. AbstractTTS/IEMOCAP has a column of votes for each emotion, Zahra99/IEMOCAP_Audio
+only the four classes.
 """
 
 import re
@@ -43,7 +44,8 @@ def _zahra_row(row: dict) -> dict:
 
 
 def _tree(folder: Path) -> Iterator[dict]:
-    turn = re.compile(r"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t")
+    number = r"\s*([\d.]+)\s*"
+    turn = re.compile(rf"^\[.+?\]\t(?P<utterance>\S+)\t(?P<emotion>\w+)\t(?:\[{number},{number},{number}\])?")
     evaluation = re.compile(r"^C-E\d+:\s*(?P<emotions>[^\t(]*)")
     for notes in visible_files(folder, "Session[1-5]/dialog/EmoEvaluation/*.txt"):
         rows: list[dict] = []
@@ -51,9 +53,10 @@ def _tree(folder: Path) -> Iterator[dict]:
             if match := turn.match(line):
                 name, label = match["utterance"], match["emotion"]
                 audio = notes.parents[2] / "sentences" / "wav" / notes.stem / f"{name}.wav"
-                drop = VOTES_TIE if label == "xxx" else None
-                rows.append({"file": audio.name, "audio": audio, "label": label, "drop": drop, **_names(name)})
-                rows[-1]["votes"] = [0] * len(IEMOCAP_VOTES)
+                rows.append({"file": audio.name, "audio": audio, "label": label, **_names(name)})
+                rows[-1] |= {"no_class": VOTES_TIE if label == "xxx" else None, "votes": [0] * len(IEMOCAP_VOTES)}
+                valence, arousal, dominance = match.groups()[2:]
+                rows[-1]["dimensions"] = {"arousal": arousal, "valence": valence, "dominance": dominance}
             elif rows and (match := evaluation.match(line)):
                 for word in match["emotions"].split(";"):
                     if emotion := WORDS.get(word.strip().lower()):
@@ -71,6 +74,7 @@ RECORD = Record(
             lambda row: {"file": row["file"], "label": row["major_emotion"], **_names(row["file"] or "")},
             columns=("file", "major_emotion"),
             votes=IEMOCAP_VOTES,
+            dimensions={"arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"},
         ),
         "Zahra99/IEMOCAP_Audio": Source(
             _zahra_row,
@@ -80,6 +84,7 @@ RECORD = Record(
     },
     tree=_tree,
     votes=IEMOCAP_VOTES,
+    dimensions=dict.fromkeys(("arousal", "valence", "dominance"), (1, 5)),
     # As in SUPERB (Yang et al. 2021), EmoBox and emotion2vec.
     folds={"sessions": tuple((session,) for session in ZAHRA_SESSIONS.values())},
     with_speaker="AbstractTTS/IEMOCAP or a local IEMOCAP_full_release",

@@ -1,10 +1,10 @@
 """Reads a corpus, given its name and a few choices, into a table of clips."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from ser.data.corpora.demo import make_demo_corpus
+from ser.data.corpora.dimensions import COLUMNS, DIMENSIONS, set_dimensions
 from ser.data.corpora.formats import read_own, read_record, refuse_unused_options
 from ser.data.corpora.names import check_classes_differ, check_not_reserved, warn_of_almost_equal_speakers
 from ser.data.corpora.readers import TABLE_SUFFIXES, Rows, visible_files
@@ -45,6 +46,10 @@ def load_corpus(
     if (soft_labels := choices.get("soft_labels", "none")) == "votes":
         clips = clips.add_column("votes", [row["votes"] for row in chosen.rows if not row["drop"]])
         options["soft_labels"] = soft_labels
+    if chosen.dimensions:
+        unknown = [math.nan] * len(chosen.dimensions)
+        clips = clips.add_column(DIMENSIONS, [row[DIMENSIONS] or unknown for row in chosen.rows if not row["drop"]])
+        options["target"] = choices["target"]
     corpus = Corpus(
         name=chosen.name,
         source=chosen.location,
@@ -55,6 +60,7 @@ def load_corpus(
         options=options | {"drop_duplicates": drop_duplicates},
         speaker_hint=chosen.speaker_hint,
         shards=chosen.shards,
+        dimensions=chosen.dimensions,
     )
     check_classes(corpus)
     if drop_duplicates:
@@ -74,6 +80,7 @@ class Chosen(Rows):
         known: all classes of the corpus, kept or not.
         merge: class -> class into which its clips are merged.
         speaker_hint: sources that state the speaker.
+        dimensions: name -> ends of the scale of each dimension, whose values the rows then have in `dimensions`.
     """
 
     name: str = ""
@@ -81,6 +88,7 @@ class Chosen(Rows):
     known: set[str] = field(default_factory=set)
     merge: dict[str, str] = field(default_factory=dict)
     speaker_hint: str = ""
+    dimensions: dict[str, list[float]] = field(default_factory=dict)
 
 
 def choose_rows(
@@ -101,6 +109,9 @@ def choose_rows(
     unique_vote: bool = False,
     soft_labels: Literal["none", "votes"] = "none",
     streaming: bool = False,
+    target: Literal["emotion", "dimensions", "both"] = "emotion",
+    dimensions: Sequence[str] | None = None,
+    dimension_range: Sequence[float] | None = None,
 ) -> Chosen:
     """Reads the rows of a corpus and chooses among them; [`load_corpus`] makes a table of the result.
 
@@ -127,6 +138,11 @@ def choose_rows(
             the class with the most votes, and clips on which annotators do not agree are kept too.
         streaming: read tables, on the Hub or in a folder, shard by shard, once for everything except the sound; see
             [`Shards`].
+        target: "dimensions" for the values of dimensions instead of classes, and "both" for both; clips that have only
+            a class, or only dimensions, are kept too.
+        dimensions: dimensions to read, in this order: of a known corpus some of its own (default: all), of a user's
+            own data set names of columns (default: those of arousal, valence and dominance that it has).
+        dimension_range: ends of the scale in a user's own data set (default: 0 and 1).
 
     Raises:
         DataError: as in [`load_corpus`].
@@ -152,13 +168,14 @@ def choose_rows(
     refuse_unused_options({flag for flag, value in given.items() if value is not None}, record, dataset_name, data_dir)
     if name == "demo" and data_dir is None:
         data_dir = make_demo_corpus(cache_dir)
+    wanted = () if target == "emotion" else dimensions or COLUMNS
     if record:
-        found = read_record(record, hub_id, name, data_dir, load)
+        found = read_record(record, hub_id, name, data_dir, load, with_dimensions=target != "emotion")
         known = set(record.aliases.values())
         if len(record.languages) == 1:
             found.rows[:] = [{"language": record.languages[0]} | row for row in found.rows]
     else:
-        found = read_own(dataset_name, data_dir, columns, splits, load)
+        found = read_own(dataset_name, data_dir, columns, splits, load, wanted, needs_label=target != "dimensions")
         known = set(found.labels)
     if streaming and found.shards is None:
         raise DataError(
@@ -166,8 +183,11 @@ def choose_rows(
             "has none: leave it out; --no_cache_features keeps only the names of clips in memory."
         )
     _check_votes(found, unique_vote, soft_labels)
-    names = _class_names(found, name, known, merge, labels)
-    _set_classes(found, names, merge, record, unique_vote, soft_labels)
+    scales, ends = record.dimensions if record else None, dict[str, list[float]]()
+    if target != "emotion":
+        ends = set_dimensions(found.rows, found.location, scales, dimensions, dimension_range)
+    names = [] if target == "dimensions" else _class_names(found, name, known, merge, labels)
+    _set_targets(found, names, merge, record, unique_vote, soft_labels, [*ends])
     return Chosen(
         **vars(found) | {"revision": found.revision or _files_digest(Path(found.location))},
         name=name,
@@ -175,6 +195,7 @@ def choose_rows(
         known=known,
         merge=merge,
         speaker_hint=record.with_speaker if record else "a data set with such a column (--speaker_column_name)",
+        dimensions=ends,
     )
 
 
@@ -204,23 +225,29 @@ def _class_names(
     return names
 
 
-def _set_classes(
+def _set_targets(
     found: Rows,
     names: list[str],
     merge: Mapping[str, str],
     record: Record | None,
     unique_vote: bool,
     soft_labels: str,
+    dimensions: Sequence[str],
 ) -> None:
-    """Sets the class index of each row, or the reason to drop it; a second file of the same name is dropped, too."""
+    """Sets the class index of each row, or the reason to drop it; a second file of the same name is dropped, too. A
+    row without a class is kept if it has dimensions."""
     keys: set[str] = set()
     aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
     for row in found.rows:
-        if soft_labels == "votes":
-            drop = None if row.get("drop") == VOTES_TIE else row.get("drop")
+        drop = row.get("drop")
+        if dimensions and not drop:
+            no_value = None if row[DIMENSIONS] else f"no value of {', '.join(dimensions)}"
+            no_class = row.get("no_class") or (names and _set_class(row, names, aliases, merge, unique_vote))
+            row["drop"] = no_value and (no_class if names else no_value)
+        elif soft_labels == "votes":
             row["drop"] = drop or _set_votes(row, names, merge, voted_for)
         else:
-            row["drop"] = row.get("drop") or _set_class(row, names, aliases, merge, unique_vote)
+            row["drop"] = row.get("no_class") or drop or _set_class(row, names, aliases, merge, unique_vote)
         key = row.get("key")
         if not row["drop"] and key in keys:
             row["drop"] = "second file of the same name"
@@ -268,7 +295,7 @@ def _set_class(
     if label not in names:
         return f"class {label!r} not among those kept"
     if unique_vote:
-        if not all(isinstance(vote, int | float) and isfinite(vote) for vote in row["votes"]):
+        if not all(isinstance(vote, int | float) and math.isfinite(vote) for vote in row["votes"]):
             return "annotators' votes are incomplete"
         if row["votes"].count(max(row["votes"])) > 1:
             return VOTES_TIE
@@ -280,7 +307,7 @@ def _set_votes(row: dict, names: list[str], merge: Mapping[str, str], voted_for:
     """Sets the row's votes for each class that is kept and, as its class, the one with the most votes (the first if
     several tie), or returns why the row is left out."""
     votes = row.get("votes") or ()
-    known = all(isinstance(vote, int | float) and isfinite(vote) and vote >= 0 for vote in votes)
+    known = all(isinstance(vote, int | float) and math.isfinite(vote) and vote >= 0 for vote in votes)
     if not known or len(votes) != len(voted_for):
         return "annotators' votes are incomplete"
     counts = dict.fromkeys(names, 0.0)
@@ -317,7 +344,9 @@ def clips_of(audio: datasets.Dataset, rows: list[dict]) -> datasets.Dataset:
 
 def check_classes(corpus: Corpus) -> None:
     """Raises `DataError` if a class has no clip, or a name that is reserved in tables of predictions."""
-    check_not_reserved(corpus.label_names)
+    check_not_reserved([*corpus.label_names, *corpus.dimensions])
+    if both := {*corpus.label_names} & {*corpus.dimensions}:
+        raise DataError(f"{corpus.source} has {both.pop()!r} as a class and as a dimension: rename one of them.")
     left_out = "; ".join(f"{reason}: {n}" for reason, n in corpus.dropped.items()) or "nothing"
     counts = Counter(corpus.labels)
     empty = [name for index, name in enumerate(corpus.label_names) if not counts[index]]

@@ -3,9 +3,9 @@
 The tree is `Labels/labels_consensus.csv` (FileName, EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Gender, Split_Set;
 called `labels_concensus.csv` in old releases) beside `Audios/MSP-PODCAST_0001_0008.wav`. EmoClass is A, S, H, U, F, D,
 C, N, O (other) or X (no agreement); Split_Set is Train, Development (old: Validation), Test1, Test2 or Test3, whose
-labels are withheld. This follows the readers of nkululeko (github.com/felixbur/nkululeko, data/msp-podcast) and
-ser-standardizer (github.com/ViniciusSuaiden/ser-standardizer). Test1 is the test part here, and Test2 that of
-`msp-podcast-test2`; speakers may be "Unknown".
+labels are withheld. EmoAct, EmoVal and EmoDom are rated from 1 to 7. This follows the readers of nkululeko
+(github.com/felixbur/nkululeko, data/msp-podcast) and ser-standardizer (github.com/ViniciusSuaiden/ser-standardizer).
+Test1 is the test part here, and Test2 that of `msp-podcast-test2`; speakers may be "Unknown".
 """
 
 import csv
@@ -28,6 +28,7 @@ MSP_CODES = {
     "N": "neutral",
     "O": "other",
 }
+DIMENSION_COLUMNS = {"arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"}
 
 
 def _tree(folder: Path, test: str = "Test1") -> Iterator[dict]:
@@ -36,7 +37,6 @@ def _tree(folder: Path, test: str = "Test1") -> Iterator[dict]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 part, emotion = row["Split_Set"].strip(), row["EmoClass"].strip()
-                drop = None if part in splits else f"in {part}, not {test}"
                 yield {
                     "file": row["FileName"],
                     "audio": folder / "Audios" / row["FileName"],
@@ -44,7 +44,9 @@ def _tree(folder: Path, test: str = "Test1") -> Iterator[dict]:
                     "speaker": None if row["SpkrID"].strip() in ("Unknown", "") else row["SpkrID"].strip(),
                     "sex": {"Female": "female", "Male": "male"}.get(row["Gender"].strip()),
                     "split": splits.get(part),
-                    "drop": "annotators do not agree (X)" if emotion == "X" else drop,
+                    "drop": None if part in splits else f"in {part}, not {test}",
+                    "no_class": "annotators do not agree (X)" if emotion == "X" else None,
+                    "dimensions": {name: row.get(column) for name, column in DIMENSION_COLUMNS.items()},
                 }
 
 
@@ -53,6 +55,7 @@ RECORD = Record(
     aliases={name: name for name in MSP_CODES.values()},
     hub={},
     tree=_tree,
+    dimensions=dict.fromkeys(DIMENSION_COLUMNS, (1, 7)),
     has_parts=True,
     with_speaker="a local release",
     speech="spontaneous English of podcasts; labels are what annotators heard",

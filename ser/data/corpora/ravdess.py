@@ -7,13 +7,15 @@ from pathlib import Path
 from ser.data.corpora.readers import named_files
 from ser.data.corpora.records import Record, Source
 
-RAVDESS_NAME = re.compile(r"(?:^|/)\d\d-(\d\d)-0([1-8])-\d\d-(\d\d)-\d\d-(\d\d)$")
+RAVDESS_NAME = re.compile(
+    r"(?:^|/)\d\d-(?P<channel>\d\d)-0(?P<emotion>[1-8])-(?P<intensity>\d\d)-(?P<statement>\d\d)-\d\d-(?P<actor>\d\d)$"
+)
 RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 
 
 def _row(file: str | None, emotion: str) -> dict:
     match = RAVDESS_NAME.search(Path(file or "").stem)
-    return {"file": file, "label": emotion, **_actor(match[4] if match else None), **_statement(file)}
+    return {"file": file, "label": emotion, **_actor(match["actor"] if match else None), **_manner(file)}
 
 
 def _actor(number: str | None) -> dict:
@@ -23,15 +25,17 @@ def _actor(number: str | None) -> dict:
     return {"speaker": f"{int(number):02d}", "sex": "male" if int(number) % 2 else "female"}
 
 
-def _statement(file: str | None) -> dict:
-    """Returns the code of the sentence: 01 is "Kids are talking by the door", 02 "Dogs are sitting by the door"."""
+def _manner(file: str | None) -> dict:
+    """Returns the code of the sentence (01 is "Kids are talking by the door", 02 "Dogs are sitting by the door") and
+    the intensity: 1 is normal, as for all neutral clips, 2 strong."""
     match = RAVDESS_NAME.search(Path(file or "").stem)
-    return {"sentence": match[3] if match else None}
+    return {"sentence": match["statement"], "dimensions": {"intensity": match["intensity"]}} if match else {}
 
 
 def _names(match: re.Match[str]) -> dict:
-    song = {"drop": "song, not speech"} if match[1] != "01" else {}
-    return {"label": RAVDESS_EMOTIONS[int(match[2]) - 1], "sentence": match[3], **_actor(match[4]), **song}
+    song = {"drop": "song, not speech"} if match["channel"] != "01" else {}
+    label = RAVDESS_EMOTIONS[int(match["emotion"]) - 1]
+    return {"label": label, **_manner(match.string), **_actor(match["actor"]), **song}
 
 
 def _actors(*folds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -44,8 +48,7 @@ RECORD = Record(
     hub={
         "narad/ravdess": Source(
             lambda row: (
-                {"label": row["labels"], **_actor(row["speaker_id"]), **_statement(row["path"])}
-                | {"file": row["path"]}
+                {"label": row["labels"], **_actor(row["speaker_id"]), **_manner(row["path"])} | {"file": row["path"]}
             ),
             columns=("labels", "speaker_id"),
             revision="refs/convert/parquet",
@@ -61,6 +64,7 @@ RECORD = Record(
         ),
     },
     tree=lambda folder: named_files(folder, RAVDESS_NAME, "a RAVDESS clip", _names),
+    dimensions={"intensity": (1, 2)},
     # EmoBox: Ma et al. (2024), "EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark".
     # Luna-Jimenez et al. (2021), "Multimodal Emotion Recognition on RAVDESS Dataset Using Transfer Learning", which
     # counts its folds from 0.

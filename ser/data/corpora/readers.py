@@ -18,6 +18,7 @@ import soundfile
 from datasets.exceptions import DatasetsError
 
 from audio_maxmvit import AUDIO_SUFFIXES
+from ser.data.corpora.dimensions import DIMENSIONS
 from ser.data.corpora.shards import Shards, StreamedSplit, open_streamed
 from ser.data.tables import FILE_COLUMNS, read_list, text_of
 from ser.utils import DataError
@@ -38,8 +39,8 @@ class Rows:
     Args:
         audio: one column `audio` ({"path", "bytes"}), or `place` in `shards` and `content` for streamed clips.
         rows: facts of each clip: `file`, `label` and, if the source states them, `speaker`, `sex`, `language`,
-            `session`, `sentence`, `split`, `votes`; `drop` is a reason to leave out the row, `key` the name of the
-            recording, if the file name is one.
+            `session`, `sentence`, `split`, `votes`, `dimensions` (name -> raw value); `drop` is a reason to leave out
+            the row, `no_class` why it has no single class, `key` the name of the recording, if the file name is one.
         labels: classes in order.
         location: Hub id or path.
         revision: Hub commit, or a digest.
@@ -264,25 +265,36 @@ def metadata_of(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def read_listed(path: Path, base: Path, columns: tuple[str | None, str | None, str | None]) -> Rows:
+def read_listed(
+    path: Path,
+    base: Path,
+    columns: tuple[str | None, str | None, str | None],
+    dimensions: Sequence[str] = (),
+    needs_label: bool = True,
+) -> Rows:
     """Reads a list of recordings: CSV, TSV or JSON Lines of `file,label[,speaker][,split][,sentence]`.
 
     Args:
         path: the list. If it is called metadata, it may have no labels; its recordings must then be in class folders.
         base: the folder to which paths in it are relative.
         columns: names of the columns of files, labels and speakers, if they are not the default ones.
+        dimensions: columns of dimensions, of which it may have some.
+        needs_label: whether it needs labels.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
     names = {"label": columns[1] or "label", "speaker": columns[2] or "speaker", "split": "split"}
     names["sentence"] = "sentence"
-    table = read_list(path, [*dict.fromkeys([*names.values(), *([columns[0]] if columns[0] else FILE_COLUMNS)])])
+    own = [*names.values(), *([columns[0]] if columns[0] else FILE_COLUMNS)]
+    table = read_list(path, [*dict.fromkeys([*own, *dimensions])])
+    scales = [name for name in dimensions if name in table.columns]
     table.require(*(name for name in columns if name))
     file_column = columns[0] or table.file_column()
-    in_folders = path.name in METADATA and columns[1] is None and "label" not in table.columns
-    if not in_folders:
+    without_label = path.name in METADATA and columns[1] is None and "label" not in table.columns
+    in_folders = without_label and needs_label
+    if needs_label and not in_folders:
         table.require(names["label"])
-    by_split = in_folders and all(
+    by_split = without_label and all(
         Path(row[file_column]).parts[:1] and Path(row[file_column]).parts[0].lower() in SPLIT_NAMES
         for _, row in table.rows
     )
@@ -295,10 +307,11 @@ def read_listed(path: Path, base: Path, columns: tuple[str | None, str | None, s
         if file in line_of:
             raise DataError(f"{path}: {file} is listed twice, in lines {line_of[file]} and {line}.")
         line_of[file] = line
-        label = _class_of(Path(file), base, by_split) if in_folders else row[names["label"]]
+        label = _class_of(Path(file), base, by_split) if in_folders else row.get(names["label"], "")
         split = row.get("split") or (Path(file).parts[0] if by_split else "")
         rows.append({"file": file, "audio": base / file, "label": label})
         rows[-1] |= {key: row.get(names[key]) or None for key in ("speaker", "sentence")}
+        rows[-1][DIMENSIONS] = {name: row[name] for name in scales}
         rows[-1]["split"] = _split_name(split, f"{path}, line {line}") if split else None
     if not rows:
         raise DataError(f"{path} lists no clips: add a row for each.")

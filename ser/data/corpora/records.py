@@ -14,11 +14,13 @@ class Source:
     Args:
         read: a row without its audio bytes (plus `path`, the name stored with the audio, and `split`) -> a dict with
             `file`, `label` and, if the source states them, `speaker`, `sex` ("female" or "male"), `language`
-            (ISO 639-1), `session`, `sentence` (an identifier of the text) and `split` ("train", "validation", "test");
-            with `drop`, the row is left out for that reason.
+            (ISO 639-1), `session`, `sentence` (an identifier of the text), `split` ("train", "validation", "test") and
+            `dimensions` (name -> raw value); with `drop`, the row is left out for that reason, and with `no_class` it
+            has no single class.
         columns: columns that `read` needs.
         splits: splits to read; empty for all.
         votes: columns with the annotators' votes, in the order of the record's `votes`.
+        dimensions: dimension -> its column.
         revision: Hub revision read by default.
     """
 
@@ -26,6 +28,7 @@ class Source:
     columns: tuple[str, ...]
     splits: tuple[str, ...] = ()
     votes: tuple[str, ...] = ()
+    dimensions: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
 
 
@@ -41,6 +44,7 @@ class Record:
             `drop` is left out and counted under that reason.
         votes: emotions that annotators could choose, if a source has the number of votes for each; a row's `votes` are
             in this order.
+        dimensions: dimension -> ends of the scale on which it was rated.
         with_speaker: sources that state the speaker, for the error message of other sources.
         folds: name of published folds -> what is tested in fold 1, 2, ...: speakers, or sessions if the name is
             "sessions". The first entry is the corpus's "speaker" protocol.
@@ -59,6 +63,7 @@ class Record:
     hub: Mapping[str, Source]
     tree: Callable[[Path], Iterator[dict]]
     votes: tuple[str, ...] = ()
+    dimensions: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     with_speaker: str = ""
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     validated: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)

@@ -45,7 +45,8 @@ class Corpus:
         label_names: classes in the order of the label indices.
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
             `language` (ISO 639-1), `session`, `sentence` (an identifier of the text), `split`; `votes` if the labels
-            are soft; `corpus` if there are several; and for streamed clips `place` in `shards`, `content` and
+            are soft; `dimensions` if they are to be estimated, a list of their values from 0 to 1, NaN if unknown;
+            `corpus` if there are several; and for streamed clips `place` in `shards`, `content` and
             `seconds` instead of `audio`.
         dropped: reason -> number of rows left out.
         options: choices that affected the table (merged classes, vote rule, ...).
@@ -54,6 +55,8 @@ class Corpus:
             that both have, by which the test is scored.
         shards: the sound of streamed clips.
         speaker_hint: sources that state the speaker, for the error message of a source that does not.
+        dimensions: name -> ends of the scale of each dimension to estimate. Clips without a class then have the label
+            -1, and there may be no classes.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Corpus:
     recordings: datasets.Dataset | None = None
     shared_labels: list[str] | None = None
     shards: "Shards | None" = None
+    dimensions: dict[str, list[float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -78,6 +82,11 @@ class Corpus:
     @property
     def labels(self) -> list[int]:
         return self.clips["label"][:]
+
+    @property
+    def classes(self) -> list[str | None]:
+        """The class of each clip, None for a clip without one."""
+        return [None if label < 0 else self.label_names[label] for label in self.labels]
 
     @property
     def speakers(self) -> list[str | None]:
@@ -119,11 +128,16 @@ def sound_facts(file: str, audio: dict) -> tuple[str, float]:
 
 
 def keep_one_of_equal_sound(corpus: Corpus) -> None:
-    """Keeps one of several clips of equal sound, the one nearest to the test split; none if their labels differ."""
+    """Keeps one of several clips of equal sound, the one nearest to the test split; none if their labels or dimensions
+    differ."""
     groups = defaultdict(list)
     for index, content in enumerate(corpus.contents):
         groups[content].append(index)
-    labels, splits = corpus.labels, corpus.clips["split"][:]
+    splits = corpus.clips["split"][:]
+    values = corpus.clips["dimensions"][:] if corpus.dimensions else [None] * len(corpus)
+    labels = [
+        f"{label} {value}" for label, value in zip(corpus.labels, values, strict=True)
+    ]  # as text: NaN is not NaN
     order = {"test": 0, "validation": 1, "train": 2, None: 3}
     keep, conflicts = [], 0
     for group in groups.values():
@@ -165,5 +179,6 @@ def agreed(votes: ArrayLike) -> np.ndarray:
 
 
 def with_one_label(clips: datasets.Dataset) -> np.ndarray:
-    """Returns which rows of a table have a single label: all rows or, with votes, those without a tie."""
-    return agreed(clips.with_format(None)[VOTES][:]) if VOTES in clips.column_names else np.full(len(clips), True)
+    """Returns which rows of a table have a single label: those with a class or, with votes, those without a tie."""
+    table = clips.with_format(None)
+    return agreed(table[VOTES][:]) if VOTES in clips.column_names else np.asarray(table["label"][:]) >= 0
