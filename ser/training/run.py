@@ -95,7 +95,7 @@ def plan_folds(
     if data_args.fold != "all":
         raise DataError(f"--fold must be a number from 1 to {count}, or all, not {data_args.fold!r}.")
     if args.resume_from_checkpoint and count > 1:
-        raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold by --fold.")
+        raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold with --fold.")
     folder = Path(args.output_dir)
     return {
         fold: dataclasses.replace(
