@@ -36,7 +36,7 @@ def check_types(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> No
     for name, value in values.items():
         if name in annotations and not _is_of_type(value, annotations[name]):
             raise ValueError(
-                f"{name}={shortened(value)} does not work: it has to be {_type_in_words(annotations[name])}."
+                f"{name}={shortened(value)} does not work: it must be {_type_in_words(annotations[name])}."
             )
 
 
@@ -122,7 +122,7 @@ def check_encoder_config(config: Mapping[str, Any], name: str) -> None:
     class rejects a value."""
     if config.get("model_type") not in FAMILIES:
         raise ValueError(
-            f"{name} is a model of type {config.get('model_type')!r}, which cannot be joined: it is one of "
+            f"{name} is a model of type {config.get('model_type')!r}, which is not supported: choose one of "
             f"{', '.join(FAMILIES)}."
         )
     try:
@@ -344,7 +344,7 @@ class MaxMViTConfig(PretrainedConfig):
         check_types({name: value}, _field_types(kind))
         if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
             raise ValueError(
-                f"dtype={shortened(value)} does not work: it has to be a dtype of torch, such as 'float32'."
+                f"dtype={shortened(value)} does not work: it must be a dtype of torch, such as 'float32'."
             )
         super().__setattr__(name, value)
 
@@ -370,21 +370,21 @@ class MaxMViTConfig(PretrainedConfig):
         }
         for field, known in choices.items():
             if (given := getattr(self, field)) not in known:
-                raise ValueError(f"{field}={shortened(given)} does not work: it is one of {', '.join(known)}.")
+                raise ValueError(f"{field}={shortened(given)} does not work: choose one of {', '.join(known)}.")
         if self.fusion != "concat" and len(self.branch_names) < 2:
-            raise ValueError(f"fusion={self.fusion!r} does not work: a model of one branch has nothing to fuse.")
+            raise ValueError(f"fusion={self.fusion!r} does not work: a model with one branch has nothing to fuse.")
         if self.fusion == "late" and not (self.image_names and "speech" in self.branch_names):
-            raise ValueError("fusion='late' does not work: it takes an image backbone and a speech encoder.")
+            raise ValueError("fusion='late' does not work: it needs an image backbone and a speech encoder.")
         if not 0 <= self.speech_share <= 1:
-            raise ValueError(f"speech_share={self.speech_share} does not work: a weight from 0 to 1 does.")
+            raise ValueError(f"speech_share={self.speech_share} does not work: it must be from 0 to 1.")
         for field in ("fusion_size", "head_layers", "hidden_size"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} does not work: it is a number from 1 on.")
+                raise ValueError(f"{field}={getattr(self, field)} does not work: it must be at least 1.")
         for field in ("hidden_dropout", "feature_dropout"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} does not work: a probability in [0, 1) does.")
+                raise ValueError(f"{field}={getattr(self, field)} does not work: it must be at least 0 and below 1.")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature} does not work: it is a number above 0.")
+            raise ValueError(f"temperature={self.temperature} does not work: it must be above 0.")
         self._check_lengths()
         self._check_dimensions()
 
@@ -432,7 +432,7 @@ class MaxMViTConfig(PretrainedConfig):
 
     def _check_filter_bank(self) -> None:
         if self.filter_bank not in (known := EXTRACTOR_CHOICES["filter_bank"]):
-            raise ValueError(f"filter_bank={self.filter_bank!r} does not work: it is one of {', '.join(known)}.")
+            raise ValueError(f"filter_bank={self.filter_bank!r} does not work: choose one of {', '.join(known)}.")
         given = self.filter_bank_config
         if self.filter_bank == "fixed":
             if given is not None:
@@ -482,9 +482,9 @@ class MaxMViTConfig(PretrainedConfig):
     def _check_image_size(self) -> None:
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         if len(sides) != 2:
-            raise ValueError(f"image_size={self.image_size} does not work: it is one number, or (height, width).")
+            raise ValueError(f"image_size={self.image_size} does not work: it must be one number, or (height, width).")
         if min(sides) <= 0:
-            raise ValueError(f"image_size={self.image_size} does not work: a size is positive, such as 224.")
+            raise ValueError(f"image_size={self.image_size} does not work: it must be positive, such as 224.")
         for branch in self.image_names:
             name = getattr(self, f"{branch}_backbone")
             if name in OWN_BACKBONES:

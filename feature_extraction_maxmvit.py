@@ -412,7 +412,7 @@ def make_processor(settings: Mapping[str, Any]) -> Any:
     kind = settings.get("feature_extractor_type")
     if not isinstance(kind, str) or kind not in EXTRACTORS:
         raise ValueError(
-            f"speech_processor: feature_extractor_type={shortened(kind)} does not work: it has to be one of "
+            f"speech_processor: feature_extractor_type={shortened(kind)} does not work: it must be one of "
             f"{', '.join(EXTRACTORS)}."
         )
     parameters = inspect.signature(EXTRACTORS[kind]).parameters.values()
@@ -423,7 +423,7 @@ def make_processor(settings: Mapping[str, Any]) -> Any:
         raise ValueError(f"speech_processor: {error}") from error
     for name, value in settings.items():
         if types.get(name) is int and not value > 0:
-            raise ValueError(f"speech_processor: {name}={value} does not work: it has to be positive.")
+            raise ValueError(f"speech_processor: {name}={value} does not work: it must be positive.")
     return _made_processor(json.dumps(settings, sort_keys=True))
 
 

@@ -94,7 +94,7 @@ def create_backbone(branch: str, config: MaxMViTConfig, **kwargs: Any) -> nn.Mod
             if reshaped is not None:
                 raise ValueError(f"its depths or widths were changed by {branch}_backbone_kwargs")
             if name in OWN_BACKBONES:
-                raise ValueError("there are none, since it is none of timm's")
+                raise ValueError("there are none, since it is not a timm model")
         if name in OWN_BACKBONES:
             backbone: Any = ConvNet(num_classes=0, **changes)
         elif reshaped is None:
@@ -153,7 +153,7 @@ def _check_image_size(branch: str, config: MaxMViTConfig, backbone: Any) -> None
             below = max(side // step * step, step)
             raise ValueError(
                 f"{branch}_backbone={getattr(config, f'{branch}_backbone')!r} takes images in steps of {step}: "
-                f"image_size={config.image_size} does not work, {below} or {below + step} in place of {side} would."
+                f"image_size={config.image_size} does not work; use {below} or {below + step} instead of {side}."
             )
 
 
@@ -636,7 +636,7 @@ def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> di
     if lacking:
         raise ValueError(
             f"speech_encoder={os.fspath(name)!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: name a "
-            "checkpoint that holds the encoder whole."
+            "checkpoint that contains the whole encoder."
         )
     return (model.encoder if is_whisper else model).state_dict()
 
@@ -1340,6 +1340,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTModelOutput | tuple[torch.Tensor, ...]:
         """
+        Computes the features of all branches.
+
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Constant-Q images from [`MaxMViTFeatureExtractor`]. One channel is repeated to three; a size other
@@ -1516,6 +1518,8 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaxMViTClassifierOutput | tuple[torch.Tensor, ...]:
         """
+        Computes the logits of clips and, if there are labels, the loss.
+
         Args:
             cqt_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Constant-Q images, see [`MaxMViTModel.forward`].

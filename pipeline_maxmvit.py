@@ -351,7 +351,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 raise TypeError(f"{name!r} is not a parameter of this pipeline; it has {', '.join(_PARAMETERS)}.")
             _, fits, wanted = _PARAMETERS[name]
             if not (fits(value) if value is not None else name not in _NEVER_NONE):
-                raise ValueError(f"{name}={value!r} does not work; {name} is {wanted}.")
+                raise ValueError(f"{name}={value!r} does not work; {name} must be {wanted}.")
         steps: tuple[dict, dict, dict] = ({}, {}, {})
         for name, value in given.items():
             steps[_PARAMETERS[name][0]][name] = value
@@ -383,7 +383,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 f"{', '.join(labels)}."
             )
         if len({*only}) < 2:
-            raise ValueError(f"only={list(only)!r} does not work: among fewer than two labels, there is no choice.")
+            raise ValueError(f"only={list(only)!r} does not work: it must contain at least two labels.")
 
     def get_iterator(
         self,
@@ -712,7 +712,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         if profile is None:
             return None
         if not _is_profile(profile):
-            raise ValueError(f"speaker={profile!r} does not work; it is a SpeakerProfile, or the path of one.")
+            raise ValueError(f"speaker={profile!r} does not work; it must be a SpeakerProfile, or the path of one.")
         name = "speaker: the profile"
         if isinstance(profile, (str, os.PathLike)):
             name, profile = os.fspath(profile), SpeakerProfile.load(profile)

@@ -118,7 +118,7 @@ class ModelArguments:
                 raise ValueError(f"--model_name_or_path has its own weights: leave out {' and '.join(weights)}.")
             if not self.imagenet_weights:
                 raise ValueError(
-                    f"--imagenet_weights false starts from random weights: leave out it or {' and '.join(weights)}."
+                    f"--imagenet_weights false starts from random weights: leave out it, or {' and '.join(weights)}."
                 )
         for name in ("cqt_weights", "mel_weights"):
             if (path := getattr(self, name)) and not Path(path).is_file():
@@ -133,15 +133,15 @@ class ScheduleArguments:
     max_steps: int = option(-1, "Maximum number of updates, instead of num_train_epochs.", at_least=-1)
     early_stopping_patience: int = option(
         5,
-        "Stop training after so many evaluations without improvement; 0: never.",
+        "Number of evaluations without improvement after which training stops; 0: never.",
         at_least=0,
         needs=["eval_strategy=epoch or eval_strategy=steps"],
     )
     per_device_train_batch_size: int = option(16, "Clips per device and training step.", at_least=1)
     gradient_accumulation_steps: int = option(1, "Batches per update.", at_least=1)
-    learning_rate: float = option(2e-4, "Learning rate of branches without their own.", at_least=0)
+    learning_rate: float = option(2e-4, "Learning rate of branches without one of their own.", at_least=0)
     optim: str | None = option(
-        None, "Optimizer of branches without their own: adam, adamw, radam, nadam, adamax, rmsprop or sgd."
+        None, "Optimizer of branches without one of their own: adam, adamw, radam, nadam, adamax, rmsprop or sgd."
     )
     warmup_steps: float = option(
         0,
@@ -160,7 +160,7 @@ class ScheduleArguments:
         "Arguments of the schedule, as JSON. Defaults of reduce_lr_on_plateau: factor 0.1, patience 2, min_lr 1e-6, "
         "and the mode for the metric.",
     )
-    weight_decay: float = option(0.0, "Weight decay of branches without their own.", at_least=0)
+    weight_decay: float = option(0.0, "Weight decay of branches without one of their own.", at_least=0)
     ema_decay: float = option(
         0.0,
         "Decay of the exponential moving average of the weights that is evaluated and saved, such as 0.999; 0: none.",
@@ -173,7 +173,7 @@ class ScheduleArguments:
 
 @dataclass
 class BranchArguments:
-    """Training of single branches"""
+    """Training of individual branches"""
 
     cqt_learning_rate: float | None = option(None, "Learning rate of the CQT backbone.", at_least=0, needs=TRAINED_CQT)
     mel_learning_rate: float | None = option(None, "Learning rate of the Mel backbone.", at_least=0, needs=TRAINED_MEL)
@@ -222,7 +222,7 @@ class BranchArguments:
     )
     freeze_backbones: bool = option(False, "Whether to train only the head.")
     unfreeze_epoch: int | None = option(
-        None, "Epoch (from 0) from which frozen backbones are trained, too.", at_least=0, needs=["freeze_backbones"]
+        None, "Epoch, from 0, from which frozen backbones are also trained.", at_least=0, needs=["freeze_backbones"]
     )
     freeze_speech_encoder: bool = option(
         False,
@@ -231,18 +231,18 @@ class BranchArguments:
     )
     closed_form_classifier: bool = option(
         False,
-        "Fit the classifier of a frozen speech encoder by shrunk LDA (dimensions: ridge regression).",
+        "Whether to fit the linear classifier of a frozen speech encoder by shrunk LDA (dimensions: ridge regression).",
         needs=["freeze_speech_encoder"],
     )
     speech_frozen_layers: int | None = option(
         None,
-        "Number of the speech encoder's lowest layers that are frozen, with everything below them.",
+        "Number of lowest layers of the speech encoder to freeze, with everything below them.",
         at_least=0,
         needs=["no freeze_speech_encoder", "no lora_rank", *SPEECH],
     )
     lora_rank: int | None = option(
         None,
-        "Rank of LoRA adapters that are trained instead of the speech encoder; needs peft.",
+        "Rank of LoRA adapters, which are trained instead of the speech encoder; needs peft.",
         at_least=1,
         needs=["speech_encoder", "no freeze_speech_encoder", TRAINED_BACKBONES],
     )
@@ -300,7 +300,7 @@ class ClipAugmentationArguments:
 
     training_window: float | None = option(
         None,
-        "Seconds of the random window of each clip that is trained on in an epoch.",
+        "Length in seconds of the random window of each clip that each epoch trains on.",
         aliases=["--max_length_seconds"],
         above=0,
     )
@@ -308,11 +308,9 @@ class ClipAugmentationArguments:
         0.0, "Share of clips that are not reduced to a window.", at_least=0, at_most=1, needs=["training_window"]
     )
     time_stretch: float = option(
-        0.0, "Random change of tempo by up to this share.", at_least=0, needs=["training_window"]
+        0.0, "Maximum random change of tempo, as a share.", at_least=0, needs=["training_window"]
     )
-    gain_db: float = option(
-        0.0, "Random gain of up to so many dB; needs the extractor's level=full_scale.", at_least=0
-    )
+    gain_db: float = option(0.0, "Maximum random gain in dB; needs the extractor's level=full_scale.", at_least=0)
 
 
 @dataclass
@@ -355,7 +353,7 @@ class ReportArguments:
         "Validation metric for best model, plateau and early stopping: UA, WA (accuracy), macro_f1, weighted_f1, "
         "loss; of soft labels KL, JS, soft_macro_f1; of dimensions CCC, pearson, MAE.",
     )
-    load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last.")
+    load_best_model_at_end: bool = option(True, "Whether the result is the best checkpoint instead of the last one.")
     eval_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to evaluate.")
     eval_steps: float | None = option(None, "Updates between evaluations.", above=0, needs=["eval_strategy=steps"])
     save_strategy: Literal["no", "steps", "epoch", "best"] = option(
@@ -376,7 +374,7 @@ class ReportArguments:
     )
     logging_nan_inf_filter: bool = option(False, "Whether to leave non-finite losses out of the logs.")
     test_window: float | None = option(
-        None, "Seconds of windows over which test clips are scored a second time.", above=0, needs=ONLY_CLASSES
+        None, "Length in seconds of windows, whose mean scores test clips a second time.", above=0, needs=ONLY_CLASSES
     )
     test_hop: float | None = option(
         None,
@@ -457,9 +455,9 @@ class CorpusArguments:
         False, "Whether to keep only clips whose votes have a single maximum (IEMOCAP).", needs=WITH_CLASSES
     )
     soft_labels: Literal["none", "votes"] = option(
-        "none", "votes: train on the annotators' votes, also if they do not agree.", needs=ONLY_CLASSES
+        "none", "votes: train on the annotators' votes, even if they do not agree.", needs=ONLY_CLASSES
     )
-    drop_duplicates: bool = option(False, "Whether to keep only one of several clips of equal sound.")
+    drop_duplicates: bool = option(False, "Whether to keep only one of several clips with equal audio.")
     dimension_range: list[float] | None = option(None, "Ends of your own scale (default: 0 1).", needs=WITH_DIMENSIONS)
 
 
@@ -500,7 +498,7 @@ class SeveralCorporaArguments:
 
     test_dataset_name: list[str] | None = option(None, "Corpora to test, instead of a part of the training corpora.")
     test_data_dir: list[str] | None = option(
-        None, "Local folder of each of these; none for a corpus without one.", needs=["test_dataset_name"]
+        None, "Local folder of each test corpus; none for a corpus without one.", needs=["test_dataset_name"]
     )
     corpus_sampling: Literal["natural", "balanced"] = option(
         "natural",
@@ -538,7 +536,7 @@ class TrainingPartArguments:
     )
     scores_from: list[str] | None = option(
         None,
-        "Output directories of --fold all, whose scores the report of a model without a test part quotes.",
+        "Output directories of --fold all, whose scores are quoted in the report of a model without a test part.",
         needs=["protocol=everything", *ONLY_CLASSES],
     )
 
@@ -581,8 +579,8 @@ class DataArguments(
     def _check_streaming(self) -> None:
         self.cache_features = False  # a stream keeps no spectrograms
         if self.on_bad_audio == "skip":
-            raise ValueError("--on_bad_audio skip needs cached spectrograms: leave it out, or --streaming.")
+            raise ValueError("--on_bad_audio skip needs cached spectrograms, which --streaming lacks: leave one out.")
         if len(self.dataset_name) > 1 or self.test_dataset_name or self.label_map:
             raise ValueError(
-                "--streaming reads a single corpus, under its own classes: leave it out, or make one folder of tables."
+                "--streaming reads one corpus with its own classes: leave it out, or put all tables into one folder."
             )

@@ -48,19 +48,19 @@ DECIDING = {
 """Needs that are not options themselves, and the options on which they depend."""
 EXAMPLE_OPTIONS = {
     "trust_remote_code": "the model's code is that of this project",
-    "ignore_mismatched_sizes": "classes that the checkpoint lacks always start anew in the last layer",
+    "ignore_mismatched_sizes": "classes that the checkpoint lacks always start with new weights in the last layer",
     "freeze_feature_encoder": "the convolutions of a speech encoder are never trained",
-    "attention_mask": "a speech encoder always gets the mask that it was trained with",
+    "attention_mask": "a speech encoder always receives the mask that it was trained with",
 }
 """Options of transformers' run_audio_classification.py without effect here, and why."""
 UNSUPPORTED = {
-    "model_revision": "fetch that revision by `hf download NAME --revision REVISION`, and name its folder by "
+    "model_revision": "fetch that revision with `hf download NAME --revision REVISION`, and name its folder with "
     "--model_name_or_path",
     "config_name": "--model_name_or_path includes the configuration, --cqt_backbone and others describe a new model",
     "feature_extractor_name": "--model_name_or_path includes the extractor, --feature_extractor_kwargs changes it",
-    "train_file": "name a CSV of file,label[,speaker][,split] by --dataset_name",
-    "eval_file": "name a CSV of file,label[,speaker][,split] by --dataset_name",
-    "token": "log in by `hf auth login`, or set HF_TOKEN",
+    "train_file": "name a CSV of file,label[,speaker][,split] with --dataset_name",
+    "eval_file": "name a CSV of file,label[,speaker][,split] with --dataset_name",
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
 }
 """Its options that are not supported here, and what to do instead."""
 
@@ -596,7 +596,7 @@ def _check_streaming(args: "SERTrainingArguments") -> None:
 
     for name in ("waveform_copies", "test_window"):
         if getattr(args, name):
-            raise ValueError(f"--{name} needs cached spectrograms: leave it out, or --streaming.")
+            raise ValueError(f"--{name} needs cached spectrograms, which --streaming lacks: leave one out.")
     if args.train_sampling_strategy != "random":
         raise ValueError("--train_sampling_strategy has no effect on the order of --streaming: leave it out.")
     if args.accelerator_config != AcceleratorConfig():
@@ -625,16 +625,16 @@ def check_model(config: "MaxMViTConfig", data_args: "DataArguments", args: "SERT
                 f"--{each.name} has no effect: the model has no such part ({', '.join(config.branch_names)})."
             )
     if args.mixup_alpha and has_speech and not args.closed_form_classifier:
-        raise DataError("--mixup_alpha blends images but not waveforms: leave it out, or --speech_encoder.")
+        raise DataError("--mixup_alpha blends images but not waveforms: leave out either it or --speech_encoder.")
     if args.mixup_alpha and learns_filters:
         raise DataError(
-            "--mixup_alpha blends images before learnable filters compute theirs: leave it out, or --filter_bank "
-            "learnable."
+            "--mixup_alpha blends images, and learnable filters compute their image later: leave out either it or "
+            "--filter_bank learnable."
         )
     if args.specaugment_masks and learns_filters and not has["cqt"]:
         raise DataError(
-            "--specaugment_masks masks images before learnable filters compute theirs, and this model has no others: "
-            "leave it out, or --filter_bank learnable."
+            "--specaugment_masks masks images, and learnable filters compute the only image of this model later: "
+            "leave out either it or --filter_bank learnable."
         )
     if args.train_sampling_strategy == "group_by_length":
         runs_each_time = has_speech and not (data_args.cache_features and can_cache_embeddings(config, args))

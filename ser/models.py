@@ -78,7 +78,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     ]
     if others:
         raise DataError(
-            f"--model_name_or_path {start} defines the whole model, which has another {' and '.join(others)}: leave "
+            f"--model_name_or_path {start} defines the whole model, with another {' and '.join(others)}: leave "
             f"out {', '.join(f'--{name}' for name in others)}."
         )
     if config.filter_bank == "learnable":
@@ -234,8 +234,8 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
     if mismatched or info["unexpected_keys"]:
         name = (mismatched or sorted(info["unexpected_keys"]))[0]
         raise DataError(
-            f"{checkpoint} holds weights of another model than its config.json describes, such as {name}: put the two "
-            "that belong together into one folder, or name another checkpoint."
+            f"{checkpoint} holds weights of another model than its config.json describes, such as {name}: put a "
+            "config.json and the weights that belong to it into one folder, or name another checkpoint."
         )
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
@@ -371,7 +371,7 @@ def load_pipeline(
 
 def usable_device(name: str) -> torch.device:
     """
-    Returns the device of a name such as "cpu" or "cuda:1".
+    Returns the device with a name such as "cpu" or "cuda:1".
 
     Raises:
         UsageError: torch does not know the device, this machine lacks it, or it cannot compute ("meta").
@@ -381,9 +381,7 @@ def usable_device(name: str) -> torch.device:
         torch.ones(1, device=device).sum().item()
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).split("\n")[0]
-        raise UsageError(
-            f"nothing can be computed on the device {name!r}, name another such as cpu: {reason}"
-        ) from error
+        raise UsageError(f"the device {name!r} cannot be used; name another, such as cpu: {reason}") from error
     return device
 
 

@@ -13,7 +13,7 @@ class DataError(ValueError):
 
 
 class UsageError(Exception):
-    """Raised for what a user has to change before a command can begin its work."""
+    """Raised for a mistake that a user must correct before a command can start."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -42,7 +42,7 @@ def count_processes() -> int:
     Returns how many processes `accelerate launch` or `torchrun` has started.
 
     Raises:
-        UsageError: The environment variables that number them make no sense.
+        UsageError: The environment variables that number them are invalid.
     """
     given = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
     numbers = {name: int(text) if text.strip().isdecimal() else -1 for name, text in given.items()}
@@ -50,8 +50,8 @@ def count_processes() -> int:
     if -1 in numbers.values() or count < 1 or numbers.get("RANK", 0) >= count:
         said = ", ".join(f"{name}={text!r}" for name, text in given.items())
         raise UsageError(
-            f"the environment says {said}, which does not number processes: unset these variables, or start by "
-            "`accelerate launch`, which sets them."
+            f"the environment says {said}, which is not a valid numbering of processes: unset these variables, or "
+            "start with `accelerate launch`, which sets them."
         )
     return count
 

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
             fault = f"no port from {first} on is free"
             if args.port:
                 fault = f"port {args.port} is taken or may not be used"
-            raise UsageError(f"{fault}: name another by --port. ({error})") from error
+            raise UsageError(f"{fault}: name another with --port. ({error})") from error
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def analyse(
 
 
 def _over(classified: list[dict], rows: list[dict], window_s: float) -> str:
-    """Describes over how many windows an answer is the mean, and how many more are silent."""
+    """Describes the number of windows that an answer is the mean of, and the number of silent ones."""
     silent = len(rows) - len(classified)
     windows = "that of one window" if len(classified) == 1 else f"the mean over {len(classified)} windows"
     return f"{windows} of {window_s:g} s" + (f" ({silent} more are silent)" if silent else "")

@@ -174,7 +174,7 @@ def load_classifier(args: argparse.Namespace) -> MaxMViTAudioClassificationPipel
 
 
 def with_segments(items: Sequence[Item], source: str, tiers: Sequence[str]) -> list[Item]:
-    """Returns the recordings that have segments in `source`, with these."""
+    """Returns the recordings that have segments in `source`, with their segments."""
     found = read_given_segments(source, [item.file for item in items], tiers)
     return [replace(item, segments=found[item.file]) for item in items if item.file in found]
 
@@ -189,8 +189,8 @@ def annotation_files(args: argparse.Namespace, items: Sequence[Item]) -> dict[st
     if args.annotation is not None:
         if len(items) > 1:
             raise UsageError(
-                f"{args.annotation} is for one recording, and there are {len(items)}: give a folder by --output_dir, "
-                f"with --output_format {Path(args.annotation).suffix[1:]}."
+                f"{args.annotation} is for one recording, and there are {len(items)}: give a folder with --output_dir "
+                f"and --output_format {Path(args.annotation).suffix[1:]}."
             )
         paths = {item.file: [Path(args.annotation)] for item in items}
     elif args.output_dir is not None:
@@ -211,7 +211,7 @@ def check_classes(args: argparse.Namespace, label_names: Sequence[str], dimensio
         option = "--output" if given[0] == "annotation" else f"--{given[0]}"
         raise UsageError(
             f"{option} {getattr(args, given[0])} is for emotions, and the model has only dimensions "
-            f"({', '.join(dimensions)}): write them by --output with .csv or .jsonl."
+            f"({', '.join(dimensions)}): use --output with .csv or .jsonl."
         )
 
 
@@ -297,7 +297,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--min_familiarity",
         type=float,
         help='from 0 to 1, such as 0.05; a recording whose familiarity is lower is "unfamiliar". Familiarity is the '
-        "share of training-like clips that are less like the training data. Adds its column (0 rejects nothing)",
+        "share of training-like clips that are less like the training data. Adds the column familiarity (0 rejects "
+        "nothing)",
     )
     parser.add_argument(
         "--segments",
@@ -307,8 +308,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         help=".csv or .jsonl file (default: the standard output, as a readable table in a terminal, else as CSV); or, "
-        f"for one recording, annotations: {', '.join(FORMATS.values())}, of windows of the model's length if no "
-        "--window is given",
+        f"for one recording, annotations: {', '.join(FORMATS.values())}; without --window, windows have the model's "
+        "length",
     )
     parser.add_argument(
         "--output_dir",
@@ -330,7 +331,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tiers", nargs="+", metavar="TIER", help="tiers to read from TextGrid and ELAN files")
     parser.add_argument(
-        "--only", nargs="+", metavar="LABEL", help="choose among these labels only; scores are divided by their sum"
+        "--only", nargs="+", metavar="LABEL", help="choose only among these labels; scores are divided by their sum"
     )
     parser.add_argument(
         "--enroll", nargs="+", metavar="FILE_OR_FOLDER", help="make a profile of one speaker from these recordings"
@@ -339,21 +340,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--adapt",
         metavar="PROFILE",
-        help="classify relative to a voice or recording conditions: a profile from --enroll; speaker, one of each "
-        "speaker's recordings in the input; or table, one of all recordings in the input (default: none)",
+        help="classify relative to a voice or recording conditions: the file of a profile from --enroll; speaker, for "
+        "a profile of each speaker in the input; or table, for one profile of all recordings (default: none)",
     )
     parser.add_argument(
         "--relevance",
         type=float,
         default=RELEVANCE,
-        help="number of clips that the mean of the training clips counts for in a profile (default 4)",
+        help="weight of the training clips' mean in a profile, as a number of clips (default 4)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="clips or windows in one forward pass (default 8)")
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: the first accelerator, or the CPU)")
     args = parser.parse_args(arguments)
     check_adaptation(parser, args)
     if args.model is None and args.inputs and (Path(args.inputs[0]) / "config.json").is_file():
-        parser.error(f"{args.inputs[0]} is a checkpoint: give the model by --model, as --model {args.inputs[0]}")
+        parser.error(f"{args.inputs[0]} is a checkpoint: give the model with --model, as --model {args.inputs[0]}")
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
     if args.segments is not None and args.window is None:
@@ -402,7 +403,7 @@ def check_formats(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         args.output_format = [f".{name.removeprefix('.')}".lower() for name in args.output_format]
         if unknown := [name for name in args.output_format if name not in FORMATS]:
             parser.error(
-                f"--output_format {unknown[0]}: must be of {', '.join(each[1:] for each in FORMATS.values())}"
+                f"--output_format {unknown[0]}: must be one of {', '.join(each[1:] for each in FORMATS.values())}"
             )
     elif args.output_format:
         parser.error("--output_format needs --output_dir (the suffix of --output names its format)")
@@ -422,7 +423,7 @@ def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         )
     if args.enroll and args.adapt:
         parser.error(
-            "--enroll and --adapt cannot be combined: with --enroll, recordings are classified by its profile"
+            "--enroll and --adapt cannot be combined: with --enroll, recordings are classified relative to its profile"
         )
     if not (math.isfinite(args.relevance) and args.relevance >= 0):
         parser.error("--relevance must be a number of clips, 0 or more")
@@ -437,7 +438,7 @@ def begin(output: str | None, items: list[Item], open_at: Callable[[str | None],
     table = open_at(output)
     todo = [item for item in items if item.file not in table.done]
     if table.done:
-        print(f"{table.path} holds {len(table.done)} files already; {len(todo)} are left to do.", file=sys.stderr)
+        print(f"{table.path} holds {len(table.done)} files already; {len(todo)} remain.", file=sys.stderr)
     return table, todo
 
 

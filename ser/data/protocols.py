@@ -225,7 +225,7 @@ def check_split(corpus: Corpus, split: Split, may_be_empty: Collection[str] = ()
         pairs = "; ".join(f"{files[i]} ({one}) = {files[j]} ({other})" for _, (one, i), (other, j) in shared[:3])
         raise DataError(
             f"{split.name} has the same recording in two parts, {len(shared)} time(s): {pairs}. "
-            "Leave out the repeats with --drop_duplicates."
+            "Remove the duplicates with --drop_duplicates."
         )
 
 
@@ -317,7 +317,7 @@ def _tested_sentences(corpus: Corpus, fold: int) -> set[str]:
 
 
 def _with_training_sentences(corpus: Corpus, clips: list[int], test: list[int], fold: int) -> list[int]:
-    """Returns the clips of which neither the speaker nor the sentence is tested."""
+    """Returns the clips whose speaker and sentence are both not tested."""
     speakers, sentence_of, sentences = corpus.speakers, corpus.sentences, _tested_sentences(corpus, fold)
     tested = {speakers[i] for i in test}
     return [i for i in clips if speakers[i] not in tested and sentence_of[i] not in sentences]
@@ -411,7 +411,7 @@ def _stratified(corpus: Corpus, indices: list[int], share: float, seed: int) -> 
         raise DataError(f"{corpus.source} has only one clip to train on, which cannot be divided: add clips.")
     if rare := [corpus.label_names[label] for label in lone if label >= 0]:
         raise DataError(
-            f"Class {rare[0]!r} has only one clip, which cannot be divided: add clips, or leave it out by --labels."
+            f"Class {rare[0]!r} has only one clip, which cannot be divided: add clips, or leave it out with --labels."
         )
     size = max(math.ceil(share * len(indices)), len(counts))
     rest, cut = train_test_split(indices, test_size=size, stratify=[labels[i] for i in indices], random_state=seed)

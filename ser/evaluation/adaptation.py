@@ -49,7 +49,7 @@ def adapted_logits(
     if None in groups:
         raise DataError(
             f"--adapt speaker needs the speaker of every clip, and {groups.count(None):,} of {len(groups):,} have "
-            "none: take --adapt table, or a corpus that names them."
+            "none: use --adapt table, or a corpus that names them."
         )
     try:
         population = population_mean(model)

@@ -99,7 +99,7 @@ def predict_only(model_args: ModelArguments, data_args: DataArguments, args: SER
     if not args.do_predict:
         raise DataError("--do_eval without --do_train scores nothing: add --do_predict to score the test part.")
     if model_args.model_name_or_path is None:
-        raise DataError("--do_predict without --do_train scores a checkpoint: name it by --model_name_or_path.")
+        raise DataError("--do_predict without --do_train scores a checkpoint: name it with --model_name_or_path.")
     clip_args = ClipArguments(**values_of(ClipArguments, data_args))
     if data_args.test_dataset_name:
         clip_args.dataset_name, clip_args.data_dir = data_args.test_dataset_name, data_args.test_data_dir
@@ -254,13 +254,13 @@ def _refuse_overlap(overlap: dict[str, list[str]] | None, checkpoint: str) -> No
     if overlap is None:
         raise DataError(
             f"{checkpoint} has no splits.json, which lists the clips that it was trained on: put that file beside it, "
-            "or take the risk by --allow_training_clips."
+            "or accept the risk with --allow_training_clips."
         )
     for kind, found in overlap.items():
         if found:
             raise DataError(
                 f"{checkpoint} was trained or validated on {len(found):,} of the {kind} to be tested, such as "
-                f"{found[0]}: test others by --protocol and --fold or --test_speakers, or score these nevertheless by "
+                f"{found[0]}: test others with --protocol and --fold or --test_speakers, or score these anyway with "
                 "--allow_training_clips."
             )
 
@@ -287,8 +287,8 @@ def _columns(corpus: Corpus, names: Sequence[str], checkpoint: str) -> list[int]
     """Returns the model's classes in the order of the report: those of the corpus in its order, then the others."""
     if unknown := [name for name in corpus.label_names if name not in names]:
         raise DataError(
-            f"{checkpoint} does not know {', '.join(map(repr, unknown))}; it knows {', '.join(names)}. Leave out "
-            f"clips by --labels, or rename their class by --merge_labels {unknown[0]}={names[0]}."
+            f"{checkpoint} has no class {', '.join(map(repr, unknown))}; it has {', '.join(names)}. Leave out "
+            f"clips with --labels, or rename their class with --merge_labels {unknown[0]}={names[0]}."
         )
     own = [names.index(name) for name in corpus.label_names]
     return [*own, *(column for column in range(len(names)) if column not in own)]

@@ -64,6 +64,8 @@ class FrontEnd(nn.Module):
 
     def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         """
+        Computes the inputs of the model.
+
         Args:
             waveform (`torch.Tensor` of shape `(B, samples)`): float32, mono, at the extractor's rate, finite, between
                 -1e9 and 1e9. At least `min_length` samples if the export is for any length. One clip for a speech
@@ -307,6 +309,8 @@ class Speech(nn.Module):
         self, waveform: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """
+        Computes the inputs of the speech encoder.
+
         Args:
             waveform (`torch.Tensor` of shape `(1, samples)`): At the extractor's rate.
             bounds (`tuple[torch.Tensor, torch.Tensor]`, *optional*): From [`Trim`].
@@ -409,6 +413,8 @@ class LogMel(nn.Module):
 
     def forward(self, speech: torch.Tensor, begin: torch.Tensor, count: torch.Tensor) -> dict[str, torch.Tensor]:
         """
+        Computes the log-Mel frames of the spoken part.
+
         Args:
             speech (`torch.Tensor` of shape `(samples,)`): At Whisper's rate.
             begin, count (`torch.Tensor`): int64, the first sample and the number of samples of the spoken part.

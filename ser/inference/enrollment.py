@@ -111,7 +111,7 @@ def profiles_of(
 
 
 def _by_speaker(adapt: str, item: Item) -> dict[str, list[dict[str, Any]] | None]:
-    """Returns what of a recording a profile is made of, by the name of the profile: all of it (None), or segments."""
+    """Returns the segments of a recording from which each profile is made, by name; None for the whole recording."""
     if item.segments is None:
         return {item.speaker or "" if adapt == SPEAKER else "": None}
     parts: dict[str, list[dict[str, Any]] | None] = {}

@@ -83,7 +83,7 @@ def read_given_segments(
 def _segments_for(
     file: str, segments: list[GivenSegment], path: Path, names: RecordingNames, is_own: bool
 ) -> list[GivenSegment]:
-    """Returns the segments of one recording out of those of a file. `is_own`: the file may be for this one alone."""
+    """Returns the segments of one recording from a file. `is_own`: the file may be for this recording alone."""
     named = dict.fromkeys(each["file"] for each in segments if each.get("file"))
     if segments and not named and not is_own:
         raise DataError(
@@ -334,7 +334,7 @@ def _chosen(path: Path, names: Sequence[str], tiers: Sequence[str]) -> list[str]
     if missing := [tier for tier in tiers if tier not in names]:
         raise DataError(f"{path} has no tier {missing[0]!r} of intervals; it has {there}.")
     if len({*tiers} or {*names}) != 1 and not tiers:
-        raise DataError(f"{path} has the tiers {there}: name one or several by --tiers.")
+        raise DataError(f"{path} has the tiers {there}: name one or several with --tiers.")
     return [name for name in names if name in (tiers or names)]
 
 

@@ -75,7 +75,7 @@ def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
         if damaged:
             raise DataError(
                 f"{output_dir} holds only damaged checkpoints: {'; '.join(damaged.values())}. Restore the files from "
-                "a copy, or start over by --overwrite_output_dir."
+                "a copy, or start over with --overwrite_output_dir."
             )
         return None
     for folder in damaged:
@@ -203,7 +203,7 @@ def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str 
         process = "another process" if found else f"process {args.process_index}"
         raise DataError(
             f"The first process resumes from {mine}, which {process} does not find: put --output_dir on a disk that "
-            "all machines share, or start over by --overwrite_output_dir."
+            "all machines share, or start over with --overwrite_output_dir."
         )
     return str(mine)
 
@@ -323,7 +323,7 @@ class ResumableTrainer(Trainer):
         if problem := damage_of(Path(best)) if is_there else f"it is missing in {self.args.output_dir}":
             raise FileNotFoundError(
                 f"checkpoint-{self.state.best_global_step}, the best so far, is needed at the end, but {problem}: "
-                "restore it, start over by --overwrite_output_dir, or use the last weights by "
+                "restore it, start over with --overwrite_output_dir, or use the last weights with "
                 "--no_load_best_model_at_end."
             )
 

@@ -1,4 +1,4 @@
-"""A linear classifier on a frozen speech encoder in closed form: linear discriminant analysis, shrunk; for dimensions,
+"""A linear classifier on a frozen speech encoder in closed form: shrunk linear discriminant analysis; for dimensions,
 ridge regression.
 
 The classifier of Gaussian classes with one covariance (Fisher 1936) needs the inverse of the covariance within
@@ -36,6 +36,8 @@ ABSENT = -1e4  # the logit of a class that has no training clip
 
 class LinearClassifier(NamedTuple):
     """
+    A linear classifier in closed form.
+
     Args:
         weight (`torch.Tensor` of shape `(num_labels, num_features)`), bias (`torch.Tensor` of shape `(num_labels,)`):
             Of the logits.
@@ -70,7 +72,7 @@ class Scatter(NamedTuple):
         return Scatter(*(own - left_out for own, left_out in zip(self, other, strict=True)))
 
     def discriminant(self, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the classes, all equally likely beforehand."""
+        """Returns weight and bias of the classes, which are equally likely a priori."""
         means = self.sums / self.counts.clamp(min=1)[:, None]
         within = (self.products - self.sums.T @ means) / self.counts.sum()
         size = within.diagonal().mean().clamp(min=torch.finfo(within.dtype).tiny)
@@ -232,12 +234,12 @@ def training_features(
 
 @torch.no_grad()
 def encoder_features(branch: SpeechEncoder, statistics: torch.Tensor) -> torch.Tensor:
-    """`(N, layers + 1, 2, width)` statistics of layers -> `(N, head_hidden_size)` features, on the CPU."""
+    """Computes features, `(N, head_hidden_size)`, from layer statistics, `(N, layers + 1, 2, width)`, on the CPU."""
     device = next(branch.parameters()).device
     return torch.cat([branch(part.float().to(device), None).cpu() for part in statistics.split(256)])
 
 
 def speech_classifier(model: MaxMViTForAudioClassification) -> LinearHead:
-    """The linear classifier that follows the speech encoder."""
+    """Returns the linear classifier that follows the speech encoder."""
     classifier: Any = model.classifier
     return classifier.speech if isinstance(classifier, LateFusionHead) else classifier

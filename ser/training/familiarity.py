@@ -1,4 +1,4 @@
-"""Fits the distribution of the training clips' features, by which a model says how much a clip is like them."""
+"""Fits the distribution of the training clips' features, which shows how much a clip is like them."""
 
 from collections.abc import Hashable, Sequence
 
@@ -63,8 +63,8 @@ def fit_familiarity(
 
 
 def _groups(speakers: Sequence[Hashable], random: np.random.Generator) -> np.ndarray:
-    """`(N,)` numbers of at most ten groups, each of whole speakers; a clip without one counts as its own, and so do
-    all clips of a single speaker."""
+    """Returns the numbers `(N,)` of at most ten groups of whole speakers. A clip without a speaker counts as a speaker
+    of its own, as does each clip if there is only one speaker."""
     units = [row if speaker is None else speaker for row, speaker in enumerate(speakers)]
     if len(set(units)) < 2:
         units = list(range(len(speakers)))
@@ -74,7 +74,7 @@ def _groups(speakers: Sequence[Hashable], random: np.random.Generator) -> np.nda
 
 
 def _fit(values: np.ndarray, labels: np.ndarray, num_labels: int) -> Familiarity | None:
-    """The distribution of features `(N, F)`, without the distances of held-out clips; None if there is no spread."""
+    """Fits the distribution of features `(N, F)`, without distances of held-out clips; None if they do not vary."""
     module = Familiarity(values.shape[1], num_labels)
     deviations = values.std(0)
     varies = deviations > CONSTANT * deviations.max()

@@ -1,4 +1,4 @@
-"""The pooled features of clips, and the statistics of its training clips that a trained model keeps of them."""
+"""Computes pooled features of clips, and their statistics over the training clips, which checkpoints store."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence

@@ -83,7 +83,7 @@ def plan_folds(
     if len(corpus.label_names) < 2 and (corpus.label_names or not corpus.dimensions):
         raise DataError(
             f"All clips of {corpus.source} are {corpus.label_names[0]!r}, and training needs two classes: keep more "
-            "by --labels."
+            "with --labels."
         )
     protocol = "test speakers" if data_args.test_speakers else resolve_protocol(corpus, data_args.protocol)
     count = n_folds(corpus, data_args.protocol, data_args.test_speakers)
@@ -100,7 +100,7 @@ def plan_folds(
     if data_args.fold != "all":
         raise DataError(f"--fold must be a number from 1 to {count}, or all, not {data_args.fold!r}.")
     if args.resume_from_checkpoint and count > 1:
-        raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold by --fold.")
+        raise DataError("--resume_from_checkpoint is for a single fold: leave it out, or name the fold with --fold.")
     return {
         fold: dataclasses.replace(
             args,

@@ -181,7 +181,7 @@ def _refuse_differing(folder: Path, differing: Sequence[str]) -> None:
     if differing:
         raise DataError(
             f"{folder} holds a run with other settings: {'; '.join(differing)}. Use the same settings, name another "
-            "--output_dir, or start over in this one by --overwrite_output_dir."
+            "--output_dir, or start over in this one with --overwrite_output_dir."
         )
 
 
@@ -217,7 +217,7 @@ def check_named_checkpoint(
     if not is_complete(checkpoint) or not (folder / RUN_FILE).is_file():
         raise DataError(
             f"--resume_from_checkpoint {checkpoint} is not a checkpoint of this command: name a checkpoint-N in the "
-            "output directory of a run, or start a new run from its weights by --model_name_or_path."
+            "output directory of a run, or start a new run from its weights with --model_name_or_path."
         )
     if damage := damage_of(checkpoint):
         raise DataError(f"--resume_from_checkpoint {checkpoint}: {damage}. Name an earlier checkpoint.")
@@ -227,7 +227,7 @@ def check_named_checkpoint(
     if differing:
         raise DataError(
             f"--resume_from_checkpoint {checkpoint} is of a run with other settings: {'; '.join(differing)}. Use the "
-            "same settings, or start a new run from its weights by --model_name_or_path."
+            "same settings, or start a new run from its weights with --model_name_or_path."
         )
 
 

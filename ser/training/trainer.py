@@ -289,7 +289,7 @@ class SERTrainer(ResumableTrainer):
         noticed = f" (noticed at step {now})" if now > step else ""
         raise NonFiniteLossError(
             f"Loss or gradient is not finite at step {step}{noticed}; learning rates: {self._rates()}. "
-            f"Last good checkpoint: {last or 'none yet'}. Lower the learning rate, or skip up to N such steps by "
+            f"Last good checkpoint: {last or 'none yet'}. Lower the learning rate, or skip up to N such steps with "
             "--skip_nonfinite_steps N."
         )
 

@@ -123,7 +123,7 @@ def test_help_and_misspelt_options_are_answered_without_torch_in_two_seconds():
         "error: unknown option --learning-rat; did you mean --learning_rate? --help lists the options, --help_all all "
         "of them.\n"
     )
-    titles = ("Data", "Protocol", "Model", "Training of single branches", "Augmentation", "Checkpoints and report")
+    titles = ("Data", "Protocol", "Model", "Training of individual branches", "Augmentation", "Checkpoints and report")
     places = [helped.stdout.index(f"\n{title}") for title in titles]
     assert places == sorted(places)
     assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 320
@@ -411,7 +411,7 @@ LACKS_CLASS = {
             ["--resume_from_checkpoint", "nowhere"],
             "--resume_from_checkpoint nowhere is not a checkpoint of this command",
         ),
-        (["--do_predict"], "name it by --model_name_or_path"),
+        (["--do_predict"], "name it with --model_name_or_path"),
         (["--do_eval"], "add --do_predict"),
     ],
 )
@@ -503,7 +503,7 @@ def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tm
         "image_size": [96],
         "cqt_backbone_kwargs": '{"depths": [2, 2, 2, 2]}',
     }.items():
-        with pytest.raises(DataError, match=f"defines the whole model, which has another {name}: leave out --{name}"):
+        with pytest.raises(DataError, match=f"defines the whole model, with another {name}: leave out --{name}"):
             make_config(ModelArguments(**start, **{name: value}))
 
 

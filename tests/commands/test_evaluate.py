@@ -115,7 +115,7 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
         (["--protocol", "loso", "--fold", "all"], "one checkpoint is scored on one fold"),
         (["--protocol", "everything"], "has no test set: leave it out to score all clips"),
         (["--protocol", "loso", "--fold", "9"], "a number from 1 to 5, not 9"),
-        (["--merge_labels", "sad=upset"], "does not know 'upset'; it knows sad, .*--labels.*--merge_labels upset=sad"),
+        (["--merge_labels", "sad=upset"], "has no class 'upset'; it has sad, .*--labels.*--merge_labels upset=sad"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_sentence(evaluate, tmp_path, flags, message):

@@ -169,7 +169,7 @@ def taken_port() -> Iterator[str]:
 def test_a_port_that_is_taken_is_named(checkpoint, taken_port, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(app, "_end_as_interrupted", lambda: None)  # the signals of this process stay as they are
-    with pytest.raises(UsageError, match=f"port {taken_port} is taken or may not be used: name another by --port."):
+    with pytest.raises(UsageError, match=f"port {taken_port} is taken or may not be used: name another with --port."):
         app.main([str(checkpoint), "--device", "cpu", "--port", taken_port])
 
 
@@ -180,7 +180,7 @@ def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port
         env={**os.environ, "GRADIO_SERVER_PORT": taken_port, "GRADIO_NUM_PORTS": "1"},
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: no port from {taken_port} on is free: name another by --port." in done.stderr
+    assert f"error: no port from {taken_port} on is free: name another with --port." in done.stderr
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000", "http"])

@@ -73,7 +73,7 @@ def test_a_model_among_the_inputs_is_refused_with_the_right_option(checkpoint, c
         with pytest.raises(SystemExit) as stopped:
             predict_ser.main(inputs)
         assert stopped.value.code == 2
-        assert f"{checkpoint} is a checkpoint: give the model by --model, as --model" in capsys.readouterr().err
+        assert f"{checkpoint} is a checkpoint: give the model with --model, as --model" in capsys.readouterr().err
 
 
 def test_windows_give_rows_with_times_and_the_mean_is_what_is_scored(checkpoint, clips, tmp_path, capsys):
@@ -330,7 +330,7 @@ def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(c
     assert 3 <= first.count("\n") < 21
     assert predict_ser.main(arguments) == 0
     done = first.count("\n") - 1
-    assert f"holds {done} files already; {20 - done} are left to do." in capsys.readouterr().err
+    assert f"holds {done} files already; {20 - done} remain." in capsys.readouterr().err
     assert output.read_text().startswith(first[: first.rfind("\n") + 1])
     assert [Path(row["file"]).stem for row in read_rows(output)] == [f"{index:02d}" for index in range(20)]
 
@@ -353,7 +353,7 @@ def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, 
     assert output.read_text() == whole
     code, message = run(moved)
     assert code == 0
-    assert "holds 6 files already; 0 are left to do." in message
+    assert "holds 6 files already; 0 remain." in message
     output.unlink()
     assert run(retrained)[0] == 0
     assert output.read_text() != whole

@@ -142,7 +142,7 @@ def test_one_recording_is_written_as_annotations(checkpoint, talk, tmp_path, cap
     arguments = ["--model", checkpoint, str(talk), str(tmp_path), "--output", str(tmp_path / "a.srt")]
     soundfile.write(tmp_path / "other.wav", voice(0.5, sampling_rate=RATE), RATE)
     assert predict_ser.main(arguments) == 2
-    assert "is for one recording, and there are 2: give a folder by --output_dir" in capsys.readouterr().err
+    assert "is for one recording, and there are 2: give a folder with --output_dir" in capsys.readouterr().err
 
 
 def test_several_recordings_are_written_to_a_folder(checkpoint, talk, tmp_path, capsys):

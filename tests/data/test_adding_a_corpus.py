@@ -38,7 +38,7 @@ def test_the_guides_record_gives_a_corpus_and_its_folds(emovo, tmp_path):
 
 
 def test_a_corpus_without_a_copy_on_the_hub_asks_for_its_folder(emovo):
-    with pytest.raises(DataError, match="No copy of emovo on the Hub is known: give its folder by --data_dir"):
+    with pytest.raises(DataError, match="No copy of emovo on the Hub is known: give its folder with --data_dir"):
         load_corpus("emovo")
 
 

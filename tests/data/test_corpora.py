@@ -385,7 +385,7 @@ def test_csv_of_a_spreadsheet(load, clips, tmp_path_factory):
         ("file,label", ["x" * 300 + ".wav,joy"], "line 2: .*xxx.wav is not a file"),
         ("file,label", ["x" * 200_000 + ",joy"], "mine.csv, line 2: field larger than field limit"),
         ("x" * 200_000, [], "mine.csv, line 1: field larger than field limit"),
-        ("file,label", ["0.wav,"], "No clip is left of .* no label: 1"),
+        ("file,label", ["0.wav,"], "No clips are left in .* no label: 1"),
         (
             "file,label,speaker",
             ["0.wav,joy, mild,anna"],
@@ -478,7 +478,7 @@ def test_a_file_of_another_kind_is_not_asked_for_on_the_hub(load, name, tmp_path
 )
 def test_almost_equal_classes_are_refused_until_they_are_merged(load, clips, one, other):
     path = write_csv(clips / "mine.csv", "file,label", [f"0.wav,{one}", f"1.wav,{other}", "2.wav,calm"])
-    with pytest.raises(DataError, match="are almost equal: merge them by --merge_labels"):
+    with pytest.raises(DataError, match="are almost equal: merge them with --merge_labels"):
         load(str(path))
     with pytest.raises(DataError, match="are almost equal"):
         load(str(path), labels=[one, "calm"])
@@ -761,7 +761,7 @@ def test_an_empty_class_is_named(load, tmp_path):
     ravdess_tree(tmp_path, ".wav")
     for path in tmp_path.glob("*/03-01-07-*.wav"):
         path.unlink()
-    with pytest.raises(DataError, match="No clip of class 'disgust' in .* Choose classes by --labels"):
+    with pytest.raises(DataError, match="No clip of class 'disgust' in .* Choose classes with --labels"):
         load("ravdess", str(tmp_path))
     assert len(load("ravdess", str(tmp_path), labels=["calm", "sad"])) == 4
 

@@ -368,7 +368,7 @@ def test_a_film_is_not_read_as_sound_of_meld(tmp_path):
     meld(tmp_path)
     for path in tmp_path.glob("**/*.wav"):
         path.unlink()
-    with pytest.raises(DataError, match="No clip is left .* extracted from its film by ffmpeg.: 42"):
+    with pytest.raises(DataError, match="No clips are left .* extracted from its film by ffmpeg.: 42"):
         load_corpus("meld", str(tmp_path))
 
 

@@ -84,7 +84,7 @@ def test_each_clip_is_answered_relative_to_its_group(adapt, relevance):
 
 
 def test_what_cannot_be_adapted_says_why():
-    with pytest.raises(DataError, match="2 of 5 have none: take --adapt table"):
+    with pytest.raises(DataError, match="2 of 5 have none: use --adapt table"):
         adapted_logits(model_of(1), pooled(["a", None, "b", None, "a"]), "speaker", 4.0)
     with pytest.raises(DataError, match="--adapt table: .* keeps no statistics"):
         adapted_logits(model_of(1, has_statistics=False), pooled(["a", None]), "table", 4.0)

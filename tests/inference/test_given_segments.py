@@ -183,8 +183,8 @@ def test_scores_of_some_labels_are_divided_by_their_sum(classify, only):
     ("only", "message"),
     [
         (["happy", "glad"], "no label 'glad'"),
-        (["happy"], "no choice"),
-        (["sad", "sad"], "no choice"),
+        (["happy"], "at least two labels"),
+        (["sad", "sad"], "at least two labels"),
         ("happy", "a list of labels"),
     ],
 )

@@ -47,7 +47,7 @@ def test_tiers_of_a_textgrid_are_chosen_by_name(tmp_path, name):
     assert quadruples(read_segment_file(path, ["anna"])) == anna
     both = sorted(quadruples(read_segment_file(path, ["ben", "anna"])))
     assert [each[:3] for each in both] == [each[:3] for each in expected()] and both[1][3] == 'no, "never"'
-    with pytest.raises(DataError, match="has the tiers 'anna', 'ben': name one or several by --tiers"):
+    with pytest.raises(DataError, match="has the tiers 'anna', 'ben': name one or several with --tiers"):
         read_segment_file(path)
     with pytest.raises(DataError, match="no tier 'clicks' of intervals; it has 'anna', 'ben'"):
         read_segment_file(path, ["clicks"])

@@ -105,7 +105,7 @@ def test_windows_have_their_own_and_an_answer_has_their_mean(classify, smooth):
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "0.5", True])
 def test_a_bound_that_is_no_share_is_refused(classify, value):
-    with pytest.raises(ValueError, match=f"min_familiarity={value!r} does not work; min_familiarity is a share"):
+    with pytest.raises(ValueError, match=f"min_familiarity={value!r} does not work; min_familiarity must be a share"):
         classify(voice(0.1), min_familiarity=value)
 
 

@@ -79,10 +79,10 @@ def test_a_model_of_no_branch_is_refused():
 @pytest.mark.parametrize(
     "name, kwargs, size, remedy",
     [
-        ("vit_tiny_patch16_224", {"depth": 1}, [64, 88], "80 or 96 in place of 88"),
-        ("vit_small_patch14_dinov2", {"depth": 1}, 128, "126 or 140 in place of 128"),
-        (*RESNET, [64, 16], "32 or 64 in place of 16"),
-        ("convnet", {"channels": [8] * 6}, [64, 16], "32 or 64 in place of 16"),
+        ("vit_tiny_patch16_224", {"depth": 1}, [64, 88], "80 or 96 instead of 88"),
+        ("vit_small_patch14_dinov2", {"depth": 1}, 128, "126 or 140 instead of 128"),
+        (*RESNET, [64, 16], "32 or 64 instead of 16"),
+        ("convnet", {"channels": [8] * 6}, [64, 16], "32 or 64 instead of 16"),
     ],
 )
 def test_a_size_of_which_a_part_would_be_ignored_is_refused_with_sizes_that_work(name, kwargs, size, remedy):

@@ -340,7 +340,7 @@ def test_one_waveform_of_several_channels_is_no_batch(shape):
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_name(name, value, wanted):
-    with pytest.raises(ValueError, match=f"{name}=.* does not work: it has to be {wanted}"):
+    with pytest.raises(ValueError, match=f"{name}=.* does not work: it must be {wanted}"):
         MaxMViTFeatureExtractor(**{name: value})
     with pytest.raises(ValueError, match=f"{name}="):
         MaxMViTFeatureExtractor.from_dict({name: value})

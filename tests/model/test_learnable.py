@@ -332,10 +332,12 @@ def test_its_options_are_left_out_with_a_warning_where_filters_are_fixed(name, v
 
 def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
     config = built()[0].config
-    with pytest.raises(DataError, match="--mixup_alpha blends images before learnable filters compute theirs"):
+    with pytest.raises(
+        DataError, match="--mixup_alpha blends images, and learnable filters compute their image later"
+    ):
         check_model(config, DataArguments(), make_arguments(tmp_path, mixup_alpha=0.2))
     config.cqt_backbone = None
-    with pytest.raises(DataError, match="--specaugment_masks masks images .* has no others"):
+    with pytest.raises(DataError, match="--specaugment_masks masks images.* the only image of this model"):
         check_model(config, DataArguments(), make_arguments(tmp_path, specaugment_masks=1))
     check_model(tiny_config(), DataArguments(), make_arguments(tmp_path, filter_learning_rate=0.1))
     assert "--filter_learning_rate has no effect: the model has no such part" in caplog.text
@@ -345,7 +347,7 @@ def test_what_cannot_work_is_named():
     model, extractor = built()
     settings = image_settings(extractor)
     for fields, said in (
-        ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: it is one of fixed, learnable"),
+        ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: choose one of fixed, learnable"),
         ({"filter_bank": "learnable"}, "needs a filter_bank_config"),
         ({"filter_bank_config": settings}, "filter_bank_config is for filter_bank='learnable'"),
         ({"filter_bank": "learnable", "filter_bank_config": settings, "mel_backbone": None}, "without a mel_backbone"),

@@ -309,7 +309,7 @@ def test_a_name_on_the_hub_is_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", ["meta", "cuda:99", "gpu", "cpu:x", ""])
 def test_a_device_that_cannot_compute_is_refused(device):
-    with pytest.raises(UsageError, match=f"on the device '{device}', name another such as cpu"):
+    with pytest.raises(UsageError, match=f"the device '{device}' cannot be used; name another, such as cpu"):
         load_pipeline(None, device)
 
 

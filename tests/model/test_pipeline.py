@@ -426,7 +426,7 @@ def test_wrong_parameters_are_refused(classify):
         "min_score": (-0.1, 1.1, "0.5"),
     }  # fmt: skip
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
-        with pytest.raises(ValueError, match=f"{name}=.* does not work; {name} is "):
+        with pytest.raises(ValueError, match=f"{name}=.* does not work; {name} must be "):
             classify(voice(0.1), **{name: value})
     with pytest.raises(ValueError, match="leaves out audio"):
         classify(voice(0.1), window_s=1.0, hop_s=2.0)

@@ -447,13 +447,13 @@ def test_the_kept_configuration_has_nothing_of_the_machine(encoders):
 def test_what_cannot_be_joined_is_named(tmp_path, encoders):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="type 'vit', which cannot be joined: it is one of wav2vec2, hubert"):
+    with pytest.raises(ValueError, match="type 'vit', which is not supported: choose one of wav2vec2, hubert"):
         tiny_config(speech_encoder=str(tmp_path))
     with pytest.raises(OSError, match="speech_encoder='.*nowhere' could not be loaded.*local folder"):
         tiny_config(speech_encoder=str(tmp_path / "nowhere"))
     with pytest.raises(OSError, match="has no feature extractor that could be loaded"):
         read_processor(tmp_path)
-    with pytest.raises(ValueError, match="speech_pooling='max' does not work: it is one of attention, mean"):
+    with pytest.raises(ValueError, match="speech_pooling='max' does not work: choose one of attention, mean"):
         tiny_config(speech_encoder=encoders["wavlm"], speech_pooling="max")
     with pytest.raises(ValueError, match="speech_encoder_config was given without speech_encoder"):
         tiny_config(speech_encoder_config={"model_type": "wavlm"})

@@ -104,8 +104,8 @@ def test_late_fusion_is_the_weighted_mean_of_two_classifiers_each_with_its_own_l
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"cqt_backbone": None, "mel_backbone": None}, "a model of one branch has nothing to fuse"),
-        ({"speech_encoder": None}, "fusion='late' does not work: it takes an image backbone and a speech encoder"),
+        ({"cqt_backbone": None, "mel_backbone": None}, "a model with one branch has nothing to fuse"),
+        ({"speech_encoder": None}, "fusion='late' does not work: it needs an image backbone and a speech encoder"),
         ({"speech_share": 1.5}, "speech_share=1.5 does not work"),
     ],
 )

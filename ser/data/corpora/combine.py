@@ -17,7 +17,7 @@ from ser.data.corpora.table import Corpus, keep_one_of_equal_sound
 from ser.utils import DataError
 
 NO_FOLDER = "none"
-FOR_ONE = "is for a single corpus: leave it out, and map classes by --label_map"
+FOR_ONE = "is for a single corpus: leave it out, and map classes with --label_map"
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _join(
     if tested and len(shared) < 2:
         raise DataError(
             f"{_names(trained)} and {_names(tested)} share {len(shared)} class(es) under {mapping.where}, and a test "
-            "needs two: map spellings to common classes by --label_map."
+            "needs two: map spellings to common classes with --label_map."
         )
     audio = datasets.concatenate_datasets(
         [part.chosen.audio.cast_column("audio", datasets.Audio(decode=False)) for part in parts]

@@ -69,7 +69,7 @@ def _perceived(folder: Path) -> Iterator[dict]:
     if not votes and audio_files(folder):
         raise DataError(
             f"{folder} and the folder above it have no processedResults/tabulatedVotes.csv with the votes of "
-            "listeners: give the whole of CREMA-D by --data_dir, or train on the intended emotions by "
+            "listeners: give the whole of CREMA-D with --data_dir, or train on the intended emotions with "
             "--dataset_name cremad."
         )
     for row in _intended(folder):

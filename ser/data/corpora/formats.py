@@ -44,7 +44,7 @@ def read_record(
         table, revision = open_tables(data_dir, load | {"revision": None})
         hub_id = hub_id or _recognise(record, table, data_dir)
     elif not record.hub:
-        raise DataError(f"No copy of {name} on the Hub is known: give its folder by --data_dir.")
+        raise DataError(f"No copy of {name} on the Hub is known: give its folder with --data_dir.")
     else:
         hub_id = hub_id or next(iter(record.hub))
         table, revision = open_tables(hub_id, load | {"revision": load["revision"] or record.hub[hub_id].revision})

@@ -63,7 +63,7 @@ class LabelMap:
             if spelling not in self.classes:
                 raise DataError(
                     f"{self.where} lacks the class {spelling!r} of {whose}: map it to a class, or to null to leave it "
-                    "out, in a file given by --label_map."
+                    "out, in a file given with --label_map."
                 )
         return {spelling: self.classes[spelling] for spelling in spellings}
 

@@ -213,7 +213,7 @@ def _check_votes(found: Rows, unique_vote: bool, soft_labels: str) -> None:
 def _class_names(
     found: Rows, name: str, known: set[str], merge: Mapping[str, str], labels: Sequence[str] | None
 ) -> list[str]:
-    """Returns the classes to keep, in their order; raises if one of those that were chosen is unknown."""
+    """Returns the classes to keep, in their order; raises if a chosen class is unknown."""
     for choice in {*merge, *(labels or ())} - known - set(merge.values()):
         raise DataError(f"{name} has no class {choice!r}; its classes are {', '.join(sorted(known))}.")
     names = list(dict.fromkeys(labels or (merge.get(label, label) for label in found.labels)))
@@ -351,10 +351,10 @@ def check_classes(corpus: Corpus) -> None:
     counts = Counter(corpus.labels)
     empty = [name for index, name in enumerate(corpus.label_names) if not counts[index]]
     if not counts:
-        raise DataError(f"No clip is left of {corpus.source}. Left out: {left_out}.")
+        raise DataError(f"No clips are left in {corpus.source}. Left out: {left_out}.")
     if empty:
         raise DataError(
-            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes by --labels. "
+            f"No clip of class {', '.join(map(repr, empty))} in {corpus.source}. Choose classes with --labels. "
             f"Left out: {left_out}."
         )
 

@@ -31,7 +31,7 @@ def check_classes_differ(names: Iterable[str], where: str) -> None:
         if len(alike) > 1:
             one, other = (ascii(name) if alike[0].isascii() is False else repr(name) for name in alike[:2])
             raise DataError(
-                f"{where} has the classes {one} and {other}, which are almost equal: merge them by "
+                f"{where} has the classes {one} and {other}, which are almost equal: merge them with "
                 f'--merge_labels "{alike[0]}={alike[1]}", or rename one of them.'
             )
 
@@ -42,7 +42,7 @@ def check_not_reserved(names: Iterable[str]) -> None:
     if taken := [name for name in names if _alike(name) in RESERVED]:
         raise DataError(
             f"A class cannot be called {taken[0]!r}, which is reserved in tables of predictions: rename it, for "
-            f'example by --merge_labels "{taken[0]}={taken[0]} class".'
+            f'example with --merge_labels "{taken[0]}={taken[0]} class".'
         )
 
 

@@ -164,7 +164,7 @@ def rows_of_tables(
         except (TypeError, pa.ArrowException) as error:
             kind = part.features[audio_column]
             raise DataError(
-                f"Column {audio_column!r} of {where} holds {kind}, not audio: name another by --audio_column_name."
+                f"Column {audio_column!r} of {where} holds {kind}, not audio: name another with --audio_column_name."
             ) from error
         except UnicodeDecodeError as error:
             raise DataError(f"{where} (split {split}) holds text that is not UTF-8: {error}.") from error
