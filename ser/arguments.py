@@ -231,7 +231,7 @@ class BranchArguments:
     )
     closed_form_classifier: bool = option(
         False,
-        "Whether to fit the linear classifier of a frozen speech encoder by shrunk LDA (dimensions: ridge regression).",
+        "Whether to fit the linear classifier of a frozen speech encoder by shrunk LDA (or ridge, for dimensions).",
         needs=["freeze_speech_encoder"],
     )
     speech_frozen_layers: int | None = option(

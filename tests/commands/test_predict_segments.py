@@ -78,7 +78,7 @@ def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_pat
     assert [(row["speaker"], float(row["seconds"])) for row in totals] == [("anna", 1.4), ("ben", 3.8)]
     before = output.read_bytes()
     assert predict_ser.main([*arguments, str(output)]) == 0  # nothing is left to do
-    assert output.read_bytes() == before and "1 files already; 0 are left" in capsys.readouterr().err
+    assert output.read_bytes() == before and "1 files already; 0 remain" in capsys.readouterr().err
     (tmp_path / "talk.csv").write_text(TURNS.replace("0.2,1.4", "0.3,1.4"))
     assert predict_ser.main([*arguments, str(output)]) == 2
     assert "holds rows made with another segments" in capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, caps
         (["--tiers", "x"], "--tiers needs --segments_from"),
         (["--output_dir", "x"], "needs --output_format"),
         (["--output_format", "srt"], "needs --output_dir"),
-        (["--output_dir", "x", "--output_format", "doc"], "--output_format .doc: must be of TextGrid"),
+        (["--output_dir", "x", "--output_format", "doc"], "--output_format .doc: must be one of TextGrid"),
         (["--output", "x.doc"], "--output must end in .csv, .jsonl, .TextGrid"),
         (["--output_dir", "x", "--output_format", "srt", "--output", "y.csv"], "leave out --output"),
         (["--window", "1", "--segments", "a.csv", "--segments_from", "b.csv"], "leave out one of the two"),

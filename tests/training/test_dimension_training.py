@@ -127,7 +127,7 @@ def test_mixup_blends_values_and_leaves_unknown_ones_unknown():
         ({**ALONE, "dimensions": {"arousal": [1, 5]}}, "after two or more classes or none"),
         ({**BOTH, "problem_type": "regression"}, "problem_type='regression' does not work with dimensions"),
         ({**ALONE, "problem_type": None}, "problem_type=None does not work with dimensions"),
-        ({**ALONE, "dimensions": ["arousal"]}, "it has to be a dictionary or None"),
+        ({**ALONE, "dimensions": ["arousal"]}, "it must be a dictionary or None"),
     ],
 )
 def test_dimensions_that_do_not_fit_the_labels_are_refused(fields, message):
