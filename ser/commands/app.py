@@ -176,13 +176,16 @@ def build_page(
                 return {message: gr.update(value=f"⚠️ {name}", visible=True), answer: None, **hidden}
             paths: list[str | None] = [None] * len(files)
             if found["rows"]:
-                paths = list(write_files(found["rows"], Path(files[0].GRADIO_CACHE), Path(path or "").name))
+                names = Path(files[0].GRADIO_CACHE), Path(path or "").name
+                paths = write_files(found["rows"], *names, classify.model.config.num_classes)
             return {
                 message: gr.update(value=found["message"], visible=True),
                 answer: {name: min(max(score, 0.0), 1.0) for name, score in found["scores"].items()},  # as bars
                 along: gr.update(visible=found["timeline"] is not None),
                 timeline: found["timeline"],
-                **dict(zip(files, paths, strict=True)),
+                **{
+                    file: gr.update(value=own, visible=own is not None) for file, own in zip(files, paths, strict=True)
+                },
                 images: gr.update(visible=True),
                 cqt: found["cqt"],
                 mel: found["mel"],
@@ -270,10 +273,14 @@ def _read_span(path: str, rate: int, start: float, end: float) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def write_files(rows: list[dict[str, Any]], folder: Path, recording: str) -> list[str]:
+def write_files(
+    rows: list[dict[str, Any]], folder: Path, recording: str, n_classes: int | None = None
+) -> list[str | None]:
     """Writes a timeline in each of `FORMATS` to a new folder below `folder`, that of gradio, which deletes it when it
-    deletes uploads; returns the paths."""
+    deletes uploads; returns the paths. Annotations are of the first `n_classes` labels (default: all): without
+    classes, their paths are None."""
     labels = next(list(row["scores"]) for row in rows if row["scores"])
+    classes = labels[:n_classes]
     folder = folder / uuid.uuid4().hex
     folder.mkdir(parents=True)
     paths = [folder / f"{Path(recording).stem}_emotions{suffix}" for suffix in FORMATS.values()]
@@ -286,9 +293,9 @@ def write_files(rows: list[dict[str, Any]], folder: Path, recording: str) -> lis
     for path in paths:
         if path.suffix == ".csv":
             write_csv(path, rows, labels)
-        else:
-            write_annotations(path, recording, annotations_of(table, labels))
-    return [str(path) for path in paths]
+        elif classes:
+            write_annotations(path, recording, annotations_of(table, classes))
+    return [str(path) if path.exists() else None for path in paths]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], labels: Sequence[str]) -> None:

@@ -61,9 +61,11 @@ def test_the_page_shows_dimensions(tmp_path, names):
         assert list(found["scores"]) == names and (found["timeline"] is None) == (seconds < 2)
     highest = max(names[:-2] or names, key=found["scores"].get)
     assert f"where “{highest}” is {'clearest' if kind is None else 'highest'}" in found["message"]
-    assert (
-        Path(app.write_csv(found["rows"], tmp_path, "a")).read_text().startswith(f"start,end,label,{','.join(names)}")
-    )
+    paths = app.write_files(found["rows"], tmp_path, "a.wav", len(names) - 2)
+    annotated = [path for path in paths[:-1] if path is not None]
+    assert Path(paths[-1]).read_text().startswith(f"start,end,label,{','.join(names)}")
+    assert len(annotated) == (0 if kind else 2)
+    assert all("calm" in Path(path).read_text() or "angry" in Path(path).read_text() for path in annotated)
 
 
 def files_in(folder: Path) -> list[str]:
