@@ -365,6 +365,7 @@ LACKS_CLASS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -446,6 +447,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_clip_is_decod
     refuse_before_decoding(flags, "--output_dir .* cannot be written: ", tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, message",
     [('{"training": {"seed": 7}}', "seed: 7 -> 42"), ('{"model": {"hidden_size": 8}}', "hidden_size: 8 -> 64")],

@@ -44,6 +44,7 @@ def command_lines(script: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, arguments", command_lines("run_ser.py"))
 def test_lines_of_the_training_command_are_understood(page, arguments, monkeypatch, tmp_path):
     arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
@@ -100,6 +101,7 @@ def run(code: str) -> tuple[dict, list]:
     return variables, values
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR is not set")
 def test_the_pipeline_answers_what_readme_prints(tmp_path, monkeypatch):
     clip = "03-01-05-02-01-01-01.flac"

@@ -77,11 +77,13 @@ def test_a_fold_and_named_speakers(evaluate, tmp_path):
     assert evaluate(folder, "--protocol", "loso", "--fold", "4")[0]["protocol"] == "demo/loso-fold4"
 
 
+@pytest.mark.slow
 def test_features_may_be_computed_in_passing(evaluate, tmp_path):
     metrics, _ = evaluate(checkpoint(tmp_path / "model"), "--test_speakers", "voice_03", "--cache_features", "false")
     assert metrics["n_clips"] == 4 and metrics["per_class"]["angry"]["recall"] == 1
 
 
+@pytest.mark.slow
 def test_speakers_of_training_are_refused_unless_allowed(evaluate, tmp_path):
     folder = checkpoint(tmp_path / "model", ["voice_02"])
     with pytest.raises(DataError, match="trained or validated on 1 of the speakers to be tested, such as voice_02"):
@@ -108,6 +110,7 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
     assert metrics["heard_in_training"] is None and not metrics["speaker_disjoint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -123,6 +126,7 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(evaluate, tmp_path, fl
         evaluate(checkpoint(tmp_path / "model"), *flags)
 
 
+@pytest.mark.slow
 def test_no_report_or_model_is_written_over(evaluate, corpus, cache, tmp_path):
     folder = checkpoint(tmp_path / "model")
     with pytest.raises(DataError, match="already holds a config.json"):

@@ -118,6 +118,7 @@ def test_what_is_imported_is_declared():
     assert "gradio" in module_names("requirements-app") and EXTRAS["lora"] == ["peft>=0.18"]
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_imported():
     """timm imports torchvision, Trainer tensorboard, and transformers torchaudio."""
     assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "tensorboard", "torchaudio"}

@@ -43,6 +43,7 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpoint, clips, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
@@ -105,6 +106,7 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
     assert "on 1 labelled files (1 silent ones left out)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
 def test_uncertain_answers_are_counted_apart_and_keep_their_scores(checkpoint, clips, tmp_path, capsys, window):
     plain, output = tmp_path / "plain.csv", tmp_path / "out.csv"
@@ -289,6 +291,7 @@ def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
         assert predict_ser.main(["--model", checkpoint, f"{base}/angry/0.wav", "--allow_private_urls"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "window"),
     first_fast([(".csv", []), (".jsonl", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])]),
@@ -369,6 +372,7 @@ def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, 
     assert run(checkpoint, "--window", "0.5", "--hop", "0.5")[0] == 0  # the same windows in other words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [None, "", "3", '{"model": "'])
 def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_path, capsys, origin):
     output = tmp_path / "out.jsonl"
@@ -457,6 +461,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
         assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
     name = os.fsdecode(b'caf\xe9, "1".wav')
     (tmp_path / name).write_bytes((clips / "angry" / "0.wav").read_bytes())
@@ -485,6 +490,7 @@ def in_a_terminal(monkeypatch, *arguments: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_table_to_be_read(checkpoint, clips, tmp_path, monkeypatch):
     evil = tmp_path / ("x" * 60 + "\x1b[2J.wav")
     shutil.copy(clips / "angry" / "0.wav", evil)

@@ -55,6 +55,7 @@ def read_rows(path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", first_fast([".csv", ".jsonl"]))
 def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
@@ -95,6 +96,7 @@ def test_windows_within_long_segments_have_rows(checkpoint, talk, tmp_path, caps
     assert "ben      2         3.8" in capsys.readouterr().err  # windows that overlap count once
 
 
+@pytest.mark.slow
 def test_each_speaker_of_the_segments_is_enrolled(checkpoint, talk, tmp_path):
     arguments = ["--model", checkpoint, str(talk), "--segments_from", str(tmp_path / "talk.csv")]
     assert predict_ser.main([*arguments, "--adapt", "speaker", "--output", str(tmp_path / "out.jsonl")]) == 0
@@ -109,6 +111,7 @@ def test_each_speaker_of_the_segments_is_enrolled(checkpoint, talk, tmp_path):
     assert max(abs(plain[0]["scores"][label] - expected[0]["scores"][label]) for label in LABELS) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("turns", "code", "message"),
     [
@@ -130,6 +133,7 @@ def test_a_missing_file_of_segments_is_named_before_the_model_is_loaded(talk, ca
     assert "--segments_from: there is no none.csv." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_recording_is_written_as_annotations(checkpoint, talk, tmp_path, capsys):
     output = tmp_path / "answers.TextGrid"
     assert predict_ser.main(["--model", checkpoint, str(talk), "--output", str(output)]) == 0
@@ -145,6 +149,7 @@ def test_one_recording_is_written_as_annotations(checkpoint, talk, tmp_path, cap
     assert "is for one recording, and there are 2: give a folder with --output_dir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_recordings_are_written_to_a_folder(checkpoint, talk, tmp_path, capsys):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "talk.mp3").write_bytes(b"broken")
@@ -164,6 +169,7 @@ def test_several_recordings_are_written_to_a_folder(checkpoint, talk, tmp_path, 
     assert "talk.TextGrid exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", first_fast([["happy", "sad"], ["sad", "neutral", "angry"]]))
 def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, capsys):
     arguments = ["--model", checkpoint, str(talk), "--output"]

@@ -125,6 +125,7 @@ def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(cli
     assert {drawn(SeededCollator(PairCollator(extractor), seed=0), index) for index in range(20)} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "samples, rate", [(1, 8_000), (2, 192_000), (5, 44_100), (100, 192_000), (511, 8_000), (511, 44_100)]
 )

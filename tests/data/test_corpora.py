@@ -721,6 +721,7 @@ def test_own_tables_by_column_name(load, tmp_path):
     assert set(other.contents[2:]).isdisjoint(corpus.contents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

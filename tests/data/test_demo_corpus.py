@@ -58,6 +58,7 @@ def average(clips: dict, measure) -> dict[str, float]:
     return {e: np.mean([measure(clip, v) for v in VOICES for clip in clips[e][v]]) for e in EMOTIONS}
 
 
+@pytest.mark.slow
 def test_the_same_parameters_write_the_same_bytes(tmp_path):
     write_demo_corpus(tmp_path / "a", **SMALL)
     write_demo_corpus(tmp_path / "nested" / "b", **SMALL)
@@ -98,6 +99,7 @@ def test_a_second_call_reuses_the_folder(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == times
 
 
+@pytest.mark.slow
 def test_losing_a_race_against_the_same_corpus_is_not_an_error(tmp_path, monkeypatch):
     def write_meanwhile(emotion, voice, take, seed):
         monkeypatch.undo()

@@ -218,6 +218,7 @@ def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():
     assert len({*keys, extractor_key(MaxMViTFeatureExtractor())}) == len(SHAPING) + 1
 
 
+@pytest.mark.slow
 def test_parameters_of_images_do_not_open_audio_again(clips, tmp_path, no_audio):
     first = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
     no_audio()
@@ -357,6 +358,7 @@ def test_what_was_not_renamed_is_not_read(clips, tmp_path, monkeypatch, read):
     assert not unfinished.exists() and len(finished(tmp_path)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bad", [1, 3])
 def test_what_was_extracted_before_a_bad_clip_is_kept(clips, tmp_path, read, bad, workers):
@@ -447,6 +449,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, row",
     [(damage, (0, 3)[place % 2]) for place, damage in enumerate(DAMAGE.values())],  # the first clip, and another

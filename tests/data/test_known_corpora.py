@@ -237,6 +237,7 @@ def test_every_corpus_has_a_copy_here():
     assert {form.name for form in FORMS} == NEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_the_original_tree(form, tmp_path):
     form.write(tmp_path)

@@ -294,6 +294,7 @@ def test_training_on_all_may_keep_speakers_for_validation():
 # --- a validation split of its own, and no test split ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [None, "speaker", "loso", "random"])
 @pytest.mark.parametrize("n_held", [1, 2])
 def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol, n_held):
@@ -349,6 +350,7 @@ def test_the_sentence_folds_of_ravdess_are_emobox_speakers_with_the_other_statem
     assert sorted(tested) == list(range(1440))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("corpus", "count", "halves"),
     [
@@ -402,6 +404,7 @@ def test_the_sentence_is_read_from_the_file_name(name, file, sentence, tmp_path)
 # --- any corpus ---
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n_speakers=st.integers(3, 6),

@@ -68,6 +68,7 @@ def pooled(speakers: list) -> PooledFeatures:
     return PooledFeatures(features, [0] * len(speakers), speakers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapt", ["speaker", "table"])
 @pytest.mark.parametrize("relevance", [0.0, 4.0])
 def test_each_clip_is_answered_relative_to_its_group(adapt, relevance):

@@ -108,6 +108,7 @@ def test_figures_come_with_command_machine_and_versions(tmp_path, monkeypatch, c
     assert f"model {kept['figures']['model_s'] * 1e3:.1f} ms" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
     recipes = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
     assert recipes
@@ -205,6 +206,7 @@ def test_classifiers_of_an_encoder_are_compared_on_validation_speakers(encoders,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 0.8])
 def test_the_padded_side_pads_what_the_encoder_takes(encoders, tmp_path, seconds):
     """`padded to 30 s` of a Whisper encoder; of the tiny one, to its 1 s."""

@@ -88,6 +88,7 @@ def test_edges_of_bins_and_answers_beyond_all_doubt():
     assert np.isfinite(found["NLL"]) and found["NLL"] > 300  # the truth was called impossible
 
 
+@pytest.mark.slow
 def test_intervals_equal_a_bootstrap_that_copies_clips_and_speakers():
     labels, probabilities = drawn(150)
     speakers = [f"s{k % 5}" for k in range(150)]

@@ -38,6 +38,7 @@ def sklearn_scores(labels, predictions) -> dict[str, float]:
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(pairs)
 def test_scores_equal_scikit_learn(drawn):

@@ -14,6 +14,7 @@ from tests.helpers.tiny import tiny_feature_extractor, tiny_model
 RATE = 16_000
 
 
+@pytest.mark.slow
 def test_two_hundred_inputs_are_shared_out_and_are_the_same_in_every_run():
     assert set(Counter(map(kind_of, range(200))).values()) == {14, 15} and len(KINDS) == 14
     waveforms = [sound(index, RATE) for index in range(2 * len(KINDS))]

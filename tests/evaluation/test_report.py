@@ -99,6 +99,7 @@ def test_the_effect_of_temperature_scaling_is_reported_for_a_run_and_for_all_fol
         assert before == pytest.approx(pooled["raw"]["calibration"][name], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["random", "loso", "speaker"])
 def test_scores_recomputed_from_the_predictions_equal_the_metrics(tmp_path, protocol):
     corpus = mine()
@@ -131,6 +132,7 @@ def test_calibration_recomputed_from_the_predictions_equals_the_metrics(tmp_path
         assert border_is_blank(folder / "reliability.png")
 
 
+@pytest.mark.slow
 def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     corpus = mine()
     corpus.dropped["cannot be decoded"] = 2
@@ -156,6 +158,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
     assert all("(mine/loso-fold1)" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
     arguments = {
         "data_dir": "/home/me/mine",
@@ -172,6 +175,7 @@ def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
         assert not any(place in (tmp_path / name).read_text() for place in ("/home", "/data", str(tmp_path.parent)))
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run(tmp_path):
     run(tmp_path, mine())
     names = {path.name for path in tmp_path.iterdir()}
@@ -361,6 +365,7 @@ def test_folds_of_one_sex_each_are_scored_by_sex_together(tmp_path):
         assert found == pytest.approx(sklearn_scores(own), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
     run(tmp_path / "fold_1", mine(), "loso", 1)
     with pytest.raises(DataError, match="Fold 2 is not finished: .*fold_2.metrics.json does not exist"):
@@ -390,6 +395,7 @@ def border_is_blank(path: Path) -> bool:
 LONG = ["neutral", "calmness-and-serenity", "happiness/excitement", "sadness", "frustration (mild)", "fearfulness"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["no", "yes"], [*LONG, "disgust", "surprise (positive)"], [*"abcdefghij"]])
 def test_nothing_is_cut_from_the_confusion_matrix(tmp_path, names):
     counts = np.arange(len(names) ** 2).reshape(len(names), -1) * 7
@@ -399,6 +405,7 @@ def test_nothing_is_cut_from_the_confusion_matrix(tmp_path, names):
     assert border_is_blank(tmp_path / "c.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "history",
     [
@@ -422,6 +429,7 @@ def card(tmp_path: Path, corpus, protocol: str, **kwargs) -> tuple[dict, str]:
     return yaml.safe_load(text.split("---")[1]), text
 
 
+@pytest.mark.slow
 def test_model_card_metadata(tmp_path):
     corpus = mine(name="iemocap", sessions=[f"Ses0{1 + k // 8}" for k in range(24)])
     corpus.options = {"schema": "AbstractTTS/IEMOCAP"}
@@ -447,6 +455,7 @@ def test_model_card_metadata(tmp_path):
     assert "license" not in metadata  # the Hub has no name for that one
 
 
+@pytest.mark.slow
 def test_weights_have_the_licence_of_the_recordings(tmp_path):
     metadata, text = card(tmp_path, mine(name="ravdess"), "random")
     assert metadata["license"] == "cc-by-nc-sa-4.0" and "and therefore of these weights: CC BY-NC-SA 4.0" in text
@@ -462,6 +471,7 @@ def test_the_card_of_a_run_on_all_clips_claims_no_score(tmp_path):
     assert "- Model: the paper's\n" in text and "Mel\nspectrogram (" in text
 
 
+@pytest.mark.slow
 def test_model_card_warns_of_shared_speakers_and_claims_no_hub_data_set(tmp_path):
     metadata, text = card(tmp_path, mine(), "random")
     assert "Speakers are shared" in text and "not known here; ask the provider of the corpus" in text

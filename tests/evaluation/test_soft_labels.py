@@ -23,6 +23,7 @@ def drawn(count: int, num_labels: int, seed: int) -> tuple[np.ndarray, np.ndarra
     return votes.astype(float), np.log(chances + 0.1) + rng.normal(size=chances.shape)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 10**6))
 def test_scores_equal_scipy_and_scikit_learn(count, num_labels, seed):

@@ -58,16 +58,19 @@ def assert_same_images(extractor, waveform: np.ndarray) -> None:
         assert difference.max() < most and difference.mean() < mean, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", [*CHOICES, *OTHERS], ids=str)
 def test_every_choice_of_the_extractor_gives_its_images(choices):
     assert_same_images(tiny_feature_extractor(**choices), SILENT_ENDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_every_kind_of_clip_gives_the_extractors_images(clip):
     assert_same_images(tiny_feature_extractor(trim_db=35.0, channels="deltas"), CLIPS[clip])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 def test_speech_gives_the_extractors_images():
     for path in sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::479]:
@@ -94,6 +97,7 @@ def test_a_model_of_one_branch_gets_its_image_only(branch):
     assert list(own) == [f"{branch}_values", "shown"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
 def test_a_waveform_is_resampled_as_soxr_does_it(rate):
     resample = Resample(rate, Wav2Vec2FeatureExtractor())
@@ -110,6 +114,7 @@ def test_rates_of_no_simple_ratio_are_refused(rate):
         Resample(rate, Wav2Vec2FeatureExtractor())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trim_db", [None, 35.0])
 @pytest.mark.parametrize("family", ["whisper", "wavlm", "hubert"])  # frames, samples, samples of unit variance
 def test_a_speech_encoder_gets_the_extractors_inputs(encoders, family, trim_db):

@@ -65,6 +65,7 @@ def random_rows(seed: int, rate: int, labels: list[str]) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 @pytest.mark.parametrize("labels", [["angry", "happy", "neutral"], ['a "quoted" one', "traurig, größer", "sad"]])
 def test_files_are_those_of_the_page_with_a_server(labels, rate, tmp_path):

@@ -43,6 +43,7 @@ def test_what_failed_once_does_not_again(kept):
     assert not outcome.failed, f"{outcome.end}: {outcome.message}"
 
 
+@pytest.mark.slow
 def test_a_case_is_the_same_by_its_seed_and_as_a_file():
     files = valid_files()
     time.sleep(1.1)  # some containers note the second in which they are written
@@ -78,6 +79,7 @@ def _tidy() -> str:
     return "answer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "end"),
     [(_raise, "crash ValueError"), (_hang, "too slow"), (_swell, "too large"), (_litter, "wrote"), (_tidy, "answer")],

@@ -64,6 +64,7 @@ def scores_of(answer: list[dict]) -> list[float]:
 CLIPS = [sound(0.5 + 0.1 * index, f0=100 + 15 * index, seed=index) for index in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relevance", [0, 2.5, 4])
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_profile_is_the_mean_of_the_clips_shrunk_to_the_training_clips(classify, count, relevance):
@@ -197,6 +198,7 @@ def test_joined_profiles_are_those_of_all_clips(classify):
     np.testing.assert_allclose(joined.deviation, whole.deviation, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clips_that_look_like_two_speakers_are_warned_of():
     model = model_with_statistics()
     classify = pipeline_of(model)
@@ -252,6 +254,7 @@ def run(checkpoint, *arguments) -> int:
     return predict_ser.main(["--model", checkpoint, "--device", "cpu", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_voice_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys):
     profile, output = tmp_path / "voice.json", tmp_path / "out.csv"
     assert run(checkpoint, "--enroll", clips / "ann", "--speaker_profile", profile, "--relevance", 2) == 0
@@ -267,6 +270,7 @@ def test_a_voice_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys)
     assert predicted(both) == predicted(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapt", first_fast(["speaker", "table"]))
 def test_a_list_is_adapted_to_its_speakers_or_as_a_whole(checkpoint, clips, tmp_path, adapt):
     output = tmp_path / "out.csv"
@@ -298,6 +302,7 @@ def test_rows_adapted_otherwise_are_not_added_to(checkpoint, clips, tmp_path, ca
         assert "holds rows made with another adapt" in capsys.readouterr().err and output.read_text() == before
 
 
+@pytest.mark.slow
 def test_rows_from_before_there_were_profiles_are_added_to(checkpoint, clips, tmp_path):
     output = tmp_path / "out.csv"
     assert run(checkpoint, clips / "ann", "--output", output) == 0
@@ -308,6 +313,7 @@ def test_rows_from_before_there_were_profiles_are_added_to(checkpoint, clips, tm
     assert run(checkpoint, clips, "--output", output) == 0 and len(predicted(output)) == 6
 
 
+@pytest.mark.slow
 def test_what_cannot_be_adapted_to_is_refused_in_a_line(checkpoint, clips, tmp_path, capsys):
     silent = tmp_path / "silent"
     silent.mkdir()

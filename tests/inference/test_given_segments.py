@@ -46,6 +46,7 @@ def assert_near(one: dict, other: dict, tolerance: float = 1e-4) -> None:
     np.testing.assert_allclose([one[key] for key in sorted(one)], [other[key] for key in sorted(one)], atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "rate"), [("array", RATE), ("file", 16_000), ("file", 48_000)])
 def test_a_segment_is_answered_like_its_cut_audio(classify, tmp_path, form, rate):
     sound = recording(rate=rate)
@@ -66,6 +67,7 @@ def test_a_segment_is_answered_like_its_cut_audio(classify, tmp_path, form, rate
             assert row["label"] == alone[0]["label"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [{}, {"window_s": 1.0, "hop_s": 0.5}, {"window_s": 0.8}])
 def test_windows_within_long_segments_are_those_of_the_cut_audio(classify, window):
     sound = recording()

@@ -63,6 +63,7 @@ def assert_same(rows: list[dict], expected: list[dict]) -> None:
         np.testing.assert_allclose(list(row["scores"].values()), list(other["scores"].values()), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "windows, rate",
     first_fast([((1.5, 0.5), 16_000), ((1.0, 0.9), 44_100), ((0.5, 0.2), 44_100), ((2.0, 2.0), 16_000)], 2),
@@ -88,6 +89,7 @@ def test_rows_of_real_speech_are_those_along_the_whole_recording(hop_s):
     assert_same(list(classify.stream(in_chunks(sound, 0, 96_000), 48_000, 3.0, hop_s)), expected)
 
 
+@pytest.mark.slow
 def test_options_of_answers_apply_as_along_a_recording(classify):
     sound = recording(4.0, 16_000)
     for options in ({"only": ["sad", "happy"]}, {"min_score": 0.9}, {"silence_db": None}):
@@ -101,6 +103,7 @@ def test_options_of_answers_apply_as_along_a_recording(classify):
             np.testing.assert_allclose(list(row["scores"].values()), list(known["scores"].values()), atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("windows", "delay_s"), [((1.5, 0.5), 0.9), ((0.5, 0.25), 0.1), ((2.0, 2.0), 0.1)])
 def test_a_row_comes_soon_after_its_window(classify, windows, delay_s):
     rate = classify.feature_extractor.sampling_rate

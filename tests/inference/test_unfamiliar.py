@@ -130,6 +130,7 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
 def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp_path, capsys, window):
     clips = tmp_path / "clips"

@@ -86,6 +86,7 @@ def test_a_header_without_an_end_costs_no_time(kind, filler):
     assert time.monotonic() - start < 0.5
 
 
+@pytest.mark.slow
 def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
     """A flac of silence unpacks ten-thousand-fold."""
     path = tmp_path / "bomb.flac"
@@ -333,6 +334,7 @@ MEDIA = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "codec", "rate", "channels"), MEDIA)
 def test_media_files_are_read_whole_or_refused(container, codec, rate, channels, monkeypatch, capfd):
     content, sweep = media_file(container, codec, rate, channels)

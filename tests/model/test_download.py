@@ -99,6 +99,7 @@ def test_a_download_has_a_largest_size_announced_or_not(base, monkeypatch):
     assert len(file.getvalue()) <= 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["drip-headers", "drip", "silence"])
 def test_a_server_that_stalls_or_drips_is_left_in_time(base, monkeypatch, path):
     monkeypatch.setattr(audio_maxmvit, "MAX_DOWNLOAD_S", 0.6)

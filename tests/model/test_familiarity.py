@@ -96,6 +96,7 @@ def test_logits_do_not_depend_on_it_and_training_does_without():
     assert model.train()(**images).familiarity is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", first_fast([0, 5]))
 def test_a_checkpoint_keeps_it(seed, tmp_path):
     model, images = familiar_model(seed), tiny_images(6, seed=seed)
@@ -132,6 +133,7 @@ def test_a_checkpoint_saved_in_half_precision_says_nearly_the_same(tmp_path):
     torch.testing.assert_close(loaded.familiarity(features), expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_labels", first_fast([3, 7]))
 def test_with_other_classes_it_knows_no_clip(num_labels, tmp_path):
     familiar_model().save_pretrained(tmp_path)

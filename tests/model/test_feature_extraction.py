@@ -26,6 +26,7 @@ SPECTROGRAMS = ("cqt", "mel", "rms")
 # --- the numbers ---
 
 
+@pytest.mark.slow
 def test_librosa_backend_is_the_table():
     y = voice(1.3)
     cqt = librosa.amplitude_to_db(np.abs(librosa.cqt(y, sr=RATE)), ref=np.max, top_db=80)

@@ -8,6 +8,7 @@ from tests.helpers.tiny import tiny_config, tiny_images, tiny_model
 FUSIONS = ["concat", "gated", "bilinear"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 @torch.no_grad()

@@ -126,6 +126,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbones, fusion, head, head_layers", first_fast(PAIRS, 6))
 def test_every_pair_trains_and_reloads_exactly(backbones, fusion, head, head_layers, tmp_path):
     torch.manual_seed(0)
@@ -143,6 +144,7 @@ def test_every_pair_trains_and_reloads_exactly(backbones, fusion, head, head_lay
     assert again.to(torch.bfloat16)(**images).logits.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEAD_NAMES)
 def test_other_classes_get_a_new_last_layer(head, tmp_path):
     MaxMViTForAudioClassification(tiny_config(4, head=head)).save_pretrained(tmp_path)

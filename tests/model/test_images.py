@@ -68,6 +68,7 @@ def test_levels_are_librosas(clips, name, backend):
         np.testing.assert_allclose(own[0], np.clip((db + 50) / 60, 0, 1), atol=1e-4)
 
 
+@pytest.mark.slow
 @BOTH
 def test_deltas_are_librosas(clips, name, backend):
     for y, level in product(clips, ("clip", "full_scale")):
@@ -95,6 +96,7 @@ def test_mfcc_is_librosas(clips, n_mfcc, backend):
         assert np.array_equal(unresized(y, "cqt", **kwargs), unresized(y, "cqt", backend=backend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trim_db", [20.0, 35.0, 60.0])
 def test_trimming_is_librosas(clips, trim_db):
     for y in clips:
@@ -144,6 +146,7 @@ def test_trimming_never_empties(samples, seed, trim_db, trim_margin, scale):
     assert first <= clip["rms"].argmax() < last <= len(clip["rms"])
 
 
+@pytest.mark.slow
 @given(gain=st.floats(-20, 20))
 @settings(max_examples=15, deadline=None)
 def test_a_gain_shows_on_full_scale_by_its_db_and_not_on_a_clips_own(gain):
@@ -163,6 +166,7 @@ def test_a_gain_shows_on_full_scale_by_its_db_and_not_on_a_clips_own(gain):
     np.testing.assert_allclose(other[1:], own[1:], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("backend", ["torch", "librosa"])
 @pytest.mark.parametrize("parameters", ALL_PICTURES, ids=str)

@@ -123,6 +123,7 @@ def test_modules_import_in_the_order_of_their_folders_and_in_no_cycle(size, modu
     assert graph["ser.training.run"] >= {"ser.training.trainer", "ser.data.protocols", "ser.evaluation.report"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, line, arrow",
     [

@@ -52,6 +52,7 @@ def built(seed: int = 0, **changes) -> tuple[MaxMViTForAudioClassification, MaxM
 # ---- images
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("backend", first_fast(["torch", "librosa"]))
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ INDICES = torch.tensor([0, 3, 1])
 PER_CLASS = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1], [0, 1, 1, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem_type, num_labels, labels, expected",
     [
@@ -352,6 +353,7 @@ def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
     assert auto_map["AutoModelForAudioClassification"] == "modeling_maxmvit.MaxMViTForAudioClassification"
 
 
+@pytest.mark.slow
 def test_head_is_resized_and_redrawn(checkpoint):
     _, folder, _ = checkpoint
     model, info = MaxMViTForAudioClassification.from_pretrained(
@@ -399,6 +401,7 @@ LACKING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking", first_fast([LACKING, ["mel_backbone.norm.bias"], None]), ids=["some", "one", "all"]
 )
@@ -501,6 +504,7 @@ def test_imagenet_weights_come_from_local_files(tmp_path):
     assert model.eval()(**tiny_images()).pooler_output.isfinite().all()
 
 
+@pytest.mark.slow
 def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -511,6 +515,7 @@ def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkey
         model.load_imagenet_weights(cqt_weights=tmp_path / "absent.safetensors")
 
 
+@pytest.mark.slow
 def test_imagenet_weights_do_not_fit_a_reshaped_backbone(tmp_path):
     file = tmp_path / "mvitv2.safetensors"
     save_file(timm.create_model("mvitv2_base", pretrained=False, num_classes=0).state_dict(), file)

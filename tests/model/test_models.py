@@ -129,6 +129,7 @@ def recording(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", each_wrong(WRONG), ids=lambda spoil: spoil.__name__)
 def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
     folder = spoil(tmp_path / "checkpoint")
@@ -143,6 +144,7 @@ def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
         load_pipeline(str(folder))  # as the page does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     each_wrong(spoil for spoil in WRONG if spoil is not of_more_classes_than_it_says),
@@ -185,6 +187,7 @@ def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_fro
     assert logits.shape[1] == 5 and torch.allclose(logits[:, [0, 2, 4]], former[:, [2, 1, 0]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
     config = tiny_config(2, id2label={0: "class0", 1: "class1"}, label2id={"class0": 0, "class1": 1})
     before = MaxMViTForAudioClassification(config)
@@ -313,6 +316,7 @@ def test_a_device_that_cannot_compute_is_refused(device):
         load_pipeline(None, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -337,6 +341,7 @@ def logits_of(model) -> torch.Tensor:
         return model.eval()(**tiny_images()).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head, temperature", [("mlp", 0.4), ("decoder", 3.0)])
 def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, temperature, tmp_path):
     model = tiny_model(head=head)
@@ -361,6 +366,7 @@ def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, tempera
     )
 
 
+@pytest.mark.slow
 def test_scores_that_are_no_softmax_are_saved_as_they_are(tmp_path):
     for kind in ("regression", "multi_label_classification"):
         model = tiny_model(problem_type=kind, temperature=2.0)
@@ -381,6 +387,7 @@ def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_documented_way_from_objects_to_the_projects_pipeline(tmp_path):
     """By `pipeline_class`, as README says: transformers ignores `custom_pipelines` where it is given objects."""
     folder = str(save_tiny(tmp_path))

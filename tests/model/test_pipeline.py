@@ -280,6 +280,7 @@ def test_a_list_goes_on_after_bad_input_if_asked(classify, tmp_path):
         classify([clip, missing, clip])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 5.0])
 def test_a_clip_of_silence_is_silence_whatever_its_length(classify, seconds):
     quiet = 1e-5 * voice(seconds)
@@ -376,6 +377,7 @@ def test_windows_below_the_least_score_are_uncertain_and_keep_their_scores(class
     assert sum(row["label"] == "uncertain" for row in bounded) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.3, 4.0])
 def test_a_temperature_divides_the_logits_and_changes_no_label(parts, temperature):
     clips = [voice(0.3 + 0.1 * index, f0=80.0 + 40 * index) for index in range(4)]
@@ -511,6 +513,7 @@ def test_smoothing_is_the_mean_over_neighbours_that_are_not_silent(classify):
             assert row["scores"] == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_clip_s, window_s, windows", [(4.0, 3.0, 2), (4.9, 1.5, 4), (2.0004, 2.0, 3)])
 def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(
     parts, monkeypatch, max_clip_s, window_s, windows
@@ -560,6 +563,7 @@ def test_windows_of_several_recordings_share_a_batch(parts, monkeypatch):
     assert sizes == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path, monkeypatch):
     monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 3)
     peaks = []
@@ -574,6 +578,7 @@ def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path
     assert peaks[1] < 1.1 * peaks[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_the_pipeline_along(checkpoint, classify, tmp_path):
     path = tmp_path / "clip.ogg"
     path.write_bytes(encoded(voice(2.0), RATE, "ogg"))

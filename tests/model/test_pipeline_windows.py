@@ -68,6 +68,7 @@ def test_no_window_loses_a_frame_where_the_steps_of_the_stream_end(recording, st
             assert (db - expected)[expected > expected.max() - 80].abs().max() < 0.5
 
 
+@pytest.mark.slow
 def test_images_of_cut_windows_are_near_those_of_waveforms(recording):
     extractor = tiny_feature_extractor(image_size=128)
     stream = SpectrogramStream(in_pieces(recording, RATE), extractor, torch.device("cpu"))

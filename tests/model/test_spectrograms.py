@@ -35,6 +35,7 @@ def relative_rms(value: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("samples", [4097, 4607, 30_000, 3 * RATE, 20 * RATE])
 def test_cqt_follows_its_definition(samples):
@@ -71,6 +72,7 @@ def test_other_parameters(rate, fmin, bins, per_octave, hop, n_fft, mel_hop, n_m
     np.testing.assert_allclose(own, mel, rtol=1e-4, atol=1e-6 * mel.max())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("samples", [4097, 30_001, 2 * RATE])
 def test_spectrograms_are_librosas_in_absolute_db(samples):

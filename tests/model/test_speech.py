@@ -40,6 +40,7 @@ from tests.helpers.training import make_arguments
 # ---- mathematics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
 def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pooling):
@@ -68,6 +69,7 @@ def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pool
     torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["weighted_sum", "concat"])
 @pytest.mark.parametrize("pooling", ["statistics", "attentive_statistics"])
 @pytest.mark.parametrize("family", ["wavlm", "whisper"])
@@ -227,6 +229,7 @@ def test_blocks_of_a_stream_join_to_the_whole(encoders):
     np.testing.assert_allclose(torch.cat([block["speech"] for block in blocks]), whole["speech"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_encoder_gets_the_samples_of_each_window(encoders):
     model, extractor = built(encoders["wavlm"])
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
@@ -371,6 +374,7 @@ def test_batches_by_length_where_they_save_nothing_or_cannot_be_made(encoders, t
         command(None, "--train_sampling_strategy", "batch_rebalance")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
 def test_checkpointing_changes_no_gradient_and_bfloat16_little(encoders, family):
     model, extractor = built(encoders[family])
@@ -514,6 +518,7 @@ def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path)
     assert {rate for name, rate in rates.items() if "conv" in name} == {0.25}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
 def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
     def trained(**changes) -> set[str]:
@@ -534,6 +539,7 @@ def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
     assert thawed == half
 
 
+@pytest.mark.slow
 def test_frozen_it_stays_as_it_is(encoders, tmp_path):
     model, extractor = built(encoders["wavlm"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -630,6 +636,7 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
 # ---- frozen: heard once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, pooling, layers",
     first_fast(

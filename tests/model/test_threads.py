@@ -106,6 +106,7 @@ print(after - before, len(os.listdir("/proc/self/task")) > after)
     assert done.stdout.split() == ["0", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"trim_db": 30.0}, {"channels": "deltas", "n_mels": 64}])
 def test_datasets_caches_what_an_extractor_of_remote_code_computes(changes, tmp_path):
     def computed() -> Dataset:

@@ -134,6 +134,7 @@ def test_what_cannot_be_fitted_in_closed_form_is_refused(encoders, changes, sett
         check_closed_form(config, args, keeps_features=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_an_encoder_that_came_in_half_precision_is_saved_so_unless_it_was_trained(encoders, tmp_path, is_frozen):
     model = late(encoders["whisper"])

@@ -275,6 +275,7 @@ def test_folds_of_dimensions_alone_are_pooled(tmp_path, capsys):
     assert config.familiarity and load_model(out / "fold_1").classifier.out_proj.weight.shape[0] == 2
 
 
+@pytest.mark.slow
 def test_closed_form_regression_of_a_speech_encoder(tmp_path, encoders):
     out = tmp_path / "out"
     flags = [*TINY, "--dataset_name", tones(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
@@ -311,6 +312,7 @@ def pipeline_of(fields, seed: int = 0) -> MaxMViTAudioClassificationPipeline:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [ALONE, BOTH])
 def test_the_pipeline_answers_dimensions_as_they_are_and_in_their_order(fields):
     classify = pipeline_of(fields)

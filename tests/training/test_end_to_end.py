@@ -411,6 +411,7 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
     assert last.startswith("error: ") and "AbstractTTS/IEMOCAP" in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -127,6 +127,7 @@ def test_a_single_speaker_is_held_out_by_clips():
     assert 0.02 < 1 - model.familiarity(features).mean() < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", first_fast([{}, {"fusion": "attention"}]))
 def test_a_trainer_fits_it_to_its_clips(changes, tmp_path):
     trainer = make_trainer(tmp_path, model=tiny_model(**changes))

@@ -83,6 +83,7 @@ def test_clips_of_two_speakers_spread_more_than_those_of_any_speaker(seed):
     assert found.spread(two) > 1.5 * float(found.largest_spread)
 
 
+@pytest.mark.slow
 def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
     trainer, part = make_trainer(tmp_path), clips_of([*"aaaaab"])
     before = trainer.model.eval()(**tiny_images()).logits
@@ -100,6 +101,7 @@ def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
         torch.testing.assert_close(base.feature_statistics.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lost_its_statistics_is_refused(tmp_path):
     model = tiny_model()
     model.config.feature_statistics = True
@@ -112,6 +114,7 @@ def test_a_checkpoint_that_lost_its_statistics_is_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_that_starts_from_a_checkpoint_starts_without_its_statistics(tmp_path):
     model = tiny_model()
     model.base_model.set_feature_statistics(FeatureStatistics(model.base_model.num_features))
@@ -134,6 +137,7 @@ def test_a_model_that_reads_tokens_gets_none(tmp_path):
         assert not trainer.model.config.feature_statistics and not KEYS & {*trainer.model.state_dict()}
 
 
+@pytest.mark.slow
 def test_of_many_clips_some_are_drawn_the_same_each_time(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_statistics, "MAX_CLIPS", 6)
     means, part = [], clips_of([f"{i % 5}" for i in range(20)])

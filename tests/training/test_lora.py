@@ -37,6 +37,7 @@ def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, t
     return trainer, before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_begin_at_zero_are_all_used_and_are_merged_completely(encoders, family):
     model, extractor = built(encoders[family], cqt_backbone=None, mel_backbone=None)

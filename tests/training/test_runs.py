@@ -60,6 +60,7 @@ def test_the_same_settings_go_on_or_are_finished(corpus, tmp_path, finished):
     assert earlier_run(*settings_of(corpus, tmp_path), SPLITS) == ("finished" if finished else checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
     "changes, message",

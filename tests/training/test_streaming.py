@@ -237,6 +237,7 @@ def test_a_test_part_comes_in_its_order(corpus):
 # ---- training
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers(corpus, tmp_path):
     epochs = [list(trainer_of(corpus, tmp_path, workers).get_train_dataloader()) for workers in (0, 2)]
     assert len(epochs[0]) == len(epochs[1]) == 5
@@ -257,6 +258,7 @@ def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(corpus, tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_table(corpus, folder, tmp_path):
     whole = load_corpus(str(folder), cache_dir=str(tmp_path))
     streamed, read = trainer_of(corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)

@@ -138,6 +138,7 @@ def test_the_loss_of_evaluation_is_plain(tmp_path):
 # ---- data
 
 
+@pytest.mark.slow
 def test_short_batches_are_left_out_of_training_only(tmp_path):
     trainer = make_trainer(tmp_path, num_train=14, num_eval=7)
     batches = list(trainer.get_train_dataloader())
@@ -150,6 +151,7 @@ def test_short_batches_are_left_out_of_training_only(tmp_path):
         make_trainer(tmp_path, num_train=3).get_train_dataloader()
 
 
+@pytest.mark.slow
 def test_augmentation_depends_on_seed_and_clips_not_on_workers(tmp_path):
     def batches(**changes):
         trainer = make_trainer(tmp_path, specaugment_masks=2, mixup_alpha=0.4, **changes)
@@ -655,6 +657,7 @@ def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(t
     assert before != ends[0] == ends[1] and model.is_activation_checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
 def test_checkpointing_that_trainer_ignores_is_refused_and_changes_no_momentum(tmp_path, monkeypatch, name):
     model = tiny_model()
