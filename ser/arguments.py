@@ -71,7 +71,7 @@ class ModelArguments:
     mel_backbone: str = option("mvitv2_base", "timm model for the Mel image, or none.")
     cqt_backbone_kwargs: str | None = option(None, "Arguments of the CQT backbone, as JSON.", needs=CQT)
     mel_backbone_kwargs: str | None = option(None, "Arguments of the Mel backbone, as JSON.", needs=MEL)
-    filter_bank: str = option("fixed", "Mel filters: fixed or learnable.")
+    filter_bank: str = option("fixed", "Mel filters, fixed or learnable.")
     speech_encoder: str | None = option(
         None, "wav2vec 2.0, HuBERT, WavLM, data2vec or Whisper for the waveform: name or folder."
     )
@@ -93,15 +93,15 @@ class ModelArguments:
     head: str = option("mlp", "Head: mlp, linear or decoder (with one query per class).")
     head_layers: int = option(1, "Hidden layers of the MLP, or layers of the decoder.")
     image_size: list[int] | None = option(None, "Size of the images: one number, or height and width (default: 224).")
-    hidden_size: int = option(512, "Width of the head's hidden layers.")
+    hidden_size: int = option(512, "Width of the head's layers.")
     feature_dropout: float = option(0.0, "Dropout of the fused features before the head.")
     hidden_dropout: float = option(0.2, "Dropout in the head.")
     feature_extractor_kwargs: str | None = option(
         None, 'Parameters of the feature extractor, as JSON, such as {"image_size": 128}.'
     )
     imagenet_weights: bool = option(True, "Whether to start from timm's ImageNet weights.")
-    cqt_weights: str | None = option(None, "Local file of ImageNet weights for the CQT backbone.", needs=CQT)
-    mel_weights: str | None = option(None, "Local file of ImageNet weights for the Mel backbone.", needs=MEL)
+    cqt_weights: str | None = option(None, "File of ImageNet weights for the CQT backbone.", needs=CQT)
+    mel_weights: str | None = option(None, "File of ImageNet weights for the Mel backbone.", needs=MEL)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -137,7 +137,7 @@ class ScheduleArguments:
         at_least=0,
         needs=["eval_strategy=epoch or eval_strategy=steps"],
     )
-    per_device_train_batch_size: int = option(16, "Clips per device and training step.", at_least=1)
+    per_device_train_batch_size: int = option(16, "Clips per device and step.", at_least=1)
     gradient_accumulation_steps: int = option(1, "Batches per update.", at_least=1)
     learning_rate: float = option(2e-4, "Learning rate of branches without one of their own.", at_least=0)
     optim: str | None = option(
@@ -160,7 +160,7 @@ class ScheduleArguments:
         "Arguments of the schedule, as JSON. Defaults of reduce_lr_on_plateau: factor 0.1, patience 2, min_lr 1e-6, "
         "and the mode for the metric.",
     )
-    weight_decay: float = option(0.0, "Weight decay of branches without one of their own.", at_least=0)
+    weight_decay: float = option(0.0, "Weight decay of branches without their own.", at_least=0)
     ema_decay: float = option(
         0.0,
         "Decay of the exponential moving average of the weights that is evaluated and saved, such as 0.999; 0: none.",
@@ -205,7 +205,7 @@ class BranchArguments:
     mel_optimizer: str | None = option(
         None, "Optimizer of the Mel backbone (default: --optim, else radam).", needs=TRAINED_MEL
     )
-    head_optimizer: str | None = option(None, "Optimizer of the head (default: --optim, else adam).")
+    head_optimizer: str | None = option(None, "Optimizer of the head (--optim, else adam).")
     speech_optimizer: str | None = option(
         None, "Optimizer of the speech encoder (default: --optim, else adamw).", needs=TRAINED_SPEECH
     )
@@ -305,7 +305,7 @@ class ClipAugmentationArguments:
         above=0,
     )
     whole_clip_share: float = option(
-        0.0, "Share of clips that are not reduced to a window.", at_least=0, at_most=1, needs=["training_window"]
+        0.0, "Share of clips not reduced to a window.", at_least=0, at_most=1, needs=["training_window"]
     )
     time_stretch: float = option(
         0.0, "Maximum random change of tempo, as a share.", at_least=0, needs=["training_window"]
@@ -372,7 +372,7 @@ class ReportArguments:
     logging_steps: float = option(
         500, "Updates between logs.", above=0, needs=["logging_strategy=steps or eval_strategy=steps"]
     )
-    logging_nan_inf_filter: bool = option(False, "Whether to leave non-finite losses out of the logs.")
+    logging_nan_inf_filter: bool = option(False, "Whether to omit non-finite losses from logs.")
     test_window: float | None = option(
         None, "Length in seconds of windows, whose mean scores test clips a second time.", above=0, needs=ONLY_CLASSES
     )
@@ -529,8 +529,8 @@ class TrainingPartArguments:
     validation_share: float | None = option(
         None, "Share of training clips or speakers for validation; 0: none (default: 0.15).", at_least=0, below=1
     )
-    max_train_samples: int | None = option(None, "Maximum number of training clips, chosen at random.", at_least=2)
-    max_eval_samples: int | None = option(None, "Maximum number of validation clips, chosen at random.", at_least=1)
+    max_train_samples: int | None = option(None, "Maximum of training clips, drawn at random.", at_least=2)
+    max_eval_samples: int | None = option(None, "Maximum of validation clips, drawn at random.", at_least=1)
     shuffle_training_labels: bool = option(
         False, "Whether to shuffle the training labels, as a control: scores must be at chance level."
     )

@@ -126,7 +126,7 @@ def test_help_and_misspelt_options_are_answered_without_torch_in_two_seconds():
     titles = ("Data", "Protocol", "Model", "Training of individual branches", "Augmentation", "Checkpoints and report")
     places = [helped.stdout.index(f"\n{title}") for title in titles]
     assert places == sorted(places)
-    assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 340
+    assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 320
     assert "--remove_unused_columns" not in helped.stdout
     for kind in (ModelArguments, DataArguments, TrainingOptions):
         for field in fields(kind):
