@@ -133,14 +133,13 @@ def test_memory_of_a_fusion_with_a_head(tmp_path, monkeypatch, capsys):
 
 
 def test_the_memory_of_a_process_has_that_of_its_children():
-    before = memory.memory_of(psutil.Process())
     held = "held = b'1' * 2**28; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        after = memory.memory_of(psutil.Process())
+        own, both = psutil.Process().memory_full_info(), memory.memory_of(psutil.Process())
         child.communicate(b"\n")
-    for kind in ("rss_gib", "pss_gib"):
-        assert 0.2 < after[kind] - before[kind] < 0.4
+    assert 0.25 < both["rss_gib"] - own.rss / 2**30 < 0.35
+    assert 0.25 < both["pss_gib"] - own.pss / 2**30 < 0.35
 
 
 @pytest.mark.slow
