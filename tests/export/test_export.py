@@ -200,24 +200,17 @@ def test_dimensions_are_exported_as_they_are_after_the_classes(tmp_path, capsys,
 
 
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
-@pytest.mark.parametrize(
-    "window_s, front_end, count, kinds",
-    [(None, True, 60, (None, "fp16", "int8")), (3.0, True, 40, ("int8",)), (None, False, 40, ("fp16",))],
-    ids=str,
-)
-def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(
-    tmp_path, window_s, front_end, count, kinds
-):
+@pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
+def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(tmp_path, window_s, front_end):
     """Trimmed, with changes as channels, over 50 dB: all steps from the waveform to the images are in the graph."""
     classify = load_pipeline(str(Path(__file__).parents[2] / "weights" / "ravdess_small"), "cpu")
-    clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), count, 44_100)
+    clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     if window_s is not None:
         clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
     expected = np.stack([answer(classify, clip) for clip in clips])
     second, first = np.sort(expected)[:, -2:].T
     _, graph = build(classify, Form(window_s, front_end, None, 20))
-    for quantize in kinds:
-        tolerance = 0.05 if quantize == "int8" else 1e-3
+    for quantize, tolerance in {None: 1e-3, "fp16": 1e-3, "int8": 0.05}.items():
         path = tmp_path / f"{quantize}.onnx"
         save(graph, path, quantize)
         assert operators(path) <= PLAIN and path.stat().st_size < 12e6
