@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +45,25 @@ def add_command(
     return parser
 
 
-def run(parser: argparse.ArgumentParser) -> None:
-    """Runs the measurement that the command line names, and writes its figures."""
-    args, flags = parser.parse_known_args()
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> None:
+    """Runs the measurement that the arguments (default: those of the command line) name, and writes its figures."""
+    args, flags = parser.parse_known_args(arguments)
     if flags and not args.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     args.flags = flags
-    if "data_dir" in args and not args.data_dir:
-        parser.error("name the folder of RAVDESS, or set SER_RAVDESS_DIR")
     write_results(args.json, args.measure(args))
 
 
 def add_ravdess(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data_dir", nargs="?", default=os.environ.get("SER_RAVDESS_DIR"), help="RAVDESS (default: SER_RAVDESS_DIR)"
-    )
+    """Adds the folder of RAVDESS, `data_dir`; without it and without SER_RAVDESS_DIR, parsing ends with an error."""
+
+    def named(folder: str) -> str:
+        if not folder:
+            raise argparse.ArgumentTypeError("name the folder of RAVDESS, or set SER_RAVDESS_DIR")
+        return folder
+
+    default = os.environ.get("SER_RAVDESS_DIR", "")
+    parser.add_argument("data_dir", nargs="?", type=named, default=default, help="RAVDESS (default: SER_RAVDESS_DIR)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import ablation, familiarity, inference, memory, pipeline, results, speech_classifiers
+from benchmarks import ablation, inference, memory, pipeline, results, robustness, speech_classifiers
 from benchmarks.results import speakers_of, take_json, write_results
 from ser.cli import parse_arguments
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
@@ -47,7 +48,39 @@ def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsy
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
     source = (ROOT / "benchmarks" / f"{name}.py").read_text()
     assert any(f"{call}(" in source for call in ("add_json", "take_json", "add_command"))
-    assert "write_results(" in source or "    run(parser)" in source
+    assert "write_results(" in source or "    run(parser" in source
+
+
+def measurements_of(name: str) -> list[str]:
+    """The sub-commands of a benchmark, as its source adds them."""
+    source = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    return re.findall(r'add_command\(\s*commands,\s*"(\w+)"', source)
+
+
+@pytest.mark.parametrize(("name", "measured"), [(name, each) for name in NAMES for each in measurements_of(name)])
+def test_every_measurement_has_help_and_is_listed_by_its_benchmark(name, measured, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert f"python -m benchmarks.{name} {measured}" in module.__doc__
+    with pytest.raises(SystemExit, match="^0$"):
+        start(module, monkeypatch, measured, "--help")
+    assert "--json FILE" in capsys.readouterr().out
+
+
+def test_commands_of_benchmarks_that_are_mentioned_exist():
+    """The changelog of released versions keeps the commands of its time."""
+    texts = {}
+    for pattern in ("*.md", "docs/*.md", "weights/*/README.md", "configs/**/*.yaml", "ser/**/*.py", "tests/**/*.py"):
+        texts |= {path: path.read_text(encoding="utf-8").partition("\n## 0.2.0")[0] for path in ROOT.glob(pattern)}
+    found = [
+        (path.name, *mention)
+        for path, text in texts.items()
+        for mention in re.findall(r"(python -m )?\bbenchmarks[./]([a-z]\w*)(?:\.py)?(?:\s+(\w+))?", text)
+    ]
+    assert len(found) > 30
+    for file, command, name, measured in found:
+        assert name in [*NAMES, "results"], f"{file}: benchmarks.{name}"
+        if command and measurements_of(name):
+            assert measured in measurements_of(name), f"{file}: benchmarks.{name} {measured}"
 
 
 def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_path, monkeypatch):
@@ -163,12 +196,12 @@ def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsy
     for part in (model, extractor):
         part.save_pretrained(folder)
     with pytest.raises(SystemExit, match="has no splits.json"):
-        familiarity.main([str(folder), str(tmp_path / "ravdess")])
+        robustness.main(["familiarity", str(folder), str(tmp_path / "ravdess")])
     clips = [{"file": f"{actor}.wav", "part": "test", "speaker": actor} for actor in ("03", "04")]
     (folder / "splits.json").write_text(json.dumps({"clips": clips}))
-    monkeypatch.setattr(familiarity, "SOUNDS", 3)
-    monkeypatch.setattr(familiarity, "BABBLE", 3)
-    familiarity.main([str(folder), str(tmp_path / "ravdess"), "--json", str(tmp_path / "a.json")])
+    monkeypatch.setattr(robustness, "SOUNDS", 3)
+    monkeypatch.setattr(robustness, "BABBLE", 3)
+    robustness.main(["familiarity", str(folder), str(tmp_path / "ravdess"), "--json", str(tmp_path / "a.json")])
     rows = {row["input"]: row for row in json.loads((tmp_path / "a.json").read_text())["figures"]["inputs"]}
     assert rows["clean"] == {
         "input": "clean",

@@ -1,13 +1,12 @@
 import json
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from audio_maxmvit import loudness
-from benchmarks import no_speech
-from benchmarks.no_speech import KINDS, kind_of, sound
+from benchmarks import robustness
+from benchmarks.robustness import KINDS, kind_of, sound
 from ser.models import load_pipeline
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model
 
@@ -32,7 +31,7 @@ def test_levels_are_those_that_are_stated():
         waveform = sound(index, RATE)
         if (kind := kind_of(index)) == "silence" or np.abs(waveform).max() == 1:
             continue
-        low, high = no_speech.NEAR_SILENCE_DB if kind == "near silence" else no_speech.LEVELS_DB
+        low, high = robustness.NEAR_SILENCE_DB if kind == "near silence" else robustness.LEVELS_DB
         assert low <= 20 * np.log10(np.sqrt(np.mean(waveform.astype(float) ** 2))) <= high, kind
 
 
@@ -46,13 +45,11 @@ def test_noise_has_its_colour(kind, db_per_octave):
 
 
 @pytest.mark.slow
-def test_the_table_is_what_the_pipeline_answers(tmp_path, monkeypatch, capsys):
+def test_the_table_is_what_the_pipeline_answers(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_feature_extractor().save_pretrained(tmp_path / "model")
     kept, n_inputs = tmp_path / "figures.json", 2 * len(KINDS)
-    flags = [str(tmp_path / "model"), "--inputs", str(n_inputs), "--json", str(kept)]
-    monkeypatch.setattr(sys, "argv", ["no_speech.py", *flags])
-    no_speech.main()
+    robustness.main(["no_speech", str(tmp_path / "model"), "--inputs", str(n_inputs), "--json", str(kept)])
     figures = json.loads(kept.read_text())["figures"]
     rows = {row["kind"]: row for row in [*figures["kinds"], figures["all"]]}
     classify = load_pipeline(str(tmp_path / "model"))
