@@ -1,8 +1,10 @@
-"""The pipeline: its overhead over the model, and its windows along long recordings.
+"""The pipeline: its overhead over the model, long recordings in windows and by turns, and recordings as they arrive.
 
     python -m benchmarks.pipeline overhead [CHECKPOINT]
     python -m benchmarks.pipeline long_recording CHECKPOINT RAVDESS [--figure timeline.png]
     python -m benchmarks.pipeline demo out/demo
+    python -m benchmarks.pipeline segments [--model MODEL] [--minutes 60] [--turns 1000] [--window 3]
+    python -m benchmarks.pipeline live [RAVDESS] [--model MODEL] [--minutes 2 10] [--window 3] [--hop 1]
 
 UA along joined recordings, and by the number of their clips, is in `benchmarks.long_recordings`.
 """
@@ -13,15 +15,17 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 
 import pipeline_maxmvit
 from audio_maxmvit import read_audio, stream_audio
-from benchmarks.results import add_command, parser_of, run, speakers_of
+from benchmarks.results import add_command, add_ravdess, parser_of, run, speakers_of
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline
@@ -40,6 +44,8 @@ RATE = 48_000
 CODES = {"angry": "05", "calm": "02"}
 CLIPS = 5  # of each emotion and voice in the demo corpus
 NEAR_S = 1.0
+LONGEST_CHUNK_S = 2.0  # of a recording that arrives
+WARM_S = 60
 OVERHEAD = """Measures the overhead of the pipeline; the target is at most 10 %.
 
 The same batches of features are run through the bare model and through pipeline("audio-classification") in turn. The
@@ -56,6 +62,17 @@ The checkpoint is that of `python run_ser.py configs/demo.yaml --training_window
 voice of the run, with all clips of each emotion in succession. A window is correct if it has the emotion at its
 centre; windows whose centre is within a second of a change are counted separately, since they contain both
 emotions."""
+SEGMENTS = """Compares the time to classify an hour by its 1,000 speaker turns with the time to classify it by windows.
+
+The hour is synthetic. The turns last from 0.5 to 6 s at random, and are scaled and spread so that they cover the whole
+hour; the windows do not overlap, so that both read every second once. Both are timed in turn, by the clock and by the
+CPU seconds of all threads, which other processes on the machine do not change."""
+LIVE = """Compares answers while a recording arrives with those along all of it, and measures memory and CPU time.
+
+The recordings are RAVDESS clips of all actors in random order, which arrive in chunks of random length (up to 2 s). Of
+each recording, the command prints by how much the probabilities differ from those of a call for all of it, the CPU
+seconds of one thread for a second of sound, and the resident memory of the process after the first minute and at most
+after that, when the stream alone is in memory."""
 
 
 def main() -> None:
@@ -81,6 +98,20 @@ def main() -> None:
     demo.add_argument("checkpoint", type=Path)
     demo.add_argument("--window", type=float, default=2.0)
     demo.add_argument("--hop", type=float, default=1.0)
+    segments = add_command(commands, "segments", measure_segments, SEGMENTS)
+    segments.add_argument("--model", help="default: the checkpoint that comes with the code")
+    segments.add_argument("--minutes", type=float, default=60)
+    segments.add_argument("--turns", type=int, default=1000)
+    segments.add_argument("--window", type=float, default=3.0)
+    segments.add_argument("--batch_size", type=int, default=8)
+    segments.add_argument("--device")
+    live = add_command(commands, "live", measure_live, LIVE)
+    add_ravdess(live)
+    live.add_argument("--model", help="default: the checkpoint that comes with the code")
+    live.add_argument("--minutes", type=float, nargs="+", default=[2.0, 10.0])
+    live.add_argument("--window", type=float, default=3.0)
+    live.add_argument("--hop", type=float, default=1.0)
+    live.add_argument("--seed", type=int, default=0)
     run(parser)
 
 
@@ -270,6 +301,111 @@ def join_clips(voice: int) -> tuple[np.ndarray, list[float], list[str]]:
     parts = [np.concatenate([synthesize_clip(name, voice, take) for take in range(CLIPS)]) for name in names]
     changes = np.cumsum([len(part) for part in parts[:-1]]) / SAMPLING_RATE
     return np.concatenate(parts), changes.tolist(), names
+
+
+# --- speaker turns ---
+
+
+def measure_segments(args: argparse.Namespace) -> dict[str, object]:
+    classify = load_pipeline(args.model, args.device, batch_size=args.batch_size)
+    sound = demo_speech(60 * args.minutes)
+    recording = {"array": sound, "sampling_rate": SAMPLING_RATE}
+    turns = spread_turns(args.turns, 60 * args.minutes)
+    classify(sound[: 10 * SAMPLING_RATE], sampling_rate=SAMPLING_RATE, window_s=args.window)
+    took: dict[str, float] = {}
+    for name, options in {"windows": {"window_s": args.window}, "segments": {"segments": turns}}.items():
+        started, used = time.perf_counter(), time.process_time()
+        rows = classify(recording, **options)
+        took[f"{name}_s"], took[f"{name}_cpu_s"] = time.perf_counter() - started, time.process_time() - used
+        print(f"{args.minutes:g} minutes as {len(rows):,} {name}: {took[f'{name}_s']:.1f} s, "
+              f"{took[f'{name}_cpu_s']:.1f} CPU seconds", flush=True)  # fmt: skip
+    ratios = {
+        name: took[f"segments{unit}"] / took[f"windows{unit}"]
+        for name, unit in (("ratio", "_s"), ("cpu_ratio", "_cpu_s"))
+    }
+    print(f"ratio: {ratios['ratio']:.2f}, of CPU seconds {ratios['cpu_ratio']:.2f}")
+    return {**took, "turns": len(turns), **ratios}
+
+
+def demo_speech(seconds: float) -> np.ndarray:
+    """Returns a recording `(T,)` of the demo's voices, which are repeated."""
+    clips = [synthesize_clip(("angry", "sad")[voice % 2], voice, 0) for voice in range(40)]
+    return np.resize(np.concatenate(clips), round(seconds * SAMPLING_RATE)).astype(np.float32)
+
+
+def spread_turns(count: int, seconds: float) -> list[tuple[float, float, str]]:
+    """Returns consecutive turns of two speakers that cover `seconds`."""
+    lengths = np.random.default_rng(0).uniform(0.5, 6.0, count)
+    edges = np.concatenate([[0.0], np.cumsum(lengths)]) * (seconds / lengths.sum())
+    return [
+        (float(start), float(end), "ab"[index % 2])
+        for index, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+    ]
+
+
+# --- recordings as they arrive ---
+
+
+def measure_live(args: argparse.Namespace) -> dict[str, object]:
+    clips = sorted(Path(args.data_dir).glob("Actor_*/*"))
+    if not clips:
+        sys.exit(f"error: {args.data_dir} holds no clips Actor_NN/*: name the folder of RAVDESS.")
+    torch.set_num_threads(1)
+    classify = load_pipeline(args.model, "cpu")
+    figures: dict[str, object] = {}
+    for minutes in args.minutes:
+        found = compare_stream(classify, clips, 60 * minutes, args.window, args.hop, args.seed)
+        figures[f"{minutes:g} minutes"] = found
+        print(f"{minutes:g} minutes, {found['windows']:,} windows of {args.window:g} s every {args.hop:g} s: "
+              f"probabilities differ by at most {found['difference']:.1e}, {found['other_labels']} labels differ; "
+              f"{found['cpu_s_per_s']:.3f} CPU seconds for a second of sound; {found['rss_first_mib']:.0f} MiB after "
+              f"the first minute, at most {found['rss_later_mib']:.0f} MiB later", flush=True)  # fmt: skip
+    return figures
+
+
+def compare_stream(
+    classify: MaxMViTAudioClassificationPipeline,
+    clips: Sequence[Path],
+    seconds: float,
+    window_s: float,
+    hop_s: float,
+    seed: int,
+) -> dict[str, float]:
+    """Streams a recording, then compares its rows with those of a call for all of it."""
+    process, memory, rows = psutil.Process(), [], []
+    used = time.process_time()
+    for row in classify.stream(chunks(clips, seconds, seed), RATE, window_s, hop_s):
+        memory.append((row["end"], process.memory_info().rss / 2**20))
+        rows.append(row)
+    used = time.process_time() - used
+    first = [mib for end, mib in memory if end <= min(WARM_S, seconds / 2)]
+    later = [mib for _, mib in memory[len(first) :]]
+    whole = {"array": np.concatenate(list(chunks(clips, seconds, seed))), "sampling_rate": RATE}
+    expected = classify(whole, window_s=window_s, hop_s=hop_s)
+    assert [row["start"] for row in rows] == [row["start"] for row in expected]
+    differences = [
+        np.abs(np.subtract(list(row["scores"].values()), list(other["scores"].values()))).max(initial=0)
+        for row, other in zip(rows, expected, strict=True)
+    ]
+    return {
+        "windows": len(rows),
+        "difference": float(max(differences)),
+        "other_labels": sum(row["label"] != other["label"] for row, other in zip(rows, expected, strict=True)),
+        "cpu_s_per_s": used / seconds,
+        "rss_first_mib": first[-1],
+        "rss_later_mib": max(later),
+    }
+
+
+def chunks(clips: Sequence[Path], seconds: float, seed: int) -> Iterator[np.ndarray]:
+    """Yields a recording of `seconds`, `(T,)` at 48 kHz, in chunks of random length, and reads a clip at a time."""
+    random, left, kept = np.random.default_rng(seed), round(seconds * RATE), np.zeros(0, np.float32)
+    while left:
+        length = min(left, int(random.integers(1, round(LONGEST_CHUNK_S * RATE))))
+        while len(kept) < length:
+            kept = np.concatenate([kept, read_audio(clips[int(random.integers(len(clips)))], RATE)])
+        yield kept[:length]
+        kept, left = kept[length:], left - length
 
 
 if __name__ == "__main__":

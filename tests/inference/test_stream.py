@@ -80,7 +80,7 @@ def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
 @pytest.mark.parametrize("hop_s", [1.0, 0.5])
 def test_rows_of_real_speech_are_those_along_the_whole_recording(hop_s):
-    """By the shipped model; `python -m benchmarks.live` does the same for minutes."""
+    """By the shipped model; `python -m benchmarks.pipeline live` does the same for minutes."""
     classify = load_pipeline(None, "cpu")
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
     sound = np.concatenate([read_audio(clip, 48_000) for clip in clips[5::293]])
