@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import ablation, inference, memory, pipeline, results, robustness, speech_classifiers
+from benchmarks import ablation, export, memory, pipeline, results, robustness, speech_classifiers
 from benchmarks.results import speakers_of, take_json, write_results
 from ser.cli import parse_arguments
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
@@ -247,9 +247,9 @@ def test_the_padded_side_pads_what_the_encoder_takes(encoders, tmp_path, seconds
     for part in built(encoders["whisper"]):
         part.save_pretrained(tmp_path)
     lengths = {}
-    for side in ("pipeline", inference.PADDED):
+    for side in ("pipeline", export.PADDED):
         classify = load_pipeline(str(tmp_path), "cpu")
-        inference.prepare_side(classify, side)
+        export.prepare_side(classify, side)
         (clip,) = classify.feature_extractor.spectrograms([voice(seconds)])
         lengths[side] = classify.feature_extractor.waveform_inputs([clip])["input_values"].shape[-1]
-    assert lengths["pipeline"] < lengths[inference.PADDED] == 100
+    assert lengths["pipeline"] < lengths[export.PADDED] == 100

@@ -16,7 +16,7 @@ import torch
 import onnx_ser
 import ser.export.onnx
 import ser.models
-from benchmarks.export_accuracy import answer, answers_of, stretches_of_speech
+from benchmarks.export import answer, answers_of, stretches_of_speech
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import export as export_ser
 from ser.commands import predict as predict_ser

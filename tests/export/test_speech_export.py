@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 import onnx_ser
-from benchmarks.export_accuracy import answer, stretches_of_speech
+from benchmarks.export import answer, stretches_of_speech
 from feature_extraction_maxmvit import read_processor
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import predict as predict_ser

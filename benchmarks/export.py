@@ -1,26 +1,20 @@
-"""
-How fast a model answers on a CPU, and in how much memory: PyTorch as it is and otherwise set, and onnxruntime.
+"""Models in PyTorch and as ONNX files: their speed and memory on a CPU, and the accuracy of the files.
 
-    python -m benchmarks.inference MODEL [--batches 1 8] [--threads 1 2] [--rounds 5] [--seconds 3]
-    python -m benchmarks.inference MODEL --calibration CLIPS --test CLIPS
+    python -m benchmarks.export speed MODEL [--batches 1 8] [--threads 1 2] [--rounds 5] [--seconds 3]
+    python -m benchmarks.export speed MODEL --calibration CLIPS --test CLIPS
+    python -m benchmarks.export accuracy MODEL RAVDESS [--clips 100] [--lengths 0.5 10] [--forms float32 fp16 int8]
 
-The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
-and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
-answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
-`padded to 30 s` is the pipeline with every clip padded as transformers does it, instead of the encoder on the clip's
-own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
-others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
-machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static
-int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA stands beside
-every side. Needs requirements-dev.txt.
+Both need onnxruntime (requirements-dev.txt or requirements-export.txt).
 """
 
 import argparse
+import json
 import math
 import multiprocessing
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,11 +24,32 @@ from typing import Any
 
 import numpy as np
 
-# What is heavy is imported where it is used: every side is this file again, and its memory shall be its own.
+# Heavy modules are imported where they are used: each side of `speed` is a process that imports this file, and its
+# memory and the time to its first answer shall be its own.
 
 ALONE = ("eager", "channels_last", "bfloat16", "torch.compile")
 PADDED = "padded to 30 s"
 WHOLE = ("pipeline", "onnxruntime", PADDED)
+FORMS = ("float32", "fp16", "int8")
+LENGTHS_S = (0.5, 10.0)  # of the shortest and the longest stretch
+SHORTEST_CLIP_S = 2.9  # of RAVDESS
+MOST_OPERATORS = 8
+SPEED = """Measures speed and memory of a model on a CPU: PyTorch in several settings, and onnxruntime.
+
+The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
+and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
+answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
+`padded to 30 s` is the pipeline with every clip padded as transformers does it, instead of the encoder on the clip's
+own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
+others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
+machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static
+int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA stands beside
+every side."""
+ACCURACY = """Compares a checkpoint's ONNX files with its pipeline: their size, their answers, and where the time goes.
+
+Of each form, with front end, for waveforms of any length: its size, the largest difference of a probability over real
+clips of so many seconds, and how many labels differ. Then the shares of the first form's time in onnxruntime by
+operator, one thread."""
 Inputs = dict[str, np.ndarray]
 Run = Callable[[Inputs], np.ndarray]
 
@@ -49,12 +64,35 @@ class Work:
 
 
 def main() -> None:
+    from benchmarks.results import add_command, parser_of, run
+
+    parser, commands = parser_of(__doc__)
+    speed = add_command(commands, "speed", measure_speed, SPEED)
+    accuracy = add_command(commands, "accuracy", measure_accuracy, ACCURACY)
+    for each in (speed, accuracy):
+        each.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
+    speed.add_argument("--sides", nargs="+", help="only these, by the names that they have in the tables")
+    speed.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    speed.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    speed.add_argument("--rounds", type=int, default=5)
+    speed.add_argument("--seconds", type=float, default=3.0, help="of each waveform (default 3)")
+    speed.add_argument("--calibration", help="clips by which static int8 chooses its ranges")
+    speed.add_argument("--test", help="clips with labels, by which UA is counted")
+    accuracy.add_argument("ravdess", type=Path)
+    accuracy.add_argument("--clips", type=int, default=100)
+    accuracy.add_argument("--lengths", type=float, nargs=2, default=LENGTHS_S, help="seconds, shortest and longest")
+    accuracy.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    run(parser)
+
+
+# --- speed and memory ---
+
+
+def measure_speed(args: argparse.Namespace) -> dict[str, object]:
     import torch
 
-    from benchmarks.results import write_results
     from ser.models import load_pipeline
 
-    args = parse_arguments()
     classify = load_pipeline(args.model, "cpu")
     figures: dict[str, Any] = {}
     encoder = classify.model.config.speech_encoder_config
@@ -79,35 +117,19 @@ def main() -> None:
         ):
             wanted = [side for side in sides if is_wanted(side, args)]
             if wanted:
-                figures[title] = measure(wanted, work, inputs, args)
+                figures[title] = time_sides(wanted, work, inputs, args)
                 if "waveform" in inputs:
                     add_speed(figures[title], args)
                 print(f"\n{title}, ms a clip and of core time")
                 print_table(figures[title])
-    write_results(args.json, {"load_before": os.getloadavg()[0], **figures})
-
-
-def parse_arguments() -> argparse.Namespace:
-    from benchmarks.results import add_json
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
-    parser.add_argument("--sides", nargs="+", help="only these, by the names that they have in the tables")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each waveform (default 3)")
-    parser.add_argument("--calibration", help="clips by which static int8 chooses its ranges")
-    parser.add_argument("--test", help="clips with labels, by which UA is counted")
-    add_json(parser)
-    return parser.parse_args()
+    return {"load_before": os.getloadavg()[0], **figures}
 
 
 def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Sides of onnxruntime, and the file of each: the model in each kind of number, and with its front end."""
     from ser.export.onnx import Form, build, save
 
-    kinds = {f"onnxruntime {name}": name for name in ("float32", "fp16", "int8")}
+    kinds = {f"onnxruntime {name}": name for name in FORMS}
     if args.calibration is not None:
         kinds["onnxruntime static int8"] = "static"
     has_speech = classify.model.config.speech_encoder is not None
@@ -184,7 +206,9 @@ def names_of(classify: Any) -> list[str]:
     return [f"{name}_values" for name in classify.model.branches()]
 
 
-def measure(sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def time_sides(
+    sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
     """Side -> milliseconds a clip for each number of threads and of clips at once, peak memory, and UA where known."""
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -319,6 +343,82 @@ def print_table(found: dict[str, dict[str, float]]) -> None:
     print(f"{'':24}", *(f"{column:>22}" for column in columns))
     for side, row in found.items():
         print(f"{side:24}", *(f"{row[column]:22.4g}" for column in columns), flush=True)
+
+
+# --- accuracy of the files ---
+
+
+def measure_accuracy(args: argparse.Namespace) -> dict[str, object]:
+    from ser.export.onnx import Form, build, save
+    from ser.models import load_pipeline
+
+    classify = load_pipeline(args.model, "cpu")
+    clips = stretches_of_speech(args.ravdess, args.clips, classify.feature_extractor.sampling_rate, args.lengths)
+    expected = np.stack([answer(classify, clip) for clip in clips])
+    start = time.perf_counter()
+    _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
+    seconds = time.perf_counter() - start
+    print(f"built in {seconds:.0f} s; {len(clips)} clips, {len(set(expected.argmax(1)))} labels among the answers")
+    print("| form | MiB | largest difference | other labels |\n|---|---|---|---|")
+    figures: dict[str, dict[str, float]] = {}
+    shares: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in args.forms:
+            path = Path(folder, f"{form}.onnx")
+            save(graph, path, None if form == "float32" else form)
+            own, took = answers_of(path, clips, Path(folder, form))
+            shares = shares or took
+            figures[form] = {
+                "size_mib": path.stat().st_size / 2**20,
+                "largest_difference": float(np.abs(own - expected).max()),
+                "other_labels": int((own.argmax(1) != expected.argmax(1)).sum()),
+            }
+            size, difference, others = figures[form].values()
+            print(f"| {form} | {size:.1f} | {difference:.1e} | {others:.0f} |", flush=True)
+    print(f"\ntime of {args.forms[0]} in onnxruntime by operator:")
+    print(", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:MOST_OPERATORS]))
+    return {"build_s": seconds, "forms": figures, "shares_of_time": shares}
+
+
+def stretches_of_speech(
+    ravdess: Path, count: int, sampling_rate: int, lengths_s: Sequence[float] = LENGTHS_S
+) -> list[np.ndarray]:
+    """Real clips strung together and cut to lengths from the first to the second, each from another place."""
+    from audio_maxmvit import read_audio
+
+    files = sorted(ravdess.glob("Actor_*/*"))
+    strung = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a stretch may begin 0.6 s after the first
+    found = []
+    for number, seconds in enumerate(np.linspace(lengths_s[0], lengths_s[1], count)):
+        some = [files[(14 * number + further) % len(files)] for further in range(strung)]
+        speech = np.concatenate([read_audio(path, sampling_rate) for path in some])
+        start = sampling_rate // 10 * (number % 7)
+        found.append(speech[start : start + round(seconds * sampling_rate)])
+    return found
+
+
+def answer(classify: Any, clip: np.ndarray) -> np.ndarray:
+    """`(labels,)`: the pipeline's scores of a clip taken as one, in the order of the model's labels."""
+    rate = classify.feature_extractor.sampling_rate
+    rows = classify(clip, sampling_rate=rate, window_s=None, silence_db=None, top_k=None)
+    scores = {row["label"]: row["score"] for row in rows}
+    return np.array([scores[label] for label in classify.model.config.id2label.values()])
+
+
+def answers_of(path: Path, clips: list[np.ndarray], profile: Path) -> tuple[np.ndarray, dict[str, float]]:
+    """`(clips, labels)` probabilities of a file, and the share of time of each operator, the largest first."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    own = np.concatenate([session.run(["probabilities"], {"waveform": clip[None]})[0] for clip in clips])
+    spent: Counter[str] = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    return own, {name: microseconds / spent.total() for name, microseconds in spent.most_common()}
 
 
 if __name__ == "__main__":
