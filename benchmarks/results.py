@@ -70,14 +70,6 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to which the figures are written, too")
 
 
-def take_json(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """Returns the value of `--json` and the other options, which a benchmark passes on to the training command."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_json(parser)
-    args, others = parser.parse_known_args(arguments)
-    return args.json, others
-
-
 def write_results(path: Path | None, figures: Mapping[str, object]) -> None:
     """
     Writes the figures with the command, the machine and the versions of packages.

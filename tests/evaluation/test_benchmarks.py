@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import ablation, export, memory, pipeline, results, robustness, speech_classifiers
-from benchmarks.results import speakers_of, take_json, write_results
+from benchmarks import ablation, baselines, export, memory, pipeline, results, robustness
+from benchmarks.results import speakers_of, write_results
 from ser.cli import parse_arguments
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline, make_config
@@ -32,14 +32,6 @@ def start(module, monkeypatch, *flags) -> None:
     module.main()
 
 
-def test_json_is_taken_out_of_flags_that_are_handed_on():
-    assert take_json(["configs/demo.yaml", "--json", "a.json", "--fold", "2"]) == (
-        Path("a.json"),
-        ["configs/demo.yaml", "--fold", "2"],
-    )
-    assert take_json(["--js", "a.json"]) == (None, ["--js", "a.json"])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsys):
     module = importlib.import_module(f"benchmarks.{name}")
@@ -47,7 +39,7 @@ def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsy
         start(module, monkeypatch, "--help")
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
     source = (ROOT / "benchmarks" / f"{name}.py").read_text()
-    assert any(f"{call}(" in source for call in ("add_json", "take_json", "add_command"))
+    assert any(f"{call}(" in source for call in ("add_json", "add_command"))
     assert "write_results(" in source or "    run(parser" in source
 
 
@@ -90,14 +82,14 @@ def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_p
         measure = lambda args: found.append(args.flags) or {"n": len(args.flags)}  # noqa: E731
         results.add_command(commands, "speed", measure, "How fast.", takes_flags=takes_flags)
         flags = ["a.yaml", "--data_dir", "b", "--json", str(tmp_path / f"{takes_flags}.json"), "--fold", "2"]
-        monkeypatch.setattr(sys, "argv", ["x.py", "speed", *flags])
+        monkeypatch.setattr(sys, "argv", ["x.py", "speed", *flags, "--js", "c"])
         if takes_flags:
             results.run(parser)
         else:
             with pytest.raises(SystemExit):
                 results.run(parser)
-    assert found == [["a.yaml", "--data_dir", "b", "--fold", "2"]]
-    assert json.loads((tmp_path / "True.json").read_text())["figures"] == {"n": 5}
+    assert found == [["a.yaml", "--data_dir", "b", "--fold", "2", "--js", "c"]]
+    assert json.loads((tmp_path / "True.json").read_text())["figures"] == {"n": 7}
     assert not (tmp_path / "False.json").exists()
 
 
@@ -228,9 +220,9 @@ def test_classifiers_of_an_encoder_are_compared_on_validation_speakers(encoders,
         "--eval_strategy=no", "--load_best_model_at_end=false", "--lr_scheduler_type=cosine",
         "--early_stopping_patience=0",
     ]  # fmt: skip
-    monkeypatch.setattr(speech_classifiers, "C", (1e-3,))
-    monkeypatch.setattr(speech_classifiers, "SHRINKAGES", (0.1, 0.9))
-    start(speech_classifiers, monkeypatch, *flags, "--json", tmp_path / "a.json")
+    monkeypatch.setattr(baselines, "C", (1e-3,))
+    monkeypatch.setattr(baselines, "SHRINKAGES", (0.1, 0.9))
+    start(baselines, monkeypatch, "speech", *flags, "--json", tmp_path / "a.json")
     figures = json.loads((tmp_path / "a.json").read_text())["figures"]
     analysis = [f"discriminant analysis, shrinkage {kind}" for kind in ("0.1", "0.9", "chosen in training")]
     assert list(figures) == [f"{name}, without copies" for name in ("logistic regression, C 0.001", *analysis)]
