@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import enrollment
+from benchmarks import adaptation
 from modeling_maxmvit import FeatureStatistics
 from ser.arguments import DataArguments
 from ser.commands import evaluate as evaluate_ser
@@ -114,25 +114,26 @@ def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, demo_corpus, fea
 @pytest.mark.slow
 def test_the_benchmark_scores_what_evaluation_does(run_folder, demo_corpus, feature_cache, tmp_path, capsys):
     flags = ["--model_dir", str(run_folder), "--json", str(tmp_path / "out.json"), "--draws", "2"]
-    enrollment.main([*flags, "--scored", "8", "--sizes", "1"])  # all clips are scored, and none is left to enroll
+    # All clips are scored, and none is left to enroll.
+    adaptation.main(["enrollment", *flags, "--scored", "8", "--sizes", "1"])
     assert "left out: 1, of which a speaker has 0 clips" in capsys.readouterr().err
     rows = {row["enrolled"]: row for row in json.loads((tmp_path / "out.json").read_text())["figures"]["rows"]}
     tested = ["--test_speakers", *VOICES[:2]]
-    for name, more in (("none", []), (enrollment.ALL, ["--adapt", "speaker"])):
+    for name, more in (("none", []), (adaptation.ALL, ["--adapt", "speaker"])):
         report = evaluated(
             run_folder / "fold_1", demo_corpus, feature_cache, tmp_path / name.split()[0], *tested, *more
         )
         assert rows[name]["folds"][0] == pytest.approx(report["UA"]) and rows[name]["std"] == 0
-    assert rows["none"]["folds"] != rows[enrollment.ALL]["folds"]
+    assert rows["none"]["folds"] != rows[adaptation.ALL]["folds"]
 
 
 @pytest.mark.slow
 def test_the_benchmark_prints_a_row_for_each_number_of_clips(run_folder, tmp_path, capsys):
     flags = ["--model_dir", str(run_folder), "--json", str(tmp_path / "out.json"), "--draws", "3"]
-    enrollment.main([*flags, "--scored", "4", "--sizes", "1", "2", "32", "--relevance", "2"])
+    adaptation.main(["enrollment", *flags, "--scored", "4", "--sizes", "1", "2", "32", "--relevance", "2"])
     printed = capsys.readouterr()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in printed.out.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["none", "1", "2", enrollment.OTHERS, "1 neutral", enrollment.ALL]
+    assert rows[2:] == ["none", "1", "2", adaptation.OTHERS, "1 neutral", adaptation.ALL]
     assert "left out: 32" in printed.err and "left out: 2 neutral" in printed.err
     figures = json.loads((tmp_path / "out.json").read_text())["figures"]
     assert figures["relevance"] == 2 and all(0 <= row["UA"] <= 1 and len(row["folds"]) == 2 for row in figures["rows"])
@@ -140,7 +141,7 @@ def test_the_benchmark_prints_a_row_for_each_number_of_clips(run_folder, tmp_pat
 
 def test_a_folder_without_folds_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="has no fold_1"):
-        enrollment.main(["--model_dir", str(tmp_path)])
+        adaptation.main(["enrollment", "--model_dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -148,5 +149,5 @@ def test_a_folder_without_folds_is_refused(tmp_path):
     [([0] * 4 + [1] * 8 + [2] * 8, 10, [2, 4, 4]), ([0, 1, 0, 1, 0, 1], 4, [2, 2]), ([0, 0, 1], 3, [2, 1])],
 )
 def test_scored_clips_are_of_all_classes_in_proportion(labels, count, expected):
-    chosen = enrollment.stratified(labels, count)
+    chosen = adaptation.stratified(labels, count)
     assert np.bincount([labels[place] for place in chosen]).tolist() == expected

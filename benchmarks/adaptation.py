@@ -1,19 +1,15 @@
-"""What unlabelled clips of a speaker are worth: UA over the folds of a run, by how many clips are enrolled.
+"""Adaptation to new speakers: by unlabelled clips (enrollment), and by labelled clips (fine-tuning).
 
-    python -m benchmarks.enrollment --model_dir OUT [--data_dir RAVDESS] [--json enrollment.json]
-
-OUT holds fold_1 to fold_k, as `run_ser.py --fold all` leaves them. In each of five draws, 30 clips of each test
-speaker are scored, of all emotions in proportion. They are the same for every n and never enrolled; the first n of the
-speaker's other clips, in random order, are the profile. So the row n = 8 is the protocol `+enrolled8`. Rows of neutral
-clips only stand apart, and so does "all clips", whose profile holds the scored clips too (transductive).
-
-The features of every clip are computed once for each fold, and the model's own fusion and head answer. A model from
-before training kept the statistics of its clips gets them here, from its own training part.
+python -m benchmarks.adaptation enrollment --model_dir OUT [--data_dir RAVDESS] [--json enrollment.json]
+python -m benchmarks.adaptation finetuning FOLD RAVDESS [--sizes 0 1 2 4 8 16] [--recipe configs/finetune.yaml]
 """
 
 import argparse
+import contextlib
+import csv
 import json
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.results import add_json, write_results
+from benchmarks.results import add_command, parser_of, run, speakers_of
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import RELEVANCE, map_shift, population_mean
 from ser.arguments import ClipArguments
+from ser.commands.evaluate import main as evaluate
+from ser.commands.train import main as train
 from ser.data.batches import PairCollator
-from ser.data.corpora import Corpus
+from ser.data.corpora import Corpus, load_corpus
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
 from ser.data.prepare import read_corpus, set_up_logging, with_features
 from ser.evaluation.adaptation import shifted_logits
@@ -40,6 +38,51 @@ from ser.training.trainer import SERTrainer
 
 OTHERS = "all others"  # the row in which every clip that is not scored is enrolled
 ALL = "all clips (transductive)"
+ENROLLMENT = """Measures UA over the folds of a run by the number of unlabelled clips of a speaker that are enrolled.
+
+OUT holds fold_1 to fold_k, as `run_ser.py --fold all` leaves them. In each of five draws, 30 clips of each test
+speaker are scored, of all emotions in proportion. They are the same for every n and never enrolled; the first n of the
+speaker's other clips, in random order, are the profile. So the row n = 8 is the protocol `+enrolled8`. Rows of neutral
+clips only stand apart, and so does "all clips", whose profile holds the scored clips too (transductive).
+
+The features of every clip are computed once for each fold, and the model's own fusion and head answer. A model from
+before training kept the statistics of its clips gets them here, from its own training part."""
+FINETUNING = """Measures UA on a new speaker by the number of clips of each class that a model is fine-tuned on.
+
+FOLD is a fold's model. Each of its test actors, who were not in its training data, is the test set once; the training
+set is `size` random clips of each class from the other test actors. Size 0 is the model as it is. UA is the mean over
+the test actors."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser, commands = parser_of(__doc__)
+    enrollment = add_command(commands, "enrollment", measure_enrollment, ENROLLMENT)
+    enrollment.add_argument("--model_dir", type=Path, required=True, help="a finished run of all folds")
+    enrollment.add_argument(
+        "--data_dir", nargs="+", help="where the corpus lies now (default: where it was in training)"
+    )
+    enrollment.add_argument("--cache_dir", help="where features are kept (default: where they were in training)")
+    enrollment.add_argument("--scored", type=int, default=30, help="clips of each test speaker that are scored")
+    enrollment.add_argument(
+        "--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clips that are enrolled"
+    )
+    enrollment.add_argument("--draws", type=int, default=5, help="how often clips are drawn")
+    enrollment.add_argument("--neutral", default="neutral", help="class of the rows of neutral clips")
+    enrollment.add_argument(
+        "--relevance", type=float, default=RELEVANCE, help="clips that the training mean counts for"
+    )
+    enrollment.add_argument("--seed", type=int, default=0)
+    enrollment.add_argument("--batch_size", type=int, default=8)
+    finetuning = add_command(commands, "finetuning", measure_finetuning, FINETUNING)
+    finetuning.add_argument("model", type=Path)
+    finetuning.add_argument("ravdess")
+    finetuning.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="clips of each class")
+    finetuning.add_argument("--recipe", default="configs/finetune.yaml")
+    finetuning.add_argument("--seed", type=int, default=0)
+    run(parser, arguments)
+
+
+# --- unlabelled clips: enrollment ---
 
 
 class Fold(NamedTuple):
@@ -50,38 +93,20 @@ class Fold(NamedTuple):
     population: np.ndarray
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+def measure_enrollment(args: argparse.Namespace) -> dict[str, object]:
+    if min(args.scored, args.draws, args.batch_size, *args.sizes) < 1 or not args.relevance >= 0:
+        sys.exit("error: --scored, --sizes, --draws and --batch_size are 1 or more, --relevance is 0 or more")
     folders = sorted(args.model_dir.glob("fold_*"), key=lambda folder: int(folder.name.removeprefix("fold_")))
     if not folders:
         sys.exit(f"error: {args.model_dir} has no fold_1: name a folder that `run_ser.py --fold all` has finished.")
     folds = [read_fold(folder, args) for folder in folders]
-    table = [measure(row, folds, args) for row in rows_of(folds, args)]
+    table = [measure_row(row, folds, args) for row in rows_of(folds, args)]
     print(f"{args.model_dir}: {len(folds)} folds, relevance {args.relevance:g}, {args.draws} draws")
     print("| enrolled | UA | +- over draws | against none |\n|---|---|---|---|")
     for row in table:
         row["gain"] = row["UA"] - table[0]["UA"]
         print(f"| {row['enrolled']} | {row['UA']:.3f} | {row['std']:.3f} | {row['gain']:+.3f} |")
-    write_results(args.json, {"relevance": args.relevance, "folds": len(folds), "rows": table})
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", type=Path, required=True, help="a finished run of all folds")
-    parser.add_argument("--data_dir", nargs="+", help="where the corpus lies now (default: where it was in training)")
-    parser.add_argument("--cache_dir", help="where features are kept (default: where they were in training)")
-    parser.add_argument("--scored", type=int, default=30, help="clips of each test speaker that are scored")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clips that are enrolled")
-    parser.add_argument("--draws", type=int, default=5, help="how often clips are drawn")
-    parser.add_argument("--neutral", default="neutral", help="class of the rows of neutral clips")
-    parser.add_argument("--relevance", type=float, default=RELEVANCE, help="clips that the training mean counts for")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=8)
-    add_json(parser)
-    args = parser.parse_args(arguments)
-    if min(args.scored, args.draws, args.batch_size, *args.sizes) < 1 or not args.relevance >= 0:
-        parser.error("--scored, --sizes, --draws and --batch_size are 1 or more, --relevance is 0 or more")
-    return args
+    return {"relevance": args.relevance, "folds": len(folds), "rows": table}
 
 
 def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
@@ -140,7 +165,9 @@ def rows_of(folds: Sequence[Fold], args: argparse.Namespace) -> list[tuple[str, 
     rows += [(ALL, ALL, None)]
     kept = []
     for name, size, kind in rows:
-        counts = [len(pool_of(fold, rows, kind, args, 0)[1]) for fold in folds for rows in speakers_of(fold).values()]
+        counts = [
+            len(pool_of(fold, own, kind, args, 0)[1]) for fold in folds for own in rows_by_speaker(fold).values()
+        ]
         if isinstance(size, int) and min(counts) < size:
             print(
                 f"left out: {name}, of which a speaker has {min(counts)} clips besides those scored", file=sys.stderr
@@ -150,7 +177,7 @@ def rows_of(folds: Sequence[Fold], args: argparse.Namespace) -> list[tuple[str, 
     return kept
 
 
-def speakers_of(fold: Fold) -> dict[str | None, list[int]]:
+def rows_by_speaker(fold: Fold) -> dict[str | None, list[int]]:
     """The rows of each test speaker's clips."""
     rows: dict[str | None, list[int]] = defaultdict(list)
     for row, speaker in enumerate(fold.test.speakers):
@@ -183,7 +210,9 @@ def stratified(labels: Sequence[int], count: int) -> set[int]:
     return {place for _, place in sorted(keys)[:count]}
 
 
-def measure(row: tuple[str, int | str, str | None], folds: Sequence[Fold], args: argparse.Namespace) -> dict[str, Any]:
+def measure_row(
+    row: tuple[str, int | str, str | None], folds: Sequence[Fold], args: argparse.Namespace
+) -> dict[str, Any]:
     """Mean UA over the folds, and its standard deviation over draws."""
     name, size, kind = row
     of_draws = [[fold_score(fold, size, kind, args, draw) for fold in folds] for draw in range(args.draws)]
@@ -200,7 +229,7 @@ def fold_score(fold: Fold, size: int | str, kind: str | None, args: argparse.Nam
     """UA of the scored clips of all test speakers of a fold, each relative to its speaker's profile."""
     features = fold.test.features.numpy()
     rows, shifts = [], []
-    for own in speakers_of(fold).values():
+    for own in rows_by_speaker(fold).values():
         scored, pool = pool_of(fold, own, kind, args, draw)
         enrolled = own if size == ALL else pool if size == OTHERS else pool[: int(size)]
         mean = features[enrolled].mean(0) if enrolled else fold.population
@@ -211,6 +240,51 @@ def fold_score(fold: Fold, size: int | str, kind: str | None, args: argparse.Nam
     truth = [fold.test.labels[row] for row in rows]
     matrix = confusion_matrix(truth, logits.argmax(1), logits.shape[1])
     return float(scores_from_confusion(matrix)["UA"])
+
+
+# --- labelled clips: fine-tuning ---
+
+
+def measure_finetuning(args: argparse.Namespace) -> dict[str, object]:
+    corpus = load_corpus("ravdess", args.ravdess)
+    actors = speakers_of(args.model, "test")
+    table = []
+    print(f"| clips of each class | UA on a new speaker (mean of {len(actors)}) | {' | '.join(actors)} |")
+    print("|---|---|" + "---|" * len(actors))
+    for size in args.sizes:
+        found = [finetuned_score(corpus, args.model, actors, test, size, args.recipe, args.seed) for test in actors]
+        table.append({"clips": size, "UA": float(np.mean(found)), "by_actor": dict(zip(actors, found, strict=True))})
+        print(f"| {size} | {np.mean(found):.3f} | " + " | ".join(f"{ua:.3f}" for ua in found) + " |", flush=True)
+    return {"by_clips": table}
+
+
+def finetuned_score(
+    corpus: Corpus, model: Path, actors: list[str], test: str, size: int, recipe: str, seed: int
+) -> float:
+    """Returns the UA on one actor of a model that was fine-tuned on clips of the others."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for label, name in enumerate(corpus.label_names):
+        of_class = [row for row, own in enumerate(corpus.labels) if own == label and corpus.speakers[row] in actors]
+        others = [row for row in of_class if corpus.speakers[row] != test]
+        rows += [(row, name, "train") for row in random.permutation(others)[:size].tolist()]
+        rows += [(row, name, "test") for row in of_class if corpus.speakers[row] == test]
+    with tempfile.TemporaryDirectory() as folder:
+        table, out = Path(folder) / "clips.csv", Path(folder) / "out"
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "label", "speaker", "split"])
+            for row, name, part in rows:
+                if part == "test" or size:
+                    path = Path(corpus.source) / corpus.clips[row]["file"]
+                    writer.writerow([path.resolve(), name, corpus.speakers[row], part])
+        common = ["--dataset_name", str(table), "--output_dir", str(out), "--report_to", "none"]
+        with contextlib.redirect_stdout(sys.stderr):
+            if size:
+                train([recipe, "--model_name_or_path", str(model), *common, "--disable_tqdm", "true"])
+            else:
+                evaluate([str(model), *common[:4]])
+        return json.loads((out / "metrics.json").read_text())["UA"]
 
 
 if __name__ == "__main__":
