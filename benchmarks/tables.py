@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation import unweighted_accuracy
+from benchmarks.recipes import unweighted_accuracy
 from benchmarks.results import add_json, write_results
 from ser.files import atomic_write
 

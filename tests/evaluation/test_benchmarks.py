@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import ablation, baselines, export, memory, pipeline, results, robustness
+from benchmarks import baselines, export, memory, pipeline, recipes, results, robustness
 from benchmarks.results import speakers_of, write_results
 from ser.cli import parse_arguments
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
@@ -93,11 +93,14 @@ def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_p
     assert not (tmp_path / "False.json").exists()
 
 
-@pytest.mark.parametrize("measured", ["accuracy", "scale", "images"])
-def test_a_corpus_that_is_not_named_is_asked_for(measured, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "measured"),
+    [("features", "accuracy"), ("features", "scale"), ("pipeline", "live"), ("baselines", "classical")],
+)
+def test_a_corpus_that_is_not_named_is_asked_for(name, measured, monkeypatch, capsys):
     monkeypatch.delenv("SER_RAVDESS_DIR", raising=False)
     with pytest.raises(SystemExit, match="^2$"):
-        start(importlib.import_module("benchmarks.features"), monkeypatch, measured)
+        start(importlib.import_module(f"benchmarks.{name}"), monkeypatch, measured)
     assert "name the folder of RAVDESS, or set SER_RAVDESS_DIR" in capsys.readouterr().err
 
 
@@ -113,7 +116,7 @@ def test_an_ablation_names_the_part_that_a_run_lacks(tmp_path, part):
     with pytest.raises(
         SystemExit, match=f"has no .*predictions.csv, since it has no {part} set: compare by another --part"
     ):
-        ablation.run(Path("recipe.yaml"), {}, [], tmp_path, part)
+        recipes.train_variation(Path("recipe.yaml"), {}, [], tmp_path, part)
 
 
 def test_an_empty_part_has_no_speakers(tmp_path):
@@ -135,12 +138,12 @@ def test_figures_come_with_command_machine_and_versions(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
-    recipes = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
-    assert recipes
-    for path in recipes:
+    paths = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
+    assert paths
+    for path in paths:
         recipe = ROOT / "configs" / f"{path.stem.partition('-')[0]}.yaml"
-        for name, changes in ablation.read_variations(path, recipe.stem).items():
-            flags = [str(recipe), "--output_dir", "unused", *ablation.flags_of(changes)]
+        for name, changes in recipes.read_variations(path, recipe.stem).items():
+            flags = [str(recipe), "--output_dir", "unused", *recipes.flags_of(changes)]
             model_args, data_args, args = parse_arguments(flags)
             assert make_config(model_args).branch_names, name
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from benchmarks import cross_corpus
+from benchmarks import recipes
 from ser.commands.train import main
 from tests.helpers.clips import write_sound
 from tests.helpers.commands import ROOT
@@ -32,8 +32,8 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
     flags = [str(recipe), "--dataset_name", "ravdess", "emodb", "--data_dir", *places, "--use_cpu"]
     flags += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
     flags += ["--json", str(tmp_path / "found.json")]
-    monkeypatch.setattr(cross_corpus, "subprocess", SimpleNamespace(run=train_in_this_process))
-    cross_corpus.main(flags)
+    monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=train_in_this_process))
+    recipes.main(["cross_corpus", *flags])
     with open(tmp_path / "out" / "table.csv", newline="", encoding="utf-8") as file:
         cells = {(row["trained_on"], row["tested_on"]): row for row in csv.DictReader(file)}
     assert {place: (row["protocol"], row["classes"], row["clips"]) for place, row in cells.items()} == {
@@ -53,12 +53,13 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
     def train_nothing(*args, **kwargs):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(cross_corpus, "subprocess", SimpleNamespace(run=train_nothing))
-    cross_corpus.main(flags)  # all is there already
+    monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=train_nothing))
+    recipes.main(["cross_corpus", *flags])  # all is there already
     assert (tmp_path / "out" / "table.md").read_text() == table
 
 
 def test_as_many_folders_as_corpora(tmp_path: Path):
     write_sound(tmp_path / "a.wav", 0)
     with pytest.raises(SystemExit, match="names 1 folder.s. for 2 corpora"):
-        cross_corpus.main(["recipe.yaml", "--dataset_name", "ravdess", "emodb", "--data_dir", str(tmp_path)])
+        corpora = ["--dataset_name", "ravdess", "emodb", "--data_dir", str(tmp_path)]
+        recipes.main(["cross_corpus", "recipe.yaml", *corpora])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import feature_extraction_maxmvit
-from benchmarks.ablation import flags_of, read_variations
+from benchmarks.recipes import flags_of, read_variations
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, image_settings
 from modeling_maxmvit import MaxMViTForAudioClassification, MelFilterBank
