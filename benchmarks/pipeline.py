@@ -29,9 +29,9 @@ from benchmarks.results import add_command, add_ravdess, parser_of, run, speaker
 from configuration_maxmvit import MaxMViTConfig
 from modeling_maxmvit import MaxMViTForAudioClassification
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline
-from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
-from ser.evaluation.plots import clock, envelope, plot_timeline
 from ser.models import load_pipeline
+
+# The demo corpus and plots are imported where they are used: `long_recording` and `live` measure memory.
 
 SMALL = {
     "cqt_backbone_kwargs": {"embed_dim": [32, 64, 128, 256], "depths": [1, 1, 2, 1], "stem_width": 16,
@@ -181,6 +181,8 @@ class Prepared:
 
 
 def measure_long_recording(args: argparse.Namespace) -> dict[str, object]:
+    from ser.evaluation.plots import envelope, plot_timeline
+
     args.actors = [f"{actor:02d}" for actor in args.actors or ()] or speakers_of(args.checkpoint)
     classify = load_pipeline(
         str(args.checkpoint), batch_size=args.batch_size, window_s=args.window, hop_s=args.hop, smooth=args.smooth
@@ -254,6 +256,8 @@ def peak_mib() -> float:
 
 
 def report_border(rows: list[dict], border_s: float) -> dict[str, float]:
+    from ser.evaluation.plots import clock
+
     scored = [row for row in rows if row["label"] != SILENCE]
     centres = np.array([(row["start"] + row["end"]) / 2 for row in scored])
     angry, calm = (np.array([row["scores"][label] for row in scored]) for label in CODES)
@@ -278,6 +282,8 @@ def report_border(rows: list[dict], border_s: float) -> dict[str, float]:
 
 
 def measure_demo(args: argparse.Namespace) -> dict[str, object]:
+    from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE
+
     voices = speakers_of(args.checkpoint)
     classify = load_pipeline(str(args.checkpoint), batch_size=16, window_s=args.window, hop_s=args.hop)
     correct: dict[str, list[bool]] = {"inside": [], "near a change": []}
@@ -297,6 +303,9 @@ def measure_demo(args: argparse.Namespace) -> dict[str, object]:
 
 def join_clips(voice: int) -> tuple[np.ndarray, list[float], list[str]]:
     """Returns a recording `(T,)`, the seconds at which its emotion changes, and the emotions in their order."""
+
+    from ser.data.corpora.demo import EMOTIONS, SAMPLING_RATE, synthesize_clip
+
     names = list(np.random.default_rng(voice).permutation(EMOTIONS))
     parts = [np.concatenate([synthesize_clip(name, voice, take) for take in range(CLIPS)]) for name in names]
     changes = np.cumsum([len(part) for part in parts[:-1]]) / SAMPLING_RATE
@@ -307,6 +316,8 @@ def join_clips(voice: int) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def measure_segments(args: argparse.Namespace) -> dict[str, object]:
+    from ser.data.corpora.demo import SAMPLING_RATE
+
     classify = load_pipeline(args.model, args.device, batch_size=args.batch_size)
     sound = demo_speech(60 * args.minutes)
     recording = {"array": sound, "sampling_rate": SAMPLING_RATE}
@@ -329,6 +340,9 @@ def measure_segments(args: argparse.Namespace) -> dict[str, object]:
 
 def demo_speech(seconds: float) -> np.ndarray:
     """Returns a recording `(T,)` of the demo's voices, which are repeated."""
+
+    from ser.data.corpora.demo import SAMPLING_RATE, synthesize_clip
+
     clips = [synthesize_clip(("angry", "sad")[voice % 2], voice, 0) for voice in range(40)]
     return np.resize(np.concatenate(clips), round(seconds * SAMPLING_RATE)).astype(np.float32)
 
