@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import integration_utils
 
+from ser.data.corpora.demo import write_demo_corpus
 from ser.training.tracking import RunTracking
 from tests.helpers.commands import ROOT, main
 
@@ -59,16 +60,14 @@ class _Config(SimpleNamespace):
         self.values[name] = value
 
 
-@pytest.fixture
-def trackio(monkeypatch):
+def make_trackio(monkeypatch):
     module = Tracker("trackio")
     module.init = lambda name=None, **_: module.begin(name)
     module.context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
     return placed(module, monkeypatch)
 
 
-@pytest.fixture
-def wandb(monkeypatch):
+def make_wandb(monkeypatch):
     module = Tracker("wandb")
     module.init = lambda name=None, **_: module.begin(name)
     module.termwarn = lambda *_, **__: None
@@ -81,8 +80,7 @@ def wandb(monkeypatch):
     return placed(module, monkeypatch)
 
 
-@pytest.fixture
-def mlflow(monkeypatch):
+def make_mlflow(monkeypatch):
     module = Tracker("mlflow")
     module.utils = SimpleNamespace(validation=SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=100))
     module.is_tracking_uri_set = module.get_tracking_uri = lambda: "here"
@@ -107,27 +105,43 @@ def train(corpus, cache, out, *flags) -> None:
           "--per_device_train_batch_size=4", *flags])  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def small_corpus(tmp_path_factory):
+    """Three voices, so that leaving one out makes three folds."""
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    write_demo_corpus(folder, n_voices=3, clips_per_emotion=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folds(small_corpus, feature_cache, tmp_path_factory):
+    """The folder of the run of each fold, logged to three trackers at once; and these."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trackers = [make(monkeypatch) for make in (make_trackio, make_wandb, make_mlflow)]
+        folder = tmp_path_factory.mktemp("runs") / "mine"
+        flags = ["--protocol", "loso", "--fold", "all", "--validation_share=0", "--max_train_samples=6"]
+        names = [tracker.__name__ for tracker in trackers]
+        train(small_corpus, feature_cache, folder, "--report_to", *names, *flags)
+        yield [folder / f"fold_{fold}" for fold in (1, 2, 3)], dict(zip(names, trackers, strict=True))
+
+
 @pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])
-def test_each_fold_is_a_run_with_its_facts_losses_scores_and_image(
-    name, request, demo_corpus, feature_cache, tmp_path
-):
-    tracker = request.getfixturevalue(name)
-    flags = ["--protocol", "loso", "--fold", "all", "--validation_share=0", "--max_train_samples=8"]
-    train(demo_corpus, feature_cache, tmp_path / "mine", "--report_to", name, *flags)
-    assert list(tracker.runs) == [f"mine-fold{fold}" for fold in range(1, 7)]
+def test_each_fold_is_a_run_with_its_facts_losses_scores_and_image(name, folds):
+    folders, trackers = folds
+    tracker = trackers[name]
+    assert list(tracker.runs) == [f"mine-fold{fold}" for fold in (1, 2, 3)]
     assert tracker.current is None
-    for fold, run in enumerate(tracker.runs.values(), start=1):
-        report = json.loads((tmp_path / "mine" / f"fold_{fold}" / "metrics.json").read_text())
+    for fold, (folder, run) in enumerate(zip(folders, tracker.runs.values(), strict=True), start=1):
+        report = json.loads((folder / "metrics.json").read_text())
         config = run["config"]
         facts = {name: config[name] for name in ("corpus", "protocol", "fold", "train_clips", "test_clips")}
-        assert facts == {"corpus": "demo", "protocol": report["protocol"], "fold": fold, "train_clips": 8,
+        assert facts == {"corpus": "demo", "protocol": report["protocol"], "fold": fold, "train_clips": 6,
                          "test_clips": report["n_clips"]}  # fmt: skip
         logged = {name: value for values in run["logs"] for name, value in values.items()}
         assert logged["test/UA"] == report["UA"] and logged["test/WA"] == report["WA"]
         assert logged["loss" if name == "mlflow" else "train/loss"] > 0
         image = run["files"][0] if name == "mlflow" else logged["test/confusion_matrix"]
-        plotted = imread(tmp_path / "mine" / f"fold_{fold}" / "confusion_matrix.png")
-        assert np.array_equal(image, plotted)
+        assert np.array_equal(image, imread(folder / "confusion_matrix.png"))
 
 
 def test_tensorboard_has_scores_image_and_facts_beside_the_losses(demo_corpus, feature_cache, tmp_path):
@@ -147,14 +161,17 @@ def test_tensorboard_has_scores_image_and_facts_beside_the_losses(demo_corpus, f
     assert f"- protocol: {report['protocol']}" in said and "- fold: 1" in said
 
 
-def test_a_run_that_is_not_tested_is_closed_without_scores(trackio, demo_corpus, feature_cache, tmp_path):
-    train(demo_corpus, feature_cache, tmp_path / "mine", "--report_to", "trackio", "--do_train")
+def test_a_run_that_is_not_tested_is_closed_without_scores(monkeypatch, small_corpus, feature_cache, tmp_path):
+    trackio = make_trackio(monkeypatch)
+    flags = ["--protocol", "loso", "--validation_share=0", "--do_train"]
+    train(small_corpus, feature_cache, tmp_path / "mine", "--report_to", "trackio", *flags)
     (run,) = trackio.runs.values()
     assert run["config"]["fold"] == 1 and run["ends"] == 2 and trackio.current is None
     assert not any(name.startswith("test/") for values in run["logs"] for name in values)
 
 
-def test_an_mlflow_run_that_nothing_was_trained_in_is_started(mlflow, tmp_path):
+def test_an_mlflow_run_that_nothing_was_trained_in_is_started(monkeypatch, tmp_path):
+    mlflow = make_mlflow(monkeypatch)
     args = SimpleNamespace(report_to=["mlflow"], output_dir=str(tmp_path))
     callback = integration_utils.MLflowCallback()
     callback.setup = lambda args, state, model: mlflow.begin("mine")
