@@ -1,6 +1,7 @@
 """The page that needs no server, in a real browser. Needs what `python -m web.build` fetches and makes, Playwright's
 Python client and the system's Chromium."""
 
+import base64
 import csv
 import functools
 import itertools
@@ -85,12 +86,19 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["plain", "isolated"])
-def server(request):
+@pytest.fixture(scope="module")
+def addresses():
+    with (
+        serving(functools.partial(Folder, directory=WEB)) as plain,
+        serving(functools.partial(IsolatedFolder, directory=WEB)) as isolated,
+    ):
+        yield {"plain": plain, "isolated": isolated}
+
+
+@pytest.fixture(params=["plain", "isolated"])
+def server(request, addresses):
     """Its address, and how many threads the page may have there."""
-    handler = Folder if request.param == "plain" else IsolatedFolder
-    with serving(functools.partial(handler, directory=WEB)) as url:
-        yield url, 1 if request.param == "plain" else min(4, os.cpu_count() or 1)
+    return addresses[request.param], 1 if request.param == "plain" else min(4, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +126,15 @@ def browse(files):
             browser.close()
 
 
+@pytest.fixture(scope="module")
+def opened(browse):
+    """Returns the page at an address, which the tests of files share: one that has answered must answer again."""
+    return functools.cache(browse)
+
+
 @pytest.fixture
-def page(browse, server):
-    page = browse(server[0])
+def page(opened, server):
+    page = opened(server[0])
     yield page
     assert_all_stays_here(page, server[0])
 
@@ -131,7 +145,6 @@ def assert_all_stays_here(page, url: str) -> None:
     assert not [address for _, address in page.asked if not address.startswith((url, "data:", "blob:"))]
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     assert page.errors == []
-    page.context.close()
 
 
 def choose(page, path: Path, status: str) -> None:
@@ -227,6 +240,7 @@ def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(brow
     playwright.expect(page.locator("#status")).to_have_text(said, timeout=WAIT_MS)
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
     assert_all_stays_here(page, server[0])
+    page.context.close()
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
@@ -239,6 +253,7 @@ def test_silence_is_said_while_one_does_not_speak(browse, server):
     page.click("#speak")
     playwright.expect(page.locator("#status")).to_have_text("Your recording is silent from beginning to end.")
     assert_all_stays_here(page, server[0])
+    page.context.close()
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
@@ -261,12 +276,13 @@ def test_a_recording_without_an_answer_gets_a_message_and_the_last_answer_is_rem
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
 def test_a_file_can_be_dropped_and_the_theme_changed(page, files):
     dropped = page.evaluate_handle(
-        """bytes => {
+        """text => {
             const transfer = new DataTransfer();
-            transfer.items.add(new File([Uint8Array.from(bytes)], "dropped.wav"));
+            const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], "dropped.wav"));
             return transfer;
         }""",
-        list((files / "stereo.wav").read_bytes()),
+        base64.b64encode((files / "stereo.wav").read_bytes()).decode(),
     )
     page.dispatch_event("#answer", "drop", {"dataTransfer": dropped})
     playwright.expect(page.locator("#status")).to_contain_text("dropped.wav: 0:02 of speech", timeout=WAIT_MS)
@@ -297,11 +313,11 @@ def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recogn
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
-def test_a_page_without_its_model_says_how_it_is_made(browse, server, tmp_path):
+def test_a_page_without_its_model_says_how_it_is_made(opened, server, tmp_path):
     for path in WEB.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path)
-    page = browse(server[0]).context.new_page()
+    page = opened(server[0]).context.new_page()
     with serving(functools.partial(Folder, directory=tmp_path)) as url:
         page.goto(url)
         playwright.expect(page.locator("#status")).to_have_text(
