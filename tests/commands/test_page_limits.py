@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -17,9 +18,12 @@ import pytest
 import soundfile
 
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
+from tests.helpers.processes import exit_codes, start
+from tests.helpers.servers import serve_page
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install -r requirements-app.txt)")
+import gradio  # noqa: E402
 import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
@@ -35,7 +39,6 @@ KEPT = ["mine.flac", "mine_emotions.TextGrid", "mine_emotions.csv", "mine_emotio
 def launched(tmp_path, monkeypatch):
     """The page with limits of 1 MB, 0.1 minutes and one who waits; and the folder of its files."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    monkeypatch.setattr(app, "KEEP_S", 8)
     monkeypatch.setattr(app, "CHECK_S", 0.1)
     model = tiny_model(max_clip_s=2.0, window_s=1.0)
     classify = MaxMViTAudioClassificationPipeline(
@@ -89,15 +92,30 @@ def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_pa
     assert [classify.model.name_or_path for classify in built] == [str(folder)]
 
 
-def test_recordings_and_tables_are_deleted(launched, tmp_path):
+class Clock(datetime):
+    """The time in gradio, which deletes files by their age."""
+
+    ahead_s = 0.0
+
+    @classmethod
+    def now(cls, tz=None) -> datetime:
+        return super().now(tz) + timedelta(seconds=cls.ahead_s)
+
+
+def test_recordings_and_tables_are_deleted(launched, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradio.route_utils, "datetime", Clock)
+    monkeypatch.setattr(Clock, "ahead_s", 0.0)
     _, address, uploads = launched
     soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 4), 16_000)
     client = Client(address, verbose=False, download_files=False)
     client.predict(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
+    Clock.ahead_s = app.KEEP_S - 60
+    time.sleep(5 * app.CHECK_S)
     assert files_in(uploads) == KEPT
+    Clock.ahead_s = app.KEEP_S
     deadline = time.monotonic() + 30
     while files_in(uploads) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert files_in(uploads) == []
 
 
@@ -139,24 +157,39 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number, is_busy", [(signal.SIGTERM, True), (signal.SIGHUP, False)])
-def test_all_is_deleted_when_the_process_gets_a_signal(checkpoint, tmp_path, number, is_busy):
-    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 600 if is_busy else 4), 16_000)
+def test_all_is_deleted_when_the_process_is_terminated_at_work(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 600), 16_000)
     uploads = tmp_path / "uploads"
     with running(checkpoint, uploads) as (process, address):
         client = Client(address, verbose=False, download_files=False)
         job = client.submit(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
-        if is_busy:
-            while not files_in(uploads):
-                time.sleep(0.05)
-            time.sleep(1)
-            assert not job.done()
-        else:
-            job.result()
-            assert files_in(uploads) == KEPT
-        process.send_signal(number)
+        while not files_in(uploads):
+            time.sleep(0.05)
+        time.sleep(1)
+        assert not job.done()
+        process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=30)
     assert "Traceback" not in printed, printed
+    assert files_in(uploads) == []
+
+
+def test_all_is_deleted_when_the_terminal_is_closed(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 4), 16_000)
+    uploads, log = tmp_path / "uploads", tmp_path / "log"
+    process = start(serve_page, log, str(checkpoint), "--device", "cpu", GRADIO_TEMP_DIR=str(uploads))
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"http://\S+(?=\n)", log.read_text() if log.exists() else "")):
+            assert process.is_alive() and time.monotonic() < deadline, "the page did not start"
+            time.sleep(0.05)
+        client = Client(found[0].rstrip("/"), verbose=False, download_files=False)
+        client.predict(handle_file(tmp_path / "mine.flac"), 1.0, 1.0, api_name="/show")
+        assert files_in(uploads) == KEPT
+        os.kill(process.pid, signal.SIGHUP)
+        process.join(30)
+    finally:
+        process.kill()
+    assert process.exitcode == 0 and "Traceback" not in log.read_text(), log.read_text()
     assert files_in(uploads) == []
 
 
@@ -175,14 +208,13 @@ def test_a_port_that_is_taken_is_named(checkpoint, taken_port, tmp_path, monkeyp
         app.main([str(checkpoint), "--device", "cpu", "--port", taken_port])
 
 
-def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port):
+def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port, tmp_path):
     """In a process of its own, since gradio reads these variables when it is imported."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "app.py"), str(checkpoint)], capture_output=True, text=True,
-        env={**os.environ, "GRADIO_SERVER_PORT": taken_port, "GRADIO_NUM_PORTS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: no port from {taken_port} on is free: name another with --port." in done.stderr
+    log, names = tmp_path / "log", {"GRADIO_SERVER_PORT": taken_port, "GRADIO_NUM_PORTS": "1"}
+    assert exit_codes([start(serve_page, log, str(checkpoint), **names)]) == [1]
+    printed = log.read_text()
+    assert f"error: no port from {taken_port} on is free: name another with --port." in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000", "http"])

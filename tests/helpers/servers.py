@@ -1,9 +1,12 @@
 """Servers on loopback, for the time of a test."""
 
 import http.server
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -17,6 +20,19 @@ def serving(handler: Callable) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def serve_page(log: Path, *arguments: str) -> None:
+    """Runs app.py in a process from `tests.helpers.processes`, with its output in a file. It imports gradio itself,
+    which reads its variables in the environment at that moment."""
+    with open(log, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+            stream.reconfigure(line_buffering=True)
+    from ser.commands import app
+
+    sys.argv = ["app.py", *arguments]
+    sys.exit(app.command())
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
