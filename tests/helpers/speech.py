@@ -1,7 +1,10 @@
 """Tiny models with a speech encoder: what the tests of the branch and of its adapters build and train."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, read_processor
 from modeling_maxmvit import MaxMViTForAudioClassification
@@ -30,6 +33,25 @@ def inputs_of(extractor: MaxMViTFeatureExtractor, *clips: np.ndarray) -> dict[st
 @torch.no_grad()
 def logits_of(model, extractor, *clips) -> torch.Tensor:
     return model(**inputs_of(extractor, *clips)).logits
+
+
+@torch.no_grad()
+def assert_reloads(folder: Path) -> None:
+    """Of a model and its extractor in `saved`, loaded by the code beside them, the logits of `clips.npz` are those of
+    `logits.pt`. To be called in a process of its own."""
+    saved, trust = folder / "saved", {"trust_remote_code": True}
+    clips, expected = list(np.load(folder / "clips.npz").values()), torch.load(folder / "logits.pt")
+    model, info = AutoModelForAudioClassification.from_pretrained(saved, output_loading_info=True, **trust)
+    assert not any(info.values()), info
+    extractor = AutoFeatureExtractor.from_pretrained(saved, **trust)
+    for part in (model, extractor):
+        assert type(part).__module__.startswith("transformers_modules."), type(part)
+    inputs = inputs_of(extractor, *clips)
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
+    features = AutoModel.from_pretrained(saved, **trust).eval()(**inputs).pooler_output
+    assert features.equal(model.maxmvit(**inputs).pooler_output)
+    (row,) = pipeline("audio-classification", model=str(saved), **trust)(clips[:1], sampling_rate=RATE)
+    assert abs(max(each["score"] for each in row) - float(expected[0].softmax(-1).max())) < 1e-5
 
 
 class Sounds(list):

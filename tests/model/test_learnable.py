@@ -1,8 +1,6 @@
 """A learnable Mel filter bank: the images it starts with, its inputs, its training, and what is refused."""
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +26,8 @@ from ser.utils import DataError
 from spectrograms_maxmvit import mel_filters
 from tests.helpers.corpora import write_ravdess
 from tests.helpers.marks import first_fast
-from tests.helpers.speech import inputs_of, logits_of, trainer_of
+from tests.helpers.processes import exit_codes, start
+from tests.helpers.speech import assert_reloads, inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import noise, tiny_config, tiny_feature_extractor, tiny_learnable, voice
 from tests.helpers.training import make_arguments
 
@@ -184,22 +183,7 @@ def test_it_reloads_in_another_process(tmp_path):
         part.save_pretrained(tmp_path / "saved")
     np.savez(tmp_path / "clips.npz", *CLIPS)
     torch.save(logits_of(model, extractor, *CLIPS), tmp_path / "logits.pt")
-    code = """
-import numpy as np, torch
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
-clips, trust = list(np.load("clips.npz").values()), {"trust_remote_code": True}
-model, info = AutoModelForAudioClassification.from_pretrained("saved", output_loading_info=True, **trust)
-assert not any(info.values()), info
-extractor = AutoFeatureExtractor.from_pretrained("saved", **trust)
-inputs, expected = extractor(clips, sampling_rate=44100, return_tensors="pt"), torch.load("logits.pt")
-with torch.no_grad():
-    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
-    features = AutoModel.from_pretrained("saved", **trust).eval()(**inputs).pooler_output
-    assert features.equal(model.maxmvit(**inputs).pooler_output)
-(row,) = pipeline("audio-classification", model="saved", **trust)(clips[:1], sampling_rate=44100)
-assert abs(max(each["score"] for each in row) - float(expected[0].softmax(-1).max())) < 1e-5
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
+    assert exit_codes([start(assert_reloads, tmp_path)]) == [0]
 
 
 def test_filters_that_a_checkpoint_lacks_begin_anew(tmp_path):
@@ -283,7 +267,7 @@ def test_the_ablations_variation_runs_ten_steps(tmp_path):
     ]
     places = {"data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
     flags = [*flags_of(variation), *flags_of(places), "--max_steps", "10", "--report_to", "none"]
-    flags += ["--waveform_copies=0", "--waveform_chain=all", "--mixup_alpha=0"]
+    flags += ["--waveform_copies=0", "--waveform_chain=all", "--mixup_alpha=0", "--per_device_train_batch_size=8"]
     main([str(ROOT / "configs/ravdess_small.yaml"), *flags])
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model_arguments"]["filter_bank"] == "learnable"
     assert load_file(tmp_path / "out" / "model.safetensors")[GAINS].abs().mean() > 1e-4
