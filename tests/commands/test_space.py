@@ -88,5 +88,5 @@ def _client(address: str, process: subprocess.Popen, log: Path) -> Client:
     deadline = time.monotonic() + 120
     while address not in log.read_text():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.5)
+        time.sleep(0.1)
     return Client(address, verbose=False, download_files=False)
