@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
+from datasets.utils import tqdm
 from torch.utils.data import DataLoader
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -293,6 +295,9 @@ def start_extraction(clips: Dataset, cache_dir: Path, workers: int, log: Path) -
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
         sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - until the process ends
         os.dup2(sys.stderr.fileno(), 2)
+        # Of progress bars the lock is shared with the process of the tests, which would wait for good for one that is
+        # killed while it holds it.
+        tqdm.set_lock(threading.RLock())
         torch.set_num_threads(1)
         honest = ser.data.features.read_audio
         ser.data.features.read_audio = lambda *args: (time.sleep(0.5), honest(*args))[1]
