@@ -101,7 +101,6 @@ def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
     assert capsys.readouterr().out.splitlines()[2] == "| 1 | 32 | 0.4 s | 0.125 | 0.125 |"
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
 def test_a_trained_model_recognises_long_recordings_as_well_as_clips(trained_demo):
     """Joined recordings of four and eight clips are recognised as often as single clips."""

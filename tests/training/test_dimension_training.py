@@ -377,7 +377,6 @@ def test_recordings_become_tables_of_dimensions_and_no_annotations(both, demo_co
         load_pipeline(str(alone), "cpu", min_score=0.5)
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_recipe_learns_the_dimensions_of_the_demo_corpus_on_new_voices(tmp_path):
     recipe = str(find_recipe("configs/demo_dimensions.yaml"))
