@@ -18,19 +18,22 @@ from ser.utils import UsageError
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name to write to, and renames it to `path` once everything is written and on the disk.
 
-    Even after a power failure, the file is therefore either complete or absent.
+    Even after a power failure, the file is therefore either complete or absent. If not `durable`, the function
+    does not wait for the disk, which takes milliseconds; the reader must then check the content of the file.
     """
     path = Path(path)
     # A random name, since processes in containers that share a folder often have the same process ID.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         yield unfinished
-        sync(unfinished)
+        if durable:
+            sync(unfinished)
         os.replace(unfinished, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
