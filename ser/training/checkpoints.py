@@ -9,8 +9,9 @@ import re
 import shutil
 import textwrap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -467,8 +468,11 @@ RELIED_ON: dict[str, tuple[str, str]] = {
 def digest(name: str) -> str | None:
     """Returns a digest of the source of a method of the installed Trainer, or `None` if there is no such method."""
     method = getattr(Trainer, name, None)
-    if method is None:
-        return None
+    return None if method is None else _source_digest(method)
+
+
+@cache
+def _source_digest(method: Callable) -> str:
     source = textwrap.dedent(inspect.getsource(method))
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 

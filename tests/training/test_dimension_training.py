@@ -378,9 +378,9 @@ def test_recordings_become_tables_of_dimensions_and_no_annotations(both, demo_co
 
 
 @pytest.mark.slow
-def test_the_recipe_learns_the_dimensions_of_the_demo_corpus_on_new_voices(tmp_path):
-    recipe = str(find_recipe("configs/demo_dimensions.yaml"))
-    main([recipe, f"--cache_dir={tmp_path / 'cache'}", "--report_to=none", f"--output_dir={tmp_path / 'out'}"])
+def test_the_recipe_learns_the_dimensions_of_the_demo_corpus_on_new_voices(trained_demo, tmp_path):
+    recipe, cache = str(find_recipe("configs/demo_dimensions.yaml")), trained_demo.parent / "cache"
+    main([recipe, f"--cache_dir={cache}", "--report_to=none", f"--output_dir={tmp_path / 'out'}"])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["speaker_disjoint"] and metrics["dimensions"]["intervals"]["by_speaker"]["CCC_arousal"][0] > 0.7
     assert metrics["dimensions"]["CCC_valence"] > 0.7
