@@ -7,7 +7,7 @@ Skipped by the battery's own flags are tests of what this model is not: text gen
 parallelism, and what needs accelerators or libraries that are not there. Also skipped is
 `test_can_init_all_missing_weights`, as for every model without a recent copyright line: it seeds between building a
 model and drawing its weights, where timm has drawn its own already. In its place stands
-`test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm`.
+`test_missing_backbone_weights_are_initialised_by_timm`.
 """
 
 import importlib

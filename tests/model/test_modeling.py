@@ -27,7 +27,7 @@ def n_parameters(module: torch.nn.Module) -> int:
 
 
 def assert_same_state(model: torch.nn.Module, other: torch.nn.Module):
-    """To the bit. Logits need not be: where a checkpoint puts the weights in memory decides which kernels run."""
+    """Compares weights bit by bit. Logits may differ, since the memory layout of the weights selects the kernels."""
     state, expected = model.state_dict(), other.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
@@ -79,14 +79,14 @@ def test_branches_are_the_backbones_by_name():
     assert model.branches()["mel"] is model.maxmvit.mel_backbone
 
 
-def test_the_family_of_a_backbone_counts_not_its_branch():
-    """A reshaped MViTv2 sees the CQT, and a MaxViT the Mel spectrogram."""
-    straight = tiny_config()
+def test_backbones_of_both_families_work_in_both_branches():
+    """A reshaped MViTv2 takes the CQT images, and a MaxViT the Mel images."""
+    default = tiny_config()
     crossed = tiny_config(
-        cqt_backbone=straight.mel_backbone, cqt_backbone_kwargs=straight.mel_backbone_kwargs,
-        mel_backbone=straight.cqt_backbone, mel_backbone_kwargs=straight.cqt_backbone_kwargs,
+        cqt_backbone=default.mel_backbone, cqt_backbone_kwargs=default.mel_backbone_kwargs,
+        mel_backbone=default.cqt_backbone, mel_backbone_kwargs=default.cqt_backbone_kwargs,
     )  # fmt: skip
-    model, crossed_model = MaxMViTModel(straight).eval(), MaxMViTModel(crossed).eval()
+    model, crossed_model = MaxMViTModel(default).eval(), MaxMViTModel(crossed).eval()
     crossed_model.cqt_backbone.load_state_dict(model.mel_backbone.state_dict())
     crossed_model.mel_backbone.load_state_dict(model.cqt_backbone.state_dict())
     images = tiny_images()
@@ -97,7 +97,7 @@ def test_the_family_of_a_backbone_counts_not_its_branch():
 
 
 @pytest.mark.parametrize("branch", ["cqt", "mel"])
-def test_backbone_arguments_that_it_does_not_take_are_named(branch):
+def test_unknown_backbone_arguments_are_named(branch):
     with pytest.raises(ValueError, match=f"{branch}_backbone=.*no_such_argument"):
         MaxMViTModel(tiny_config(**{f"{branch}_backbone_kwargs": {"depths": [1] * 4, "no_such_argument": 1}}))
 
@@ -126,13 +126,13 @@ def test_loss_is_that_of_the_problem_type(problem_type, num_labels, labels, expe
     output = model(**tiny_images(3), labels=labels)
     torch.testing.assert_close(output.loss, expected(output.logits, labels))
     output.loss.backward()
-    assert model.config.problem_type == problem_type  # asked, not rewritten
+    assert model.config.problem_type == problem_type  # the configuration is not changed
 
 
-def test_probabilities_of_one_class_are_its_index():
+def test_one_hot_labels_give_the_same_loss_as_class_indices():
     model, images = tiny_model(), tiny_images(3)
-    soft = model(**images, labels=F.one_hot(INDICES, 4).float()).loss
-    torch.testing.assert_close(soft, model(**images, labels=INDICES).loss)
+    one_hot = model(**images, labels=F.one_hot(INDICES, 4).float()).loss
+    torch.testing.assert_close(one_hot, model(**images, labels=INDICES).loss)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_probabilities_of_one_class_are_its_index():
         ("regression", 4, INDICES.float(), "one number per output"),
     ],
 )
-def test_labels_of_another_problem_type_are_refused_by_name(problem_type, num_labels, labels, needed):
+def test_labels_that_do_not_fit_the_problem_type_are_refused(problem_type, num_labels, labels, needed):
     model = tiny_model(num_labels, problem_type=problem_type)
     with pytest.raises(ValueError, match=f"problem_type={problem_type!r} needs {needed}.*labels are {labels.dtype}"):
         model(**tiny_images(3), labels=labels)
@@ -175,7 +175,7 @@ def test_hidden_states_are_the_stages_of_both_branches():
     assert model(**images, output_hidden_states=False).hidden_states is None
 
 
-def test_keywords_that_could_only_be_ignored_are_refused():
+def test_unknown_and_unsupported_keywords_are_refused():
     model, images = tiny_model(), tiny_images()
     with pytest.raises(TypeError, match="no argument 'label'"):
         model(**images, label=torch.tensor([0, 1]))
@@ -188,17 +188,17 @@ def test_trainer_treats_the_loss_as_a_mean_over_the_batch():
     assert not MaxMViTForAudioClassification.accepts_loss_kwargs
 
 
-def test_a_batch_of_one_is_refused_in_training_and_only_there():
+def test_a_batch_of_one_is_refused_in_training_only():
     model, one = tiny_model(), tiny_images(1)
     assert model(**one).logits.shape == (1, 4)
     with pytest.raises(ValueError, match="A batch of one clip cannot be trained on"):
         model.train()(**one)
-    model.classifier.norm.eval()  # frozen statistics divide by what they hold
+    model.classifier.norm.eval()  # frozen statistics do not depend on the batch
     model(**one, labels=torch.tensor([0])).loss.backward()
 
 
 @pytest.mark.slow
-def test_export_leaves_the_batch_size_open():
+def test_the_exported_model_accepts_any_batch_size():
     model = tiny_model()
     images = tiny_images(3)
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -210,15 +210,15 @@ def test_export_leaves_the_batch_size_open():
             torch.testing.assert_close(exported(**other).logits, model(**other).logits)
 
 
-def test_one_channel_is_three_equal_ones():
+def test_one_channel_is_repeated_to_three():
     model, images = tiny_model(), tiny_images(2, channels=1)
     torch.testing.assert_close(
         logits_of(model, **images), logits_of(model, **{k: v.repeat(1, 3, 1, 1) for k, v in images.items()})
     )
 
 
-def test_a_long_time_axis_keeps_its_length():
-    """Not squeezed into a square first: what differs only beyond the square's grid is told apart."""
+def test_images_with_a_long_time_axis_are_not_resized_to_a_square():
+    """Swapping neighbouring columns would change nothing in an image that is first resized to half its width."""
     narrow = tiny_config().cqt_backbone_kwargs
     maxvit = {"cqt_backbone": "maxvit_tiny_tf_224", "mel_backbone": "maxvit_tiny_tf_224"}
     model = tiny_model(**maxvit, mel_backbone_kwargs=narrow, image_size=(64, 128))
@@ -238,20 +238,20 @@ def test_other_sizes_are_resized_bilinearly():
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 2, 64, 64), (2, 64)])
-def test_wrong_shapes_are_named(shape):
+def test_images_of_wrong_shapes_are_refused(shape):
     images = tiny_images(2)
     with pytest.raises(ValueError, match="mel_values has shape"):
         tiny_model()(images["cqt_values"], torch.randn(shape))
 
 
-def test_a_pair_of_unequal_length_is_refused():
+def test_inputs_with_different_batch_sizes_are_refused():
     with pytest.raises(ValueError, match="cqt_values holds 3 clips, mel_values 2"):
         tiny_model()(tiny_images(3)["cqt_values"], tiny_images(2)["mel_values"])
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny model that has been trained for one step, the folder it is saved in, and its logits on fixed images."""
+    """Returns a tiny model trained for one step, the folder it is saved in, and its logits for fixed images."""
     folder = tmp_path_factory.mktemp("checkpoint")
     names = ["neutral", "happy", "angry", "sad"]
     model = tiny_model(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
@@ -263,7 +263,7 @@ def checkpoint(tmp_path_factory):
     return model, folder, logits_of(model, **tiny_images())
 
 
-def test_reload_is_exact_and_misses_nothing(checkpoint):
+def test_a_reloaded_model_has_exactly_the_saved_weights(checkpoint):
     model, folder, logits = checkpoint
     reloaded, info = MaxMViTForAudioClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -283,7 +283,7 @@ SHIPPED = Path(__file__).parents[2]
         ("pipeline_maxmvit", "audio_maxmvit"),
     ],
 )
-def test_a_sibling_that_cannot_be_imported_says_so_itself(name, sibling, package, tmp_path, monkeypatch):
+def test_an_import_error_in_a_sibling_module_is_not_hidden(name, sibling, package, tmp_path, monkeypatch):
     folder = tmp_path / package.rstrip(".")
     folder.mkdir(exist_ok=True)
     shutil.copy(SHIPPED / f"{name}.py", folder)
@@ -317,9 +317,9 @@ with torch.no_grad():
     inputs = extractor(waveform, sampling_rate=44100, return_tensors="pt")
     scores = model(**inputs).logits.softmax(-1)[0]
 classify = pipeline("audio-classification", model=folder, trust_remote_code=True)
-answer = classify({"array": waveform, "sampling_rate": 44100})
-assert answer[0]["label"] == config.id2label[int(scores.argmax())]
-assert abs(answer[0]["score"] - float(scores.max())) < 1e-5
+rows = classify({"array": waveform, "sampling_rate": 44100})
+assert rows[0]["label"] == config.id2label[int(scores.argmax())]
+assert abs(rows[0]["score"] - float(scores.max())) < 1e-5
 batch = classify([waveform, waveform[:20000], waveform[5000:]], batch_size=2)
 assert len(batch) == 3 and all(abs(sum(row["score"] for row in rows) - 1) < 1e-4 for rows in batch)
 model.save_pretrained(again)
@@ -328,8 +328,8 @@ extractor.save_pretrained(again)
 
 
 @pytest.mark.slow
-def test_every_auto_class_and_pipeline_load_it_elsewhere_and_so_does_what_they_save(checkpoint, tmp_path):
-    """Once from a folder, and once, as it was saved from there, from the Hub's cache."""
+def test_every_auto_class_and_the_pipeline_load_and_save_the_checkpoint_in_another_process(checkpoint, tmp_path):
+    """The first process loads a folder and saves into the Hub's cache, from which the second process loads."""
     _, folder, logits = checkpoint
     torch.save(tiny_images(), tmp_path / "images.pt")
     np.save(tmp_path / "waveform.npy", voice())
@@ -346,7 +346,7 @@ def test_every_auto_class_and_pipeline_load_it_elsewhere_and_so_does_what_they_s
         torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits)
 
 
-def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
+def test_the_auto_map_of_a_saved_base_model_is_complete(tmp_path):
     tiny_model().maxmvit.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_maxmvit.MaxMViTModel"
@@ -354,7 +354,7 @@ def test_auto_map_of_a_saved_base_model_is_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_head_is_resized_and_redrawn(checkpoint):
+def test_the_head_is_resized_and_initialised_for_other_classes(checkpoint):
     _, folder, _ = checkpoint
     model, info = MaxMViTForAudioClassification.from_pretrained(
         folder, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
@@ -366,7 +366,7 @@ def test_head_is_resized_and_redrawn(checkpoint):
     assert torch.equal(model.classifier.dense.weight, kept["classifier.dense.weight"])
 
 
-def test_weights_bear_the_names_that_earlier_checkpoints_gave_them():
+def test_the_state_dict_keys_are_those_of_earlier_checkpoints():
     config = tiny_config()
     cqt = timm.create_model(config.cqt_backbone, num_classes=0, img_size=64, **config.cqt_backbone_kwargs)
     architecture = replace(model_cfgs["mvitv2_base"], stride_kv=None, **config.mel_backbone_kwargs)
@@ -380,8 +380,8 @@ def test_weights_bear_the_names_that_earlier_checkpoints_gave_them():
     }
 
 
-def test_timm_keeps_its_own_initialisation():
-    """transformers would redraw every layer with N(0, 0.02); that is not how timm draws MaxViT's."""
+def test_backbones_keep_the_initialisation_of_timm():
+    """transformers would draw the weights of every layer from N(0, 0.02), unlike timm."""
     torch.manual_seed(0)
     model = MaxMViTModel(tiny_config())
     torch.manual_seed(0)
@@ -391,7 +391,7 @@ def test_timm_keeps_its_own_initialisation():
         assert torch.equal(model.cqt_backbone.state_dict()[name], value), name
 
 
-LACKING = [
+MISSING = [
     "cqt_backbone.stem.conv1.weight",
     "cqt_backbone.stages.0.blocks.0.conv.norm1.running_var",
     "cqt_backbone.stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table",
@@ -403,10 +403,10 @@ LACKING = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "lacking", first_fast([LACKING, ["mel_backbone.norm.bias"], None]), ids=["some", "one", "all"]
+    "missing", first_fast([MISSING, ["mel_backbone.norm.bias"], None]), ids=["some", "one", "all"]
 )
 @pytest.mark.parametrize("model_class", [MaxMViTModel, MaxMViTForAudioClassification])
-def test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm(model_class, lacking, tmp_path):
+def test_missing_backbone_weights_are_initialised_by_timm(model_class, missing, tmp_path):
     saved_model = model_class(tiny_config())
     with torch.no_grad():
         for parameter in saved_model.parameters():
@@ -414,23 +414,23 @@ def test_backbone_weights_that_a_checkpoint_lacks_are_drawn_by_timm(model_class,
     saved_model.save_pretrained(tmp_path)
     prefix = "" if model_class is MaxMViTModel else "maxmvit."
     saved = load_file(tmp_path / "model.safetensors")
-    gone = {key for key in saved if "backbone." in key} if lacking is None else {prefix + name for name in lacking}
-    kept = {key: value for key, value in saved.items() if key not in gone}
+    removed = {key for key in saved if "backbone." in key} if missing is None else {prefix + name for name in missing}
+    kept = {key: value for key, value in saved.items() if key not in removed}
     save_file(kept or {"nothing": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
     torch.manual_seed(0)
     model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
-    assert info["missing_keys"] == gone
+    assert info["missing_keys"] == removed
     state = model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in kept.items())
     torch.manual_seed(0)
-    drawn = MaxMViTModel(tiny_config()).state_dict()
-    for key in gone:
-        assert torch.equal(state[key], drawn[key.removeprefix(prefix)]), key
+    initial = MaxMViTModel(tiny_config()).state_dict()
+    for key in removed:
+        assert torch.equal(state[key], initial[key.removeprefix(prefix)]), key
 
 
-def test_a_model_is_drawn_once(monkeypatch):
-    """Building one must not build its backbones a second time for want of a mark."""
+def test_backbones_are_built_once(monkeypatch):
+    """The weight initialisation of transformers must not build backbones again that are initialised already."""
     built = []
     create_model = timm.create_model
     monkeypatch.setattr(
@@ -505,7 +505,7 @@ def test_imagenet_weights_come_from_local_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkeypatch):
+def test_the_error_for_unavailable_imagenet_weights_names_both_remedies(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = MaxMViTModel(MaxMViTConfig(**{**SMALL_NAMES, "cqt_backbone": "maxvit_tiny_tf_224"}))
@@ -516,7 +516,7 @@ def test_imagenet_weights_that_cannot_be_had_name_both_ways_out(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_imagenet_weights_do_not_fit_a_reshaped_backbone(tmp_path):
+def test_imagenet_weights_for_a_reshaped_backbone_are_refused(tmp_path):
     file = tmp_path / "mvitv2.safetensors"
     save_file(timm.create_model("mvitv2_base", pretrained=False, num_classes=0).state_dict(), file)
     with pytest.raises(ValueError, match="remove what reshapes it from (cqt|mel)_backbone_kwargs"):

@@ -1,4 +1,4 @@
-"""A speech encoder as a branch: its mathematics, what it is given, and every family trained, saved and loaded."""
+"""Tests the speech branch: its equations and inputs, and training, saving and loading with every family."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ from tests.helpers.speech import CLIPS, RATE, built, command, inputs_of, logits_
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
 from tests.helpers.training import make_arguments
 
-# ---- mathematics
+# ---- equations
 
 
 @pytest.mark.slow
@@ -49,15 +49,15 @@ def test_layers_are_summed_by_weight_and_pooled_over_time(encoders, family, pool
     torch.nn.init.normal_(branch.layer_weights)
     if pooling == "attention":
         torch.nn.init.normal_(branch.attention.weight)
-    given = {name: value for name, value in inputs_of(extractor, CLIPS[0]).items() if "_values" not in name[:4]}
-    own = AutoModel.from_pretrained(encoders[family]).eval()
-    own = own.encoder if family == "whisper" else own
+    inputs = {name: value for name, value in inputs_of(extractor, CLIPS[0]).items() if "_values" not in name[:4]}
+    reference = AutoModel.from_pretrained(encoders[family]).eval()
+    reference = reference.encoder if family == "whisper" else reference
     with torch.no_grad():
-        states = own(given["input_values"], output_hidden_states=True).hidden_states
-        features = branch.forward_features(given["input_values"], given["attention_mask"])
+        states = reference(inputs["input_values"], output_hidden_states=True).hidden_states
+        features = branch.forward_features(inputs["input_values"], inputs["attention_mask"])
     tokens = features.tokens
-    shares = torch.exp(branch.layer_weights) / torch.exp(branch.layer_weights).sum()
-    frames = sum(share * state[0] for share, state in zip(shares, states, strict=True))
+    proportions = torch.exp(branch.layer_weights) / torch.exp(branch.layer_weights).sum()
+    frames = sum(proportion * state[0] for proportion, state in zip(proportions, states, strict=True))
     if pooling == "mean":
         torch.testing.assert_close(tokens[0], frames.mean(0, keepdim=True))
         torch.testing.assert_close(branch.forward_head(features), tokens[:, 0])
@@ -77,52 +77,53 @@ def test_statistics_are_mean_and_standard_deviation_of_each_layer(encoders, fami
     model, extractor = built(encoders[family], speech_pooling=pooling, speech_layers=layers)
     branch = model.branches()["speech"]
     torch.nn.init.normal_(branch.layer_weights)
-    given = inputs_of(extractor, CLIPS[1])
+    inputs = inputs_of(extractor, CLIPS[1])
     scores: list[torch.Tensor] = []
     if pooling == "attentive_statistics":
         torch.nn.init.normal_(branch.attention[2].weight)
-        branch.attention.register_forward_hook(lambda _, __, given: scores.append(given[:, 0]))
+        branch.attention.register_forward_hook(lambda _, __, output: scores.append(output[:, 0]))
     with torch.no_grad():
-        features, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
+        features, maps = branch.forward_intermediates(inputs["input_values"], inputs["attention_mask"])
     states = torch.stack([state[0, :, 0].T for state in maps]).double()
-    shares = scores[0].softmax(0).double() if scores else torch.full((states.shape[1],), 1 / states.shape[1]).double()
-    assert len(shares) == states.shape[1] and (pooling == "statistics" or shares.std() > 1e-4)
-    means = (shares[:, None] * states).sum(1)
-    deviations = (shares[:, None] * (states - means[:, None]) ** 2).sum(1).clamp(min=1e-10).sqrt()
+    n_frames = states.shape[1]
+    weights = scores[0].softmax(0).double() if scores else torch.full((n_frames,), 1 / n_frames).double()
+    assert len(weights) == n_frames and (pooling == "statistics" or weights.std() > 1e-4)
+    means = (weights[:, None] * states).sum(1)
+    deviations = (weights[:, None] * (states - means[:, None]) ** 2).sum(1).clamp(min=1e-10).sqrt()
     expected = torch.cat([means, deviations], dim=1)
     expected = expected.flatten() if layers == "concat" else branch.layer_weights.softmax(0).double() @ expected
     torch.testing.assert_close(features.pooled[0].double(), expected / (1 + 1e-5) ** 0.5, rtol=1e-3, atol=1e-4)
     assert branch.head_hidden_size == len(expected) == features.pooled.shape[1]
 
 
-def test_statistics_are_standardised_by_those_of_training(encoders):
+def test_statistics_are_standardised_with_the_statistics_of_training(encoders):
     model, extractor = built(encoders["hubert"], speech_pooling="statistics", speech_layers="concat")
     inputs, branch = inputs_of(extractor, *CLIPS), model.branches()["speech"]
     branch.norm.train()
-    given = inputs["input_values"], inputs["attention_mask"]
-    pooled = branch(*given)
+    args = inputs["input_values"], inputs["attention_mask"]
+    pooled = branch(*args)
     torch.testing.assert_close(pooled.mean(0), torch.zeros(pooled.shape[1]), rtol=0, atol=1e-4)
     branch.norm.reset_running_stats()
-    branch.norm.momentum = None  # so that the statistics are at once those of the batch
-    branch(*given)
+    branch.norm.momentum = None  # so that the running statistics are those of this batch
+    branch(*args)
     branch.norm.eval()
-    plain = branch.layer_statistics(*given).flatten(2).flatten(1)
+    plain = branch.layer_statistics(*args).flatten(2).flatten(1)
     expected = (plain - plain.mean(0)) / (plain.var(0) + branch.norm.eps).sqrt()
-    torch.testing.assert_close(branch(*given), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(branch(*args), expected, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match="A batch of one clip cannot be trained on: statistics pooling"):
         branch.norm.train()
-        branch(given[0][:1], given[1][:1])
+        branch(args[0][:1], args[1][:1])
 
 
-def test_whisper_of_thirty_seconds_is_that_of_transformers(encoders):
-    """Its checkpoint takes 1 s at most, where a real one takes 30."""
+def test_whisper_layers_are_those_of_transformers(encoders):
+    """The clip has the maximum length, which is 1 s for the tiny checkpoint and 30 s for a real one."""
     model, extractor = built(encoders["whisper"])
-    own = AutoModel.from_pretrained(encoders["whisper"]).encoder.eval()
-    given = inputs_of(extractor, voice(1.0, seed=3))
-    assert given["input_values"].shape[-1] == own.config.max_source_positions * 2
-    states, frames = model.branches()["speech"]._layers(given["input_values"], given["attention_mask"])
+    reference = AutoModel.from_pretrained(encoders["whisper"]).encoder.eval()
+    inputs = inputs_of(extractor, voice(1.0, seed=3))
+    assert inputs["input_values"].shape[-1] == reference.config.max_source_positions * 2
+    states, frames = model.branches()["speech"]._layers(inputs["input_values"], inputs["attention_mask"])
     with torch.no_grad():
-        expected = own(given["input_values"], output_hidden_states=True)
+        expected = reference(inputs["input_values"], output_hidden_states=True)
     assert frames == [50] and len(states) == len(expected.hidden_states)
     for state, hidden in zip(states, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
         torch.testing.assert_close(state, hidden, rtol=0, atol=1e-5)
@@ -137,87 +138,88 @@ def test_padding_in_training_changes_no_whisper_feature(encoders):
     run = branch._run_whisper
     branch._run_whisper = lambda values, lengths: runs.append(tuple(values.shape)) or run(values, lengths)
     torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"]), expected, rtol=0, atol=1e-6)
-    assert runs == [(5, 8, 100)]  # one padded batch: the clip of 2.3 s is three pieces
+    assert runs == [(5, 8, 100)]  # one padded batch, with three pieces of the clip of 2.3 s
 
 
-def test_it_begins_as_the_mean_over_time_of_the_mean_of_the_layers(encoders):
+def test_initial_features_are_the_mean_over_layers_and_time(encoders):
     model, extractor = built(encoders["hubert"])
-    branch, given = model.branches()["speech"], inputs_of(extractor, CLIPS[0])
-    _, maps = branch.forward_intermediates(given["input_values"], given["attention_mask"])
-    features = branch(given["input_values"], given["attention_mask"])
+    branch, inputs = model.branches()["speech"], inputs_of(extractor, CLIPS[0])
+    _, maps = branch.forward_intermediates(inputs["input_values"], inputs["attention_mask"])
+    features = branch(inputs["input_values"], inputs["attention_mask"])
     torch.testing.assert_close(features, torch.stack(maps).mean((0, 3, 4)))
 
 
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
-def test_the_features_of_a_clip_do_not_depend_on_the_others_of_its_batch(encoders, family):
+def test_the_logits_of_a_clip_do_not_depend_on_the_other_clips_of_its_batch(encoders, family):
     model, extractor = built(encoders[family], fusion="attention", head="decoder")
     alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
     torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
     assert (alone[0] - alone[1]).abs().max() > 1e-4
 
 
-def test_padding_changes_nothing_in_training_either(encoders):
-    """Of an encoder whose norms see one frame at a time; what is drawn at random is switched off."""
-    still = {"apply_spec_augment": False, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
-    still |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
-    folder = Path(encoders["hubert"]).parent / "still"
-    model, extractor = built(tiny_speech_encoder(folder, "hubert", **still))
+def test_padding_in_training_changes_no_feature(encoders):
+    """The encoder normalises each frame by itself, and has neither dropout nor masking."""
+    settings = {"apply_spec_augment": False, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    settings |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+    folder = Path(encoders["hubert"]).parent / "deterministic"
+    model, extractor = built(tiny_speech_encoder(folder, "hubert", **settings))
     branch = model.branches()["speech"].train()
     batch, alone = inputs_of(extractor, *CLIPS[:2]), inputs_of(extractor, CLIPS[0])
     one = branch(alone["input_values"], alone["attention_mask"])
     torch.testing.assert_close(branch(batch["input_values"], batch["attention_mask"])[:1], one)
 
 
-# ---- what it is given
+# ---- inputs
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_waveform_is_normalised_as_the_checkpoint_says(tmp_path, normalize):
-    own = Wav2Vec2FeatureExtractor(do_normalize=normalize)
-    own.save_pretrained(tmp_path)
+def test_a_waveform_is_normalised_if_the_checkpoint_does_so(tmp_path, normalize):
+    processor = Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    processor.save_pretrained(tmp_path)
     extractor = tiny_feature_extractor(speech_processor=read_processor(tmp_path))
-    given = inputs_of(extractor, *CLIPS)
-    heard = extractor.spectrograms(CLIPS)
-    lengths = given["attention_mask"].sum(-1).tolist()
-    assert lengths == [16_000, 36_800, 4_000] and given["input_values"].shape == (3, 36_800)
-    for row, length, clip in zip(given["input_values"], lengths, heard, strict=True):
+    inputs = inputs_of(extractor, *CLIPS)
+    spectrograms = extractor.spectrograms(CLIPS)
+    lengths = inputs["attention_mask"].sum(-1).tolist()
+    assert lengths == [16_000, 36_800, 4_000] and inputs["input_values"].shape == (3, 36_800)
+    for row, length, clip in zip(inputs["input_values"], lengths, spectrograms, strict=True):
         samples = F.pad(clip["speech"], (0, max(0, 4000 - len(clip["speech"])))).numpy()
-        expected = own(samples, sampling_rate=16_000)["input_values"][0]
+        expected = processor(samples, sampling_rate=16_000)["input_values"][0]
         np.testing.assert_array_equal(row[:length], expected)
         assert not row[length:].any()
-    assert (abs(given["input_values"][0].std() - 1) < 0.6) == normalize
-    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
-    assert again.speech_processor["do_normalize"] == normalize
+    assert (abs(inputs["input_values"][0].std() - 1) < 0.6) == normalize
+    reloaded = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    assert reloaded.speech_processor["do_normalize"] == normalize
 
 
-def test_whisper_gets_its_own_spectrograms_piece_by_piece(encoders):
+def test_whisper_inputs_are_its_own_spectrograms_of_consecutive_pieces(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["whisper"]))
-    own = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
-    given, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
-    assert given["input_values"].shape == (3, 8, 230) and given["attention_mask"].sum(-1).tolist() == [100, 230, 25]
+    extract = WhisperFeatureExtractor.from_pretrained(encoders["whisper"])
+    inputs, (clip,) = inputs_of(extractor, *CLIPS), extractor.spectrograms(CLIPS[1])
+    assert inputs["input_values"].shape == (3, 8, 230) and inputs["attention_mask"].sum(-1).tolist() == [100, 230, 25]
     pieces = [
-        own(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000, padding=False) for i in (0, 16_000, 32_000)
+        extract(clip["speech"][i : i + 16_000].numpy(), sampling_rate=16_000, padding=False)
+        for i in (0, 16_000, 32_000)
     ]
     expected = np.concatenate([piece["input_features"][0] for piece in pieces], axis=-1)
-    np.testing.assert_array_equal(given["input_values"][1], expected)
+    np.testing.assert_array_equal(inputs["input_values"][1], expected)
 
 
-def test_its_waveform_is_that_of_the_clip_and_trimmed_like_the_images(encoders):
+def test_the_waveform_is_trimmed_like_the_images(encoders):
     time = np.arange(2 * RATE) / RATE
     clip = np.where((time > 0.5) & (time < 1.5), np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), trim_db=30)
     (spectrograms,) = extractor.spectrograms(clip)
-    heard = spectrograms["speech"].numpy()
+    waveform = spectrograms["speech"].numpy()
     expected = np.where(
         np.abs(np.arange(32_000) / 16_000 - 1) < 0.5, np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000), 0
     )
     inside = slice(9_000, 23_000)
-    np.testing.assert_allclose(heard[inside], expected[inside], atol=1e-3)
+    np.testing.assert_allclose(waveform[inside], expected[inside], atol=1e-3)
     seconds = inputs_of(extractor, clip)["attention_mask"].sum() / 16_000
     assert 1.05 < seconds < 1.25
 
 
-def test_blocks_of_a_stream_join_to_the_whole(encoders):
+def test_blocks_of_a_stream_add_up_to_the_whole_recording(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]))
     recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(6)])
     (whole,) = extractor.spectrograms(recording)
@@ -234,32 +236,32 @@ def test_the_encoder_gets_the_samples_of_each_window(encoders):
     model, extractor = built(encoders["wavlm"])
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
     recording = np.concatenate([voice(3.0, f0=100 + 10 * i, seed=i) for i in range(9)])
-    heard = []
-    own = model.maxmvit.speech_encoder.forward
-    model.maxmvit.speech_encoder.forward = lambda *given: heard.append(given[0]) or own(*given)
+    inputs = []
+    forward = model.maxmvit.speech_encoder.forward
+    model.maxmvit.speech_encoder.forward = lambda *args: inputs.append(args[0]) or forward(*args)
     rows = classify(recording, window_s=2.0, hop_s=1.0, batch_size=4)
     assert len(rows) == 26 and [row["start"] for row in rows[:3]] == [0.0, 1.0, 2.0]
     (whole,) = extractor.spectrograms(recording)
-    windows = [row for batch in heard for row in batch]
+    windows = [row for batch in inputs for row in batch]
     for start in (0, 3, 25):
         expected = whole["speech"][16_000 * start : 16_000 * (start + 2)]
         np.testing.assert_allclose(windows[start][:32_000], expected[:32_000], atol=1e-4)
 
 
-def test_it_is_kept_with_the_spectrograms(encoders):
+def test_the_waveform_is_cached_with_the_spectrograms(encoders):
     plain = tiny_feature_extractor()
     extractors = [tiny_feature_extractor(speech_processor=read_processor(encoders[f])) for f in ("wavlm", "hubert")]
     (clip,) = extractors[0].spectrograms(CLIPS[0])
-    kept = unpack(pack(clip))
-    np.testing.assert_allclose(kept["speech"], clip["speech"], atol=clip["speech"].abs().max() / 60_000)
+    cached = unpack(pack(clip))
+    np.testing.assert_allclose(cached["speech"], clip["speech"], atol=clip["speech"].abs().max() / 60_000)
     silent = unpack(pack({"speech": torch.zeros(10)}))
     assert not silent["speech"].any()
     keys = [extractor_key(each) for each in (plain, *extractors)]
-    assert keys[0] != keys[1] == keys[2]  # only the rate shapes what is kept
+    assert keys[0] != keys[1] == keys[2]  # of the encoder, only its rate shapes what is cached
     assert "speech" not in plain.spectrograms(CLIPS[0])[0] and not plain.waveform_inputs([clip])
 
 
-def test_gain_changes_the_input_of_the_encoder(encoders):
+def test_gain_scales_the_waveform_as_it_does_the_spectrograms(encoders):
     extractor = tiny_feature_extractor(speech_processor=read_processor(encoders["wavlm"]), level="full_scale")
     (clip,) = extractor.spectrograms(CLIPS[0])
     louder = RandomGain(12.0)(clip)
@@ -268,44 +270,44 @@ def test_gain_changes_the_input_of_the_encoder(encoders):
     assert abs(db) > 0.1
 
 
-# ---- every family, whole
+# ---- training, saving and loading
 
 
 @pytest.mark.slow
-def test_every_family_reloads_in_a_process_without_the_checkpoint_it_came_from(tmp_path, encoders):
+def test_every_family_reloads_in_another_process_without_the_encoder_checkpoint(tmp_path, encoders):
     expected = {}
     for family, encoder in encoders.items():
-        own = shutil.copytree(encoder, tmp_path / "gone" / family)
+        own = shutil.copytree(encoder, tmp_path / "encoders" / family)
         model, extractor = built(str(own))
         for part in (model, extractor):
             part.save_pretrained(tmp_path / family)
         expected[family] = logits_of(model, extractor, *CLIPS)
-    shutil.rmtree(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "encoders")
     np.savez(tmp_path / "clips.npz", *CLIPS)
     code = """
 import sys, numpy as np, torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
-clips, answers, trust = list(np.load("clips.npz").values()), {}, {"trust_remote_code": True}
+clips, logits, trust = list(np.load("clips.npz").values()), {}, {"trust_remote_code": True}
 for family in sys.argv[1:]:
     model, info = AutoModelForAudioClassification.from_pretrained(family, output_loading_info=True, **trust)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     extractor = AutoFeatureExtractor.from_pretrained(family, **trust)
     with torch.no_grad():
-        answers[family] = model(**extractor(clips, sampling_rate=44100, return_tensors="pt")).logits
+        logits[family] = model(**extractor(clips, sampling_rate=44100, return_tensors="pt")).logits
     rows = pipeline("audio-classification", model=family, **trust)({"array": clips[1], "sampling_rate": 44100})
-    scores = answers[family][1].softmax(-1)
+    scores = logits[family][1].softmax(-1)
     assert abs(max(row["score"] for row in rows) - float(scores.max())) < 1e-5, (rows, scores)
-torch.save(answers, "answers.pt")
+torch.save(logits, "logits.pt")
 """
     subprocess.run([sys.executable, "-c", code, *encoders], cwd=tmp_path, check=True, timeout=300)
-    answers = torch.load(tmp_path / "answers.pt")
+    logits = torch.load(tmp_path / "logits.pt")
     for family in encoders:
-        torch.testing.assert_close(answers[family], expected[family], rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits[family], expected[family], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wavlm", "whisper"])  # of waveforms, and of spectrograms
-def test_an_encoder_trains_resumes_and_saves_memory(encoders, family, tmp_path):
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])  # waveform and spectrogram inputs
+def test_an_encoder_trains_and_resumes_with_activation_checkpointing(encoders, family, tmp_path):
     model, extractor = built(encoders[family], fusion="gated")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {"activation_checkpointing": True, "bf16": family == "wavlm"}
@@ -323,7 +325,7 @@ def test_an_encoder_trains_resumes_and_saves_memory(encoders, family, tmp_path):
 
 
 @pytest.mark.slow
-def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
+def test_batches_grouped_by_length_resume_exactly(encoders, tmp_path):
     sounds = [voice(0.1 + 0.1 * (i % 5), f0=100 + 40 * (i % 4), seed=i) for i in range(24)]
     for i, sound in enumerate(sounds):
         soundfile.write(tmp_path / f"{i}.wav", sound, RATE, subtype="FLOAT")
@@ -334,42 +336,42 @@ def test_batches_by_length_go_on_where_a_run_was_stopped(encoders, tmp_path):
         "eval_strategy": "no", "load_best_model_at_end": False, "lr_scheduler_type": "cosine",
         "save_strategy": "steps", "save_steps": 7, "save_total_limit": None,
     }  # fmt: skip
-    seen: list[list[int]] = []
+    read: list[list[int]] = []
 
     def trainer(name: str) -> SERTrainer:
         model, extractor = built(encoders["wavlm"])
         features = extract_features(table, extractor, cache_dir=tmp_path / "cache")
-        made = make_trainer(
+        trainer = make_trainer(
             model, {"train": features, "validation": []}, extractor, make_arguments(tmp_path / name, **settings)
         )
-        collate = made.train_collator
-        made.train_collator = lambda rows: seen.append([paths.index(row["file"]) for row in rows]) or collate(rows)
-        return made
+        collate = trainer.train_collator
+        trainer.train_collator = lambda rows: read.append([paths.index(row["file"]) for row in rows]) or collate(rows)
+        return trainer
 
     whole = trainer("whole")
     whole.train()
-    batches, seen[:] = seen[:], []
+    batches, read[:] = read[:], []
     first, second = sum(batches[:12], []), sum(batches[12:], [])
     assert sorted(first) == sorted(second) == list(range(24)) and first != second
     lengths = [[len(sounds[row]) for row in batch] for batch in batches]
-    assert sum(max(batch) - min(batch) for batch in lengths) <= 24 * 0.1 * RATE  # 0.16 each, in random order
+    assert sum(max(batch) - min(batch) for batch in lengths) <= 24 * 0.1 * RATE  # 0.16 s per batch in random order
     resumed = trainer("resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
-    assert seen[-10:] == batches[14:]  # in the second epoch
+    assert read[-10:] == batches[14:]  # in the second epoch
     for name, value in resumed.model.state_dict().items():
         assert value.equal(whole.model.state_dict()[name]), name
     assert resumed.predict(resumed.train_dataset).label_ids.tolist() == table["label"][:]
 
 
-def test_batches_by_length_where_they_save_nothing_or_cannot_be_made(encoders, tmp_path, caplog):
+def test_group_by_length_warns_where_it_saves_nothing_and_is_refused_without_a_cache(encoders, tmp_path, caplog):
     args = make_arguments(tmp_path, train_sampling_strategy="group_by_length")
-    hearing = tiny_config(speech_encoder=encoders["wavlm"])
-    check_model(hearing, DataArguments(), args)
+    with_speech = tiny_config(speech_encoder=encoders["wavlm"])
+    check_model(with_speech, DataArguments(), args)
     assert not caplog.text
     check_model(tiny_config(), DataArguments(), args)
     assert "group_by_length saves no time, since all images have the same size" in caplog.text
     with pytest.raises(DataError, match="group_by_length needs --cache_features"):
-        check_model(hearing, DataArguments(cache_features=False), args)
+        check_model(with_speech, DataArguments(cache_features=False), args)
     with pytest.raises(ValueError, match="batch_rebalance counts tokens: use group_by_length"):
         command(None, "--train_sampling_strategy", "batch_rebalance")
 
@@ -400,23 +402,23 @@ def test_checkpointing_changes_no_gradient_and_bfloat16_little(encoders, family)
     torch.testing.assert_close(logits_of(model.bfloat16(), extractor, *CLIPS).float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_weights_that_a_checkpoint_lacks_are_drawn(encoders, tmp_path):
+def test_missing_encoder_weights_are_initialised(encoders, tmp_path):
     model, _ = built(encoders["hubert"])
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    gone = [name for name in saved if "speech_encoder.encoder.encoder.layers.1." in name or "layer_weights" in name]
-    kept = {name: value for name, value in saved.items() if name not in gone}
+    removed = [name for name in saved if "speech_encoder.encoder.encoder.layers.1." in name or "layer_weights" in name]
+    kept = {name: value for name, value in saved.items() if name not in removed}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    again, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert info["missing_keys"] == set(gone)
-    for name, value in again.state_dict().items():
+    reloaded, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(removed)
+    for name, value in reloaded.state_dict().items():
         assert value.isfinite().all() and (value.abs() < 10).all(), name
 
 
-# ---- what may be chosen
+# ---- configuration
 
 
-def test_a_model_may_have_a_speech_encoder_only(encoders):
+def test_a_model_can_have_a_speech_encoder_only(encoders):
     model, extractor = built(encoders["wavlm"], cqt_backbone=None, mel_backbone=None)
     assert [*model.branches()] == ["speech"] and model.config.branch_names == ["speech"]
     inputs = inputs_of(extractor, *CLIPS)
@@ -425,30 +427,30 @@ def test_a_model_may_have_a_speech_encoder_only(encoders):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_its_layers_are_not_divided_between_devices(encoders, family):
+def test_encoder_layers_are_not_split_between_devices(encoders, family):
     model, _ = built(encoders[family])
     assert {name for name in model.maxmvit._no_split_modules if "EncoderLayer" in name}
     assert {"MaxxVitBlock", "MultiScaleBlock"} < {*model.maxmvit._no_split_modules}
 
 
-def test_its_weights_are_those_of_its_checkpoint(encoders, tmp_path):
+def test_the_encoder_loads_the_weights_of_its_checkpoint(encoders, tmp_path):
     model, _ = built(encoders["wavlm"])
-    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    expected = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
     loaded = model.pretrained_parts()["speech"].state_dict()
-    assert own.keys() == loaded.keys() and all(value.equal(own[name]) for name, value in loaded.items())
+    assert expected.keys() == loaded.keys() and all(value.equal(expected[name]) for name, value in loaded.items())
     with pytest.raises(OSError, match="could not be loaded.*local folder"):
         model.maxmvit.load_speech_weights(tmp_path / "nothing")
     with pytest.raises(ValueError, match="lacks .* of its weights"):
         model.maxmvit.load_speech_weights(encoders["whisper"])
 
 
-def test_the_kept_configuration_has_nothing_of_the_machine(encoders):
+def test_the_saved_encoder_configuration_contains_no_local_path_or_dtype(encoders):
     config = read_encoder_config(encoders["wavlm"])
     assert config["layerdrop"] == 0 and "dtype" not in config and encoders["wavlm"] not in str(config)
     assert MaxMViTConfig(speech_encoder="gone", speech_encoder_config=config).speech_encoder_config == config
 
 
-def test_what_cannot_be_joined_is_named(tmp_path, encoders):
+def test_unsupported_encoders_and_settings_are_refused(tmp_path, encoders):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'vit', which is not supported: choose one of wav2vec2, hubert"):
@@ -467,7 +469,7 @@ def test_what_cannot_be_joined_is_named(tmp_path, encoders):
         tiny_config(cqt_backbone=None, mel_backbone=None)
 
 
-def test_inputs_that_are_not_the_encoders_are_refused(encoders):
+def test_inputs_that_do_not_fit_the_encoder_are_refused(encoders):
     model, extractor = built(encoders["wavlm"])
     whisper, _ = built(encoders["whisper"])
     inputs = inputs_of(extractor, *CLIPS)
@@ -480,7 +482,7 @@ def test_inputs_that_are_not_the_encoders_are_refused(encoders):
     assert make_processor(extractor.speech_processor) is make_processor(dict(extractor.speech_processor))
 
 
-# ---- what trains it
+# ---- optimizer groups and freezing
 
 
 def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, float]]:
@@ -489,7 +491,7 @@ def groups(model, extractor, folder, **changes) -> dict[str, tuple[str, float, f
             if g["weight_decay"] or g["branch"] != "speech"}  # fmt: skip
 
 
-def test_it_has_an_optimizer_of_its_own(encoders, tmp_path):
+def test_the_encoder_has_its_own_optimizer(encoders, tmp_path):
     model, extractor = built(encoders["wavlm"])
     trainer = trainer_of(model, extractor, tmp_path, speech_weight_decay=0.01)
     trainer.create_optimizer()
@@ -500,14 +502,14 @@ def test_it_has_an_optimizer_of_its_own(encoders, tmp_path):
     assert found == {"cqt": adam, "mel": ("radam", 1e-3), "speech": ("adamw", 1e-4), "head": adam}
     speech = [g for g in trainer.optimizer.param_groups if g["branch"] == "speech"]
     assert {g["weight_decay"] for g in speech} == {0.0, 0.01}
-    own = {id(p) for group in speech for p in group["params"]}
-    assert own == {
+    optimized = {id(p) for group in speech for p in group["params"]}
+    assert optimized == {
         id(p) for p in model.pretrained_parts()["speech"].parameters()
-    }  # what sums its layers is the head's
+    }  # the layer weights belong to the head's group
 
 
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
-def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path):
+def test_layer_decay_lowers_the_learning_rate_of_lower_layers(encoders, family, tmp_path):
     model, extractor = built(encoders[family])
     trainer = trainer_of(model, extractor, tmp_path, layer_decay=0.5, speech_learning_rate=1.0)
     names = {id(p): name for name, p in model.maxmvit.speech_encoder.named_parameters()}
@@ -520,7 +522,7 @@ def test_layers_learn_more_slowly_the_lower_they_are(encoders, family, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
-def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
+def test_the_encoder_is_frozen_as_a_whole_or_from_the_bottom(encoders, family, tmp_path):
     def trained(**changes) -> set[str]:
         model, extractor = built(encoders[family])
         trainer_of(model, extractor, tmp_path, **changes)
@@ -535,12 +537,12 @@ def test_it_is_frozen_whole_or_from_the_bottom(encoders, family, tmp_path):
     assert trained(speech_frozen_layers=0) == {
         name for name in everything if ".layers." in f".{name}" and "conv" not in name
     }
-    thawed = trained(freeze_backbones=True, unfreeze_epoch=1, speech_frozen_layers=1)
-    assert thawed == half
+    unfrozen = trained(freeze_backbones=True, unfreeze_epoch=1, speech_frozen_layers=1)
+    assert unfrozen == half
 
 
 @pytest.mark.slow
-def test_frozen_it_stays_as_it_is(encoders, tmp_path):
+def test_a_frozen_encoder_does_not_change(encoders, tmp_path):
     model, extractor = built(encoders["wavlm"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer_of(model, extractor, tmp_path, freeze_speech_encoder=True, num_train_epochs=1).train()
@@ -557,7 +559,7 @@ def test_frozen_it_stays_as_it_is(encoders, tmp_path):
         ["--speech_pooling", "mean"], ["--freeze_speech_encoder"], ["--speech_frozen_layers", "2"],
     ],
 )  # fmt: skip
-def test_its_options_are_left_out_with_a_warning_where_there_is_none(flags, caplog):
+def test_encoder_options_are_ignored_with_a_warning_without_an_encoder(flags, caplog):
     model_args, _, args = command(None, *flags)
     assert f"{flags[0]} has no effect without --speech_encoder" in caplog.text
     assert (model_args, args.speech_optimizer) == (command(None)[0], "adamw")
@@ -565,37 +567,37 @@ def test_its_options_are_left_out_with_a_warning_where_there_is_none(flags, capl
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--freeze_speech_encoder", "--speech_learning_rate", "1"], "--speech_learning_rate has no effect with"),
         (["--freeze_speech_encoder", "--speech_frozen_layers", "1"], "--speech_frozen_layers has no effect with"),
     ],
 )
-def test_options_of_a_frozen_encoder_are_left_out_with_a_warning(flags, said, caplog):
+def test_options_without_effect_on_a_frozen_encoder_are_ignored_with_a_warning(flags, message, caplog):
     args = command("somewhere", *flags)[2]
-    assert said in caplog.text and args.speech_learning_rate is None and args.speech_frozen_layers is None
+    assert message in caplog.text and args.speech_learning_rate is None and args.speech_frozen_layers is None
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--speech_frozen_layers", "-1"], "--speech_frozen_layers -1 does not work: it must be a number at least 0"),
         (["--speech_optimizer", "lion"], "--speech_optimizer lion is unknown"),
     ],
 )
-def test_values_that_cannot_work(flags, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_option_values_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
         command("somewhere", *flags)
-    every_other = [f"--{branch}_optimizer=sgd" for branch in ("cqt", "mel", "head")]
-    assert command("somewhere", "--adam_beta1", "0.8", *every_other)[2].adam_beta1 == 0.8
+    other_optimizers = [f"--{branch}_optimizer=sgd" for branch in ("cqt", "mel", "head")]
+    assert command("somewhere", "--adam_beta1", "0.8", *other_optimizers)[2].adam_beta1 == 0.8
 
 
-def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path):
+def test_the_command_builds_the_encoder_and_identifies_its_starting_weights(encoders, tmp_path):
     model_args, _, args = command(encoders["wavlm"], "--mel_backbone", "none", "--cqt_backbone", "convnet")
     config, extractor = make_config(model_args), make_feature_extractor(model_args)
     model = make_model(config, model_args)
-    own = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
-    assert all(value.equal(own[name]) for name, value in model.pretrained_parts()["speech"].state_dict().items())
+    expected = AutoModel.from_pretrained(encoders["wavlm"]).state_dict()
+    assert all(value.equal(expected[name]) for name, value in model.pretrained_parts()["speech"].state_dict().items())
     assert extractor.speech_processor["do_normalize"] is False
     start = starting_weights(model, model_args)
     torch.manual_seed(5)
@@ -610,7 +612,7 @@ def test_the_command_builds_it_and_knows_what_it_started_from(encoders, tmp_path
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
+def test_the_wavlm_recipe_runs_ten_steps_with_only_another_encoder_path(encoders, tmp_path):
     write_ravdess(tmp_path / "corpus")
     recipe = Path(__file__).parents[2] / "configs" / "wavlm.yaml"
     places = {"data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
@@ -633,7 +635,7 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
         onnx.build(classify, onnx.Form(window_s=None, front_end=False, quantize=None, opset=20))
 
 
-# ---- frozen: heard once
+# ---- cached outputs of a frozen encoder
 
 
 @pytest.mark.slow
@@ -648,7 +650,7 @@ def test_the_recipe_runs_ten_steps_by_another_path_alone(encoders, tmp_path):
         fast=3,
     ),
 )
-def test_layer_statistics_stand_for_the_waveform(encoders, family, pooling, layers):
+def test_layer_statistics_replace_the_waveform(encoders, family, pooling, layers):
     chosen = {"speech_pooling": pooling, "speech_layers": layers, "fusion": "attention", "head": "decoder"}
     model, extractor = built(encoders[family], **chosen)
     branch = model.branches()["speech"]
@@ -686,20 +688,20 @@ model.load_speech_weights()
 @pytest.mark.slow
 def test_a_frozen_encoder_runs_once_for_each_clip(encoders, tmp_path, monkeypatch):
     write_ravdess(tmp_path / "corpus")
-    heard, own = [], SpeechEncoder._run
-    monkeypatch.setattr(SpeechEncoder, "_run", lambda *given: heard.append(len(given[1])) or own(*given))
+    batch_sizes, forward = [], SpeechEncoder._run
+    monkeypatch.setattr(SpeechEncoder, "_run", lambda *args: batch_sizes.append(len(args[1])) or forward(*args))
     recipe = Path(__file__).parents[2] / "configs" / "wavlm_frozen.yaml"
     places = {"speech_encoder": encoders["wavlm"], "data_dir": tmp_path / "corpus", "cache_dir": tmp_path / "cache"}
     flags = [f"--{name}={value}" for name, value in places.items()]
 
     def run(name: str, *more: str) -> int:
-        heard.clear()
+        batch_sizes.clear()
         main([str(recipe), *flags, f"--output_dir={tmp_path / name}", "--max_steps=2", "--report_to=none", *more])
-        return sum(heard)
+        return sum(batch_sizes)
 
     assert run("first") == 192
-    (kept,) = (tmp_path / "cache" / "maxmvit_speech").glob("*.safetensors")
-    assert {value.shape for value in load_file(kept).values()} == {(3, 2, 16)} and len(load_file(kept)) == 192
+    (cached,) = (tmp_path / "cache" / "maxmvit_speech").glob("*.safetensors")
+    assert {value.shape for value in load_file(cached).values()} == {(3, 2, 16)} and len(load_file(cached)) == 192
     assert run("copies", "--waveform_copies=1", "--waveform_chain=recording") > 0
     others = ("--speech_pooling=statistics", "--fusion=concat")
     assert run("copies again", "--waveform_copies=1", "--waveform_chain=recording", *others) == 0
@@ -708,7 +710,7 @@ def test_a_frozen_encoder_runs_once_for_each_clip(encoders, tmp_path, monkeypatc
     assert len(classify({"array": CLIPS[0], "sampling_rate": RATE})) == 8
 
 
-SPOILT = [
+WRONG_VALUES = [
     ("config.json", "speech_encoder_config", "num_hidden_layers", [2]),
     ("config.json", "speech_encoder_config", "hidden_dropout", "none"),
     ("config.json", "speech_encoder_config", "conv_dim", 8),
@@ -724,8 +726,8 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize(("file", "field", "key", "value"), SPOILT)
-def test_a_value_of_another_type_within_a_checkpoint_is_refused_by_its_name(file, field, key, value, saved):
+@pytest.mark.parametrize(("file", "field", "key", "value"), WRONG_VALUES)
+def test_values_of_the_wrong_type_in_a_checkpoint_are_named(file, field, key, value, saved):
     path = saved / file
     text = path.read_text()
     content = json.loads(text)
@@ -743,7 +745,7 @@ def test_a_value_of_another_type_within_a_checkpoint_is_refused_by_its_name(file
         path.write_text(text)
 
 
-def test_settings_of_a_whisper_that_cannot_work_are_refused(tmp_path):
+def test_invalid_settings_of_whisper_are_refused(tmp_path):
     settings = read_processor(tiny_speech_encoder(tmp_path / "whisper", "whisper"))
     for name, value in (("hop_length", 0), ("chunk_length", 1.5), ("n_fft", None), ("dither", [0.0])):
         with pytest.raises(ValueError, match=f"speech_processor: {name}="):
@@ -753,7 +755,7 @@ def test_settings_of_a_whisper_that_cannot_work_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("spoilt")
+    folder = tmp_path_factory.mktemp("wrong_values")
     model, extractor = built(tiny_speech_encoder(folder / "encoder", "wavlm"), cqt_backbone=None, mel_backbone=None)
     model.save_pretrained(folder / "model")
     extractor.save_pretrained(folder / "model")

@@ -1,4 +1,4 @@
-"""Two processes on the CPU."""
+"""Tests training, prediction and resuming in two processes on the CPU."""
 
 import csv
 import hashlib
@@ -54,7 +54,7 @@ def digest(model) -> str:
 
 
 def written_under(folder: Path) -> list[str]:
-    """A list that fills up with what this process opens for writing, makes, moves or deletes under a folder."""
+    """Returns a list that records every path under `folder` that this process writes, creates, moves or deletes."""
     written = []
 
     def hook(event, args):
@@ -74,30 +74,30 @@ def written_under(folder: Path) -> list[str]:
         setattr(module, name, watched)
 
     sys.addaudithook(hook)
-    # These two open their files outside Python, unseen by the hook.
+    # These two open their files outside Python, which raises no audit event.
     watching(torch, "save")
     watching(safetensors.torch, "serialize_file")
     return written
 
 
 def make_sharded_trainer(output_dir: Path, **changes):
-    """FSDP2. accelerate quietly takes DDP for it where there are no GPUs, so the test pretends that there are."""
+    """Returns a trainer with FSDP2. Without GPUs, accelerate silently falls back to DDP, so GPUs are simulated."""
     fsdp = yaml.safe_load((REPOSITORY / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
     fsdp["fsdp_transformer_cls_to_wrap"] = fsdp.pop("fsdp_transformer_layer_cls_to_wrap")
     environment = {name.upper(): str(value) for name, value in fsdp.items()} | {"ACCELERATE_USE_FSDP": "true"}
     prepare = SERTrainer.create_accelerator_and_postprocess
 
-    def pretending(self):
+    def simulate_gpus(self):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         prepare(self)
 
-    pretended = mock.patch.object(SERTrainer, "create_accelerator_and_postprocess", pretending)
-    with mock.patch.dict(os.environ, environment), pretended:
+    simulated = mock.patch.object(SERTrainer, "create_accelerator_and_postprocess", simulate_gpus)
+    with mock.patch.dict(os.environ, environment), simulated:
         return make_trainer(output_dir, **changes)
 
 
 def stream(output_dir: Path) -> dict:
-    """The streamed clips of a process, its predictions, and its weights after resuming."""
+    """Trains on streamed clips; returns the clips read, and predictions and weights of the whole and a resumed run."""
     clips_read: list[list[str]] = []
     corpus = load_corpus(str(output_dir.parent / "shards"), cache_dir=str(output_dir.parent), streaming=True)
     trainer = trainer_of(corpus, output_dir / "streamed", **KEEPING)
@@ -106,11 +106,11 @@ def stream(output_dir: Path) -> dict:
     trainer.train()
     resumed = trainer_of(corpus, output_dir / "resumed", **KEEPING)
     resumed.train(resume_from_checkpoint=str(output_dir / "streamed" / "checkpoint-3"))
-    answers = [each.predict(corpus.clips.select(range(NUM_TEST))) for each in (trainer, resumed)]
+    outputs = [each.predict(corpus.clips.select(range(NUM_TEST))) for each in (trainer, resumed)]
     return {
         "clips_read": clips_read,
-        "predictions": [each.predictions.tolist() for each in answers],
-        "labels": answers[0].label_ids.tolist(),
+        "predictions": [each.predictions.tolist() for each in outputs],
+        "labels": outputs[0].label_ids.tolist(),
         "features": pooled_features(trainer, corpus.clips.select(range(NUM_TEST))).features.tolist(),
         "weights": [digest(each.model) for each in (trainer, resumed)],
     }
@@ -134,13 +134,13 @@ def worker(output_dir: Path) -> None:
     report["best_loss"] = losses[trainer.state.best_global_step]
     trainer.save_model()
 
-    # A second run in the same processes, as for another fold; its backbones join in after an epoch.
-    thawing = {"freeze_backbones": True, "unfreeze_epoch": 1, "load_best_model_at_end": False}
-    frozen = make_trainer(output_dir / "second", **SETTINGS, **thawing)
+    # A second run in the same processes, as for another fold; its backbones are unfrozen after one epoch.
+    unfreezing = {"freeze_backbones": True, "unfreeze_epoch": 1, "load_best_model_at_end": False}
+    frozen = make_trainer(output_dir / "second", **SETTINGS, **unfreezing)
     before = digest(frozen.model.maxmvit)
     frozen.train()
     report["second"] = digest(frozen.model)
-    report["thawed"] = digest(frozen.model.maxmvit) != before
+    report["unfrozen"] = digest(frozen.model.maxmvit) != before
 
     averaging = make_trainer(output_dir / "averaged", **SETTINGS, ema_decay=0.8, load_best_model_at_end=False)
     averaging.train()
@@ -148,19 +148,19 @@ def worker(output_dir: Path) -> None:
     averaging.save_model()
     report["averaged"] = digest(averaging.model)
 
-    with first_process_first(frozen.args, "a look"):
+    with first_process_first(frozen.args, "reading the status"):
         report["status"] = resume_or_start(output_dir / "first")[0]
     resumed = make_trainer(output_dir / "first", **SETTINGS, model=tiny_model(seed=9))
-    # Only the first process says from where.
+    # Only the first process names the checkpoint.
     resumed.train(resume_from_checkpoint=str(output_dir / "first" / "checkpoint-2") if rank == 0 else None)
     report["resumed"] = digest(resumed.model)
 
-    # A disk of its own for each process.
-    alone = make_trainer(output_dir / f"of-rank-{rank}", **SETTINGS)
+    # Each process has its own output folder, as on machines without a shared disk.
+    unshared = make_trainer(output_dir / f"of-rank-{rank}", **SETTINGS)
     if rank == 0:
         shutil.copytree(output_dir / "first" / "checkpoint-2", output_dir / "of-rank-0" / "checkpoint-2")
     try:
-        alone.train(resume_from_checkpoint=last_checkpoint(output_dir / f"of-rank-{rank}"))
+        unshared.train(resume_from_checkpoint=last_checkpoint(output_dir / f"of-rank-{rank}"))
     except DataError as error:
         report["not shared"] = str(error)
 
@@ -209,61 +209,61 @@ def reports(tmp_path_factory) -> list[dict]:
 def test_both_processes_end_with_the_same_model(reports):
     first, second = reports
     assert first["weights"] == second["weights"]
-    assert first["second"] == second["second"] and first["thawed"]
+    assert first["second"] == second["second"] and first["unfrozen"]
 
 
-def test_both_processes_average_to_the_same_weights(reports):
+def test_both_processes_have_the_same_averaged_weights(reports):
     first, second = reports
     saved = MaxMViTForAudioClassification.from_pretrained(first["folder"] / "averaged")
     assert first["averaged"] == second["averaged"] == digest(saved) != first["weights"]
 
 
-def test_metrics_are_those_of_one_process(reports):
+def test_predictions_and_metrics_equal_those_of_one_process(reports):
     model = MaxMViTForAudioClassification.from_pretrained(reports[0]["folder"] / "first")
     assert digest(model) == reports[0]["weights"]
     trainer = make_trainer(reports[0]["folder"] / "alone", model=model, num_eval=7)
-    alone = trainer.predict(clips(NUM_TEST, seed=5))
+    single = trainer.predict(clips(NUM_TEST, seed=5))
     for report in reports:
         assert np.shape(report["predictions"]) == (NUM_TEST, 4)
-        np.testing.assert_allclose(report["predictions"], alone.predictions, rtol=0, atol=1e-5)
-        assert report["test"] == alone.metrics["test_UA"]
+        np.testing.assert_allclose(report["predictions"], single.predictions, rtol=0, atol=1e-5)
+        assert report["test"] == single.metrics["test_UA"]
         assert report["best_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
-    assert compute_metrics(alone)["UA"] == alone.metrics["test_UA"]
+    assert compute_metrics(single)["UA"] == single.metrics["test_UA"]
     part = clips(NUM_TEST, seed=5).add_column("speaker", ["a"] * NUM_TEST).with_format("torch")
     features = pooled_features(trainer, part).features
     for report in reports:
         np.testing.assert_allclose(report["features"], features, rtol=0, atol=1e-5)
 
 
-def test_clips_that_are_streamed_are_shared(reports):
-    said, folder = [report["streamed"] for report in reports], reports[0]["folder"]
+def test_streamed_clips_are_divided_between_the_processes(reports):
+    runs, folder = [report["streamed"] for report in reports], reports[0]["folder"]
     for epoch in range(2):
-        files = [name for each in said for batch in each["clips_read"][2 * epoch : 2 * epoch + 2] for name in batch]
+        files = [name for each in runs for batch in each["clips_read"][2 * epoch : 2 * epoch + 2] for name in batch]
         assert len(files) == len({*files}) == 16
-    assert said[0]["clips_read"][:2] != said[0]["clips_read"][2:] and {len(each["clips_read"]) for each in said} == {4}
-    assert len({each for report in said for each in report["weights"]}) == 1
+    assert runs[0]["clips_read"][:2] != runs[0]["clips_read"][2:] and {len(each["clips_read"]) for each in runs} == {4}
+    assert len({each for report in runs for each in report["weights"]}) == 1
     corpus = load_corpus(str(folder.parent / "shards"), cache_dir=str(folder.parent), streaming=True)
     model = MaxMViTForAudioClassification.from_pretrained(folder / "streamed" / "checkpoint-4")
     trainer = trainer_of(corpus, folder / "alone", model=model)
-    alone = trainer.predict(corpus.clips.select(range(NUM_TEST)))
+    single = trainer.predict(corpus.clips.select(range(NUM_TEST)))
     features = pooled_features(trainer, corpus.clips.select(range(NUM_TEST))).features
-    for each in said:
+    for each in runs:
         np.testing.assert_allclose(each["features"], features, rtol=0, atol=1e-5)
-        assert each["labels"] == alone.label_ids.tolist()
+        assert each["labels"] == single.label_ids.tolist()
         for predictions in each["predictions"]:
-            np.testing.assert_allclose(predictions, alone.predictions, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(predictions, single.predictions, rtol=0, atol=1e-5)
 
 
-def test_fsdp2_trains_the_same_model_and_saves_it_for_anyone(reports):
+def test_fsdp2_trains_the_same_model_and_saves_a_plain_checkpoint(reports):
     folder = reports[0]["folder"] / "sharded"
     assert {report["sharded"] for report in reports} == {"DTensor"}
     sharded = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
     replicated = MaxMViTForAudioClassification.from_pretrained(reports[0]["folder"] / "first")
-    # Up to rounding, which follows where in memory a tensor lies, and which Adam blows up where a gradient is nothing
-    # else (a bias before BatchNorm): so what the models say is compared, not each weight.
+    # Rounding depends on the memory layout of the tensors, and Adam amplifies it where the gradient is nothing but
+    # rounding error (a bias before BatchNorm), so the logits are compared, not the weights.
     with torch.no_grad():
-        said = [model.eval()(**tiny_images(8)).logits for model in (sharded, replicated)]
-    torch.testing.assert_close(*said, rtol=0, atol=1e-3)
+        logits = [model.eval()(**tiny_images(8)).logits for model in (sharded, replicated)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-3)
     assert {p.name for p in folder.glob("*.py")} == {p.name for p in (folder.parent / "first").glob("*.py")}
 
 
@@ -274,7 +274,7 @@ def test_only_the_main_process_writes(reports):
     assert [line for line in other if not line.startswith("os.mkdir")] == []
 
 
-def test_a_resumed_run_ends_like_the_whole_one(reports):
+def test_a_resumed_run_equals_the_uninterrupted_one(reports):
     for report in reports:
         assert report["status"] == "resume"
         assert report["resumed"] == reports[0]["weights"]
@@ -286,14 +286,14 @@ def test_a_process_that_does_not_find_the_checkpoint_raises_instead_of_waiting(r
     assert "of-rank-1/checkpoint-2, which process 1 does not find" in second
 
 
-def test_a_loss_that_one_process_finds_not_finite_stops_all(reports):
+def test_a_nonfinite_loss_in_one_process_stops_all(reports):
     for report in reports:
         assert "not finite at step 1 (noticed at step 2); learning rates: cqt 0.001" in report["stopped"]
 
 
 @pytest.fixture(scope="module")
 def all_folds(demo_corpus, tmp_path_factory) -> Path:
-    """All folds of a model with a speech encoder that masks nothing, so that one of its weights has no gradient."""
+    """Runs all folds with a speech encoder that masks nothing, so that one of its weights gets no gradient."""
     folder = tmp_path_factory.mktemp("all_folds")
     encoder = tiny_speech_encoder(folder / "encoder", "wavlm", apply_spec_augment=False)
     flags = [
@@ -326,7 +326,7 @@ def test_the_command_runs_all_folds_on_two_processes(all_folds, demo_corpus):
         assert all(math.isfinite(float(value)) for name, value in row.items() if name.startswith("p_")), row
 
 
-def test_a_speech_encoder_is_tuned_by_two_processes(all_folds):
+def test_a_speech_encoder_is_fine_tuned_by_two_processes(all_folds):
     model = MaxMViTForAudioClassification.from_pretrained(all_folds / "out" / "fold_1")
     before = AutoModel.from_pretrained(all_folds / "encoder").state_dict()
     after = model.pretrained_parts()["speech"].state_dict()

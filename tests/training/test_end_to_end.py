@@ -1,4 +1,4 @@
-"""The command from recipe to report, and its files used by plain transformers."""
+"""Runs the training command from recipe to report, and loads its files with plain transformers."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def trained(demo_corpus, feature_cache, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_promised_file_is_there_and_agrees(trained, demo_corpus):
+def test_all_files_of_a_run_exist_and_agree(trained, demo_corpus):
     for name in ("model.safetensors", "preprocessor_config.json", "confusion_matrix.png", "training_curves.png",
                  "README.md", "modeling_maxmvit.py", "pipeline_maxmvit.py", "checkpoints.json"):  # fmt: skip
         assert (trained / name).stat().st_size > 0, name
@@ -63,14 +63,14 @@ def test_every_promised_file_is_there_and_agrees(trained, demo_corpus):
         probabilities = {name[2:]: float(value) for name, value in row.items() if name.startswith("p_")}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert max(probabilities, key=probabilities.get) == row["prediction"]
-    chosen_by = {clip["file"] for clip in splits if clip["part"] == "validation"}
-    assert {row["file"] for row in read_predictions(trained, "validation_predictions.csv")} == chosen_by
+    validation_files = {clip["file"] for clip in splits if clip["part"] == "validation"}
+    assert {row["file"] for row in read_predictions(trained, "validation_predictions.csv")} == validation_files
     trained_on = {clip["speaker"] for clip in splits if clip["part"] != "test"}
     assert trained_on.isdisjoint({row["speaker"] for row in rows})
 
 
 @pytest.mark.slow
-def test_evaluation_answers_as_training_did(trained, demo_corpus, feature_cache, tmp_path):
+def test_evaluation_repeats_the_predictions_of_training(trained, demo_corpus, feature_cache, tmp_path):
     flags = ["--data_dir", str(demo_corpus), "--cache_dir", str(feature_cache), "--protocol", "speaker"]
     evaluate_ser.main([str(trained), *flags, "--output_dir", str(tmp_path / "out")])
     for row, expected in zip(read_predictions(tmp_path / "out"), read_predictions(trained), strict=True):
@@ -105,12 +105,12 @@ def test_plain_transformers_gets_the_same_probabilities_from_the_files(trained, 
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     for row, line in zip(rows, done.stdout.splitlines(), strict=True):
         for label, score in json.loads(line).items():
-            # The features that were trained and tested on are kept in float16.
+            # The command tests on cached features, which are stored in float16.
             assert score == pytest.approx(float(row[f"p_{label}"]), abs=2e-3)
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_reported_and_not_changed(trained, demo_corpus, feature_cache, capsys):
+def test_a_finished_run_is_reported_and_not_repeated(trained, demo_corpus, feature_cache, capsys):
     before = (trained / "metrics.json").stat().st_mtime_ns
     flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", trained, "--num_train_epochs", "4")
     run(*flags, "--calibrate")
@@ -121,11 +121,11 @@ def test_a_finished_run_is_reported_and_not_changed(trained, demo_corpus, featur
 
 
 @pytest.mark.slow
-def test_a_temperature_is_fitted_on_validation_and_stored_and_its_effect_on_the_test_part_reported(trained):
+def test_the_temperature_is_fitted_on_the_validation_set_stored_and_reported(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     temperature = metrics["temperature"]
     assert temperature != 1
-    assert MaxMViTForAudioClassification.from_pretrained(trained).config.temperature == 1  # the last layer has it
+    assert MaxMViTForAudioClassification.from_pretrained(trained).config.temperature == 1  # it is in the last layer
 
     def nll(name: str, power: float) -> float:
         total = 0.0
@@ -135,7 +135,7 @@ def test_a_temperature_is_fitted_on_validation_and_stored_and_its_effect_on_the_
             total -= math.log(weights[row["label"]] / sum(weights.values()))
         return total / len(rows)
 
-    # What the probabilities are of is a softmax over the temperature, so that a power of them is one over another.
+    # The probabilities are softmax(logits / temperature), so raising them to a power changes the temperature.
     assert nll("validation_predictions.csv", 1) <= nll("validation_predictions.csv", temperature)
     assert metrics["calibration"]["NLL"] == pytest.approx(nll("predictions.csv", 1), abs=1e-9)
     assert metrics["calibration"]["before"]["NLL"] == pytest.approx(nll("predictions.csv", temperature), abs=1e-9)
@@ -155,7 +155,7 @@ def test_training_can_start_from_a_checkpoint_with_new_classes(trained, demo_cor
 
 
 def write_voted_corpus(folder: Path, ties: Collection[int] = range(3, 40, 4)) -> None:
-    """Five sessions of two speakers as on the Hub, four clips each; on the `ties` the annotators do not agree."""
+    """Writes five sessions of two speakers, four clips each, in the Hub's format; the votes on the `ties` tie."""
     emotions = ("neutral", "happy", "angry", "sad")
     names, rows = [], []
     for number in range(40):
@@ -169,7 +169,7 @@ def write_voted_corpus(folder: Path, ties: Collection[int] = range(3, 40, 4)) ->
 
 
 @pytest.mark.slow
-def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(feature_cache, tmp_path):
+def test_votes_are_trained_on_and_their_scores_equal_those_of_scipy_and_scikit_learn(feature_cache, tmp_path):
     write_voted_corpus(tmp_path / "data")
     data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", feature_cache,
             "--soft_labels", "votes")  # fmt: skip
@@ -198,14 +198,14 @@ def test_votes_are_trained_on_and_scored_as_scipy_and_scikit_learn_score_them(fe
 
 
 @pytest.mark.slow
-def test_a_part_without_a_clip_on_which_annotators_agree_is_refused_before_training(feature_cache, tmp_path):
-    write_voted_corpus(tmp_path / "data", ties=range(8))  # all of the first session, which is tested
+def test_a_test_set_without_majority_labels_is_refused_before_training(feature_cache, tmp_path):
+    write_voted_corpus(tmp_path / "data", ties=range(8))  # the whole first session, the test set
     data = ("--dataset_name", "AbstractTTS/IEMOCAP", "--data_dir", tmp_path / "data", "--cache_dir", feature_cache)
     with pytest.raises(DataError, match="No test clip has a majority label"):
         run(*data, "--soft_labels", "votes", "--output_dir", tmp_path / "out")
 
 
-class PulledPlug(Exception):
+class Interrupted(Exception):
     pass
 
 
@@ -215,11 +215,11 @@ def test_an_interrupted_run_resumes_but_not_with_other_clips_or_another_model(
 ):
     flags = (*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, "--num_train_epochs", "2")
 
-    def pull_plug(*args, **kwargs):
-        raise PulledPlug
+    def interrupt(*args, **kwargs):
+        raise Interrupted
 
-    with monkeypatch.context() as patch, pytest.raises(PulledPlug):
-        patch.setattr("ser.training.run.write_report", pull_plug)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("ser.training.run.write_report", interrupt)
         run(*flags)
     assert not (tmp_path / "metrics.json").exists()
     kept = json.loads((tmp_path / "run.json").read_text())
@@ -255,7 +255,7 @@ def test_clips_of_one_class_are_refused_before_anything_is_extracted(demo_corpus
 
 @pytest.fixture(scope="module")
 def all_folds(demo_corpus, feature_cache, tmp_path_factory) -> Path:
-    """A step in each fold."""
+    """Trains one step in each fold."""
     folder = tmp_path_factory.mktemp("all_folds")
     flags = (*data_flags(demo_corpus, feature_cache), "--max_steps", "1", "--validation_share", "0")
     run(*flags, "--fold", "all", "--output_dir", folder)
@@ -263,7 +263,7 @@ def all_folds(demo_corpus, feature_cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(
+def test_all_folds_are_summarised_and_finished_ones_are_not_trained_again(
     all_folds, demo_corpus, feature_cache, tmp_path, capsys
 ):
     shutil.copytree(all_folds, tmp_path, dirs_exist_ok=True)
@@ -276,8 +276,8 @@ def test_all_folds_are_summed_up_and_finished_ones_are_not_trained_again(
     run(*flags, "--fold", "all", "--output_dir", tmp_path)
     assert (tmp_path / "fold_1" / "model.safetensors").stat().st_mtime_ns == weights
     assert (tmp_path / "fold_5" / "metrics.json").exists()
-    said = capsys.readouterr().out
-    assert "pooled" in said and "In every fold: No validation set" in said
+    output = capsys.readouterr().out
+    assert "pooled" in output and "In every fold: No validation set" in output
 
 
 @pytest.mark.slow
@@ -289,19 +289,19 @@ def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
     run(*flags, tmp_path / "whole")
     save = SERTrainer._save_checkpoint
 
-    def pull_plug(*args, **kwargs):
-        raise PulledPlug
+    def interrupt(*args, **kwargs):
+        raise Interrupted
 
-    def save_and_pull_plug(*args):
+    def save_and_interrupt(*args):
         save(*args)
-        pull_plug()
+        interrupt()
 
     first = load_file(tmp_path / "whole" / "model.safetensors")
-    for place, instead in (("ser.training.trainer.SERTrainer._save_checkpoint", save_and_pull_plug),
-                           ("ser.training.run.write_report", pull_plug)):  # fmt: skip
-        stopped = tmp_path / instead.__name__
-        with monkeypatch.context() as patch, pytest.raises(PulledPlug):
-            patch.setattr(place, instead)
+    for target, replacement in (("ser.training.trainer.SERTrainer._save_checkpoint", save_and_interrupt),
+                                ("ser.training.run.write_report", interrupt)):  # fmt: skip
+        stopped = tmp_path / replacement.__name__
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(target, replacement)
             run(*flags, stopped)
         run(*flags, stopped)
         second = load_file(stopped / "model.safetensors")
@@ -322,7 +322,7 @@ def test_an_interrupted_run_on_all_clips_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_run_on_all_clips_quotes_the_folds_of_its_recipe_and_of_no_other(
+def test_a_run_on_all_clips_quotes_only_scores_of_the_same_recipe(
     all_folds, demo_corpus, feature_cache, tmp_path, capsys
 ):
     flags = (*data_flags(demo_corpus, feature_cache), "--max_steps", "1", "--output_dir")
@@ -342,7 +342,7 @@ def test_a_run_on_all_clips_quotes_the_folds_of_its_recipe_and_of_no_other(
 
 
 @pytest.mark.slow
-def test_features_may_be_computed_in_the_workers(demo_corpus, tmp_path):
+def test_features_can_be_computed_in_the_workers(demo_corpus, tmp_path):
     empty = tmp_path / "cache"
     run("--data_dir", demo_corpus, "--cache_dir", empty, "--output_dir", tmp_path / "out", "--cache_features", "false",
         "--shuffle_training_labels")  # fmt: skip
@@ -366,7 +366,7 @@ def test_an_unreadable_clip_stops_the_run_or_is_left_out_and_counted(demo_corpus
 
 
 @pytest.mark.slow
-def test_training_testing_and_going_on_are_each_done_where_they_are_asked_for(demo_corpus, feature_cache, tmp_path):
+def test_do_train_do_eval_do_predict_and_resume_from_checkpoint(demo_corpus, feature_cache, tmp_path):
     flags = (*data_flags(demo_corpus, feature_cache), "--num_train_epochs", "2",
              "--max_train_samples", "17", "--max_eval_samples", "5", "--per_device_train_batch_size", "8",
              "--save_total_limit", "2")  # fmt: skip
@@ -403,7 +403,7 @@ def command(*flags, **environment):
 
 
 @pytest.mark.slow
-def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path):
     done = command("--dataset_name", "AbstractTTS/IEMOCAP", "--output_dir", str(tmp_path / "out"), HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -431,18 +431,18 @@ def test_the_hub_out_of_reach_is_one_readable_line(tmp_path):
         (["--learning_rate", "2e-3", "--per_device_train_batch_size", "64"], "do not fill one batch"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_sentence(demo_corpus, feature_cache, tmp_path, flags, message):
+def test_invalid_options_are_refused(demo_corpus, feature_cache, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run(*data_flags(demo_corpus, feature_cache), "--output_dir", tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_read(recipe):
+def test_every_recipe_can_be_parsed(recipe):
     _, data_args, args = parse_arguments([str(recipe)])
     assert {*data_args.dataset_name} <= {"demo", "iemocap", "ravdess", "emodb"} and args.output_dir
 
 
-def test_recipes_are_found_from_any_folder_and_files_of_ones_own_are_what_they_are(tmp_path, monkeypatch):
+def test_shipped_recipes_are_found_from_any_folder_and_local_files_take_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe("configs/demo.yaml") == ROOT / "configs" / "demo.yaml"
     for name in ("configs/nothing.yaml", "demo.yaml", "other/demo.yaml"):
@@ -455,8 +455,8 @@ def test_recipes_are_found_from_any_folder_and_files_of_ones_own_are_what_they_a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_iemocap, write_ravdess, write_emodb], ids=["iemocap", "ravdess", "emodb"])
-def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
-    """With the demo's small backbones: nothing else of the recipe is changed."""
+def test_recipes_run_on_a_local_copy_in_the_format_of_the_hub(write, tmp_path):
+    """Only the backbones and the image size differ from the recipe: they are those of the demo."""
     protocol, tested = write(tmp_path / "corpus")
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     small = {name: demo[name] for name in ("cqt_backbone_kwargs", "mel_backbone_kwargs", "feature_extractor_kwargs")}
@@ -469,8 +469,8 @@ def test_recipes_run_on_a_local_copy_in_the_form_of_the_hubs(write, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
-def test_real_speech_from_the_original_tree(tmp_path):
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR is not set")
+def test_a_recipe_runs_on_the_original_folders_of_ravdess(tmp_path):
     source = Path(os.environ["SER_RAVDESS_DIR"])
     tested = {int(actor) for actor in RECORDS["ravdess"].folds["emobox"][0]}
     for actor in (1, 11, 20, 21, 2, 3, 4):
@@ -486,9 +486,9 @@ def test_real_speech_from_the_original_tree(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
-def test_the_demo_learns_prosody_and_no_leak(trained_demo, tmp_path):
-    """The whole recipe, as README's first line runs it; and as many epochs of shuffled labels as teach it prosody."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the expected scores of the demo recipe were measured on a CPU")
+def test_the_demo_learns_prosody_and_has_no_leak(trained_demo, tmp_path):
+    """The demo recipe learns within four epochs, after which a run with shuffled labels is still at chance level."""
     epochs = 4
     flags = ["--report_to", "none", "--shuffle_training_labels", "true", "--output_dir", str(tmp_path)]
     flags += ["--num_train_epochs", str(epochs)]

@@ -40,7 +40,7 @@ from tests.helpers.training import (
 
 REPOSITORY = Path(__file__).parents[2]
 
-# After one step of gradient descent at a rate of 1, weights are equal where gradients are.
+# After one step of gradient descent at a learning rate of 1, equal weights mean equal gradients.
 ONE_GRADIENT_STEP = {f"{branch}_optimizer": "sgd" for branch in ("cqt", "mel", "head")} | {
     "max_steps": 1, "learning_rate": 1.0, "max_grad_norm": 0.0, **QUIET,
 }  # fmt: skip
@@ -63,18 +63,18 @@ def test_twenty_steps_equal_a_plain_loop_with_two_optimizers(tmp_path, resumed):
     rates = {"cqt_learning_rate": 1e-3, "mel_learning_rate": 2e-3, "head_learning_rate": 5e-3}
     model = tiny_model(hidden_dropout=0.0)
     plain = copy.deepcopy(model)
-    seen = []
+    batches = []
 
     def train(until, **kwargs):
         settings = QUIET | {"save_strategy": "steps", "save_steps": 10} if resumed else QUIET
         trainer = make_trainer(tmp_path, model=kwargs.pop("model"), max_steps=until, **rates, **settings)
         compute_loss = trainer.compute_loss
 
-        def recording(model, inputs, *args, **kwargs):
-            seen.append(dict(inputs))
+        def compute_and_record(model, inputs, *args, **kwargs):
+            batches.append(dict(inputs))
             return compute_loss(model, inputs, *args, **kwargs)
 
-        trainer.compute_loss = recording
+        trainer.compute_loss = compute_and_record
         trainer.train(**kwargs)
         return trainer.model
 
@@ -84,7 +84,7 @@ def test_twenty_steps_equal_a_plain_loop_with_two_optimizers(tmp_path, resumed):
         model = train(20, model=model, resume_from_checkpoint=resume_or_start(tmp_path)[1])
     else:
         model = train(20, model=model)
-    assert len(seen) == 20
+    assert len(batches) == 20
 
     adam = torch.optim.Adam(
         [
@@ -94,7 +94,7 @@ def test_twenty_steps_equal_a_plain_loop_with_two_optimizers(tmp_path, resumed):
     )
     radam = torch.optim.RAdam(plain.maxmvit.mel_backbone.parameters(), lr=2e-3)
     plain.train()
-    for batch in seen:
+    for batch in batches:
         plain(**batch).loss.backward()
         clip_grad_norm_(plain.parameters(), 1.0)
         for optimizer in (adam, radam):
@@ -114,7 +114,7 @@ def without_batchnorm(model):
 @pytest.mark.parametrize(
     "loss", [{}, {"class_weights": "balanced", "label_smoothing_factor": 0.1, "focal_gamma": 1.0}]
 )
-def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, loss):
+def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path, loss):
     ends = []
     for batch_size, accumulation in ((8, 1), (2, 4)):
         model = without_batchnorm(tiny_model(hidden_dropout=0.0))
@@ -127,7 +127,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, loss):
     assert_same_weights(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_the_loss_of_evaluation_is_plain(tmp_path):
+def test_the_evaluation_loss_is_plain_cross_entropy(tmp_path):
     plain, fancy = (
         make_trainer(tmp_path, **QUIET, **changes).evaluate()["eval_loss"]
         for changes in ({}, {"class_weights": "balanced", "label_smoothing_factor": 0.2, "focal_gamma": 2.0})
@@ -139,7 +139,7 @@ def test_the_loss_of_evaluation_is_plain(tmp_path):
 
 
 @pytest.mark.slow
-def test_short_batches_are_left_out_of_training_only(tmp_path):
+def test_incomplete_batches_are_dropped_in_training_only(tmp_path):
     trainer = make_trainer(tmp_path, num_train=14, num_eval=7)
     batches = list(trainer.get_train_dataloader())
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4]
@@ -159,9 +159,9 @@ def test_augmentation_depends_on_seed_and_clips_not_on_workers(tmp_path):
         loader = trainer.get_train_dataloader()
         return [batch["mel_values"] for batch in loader] + [batch["mel_values"] for batch in loader]
 
-    alone, helped, other = batches(), batches(dataloader_num_workers=2), batches(seed=43, data_seed=42)
-    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
-    assert not torch.equal(alone[0], alone[3]) and not torch.equal(alone[0], other[0])
+    serial, parallel, reseeded = batches(), batches(dataloader_num_workers=2), batches(seed=43, data_seed=42)
+    assert all(torch.equal(a, b) for a, b in zip(serial, parallel, strict=True))
+    assert not torch.equal(serial[0], serial[3]) and not torch.equal(serial[0], reseeded[0])
     collate = SeededCollator(lambda features: {"x": torch.rand(3)}, seed=0)
     before = torch.get_rng_state()
     draws = [collate([(i, None), (j, None)])["x"].tolist() for i, j in ((0, 1), (1, 0), (0, 2), (0, 1))]
@@ -180,7 +180,7 @@ STEPWISE = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saving", [{}, STEPWISE], ids=["every epoch", "within epochs"])
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, saving):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, saving):
     settings = KILLED | saving
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -207,7 +207,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, saving):
 
 
 @pytest.mark.slow
-def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     settings = {"num_train_epochs": 3, "num_train": 8}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -225,8 +225,8 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(SERTrainer, "_save_rng_state", killed)
         make_trainer(tmp_path / "killed", **settings).train()
-    halves = [p.name for p in (tmp_path / "killed").iterdir() if "4" in p.name]
-    assert halves == ["tmp-checkpoint-4"]
+    unfinished = [p.name for p in (tmp_path / "killed").iterdir() if "4" in p.name]
+    assert unfinished == ["tmp-checkpoint-4"]
     status, checkpoint = resume_or_start(tmp_path / "killed")
     assert (status, Path(checkpoint).name) == ("resume", "checkpoint-2")
     resumed = make_trainer(tmp_path / "killed", **settings)
@@ -239,7 +239,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("model.safetensors", 100), ("optimizer.pt", 0), ("scheduler.pt", 9)])
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(name, length, tmp_path):
+def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_previous_one(name, length, tmp_path):
     settings = {"num_train_epochs": 3, "num_train": 8}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -254,7 +254,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(name, l
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_checkpoint_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     synced, renamed = set(), {}
     fsync, rename, replace = os.fsync, os.rename, os.replace
 
@@ -288,7 +288,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_nothing_is_unpickled_and_no_checkpoint_holds_the_arguments(tmp_path, monkeypatch):
+def test_nothing_is_unpickled_and_no_checkpoint_contains_training_args(tmp_path, monkeypatch):
     settings = {"num_train": 4, "num_train_epochs": 2}
     make_trainer(tmp_path, **settings).train()
     loaded, load = [], torch.load
@@ -303,7 +303,7 @@ def test_nothing_is_unpickled_and_no_checkpoint_holds_the_arguments(tmp_path, mo
     monkeypatch.setattr(torch, "load", watched)
     monkeypatch.setattr(pickle, "load", refused)
     monkeypatch.setattr(pickle, "loads", refused)
-    (tmp_path / "training_args.bin").touch()  # as earlier versions left it
+    (tmp_path / "training_args.bin").touch()  # earlier versions wrote this file
     trainer = make_trainer(tmp_path, **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     trainer.save_model()
@@ -340,7 +340,7 @@ def test_only_the_model_and_its_report_are_pushed(tmp_path, monkeypatch):
         assert str(tmp_path).encode() not in (tmp_path / "out" / name).read_bytes(), name
 
 
-def test_a_directory_says_what_is_to_be_done_in_it(tmp_path):
+def test_resume_or_start_returns_the_status_of_an_output_directory(tmp_path):
     folder = tmp_path / "run"
     assert resume_or_start(folder) == ("fresh", None)
     for name in ("checkpoint-9", "checkpoint-10", "tmp-checkpoint-11", "checkpoint-12", "tmp-removed-checkpoint-9"):
@@ -356,11 +356,11 @@ def test_a_directory_says_what_is_to_be_done_in_it(tmp_path):
     assert resume_or_start(folder) == ("fresh", None)
 
 
-# ---- which checkpoint, which direction, when to stop
+# ---- best checkpoint, learning-rate schedule, early stopping
 
 
-class Script:
-    """Metrics that were written beforehand, one entry an evaluation."""
+class ScriptedMetric:
+    """Returns given metric values, one for each evaluation."""
 
     def __init__(self, name, values):
         self.name, self.values = name, list(values)
@@ -374,34 +374,34 @@ UA = [0.3, 0.5, 0.4, 0.45, 0.4, 0.4, 0.4, 0.9]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric, values", [("UA", UA), ("my_loss", [1 - value for value in UA])])
-def test_a_scripted_run_keeps_slows_and_stops_as_it_should(tmp_path, metric, values):
+def test_the_metric_decides_kept_checkpoints_learning_rate_and_early_stopping(tmp_path, metric, values):
     settings = {"num_train": 4, "num_train_epochs": 8, "metric_for_best_model": metric, "learning_rate": 1e-3}
     trainer = make_trainer(tmp_path, **settings)
-    trainer.compute_metrics = Script(metric, values)
+    trainer.compute_metrics = ScriptedMetric(metric, values)
     trainer.train()
 
-    # The best is the second, after which five do not improve; the last 0.9 is never reached.
+    # The second value is the best; five evaluations without improvement follow, so the last, 0.9, is never reached.
     assert trainer.state.global_step == 7
     assert trainer.state.best_metric == values[1] and trainer.state.best_global_step == 2
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     best = MaxMViTForAudioClassification.from_pretrained(tmp_path / "checkpoint-2")
     assert_same_weights(weights(best), weights(trainer.model))
 
-    # Of the ties at 0.4 the first stays, besides the newest.
+    # Of the checkpoints tied at 0.4, the first is kept, and so is the newest.
     listing = json.loads((tmp_path / "checkpoints.json").read_text())
     kept = [(entry["checkpoint"], entry[f"eval_{metric}"]) for entry in listing["kept"]]
     assert kept == [(f"checkpoint-{step}", values[step - 1]) for step in (2, 3, 4, 7)]
     assert listing["newest"] == "checkpoint-7"
     assert sorted(p.name for p in tmp_path.glob("*checkpoint-*")) == [name for name, _ in kept]
 
-    # Three evaluations without improvement are one more than the plateau's patience of two: epoch 5 lowers the rate.
+    # Three evaluations without improvement exceed the schedule's patience of two: the rate is lowered after epoch 5.
     rates = [entry["mel_learning_rate"] for entry in trainer.state.log_history if "mel_learning_rate" in entry]
     assert rates == pytest.approx([1e-3] * 5 + [1e-4] * 2)
     assert trainer.lr_scheduler.mode == ("max" if metric == "UA" else "min")
 
-    # Resumed, a run that early stopping has ended does not take another step.
+    # A run that early stopping has ended takes no further step when it is resumed.
     again = make_trainer(tmp_path, **settings, model=tiny_model(seed=3))
-    again.compute_metrics = Script(metric, [])
+    again.compute_metrics = ScriptedMetric(metric, [])
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert again.state.global_step == 7
     assert_same_weights(weights(best), weights(again.model))
@@ -409,14 +409,14 @@ def test_a_scripted_run_keeps_slows_and_stops_as_it_should(tmp_path, metric, val
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
+def test_save_total_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
     settings = {"num_train": 4, "save_total_limit": 1}
     trainer = make_trainer(tmp_path, num_train_epochs=3, **settings)
-    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.compute_metrics = ScriptedMetric("UA", [0.3, 0.5, 0.4])
     trainer.train()
     if resumed:
         trainer = make_trainer(tmp_path, num_train_epochs=4, **settings)
-        trainer.compute_metrics = Script("UA", [0.4])
+        trainer.compute_metrics = ScriptedMetric("UA", [0.4])
         trainer.train(resume_from_checkpoint=resume_or_start(tmp_path)[1])
     listing = json.loads((tmp_path / "checkpoints.json").read_text())
     kept = ["checkpoint-2", "checkpoint-4" if resumed else "checkpoint-3"]
@@ -427,10 +427,10 @@ def test_a_limit_of_one_keeps_the_best_and_the_newest(tmp_path, resumed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
-def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
+def test_the_best_checkpoint_is_found_after_the_run_was_moved_or_copied(tmp_path, copied):
     settings = {"num_train": 4, "num_train_epochs": 3}
     trainer = make_trainer(tmp_path / "before", **settings)
-    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.compute_metrics = ScriptedMetric("UA", [0.3, 0.5, 0.4])
     trainer.train()
     shutil.copytree(tmp_path / "before", tmp_path / "after")
     if not copied:
@@ -447,7 +447,7 @@ def test_the_best_weights_are_found_where_the_run_now_lies(tmp_path, copied):
 def test_a_run_without_its_best_checkpoint_is_refused(tmp_path):
     settings = {"num_train": 4, "num_train_epochs": 3}
     trainer = make_trainer(tmp_path, **settings)
-    trainer.compute_metrics = Script("UA", [0.3, 0.5, 0.4])
+    trainer.compute_metrics = ScriptedMetric("UA", [0.3, 0.5, 0.4])
     trainer.train()
     shutil.rmtree(tmp_path / "checkpoint-2")
     checkpoint = resume_or_start(tmp_path)[1]
@@ -459,11 +459,11 @@ def test_a_run_without_its_best_checkpoint_is_refused(tmp_path):
     assert_same_weights(weights(saved), weights(last.model))
 
 
-# ---- losses that are not finite
+# ---- non-finite losses
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_nonfinite_loss_stops_the_run(tmp_path):
     trainer = make_trainer(tmp_path, num_train=8, mel_learning_rate=0.02)
     trainer.train_collator = Poisoned(4)
     with pytest.raises(NonFiniteLossError, match=r"step 4; learning rates: cqt 0.001, mel 0.02, .*checkpoint-2"):
@@ -483,7 +483,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ],
     ids=["never logged", "at the end", "logged", "saved"],
 )
-def test_what_is_not_finite_is_named_late_but_before_anything_is_made_of_it(tmp_path, settings, noticed):
+def test_a_nonfinite_loss_is_reported_before_anything_is_logged_or_saved(tmp_path, settings, noticed):
     trainer = make_trainer(tmp_path, num_train=160, num_train_epochs=1, **settings)
     trainer.train_collator = Poisoned(3)
     with pytest.raises(NonFiniteLossError, match=rf"at step 3 \(noticed at step {noticed}\)"):
@@ -491,8 +491,8 @@ def test_what_is_not_finite_is_named_late_but_before_anything_is_made_of_it(tmp_
     assert not any(tmp_path.glob("*checkpoint*")) and not any("loss" in entry for entry in trainer.state.log_history)
 
 
-class Waits(TorchDispatchMode):
-    """Counts how often a value is fetched from the device, for which a GPU has to finish all that it was given."""
+class HostCopies(TorchDispatchMode):
+    """Counts the values copied from the device to the host; on a GPU, each copy waits for all queued operations."""
 
     def __init__(self):
         super().__init__()
@@ -503,9 +503,9 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def counting(waits, method):
+def counting(copies, method):
     def counted(*args, **kwargs):
-        with waits:
+        with copies:
             return method(*args, **kwargs)
 
     return counted
@@ -513,24 +513,24 @@ def counting(waits, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("skipping", [0, 1])
-def test_an_update_waits_for_the_device_only_where_it_might_be_left_out(tmp_path, monkeypatch, skipping):
+def test_an_update_waits_for_the_device_only_if_it_may_be_skipped(tmp_path, monkeypatch, skipping):
     trainer = make_trainer(tmp_path, num_train=40, num_train_epochs=1, skip_nonfinite_steps=skipping, **QUIET)
     trainer.args.logging_nan_inf_filter = False
-    gathered, waits = [], Waits()
+    gathered, copies = [], HostCopies()
     gather = trainer.accelerator.gather
     monkeypatch.setattr(trainer.accelerator, "gather", lambda value: gathered.append(value) or gather(value))
     for name in ("training_step", "_get_grad_norm"):
-        monkeypatch.setattr(trainer, name, counting(waits, getattr(trainer, name)))
+        monkeypatch.setattr(trainer, name, counting(copies, getattr(trainer, name)))
     trainer.train()
     assert trainer.state.global_step == 10
     if skipping:
-        assert waits.count == len(gathered) == 10
+        assert copies.count == len(gathered) == 10
     else:
-        assert waits.count == 0 and len(gathered) <= 2  # when the epoch is logged, and at the end
+        assert copies.count == 0 and len(gathered) <= 2  # when the epoch is logged, and at the end
 
 
 @pytest.mark.slow
-def test_tolerated_steps_leave_no_trace(tmp_path):
+def test_skipped_steps_change_nothing(tmp_path):
     settings = {"num_train": 8, "skip_nonfinite_steps": 1, **QUIET}
     model = tiny_model(hidden_dropout=0.0)
     plain = copy.deepcopy(model).train()
@@ -562,11 +562,11 @@ def test_a_resumed_run_continues_to_count_skipped_steps(tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-# ---- what else may be asked for
+# ---- other options
 
 
 @pytest.mark.slow
-def test_frozen_backbones_stay_as_they_are_until_their_epoch(tmp_path):
+def test_frozen_backbones_do_not_change_before_unfreeze_epoch(tmp_path):
     model = tiny_model()
     start = weights(model)
 
@@ -586,7 +586,7 @@ def test_frozen_backbones_stay_as_they_are_until_their_epoch(tmp_path):
     assert {group["branch"] for group in trainer.optimizer.param_groups} == {"head"}
 
 
-def test_what_the_model_calls_a_branch_is_frozen_and_trained_as_one(tmp_path):
+def test_every_branch_of_the_model_is_frozen_and_trained_as_a_branch(tmp_path):
     @dataclass
     class Arguments(SERTrainingArguments):
         dense_optimizer: str = "sgd"
@@ -604,7 +604,7 @@ def test_what_the_model_calls_a_branch_is_frozen_and_trained_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_frozen_run_resumes_across_its_thaw(tmp_path):
+def test_a_run_resumes_before_and_after_its_backbones_are_unfrozen(tmp_path):
     settings = {"num_train": 8, "freeze_backbones": True, "unfreeze_epoch": 2, "num_train_epochs": 3}
     whole = make_trainer(tmp_path, **settings)
     whole.train()
@@ -624,7 +624,7 @@ def test_a_frozen_run_resumes_across_its_thaw(tmp_path):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_faster_ways_lead_to_the_same_place(tmp_path, changes):
+def test_options_for_speed_and_memory_do_not_change_the_update(tmp_path, changes):
     ends = []
     for each in ({}, changes):
         model = tiny_model(hidden_dropout=0.0)
@@ -643,7 +643,7 @@ def momenta(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["activation_checkpointing", "gradient_checkpointing", "the model's own method"])
-def test_a_second_trainer_leaves_the_momentum_of_batchnorm_as_the_first_set_it(tmp_path, by):
+def test_a_second_trainer_does_not_change_the_batchnorm_momentum_again(tmp_path, by):
     model = tiny_model()
     before = momenta(model)
     changes = {by: True}
@@ -719,6 +719,6 @@ def test_arguments_come_from_flags_and_from_yaml(tmp_path):
         ({**STEPWISE, "save_steps": 4}, "save_steps 4 and --eval_steps 2 to the same number"),
     ],
 )
-def test_arguments_that_contradict_themselves_are_refused(tmp_path, changes, message):
+def test_invalid_arguments_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(tmp_path, **changes)
