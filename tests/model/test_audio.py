@@ -1,4 +1,4 @@
-"""Reading files: what is exact, and where it ends."""
+"""Tests reading audio: resampling, limits, damaged files, containers, sample formats and error messages."""
 
 import base64
 import io
@@ -39,19 +39,19 @@ def noise(length: int, seed: int = 0) -> np.ndarray:
     block=st.sampled_from([1, 2, 7, 100, 4_096, 10**6]),
     seed=st.integers(0, 99),
 )
-def test_blocks_are_resampled_to_what_the_whole_file_gives_sample_for_sample(rates, length, block, seed):
+def test_resampling_in_blocks_equals_resampling_the_whole(rates, length, block, seed):
     rate, target = rates
     clip = noise(min(length, 300 * block), seed)
     whole = soxr.resample(clip, rate, target) if rate != target else clip
     pieces = (clip[start : start + block] for start in range(0, len(clip), block))
-    answer = np.concatenate(list(audio_maxmvit._resampled(pieces, rate, target)))
-    assert len(answer) == -(-len(clip) * target // rate)  # as librosa counts; soxr rounds
-    np.testing.assert_array_equal(answer[: len(whole)], whole)
-    assert not answer[len(whole) :].any()
+    resampled = np.concatenate(list(audio_maxmvit._resampled(pieces, rate, target)))
+    assert len(resampled) == -(-len(clip) * target // rate)  # librosa rounds up; soxr rounds to the nearest number
+    np.testing.assert_array_equal(resampled[: len(whole)], whole)
+    assert not resampled[len(whole) :].any()
 
 
 @pytest.mark.slow
-def test_a_file_read_in_blocks_equals_librosa_on_the_whole_of_it(monkeypatch):
+def test_a_file_read_in_blocks_equals_librosa_on_the_whole_file(monkeypatch):
     clip = noise(round(7.3 * 11_025))
     monkeypatch.setattr(audio_maxmvit, "BLOCK_VALUES", 12_345)
     assert len(list(stream_audio(wav(clip, 11_025), 11_025))) == 7
@@ -59,7 +59,7 @@ def test_a_file_read_in_blocks_equals_librosa_on_the_whole_of_it(monkeypatch):
     np.testing.assert_array_equal(read_audio(wav(clip, 11_025), 16_000), whole)
 
 
-def test_a_clip_of_one_sample_is_never_resampled_to_none():
+def test_a_clip_of_one_sample_is_never_resampled_to_nothing():
     assert len(read_audio(wav(noise(1), 192_000), 16_000)) == 1
 
 
@@ -77,7 +77,7 @@ def test_an_implausible_sampling_rate_is_refused(rate):
 
 @pytest.mark.parametrize("filler", [bytes(8), b"JUNK\0\0\0\0"])
 @pytest.mark.parametrize("kind", [b"RIFF", b"FORM"])
-def test_a_header_without_an_end_costs_no_time(kind, filler):
+def test_an_endless_header_is_refused_quickly(kind, filler):
     form = b"WAVE" if kind == b"RIFF" else b"AIFF"
     content = kind + b"\x00\x00\x40\x01" + form + filler * (20 * 2**20 // 8)
     start = time.monotonic()
@@ -87,8 +87,8 @@ def test_a_header_without_an_end_costs_no_time(kind, filler):
 
 
 @pytest.mark.slow
-def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
-    """A flac of silence unpacks ten-thousand-fold."""
+def test_the_maximum_length_applies_to_the_decoded_audio(tmp_path):
+    """A small FLAC file of silence is long when decoded."""
     path = tmp_path / "bomb.flac"
     with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC", subtype="PCM_16") as file:
         for _ in range(11):
@@ -100,7 +100,7 @@ def test_a_clip_has_a_greatest_length_that_a_tiny_file_cannot_pass(tmp_path):
     assert sum(map(len, stream_audio(path, 16_000))) == 660 * 16_000
 
 
-def test_a_broken_file_is_refused_without_a_word_of_its_own(capfd, recwarn):
+def test_a_broken_file_is_refused_without_output_or_warnings_of_a_library(capfd, recwarn):
     file = io.BytesIO()
     soundfile.write(file, noise(800), 8_000, format="AIFF", subtype="PCM_16")
     with pytest.raises(AudioError, match="cannot be decoded"):  # libsndfile looks for the samples at -1
@@ -112,7 +112,7 @@ def test_a_broken_file_is_refused_without_a_word_of_its_own(capfd, recwarn):
     assert not recwarn.list
 
 
-def test_a_name_decides_nothing(tmp_path):
+def test_the_file_name_does_not_decide_the_format(tmp_path):
     (tmp_path / "voice.raw").write_bytes(wav(noise(800), 8_000))
     assert len(read_audio(tmp_path / "voice.raw", 8_000)) == 800
 
@@ -125,7 +125,7 @@ def test_many_channels_take_no_more_memory_than_one(monkeypatch):
     np.testing.assert_allclose(np.concatenate(pieces), clip[:, 0], atol=1e-6)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "voice.wav")
     with pytest.raises(AudioError, match="voice.wav is a device or a pipe"):
         read_audio(tmp_path / "voice.wav", 16_000)
@@ -133,9 +133,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         read_audio("/dev/zero", 16_000)
 
 
-# Nothing of a file is left out without a word
+# Damaged and unusual files: read completely or refused
 
-NO_LENGTH = {"IRCAM", "PAF", "PVF", "XI"}  # containers whose headers say no length, and which are read to their end
+NO_LENGTH = {"IRCAM", "PAF", "PVF", "XI"}  # containers without a length in the header, which are read to their end
 SUBTYPES = ("PCM_16", "FLOAT", "ULAW", "MS_ADPCM", "GSM610", "ALAC_16", "G721_32", "VORBIS", "OPUS", "MPEG_LAYER_III")
 
 
@@ -153,7 +153,7 @@ def encoded(container: str, subtype: str = "PCM_16", length: int = 16_000, chann
 
 
 @pytest.mark.parametrize(("container", "subtype"), containers())
-def test_of_no_container_a_part_is_answered(container, subtype):
+def test_truncated_and_extended_files_of_any_container_are_refused(container, subtype):
     content = encoded(container, subtype)
     whole = read_audio(content, 16_000)
     for number, damaged in enumerate(
@@ -165,32 +165,32 @@ def test_of_no_container_a_part_is_answered(container, subtype):
         ]
     ):
         if container in NO_LENGTH and number == 0:
-            continue  # nothing tells that the rest is missing
+            continue  # the file does not show that the rest is missing
         try:
-            answer = read_audio(damaged, 16_000)
+            samples = read_audio(damaged, 16_000)
         except AudioError as error:
             assert len(str(error)) > 40 and str(error).endswith(".")
         else:
-            assert container in NO_LENGTH and len(answer) > len(whole)
-            np.testing.assert_array_equal(answer[: len(whole)], whole)
+            assert container in NO_LENGTH and len(samples) > len(whole)
+            np.testing.assert_array_equal(samples[: len(whole)], whole)
 
 
 def damages(content: bytes) -> dict[str, bytes]:
-    """A file whose middle is not as it was written, by what happened to it."""
+    """Returns copies of a file that are damaged in the middle, by the kind of the damage."""
     middle, rng = len(content) // 2, np.random.default_rng(3)
     before = lambda length: content[: middle - length // 2]  # noqa: E731
     after = lambda length: content[middle - length // 2 + length :]  # noqa: E731
     return {
         "a flipped bit": before(1) + bytes([content[middle] ^ 16]) + after(1),
         "300 zeros": before(300) + bytes(300) + after(300),
-        "a sector of something else": before(4_096) + rng.bytes(4_096) + after(4_096),
-        "bytes too many": before(0) + rng.bytes(700) + after(0),
-        "bytes too few": before(2_500) + after(2_500),
+        "an overwritten sector": before(4_096) + rng.bytes(4_096) + after(4_096),
+        "inserted bytes": before(0) + rng.bytes(700) + after(0),
+        "removed bytes": before(2_500) + after(2_500),
     }
 
 
 def voice(container: str, subtype: str) -> bytes:
-    """Six seconds that rise and fall, as a file."""
+    """Returns a file of six seconds of sound whose level rises and falls."""
     time = np.arange(6 * 48_000) / 48_000
     file = io.BytesIO()
     sound = np.sin(2 * np.pi * 300 * time) * np.sin(time) ** 2 * 0.3 + noise(len(time)) * 0.1
@@ -205,24 +205,24 @@ COMPRESSED = {
 
 
 @pytest.mark.parametrize("kind", COMPRESSED)
-def test_of_a_file_damaged_in_its_middle_no_part_is_answered(kind):
+def test_a_file_damaged_in_the_middle_is_refused(kind):
     content = COMPRESSED[kind]
     whole = read_audio(content, 48_000)
     refused = []
     for damage, damaged in damages(content).items():
         try:
-            answer = read_audio(damaged, 48_000)
+            samples = read_audio(damaged, 48_000)
         except AudioError as error:
             assert len(str(error)) > 40 and str(error).endswith(".")
             refused.append(damage)
-        else:  # without a checksum of its sound, nothing tells that a bit is another
-            assert kind in ("mp3", "webm") and abs(len(answer) - len(whole)) <= 0.1 * 48_000
-    assert {"a sector of something else", "bytes too few"} <= {*refused}
+        else:  # without a checksum, changed bits cannot be detected
+            assert kind in ("mp3", "webm") and abs(len(samples) - len(whole)) <= 0.1 * 48_000
+    assert {"an overwritten sector", "removed bytes"} <= {*refused}
     if kind not in ("mp3", "webm"):
         assert len(refused) == 5
 
 
-def test_the_checksum_of_a_page_is_that_of_its_writers():
+def test_the_checksums_of_ogg_pages_equal_those_in_the_file():
     for kind in ("ogg", "opus"):
         content = COMPRESSED[kind]
         starts = [place for place in range(len(content)) if content[place : place + 5] == b"OggS\0"]
@@ -231,28 +231,28 @@ def test_the_checksum_of_a_page_is_that_of_its_writers():
         assert [audio_maxmvit._ogg_checksum(page) for page in pages] == [page[22:26] for page in pages]
 
 
-def test_a_browsers_recording_that_was_ended_early_is_read():
+def test_a_browser_recording_that_ended_early_is_read():
     content = COMPRESSED["webm"]
     head = content.index(b"\x18\x53\x80\x67") + 4
-    unknown = content[:head] + b"\x01" + b"\xff" * 7 + content[head + 8 :]  # the length of the whole, as browsers do
+    unknown = content[:head] + b"\x01" + b"\xff" * 7 + content[head + 8 :]  # as browsers write the length
     for end in (len(unknown), unknown.rindex(b"\x1c\x53\xbb\x6b"), len(unknown) * 2 // 3):
         assert len(read_audio(unknown[:end], 48_000)) > 3 * 48_000
-    damaged = damages(unknown)["a sector of something else"]
+    damaged = damages(unknown)["an overwritten sector"]
     with pytest.raises(AudioError, match="is damaged at byte"):
         read_audio(damaged, 48_000)
 
 
 @pytest.mark.parametrize("short", [1, 2, 43, 44])
 @pytest.mark.parametrize("container", ["WAV", "AIFF", "W64", "RF64", "AU", "NIST", "CAF"])
-def test_a_file_may_be_some_bytes_short(container, short):
+def test_a_file_that_lacks_a_few_bytes_is_read(container, short):
     content = encoded(container)
-    whole, answer = read_audio(content, 16_000), read_audio(content[:-short], 16_000)
-    assert len(whole) - 30 <= len(answer) < len(whole)
-    np.testing.assert_array_equal(answer, whole[: len(answer)])
+    whole, samples = read_audio(content, 16_000), read_audio(content[:-short], 16_000)
+    assert len(whole) - 30 <= len(samples) < len(whole)
+    np.testing.assert_array_equal(samples, whole[: len(samples)])
 
 
 def with_length(container: str, length: int) -> bytes:
-    """A file whose header says so of its samples: a fraction of their bytes, or a number that stands for none."""
+    """Returns a file whose header gives this length of the samples, in bytes; for FLAC, their number."""
     content = encoded(container)
     place, form = {
         "WAV": (content.find(b"data") + 4, "<I"), "AIFF": (content.find(b"SSND") + 4, ">I"), "RF64": (28, "<Q"),
@@ -272,7 +272,7 @@ def with_length(container: str, length: int) -> bytes:
         ("RF64", -1), ("W64", 0), ("W64", 24), ("W64", -1), ("AU", 0), ("AU", -1), ("CAF", -1), ("FLAC", 0),
     ],
 )  # fmt: skip
-def test_a_length_that_was_not_known_is_that_of_the_file(container, length):
+def test_a_file_without_a_known_length_is_read_to_its_end(container, length):
     np.testing.assert_array_equal(
         read_audio(with_length(container, length), 16_000), read_audio(encoded(container), 16_000)
     )
@@ -280,13 +280,13 @@ def test_a_length_that_was_not_known_is_that_of_the_file(container, length):
 
 @pytest.mark.parametrize("container", ["WAV", "AIFF", "RF64", "W64", "AU", "CAF"])
 @pytest.mark.parametrize("length", [9_000, 16_000, 31_990 - 2**32, 2**20])
-def test_a_length_that_is_not_the_files_is_refused(container, length):
+def test_a_file_with_a_wrong_length_in_its_header_is_refused(container, length):
     with pytest.raises(AudioError, match="holds more than would be read|is cut off"):
         read_audio(with_length(container, length), 16_000)
 
 
 @pytest.mark.parametrize("length", [8_000, 15_999, 32_000])
-def test_a_flac_whose_header_counts_other_samples_is_refused(length):
+def test_a_flac_with_a_wrong_number_of_samples_in_its_header_is_refused(length):
     with pytest.raises(AudioError, match="holds more than would be read|is cut off"):
         read_audio(with_length("FLAC", length), 16_000)
 
@@ -298,23 +298,23 @@ def test_a_flac_whose_header_counts_other_samples_is_refused(length):
         b"LIST" + struct.pack("<I", 50) + b"INFO", b"id3 " + struct.pack("<I", 3) + b"abc\0" + b"JUNK" + bytes(4),
     ],
 )  # fmt: skip
-def test_what_follows_the_samples_by_right_is_passed_over(tail):
-    content = encoded("WAV", length=999)  # an odd number of samples of one byte needs a byte that fills up
+def test_tags_and_padding_after_the_samples_are_skipped(tail):
+    content = encoded("WAV", length=999)
     assert len(read_audio(content + tail, 16_000)) == 999
-    odd = io.BytesIO()
+    odd = io.BytesIO()  # 999 bytes of samples, after which RIFF needs a padding byte
     soundfile.write(odd, noise(999), 16_000, format="WAV", subtype="PCM_U8")
     assert len(read_audio(odd.getvalue() + tail, 16_000)) == 999
     if tail[:4] == b"LIST":
-        assert len(read_audio(odd.getvalue()[:-1] + tail, 16_000)) == 999  # some writers leave it out
+        assert len(read_audio(odd.getvalue()[:-1] + tail, 16_000)) == 999  # some writers omit the padding byte
 
 
-def test_a_second_run_of_samples_in_one_wav_is_refused():
+def test_a_wav_with_two_data_chunks_is_refused():
     content = encoded("WAV")
     with pytest.raises(AudioError, match="a second run of samples follows the first"):
         read_audio(content + content[36:], 16_000)
 
 
-def test_joined_files_of_several_rates_and_tags_are_refused():
+def test_concatenated_mp3_files_are_refused():
     first, second = encoded("MP3", "MPEG_LAYER_III"), io.BytesIO()
     soundfile.write(second, noise(8_000), 8_000, format="MP3", subtype="MPEG_LAYER_III")
     tagged = b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + second.getvalue()
@@ -325,7 +325,7 @@ def test_joined_files_of_several_rates_and_tags_are_refused():
     assert len(read_audio(tagged + b"TAG" + bytes(125), 8_000)) == 8_000
 
 
-# Files of phones and cameras
+# Files from phones and cameras
 
 MEDIA = [
     ("ipod", "aac", 16_000, 1), ("mp4", "aac", 44_100, 2), ("3gp", "amr_nb", 8_000, 1), ("amr", "amr_nb", 8_000, 1),
@@ -336,20 +336,20 @@ MEDIA = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("container", "codec", "rate", "channels"), MEDIA)
-def test_media_files_are_read_whole_or_refused(container, codec, rate, channels, monkeypatch, capfd):
+def test_media_files_are_read_completely_or_refused(container, codec, rate, channels, monkeypatch, capfd):
     content, sweep = media_file(container, codec, rate, channels)
     monkeypatch.setattr(audio_maxmvit, "BLOCK_S", 0.5)
     pieces = list(stream_audio(content, rate))
     assert len(pieces) >= 3 and max(map(len, pieces)) < 0.7 * rate
-    answer = np.concatenate(pieces)
-    assert 0 <= len(answer) - len(sweep) + 0.1 * rate <= 0.22 * rate
-    delay = {"adts": 1024, "amr": 40}.get(container, 0)  # which is not written in those files
+    samples = np.concatenate(pieces)
+    assert 0 <= len(samples) - len(sweep) + 0.1 * rate <= 0.22 * rate
+    delay = {"adts": 1024, "amr": 40}.get(container, 0)  # of the encoder, which these containers do not record
     at = slice(rate // 2, rate)
-    found = max(np.corrcoef(sweep[at], np.roll(answer, -delay - n)[at])[0, 1] for n in range(-60, 61))
+    found = max(np.corrcoef(sweep[at], np.roll(samples, -delay - n)[at])[0, 1] for n in range(-60, 61))
     assert found > (0.95 if codec == "amr_nb" else 0.999) or container == "asf"
     with pytest.raises(AudioError, match="is cut off|cannot be decoded"):
         read_audio(content[: len(content) // 2], rate)
-    if container != "adts":  # whose frames follow one another, of however many files
+    if container != "adts":  # a plain sequence of frames, so concatenated files are valid
         with pytest.raises(AudioError, match="a second file begins at byte"):
             read_audio(content + content, rate)
         with pytest.raises(AudioError):
@@ -359,12 +359,12 @@ def test_media_files_are_read_whole_or_refused(container, codec, rate, channels,
     assert capfd.readouterr().err == ""
 
 
-def test_an_mp4_with_its_index_first_is_cut_off_at_any_byte():
+def test_a_truncated_mp4_with_its_index_first_is_refused():
     content, _ = media_file("mp4", "aac", 16_000, options={"movflags": "faststart"})
     assert len(read_audio(content, 16_000)) >= 32_000
-    for share in (0.3, 0.5, 0.9, 0.99):
+    for fraction in (0.3, 0.5, 0.9, 0.99):
         with pytest.raises(AudioError, match="is cut off"):
-            read_audio(content[: round(share * len(content))], 16_000)
+            read_audio(content[: round(fraction * len(content))], 16_000)
 
 
 def test_without_pyav_the_remedy_is_named_and_other_files_are_read(monkeypatch):
@@ -378,7 +378,7 @@ def test_without_pyav_the_remedy_is_named_and_other_files_are_read(monkeypatch):
 MEDIA_FILES = {pair: media_file(*pair, 48_000, seconds=0.2)[0] for pair in (("ipod", "aac"), ("webm", "libopus"))}
 
 
-def test_a_media_file_without_sound_is_named():
+def test_a_media_file_without_audio_is_refused():
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("mpeg4", rate=5)
@@ -387,14 +387,14 @@ def test_a_media_file_without_sound_is_named():
         output.mux(stream.encode(None))
     with pytest.raises(AudioError, match="holds no audio track"):
         read_audio(file.getvalue(), 16_000)
-    with pytest.raises(AudioError, match="cannot be decoded"):  # a list of other files, which FFmpeg would open
+    with pytest.raises(AudioError, match="cannot be decoded"):  # a playlist, whose files FFmpeg would open
         read_audio(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 16_000)
 
 
-def test_the_suffixes_are_those_of_what_is_read():
+def test_the_audio_suffixes_cover_the_readable_formats():
     assert {".sph", ".w64", ".wave", ".aifc", ".mp2", ".voc", ".m4b", ".webm", ".wav", ".mp3"} <= AUDIO_SUFFIXES
     assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in AUDIO_SUFFIXES)
-    assert onnx_ser.AUDIO_SUFFIXES == AUDIO_SUFFIXES  # a file that stands alone
+    assert onnx_ser.AUDIO_SUFFIXES == AUDIO_SUFFIXES  # a file that imports nothing of the project
 
 
 # Samples
@@ -433,7 +433,7 @@ def test_channels_that_cancel_are_refused_and_others_are_not(gain):
 # Messages
 
 
-def test_text_that_is_not_a_path_is_not_repeated():
+def test_text_that_is_not_a_path_is_not_repeated_in_the_error():
     text = base64.b64encode(wav(noise(9_000), 16_000)).decode()
     for given_text in (text, "data:audio/wav;base64," + text, "data:audio/mp3;base64,//uQx"):
         with pytest.raises(AudioError, match=r"decode base64 text first, base64.b64decode\(text\)") as caught:

@@ -1,4 +1,4 @@
-"""Any image model of timm in either branch, or one branch alone: built, trained, saved and loaded like the default."""
+"""Tests models with any timm backbone in either branch, and models of one branch."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_config
 
 RESNET = ("resnet10t", {"channels": [8, 16, 24, 32], "stem_width": 8})
-MADE_OF_CONVOLUTIONS = [
+CONVOLUTIONAL = [
     RESNET,
     ("convnet", {"channels": [8, 16, 24]}),
     ("convnextv2_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
@@ -18,45 +18,45 @@ MADE_OF_CONVOLUTIONS = [
     ("test_efficientnet", {}),
     ("densenet121", {"block_config": [1, 1, 1, 1], "growth_rate": 8}),
 ]
-MADE_FOR_A_SIZE = [
+FIXED_SIZE = [
     ("test_vit", {}),
     ("swin_tiny_patch4_window7_224", {"depths": [1, 1], "num_heads": [1, 2], "embed_dim": 16, "window_size": 4}),
     ("maxvit_tiny_tf_224", {"embed_dim": [32] * 4, "depths": [1] * 4, "stem_width": 8, "head_hidden_size": 16}),
 ]
 
 
-def two(name, kwargs, **changes):
+def config_of(name, kwargs, **changes):
     fields = {"cqt_backbone": name, "cqt_backbone_kwargs": kwargs, "mel_backbone": name, "mel_backbone_kwargs": kwargs}
     return MaxMViTConfig(**{**fields, "image_size": [64, 96], "hidden_size": 16, "num_labels": 3, **changes})
 
 
-def pair(clips=2, height=64, width=96):
+def random_images(clips=2, height=64, width=96):
     return {f"{branch}_values": torch.randn(clips, 1, height, width) for branch in ("cqt", "mel")}
 
 
 @pytest.mark.parametrize(
     "name, kwargs",
-    [*first_fast(MADE_OF_CONVOLUTIONS, 2), *first_fast(MADE_FOR_A_SIZE)],
+    [*first_fast(CONVOLUTIONAL, 2), *first_fast(FIXED_SIZE)],
     ids=lambda value: str(value)[:20],
 )
 def test_a_backbone_trains_and_reloads_exactly(name, kwargs, tmp_path):
     torch.manual_seed(0)
-    model, images = MaxMViTForAudioClassification(two(name, kwargs)), pair()
+    model, images = MaxMViTForAudioClassification(config_of(name, kwargs)), random_images()
     model.train()(**images, labels=torch.tensor([0, 2])).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     output = model.eval()(**images, output_hidden_states=True)
     assert output.logits.isfinite().all() and len(output.hidden_states) >= 2
     model.save_pretrained(tmp_path)
-    again, loading = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    reloaded, loading = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    torch.testing.assert_close(again.eval()(**images).logits, output.logits, rtol=0, atol=1e-6)
-    assert again.dtype == torch.float32 and again.to(torch.bfloat16)(**images).logits.isfinite().all()
+    torch.testing.assert_close(reloaded.eval()(**images).logits, output.logits, rtol=0, atol=1e-6)
+    assert reloaded.dtype == torch.float32 and reloaded.to(torch.bfloat16)(**images).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("alone, other", [("cqt", "mel"), ("mel", "cqt")])
 def test_a_model_of_one_branch(alone, other, tmp_path):
     model = MaxMViTForAudioClassification(tiny_config(**{f"{other}_backbone": None})).eval()
-    images = pair(width=64)
+    images = random_images(width=64)
     output = model.maxmvit(**images)
     assert [*model.branches()] == [alone] and getattr(output, f"{other}_features") is None
     assert output.pooler_output.equal(getattr(output, f"{alone}_features"))
@@ -66,12 +66,12 @@ def test_a_model_of_one_branch(alone, other, tmp_path):
     with pytest.raises(ValueError, match=f"{alone}_values is missing"):
         model(**{f"{other}_values": images[f"{other}_values"]})
     model.save_pretrained(tmp_path)
-    again = MaxMViTForAudioClassification.from_pretrained(tmp_path)
-    assert getattr(again.config, f"{other}_backbone") is None
-    torch.testing.assert_close(again.eval()(**images).logits, logits, rtol=0, atol=1e-6)
+    reloaded = MaxMViTForAudioClassification.from_pretrained(tmp_path)
+    assert getattr(reloaded.config, f"{other}_backbone") is None
+    torch.testing.assert_close(reloaded.eval()(**images).logits, logits, rtol=0, atol=1e-6)
 
 
-def test_a_model_of_no_branch_is_refused():
+def test_a_model_without_a_branch_is_refused():
     with pytest.raises(ValueError, match="all None"):
         MaxMViTConfig(cqt_backbone=None, mel_backbone=None)
 
@@ -85,15 +85,16 @@ def test_a_model_of_no_branch_is_refused():
         ("convnet", {"channels": [8] * 6}, [64, 16], "32 or 64 instead of 16"),
     ],
 )
-def test_a_size_of_which_a_part_would_be_ignored_is_refused_with_sizes_that_work(name, kwargs, size, remedy):
+def test_the_error_for_a_size_that_is_not_used_completely_names_sizes_that_are(name, kwargs, size, remedy):
     with pytest.raises(ValueError, match=remedy):
-        create_backbone("mel", two(name, kwargs, image_size=size))
+        create_backbone("mel", config_of(name, kwargs, image_size=size))
 
 
-def test_convolutions_take_sizes_that_a_maxvit_does_not():
-    assert MaxMViTForAudioClassification(two(*RESNET, image_size=[40, 100])).eval()(**pair()).logits.shape == (2, 3)
+def test_convolutional_backbones_accept_sizes_that_a_maxvit_refuses():
+    model = MaxMViTForAudioClassification(config_of(*RESNET, image_size=[40, 100])).eval()
+    assert model(**random_images()).logits.shape == (2, 3)
     with pytest.raises(ValueError, match="cqt_backbone='maxvit_tiny_tf_224' halves .* such as 96 or 128"):
-        two(*RESNET, cqt_backbone="maxvit_tiny_tf_224", image_size=[64, 100])
+        config_of(*RESNET, cqt_backbone="maxvit_tiny_tf_224", image_size=[64, 100])
 
 
 @pytest.mark.parametrize(
@@ -107,17 +108,17 @@ def test_convolutions_take_sizes_that_a_maxvit_does_not():
 )
 def test_arguments_that_timm_cannot_build_are_named(name, kwargs, reason):
     with pytest.raises(ValueError, match=f"mel_backbone='{name}' cannot be built .*({reason})"):
-        create_backbone("mel", two(name, kwargs))
+        create_backbone("mel", config_of(name, kwargs))
 
 
 def test_gradient_checkpointing_that_timm_lacks_is_refused():
-    model = MaxMViTForAudioClassification(two("dla34", {"levels": [1] * 6, "channels": [8] * 6}))
+    model = MaxMViTForAudioClassification(config_of("dla34", {"levels": [1] * 6, "channels": [8] * 6}))
     with pytest.raises(ValueError, match="cqt_backbone='dla34' has no gradient checkpointing"):
         model.gradient_checkpointing_enable()
     assert not model.is_gradient_checkpointing
 
 
-def test_the_plain_convnet_is_as_written():
+def test_the_convnet_equals_plain_torch_functions():
     torch.manual_seed(0)
     net = ConvNet(channels=[4, 6]).eval()
     x = torch.randn(2, 3, 8, 12)
@@ -138,7 +139,7 @@ def test_the_plain_convnet_is_as_written():
     torch.testing.assert_close(with_checkpoints.train()(x), net.train()(x))
 
 
-def test_the_plain_convnet_has_no_pretrained_weights():
-    model = MaxMViTForAudioClassification(two("convnet", {}))
+def test_the_convnet_has_no_pretrained_weights():
+    model = MaxMViTForAudioClassification(config_of("convnet", {}))
     with pytest.raises(ValueError, match="there are none"):
         model.maxmvit.load_imagenet_weights()

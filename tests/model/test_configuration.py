@@ -34,7 +34,7 @@ def test_the_configuration_of_another_model_is_refused(saved, kind, tmp_path):
     "size, remedy",
     [(100, "96 or 128"), (244, "224 or 256"), (0, "positive"), (7, "32 or 64"), ((64, 100), "96 or 128")],
 )
-def test_image_size_that_is_no_multiple_of_32_names_one_that_is(size, remedy):
+def test_the_error_for_an_unsuitable_image_size_names_suitable_ones(size, remedy):
     with pytest.raises(ValueError, match=remedy):
         MaxMViTConfig(image_size=size)
 
@@ -48,7 +48,7 @@ def test_a_long_time_axis_is_saved_as_two_numbers_and_a_square_as_one(tmp_path):
         assert loaded.image_shape == shape
 
 
-def test_a_size_that_a_backbone_cannot_take_names_one_that_it_can():
+def test_the_error_for_a_size_that_a_backbone_cannot_take_names_a_remedy():
     with pytest.raises(ValueError, match="mel_backbone='mvitv2_base' takes square .*image_size=448.*maxvit_tiny_tf_2"):
         MaxMViTConfig(image_size=(224, 448))
     with pytest.raises(ValueError, match="one number, or"):
@@ -56,7 +56,7 @@ def test_a_size_that_a_backbone_cannot_take_names_one_that_it_can():
     MaxMViTConfig(image_size=(64, 64))
 
 
-def test_unknown_backbone_names_close_ones():
+def test_the_error_for_an_unknown_backbone_names_similar_ones():
     with pytest.raises(ValueError, match="cqt_backbone='maxvit_bse_tf_224'.*maxvit_base_tf_224"):
         MaxMViTConfig(cqt_backbone="maxvit_bse_tf_224")
     with pytest.raises(ValueError, match="mel_backbone"):
@@ -73,19 +73,19 @@ def test_unknown_backbone_names_close_ones():
         ("temperature", float("inf")),
     ],
 )
-def test_head_that_cannot_work_is_refused(field, value):
+def test_invalid_settings_of_the_head_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
         MaxMViTConfig(**{field: value})
 
 
 @pytest.mark.parametrize("value", [0, -2.5, 601, float("nan"), True, "6", None])
 @pytest.mark.parametrize("field", ["max_clip_s", "window_s"])
-def test_a_length_that_no_window_can_have_is_refused(field, value):
+def test_invalid_lengths_of_clips_and_windows_are_refused(field, value):
     with pytest.raises((ValueError, TypeError), match=field):
         MaxMViTConfig(**{field: value})
 
 
-def test_windows_are_no_longer_than_training_clips(tmp_path):
+def test_windows_longer_than_the_training_clips_are_refused(tmp_path):
     with pytest.raises(ValueError, match="window_s=3.0 .* max_clip_s=2.5"):
         MaxMViTConfig(max_clip_s=2.5)
     MaxMViTConfig(max_clip_s=34.2, window_s=2).save_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_windows_are_no_longer_than_training_clips(tmp_path):
 
 
 @pytest.mark.parametrize("branch", ["cqt", "mel"])
-def test_kwargs_of_an_mvitv2_are_laid_over_the_named_variant(branch):
+def test_kwargs_of_an_mvitv2_override_the_named_variant(branch):
     def reshaped(**kwargs):
         fields = {f"{branch}_backbone": "mvitv2_base", f"{branch}_backbone_kwargs": kwargs}
         return MaxMViTConfig(**fields).reshaped_mvitv2(branch)
@@ -115,14 +115,14 @@ def test_configurations_do_not_share_their_kwargs():
 
 
 @pytest.mark.parametrize("package, old, needed", [("timm", "1.0.22", "1.0.23"), ("transformers", "5.3.0", "5.4")])
-def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package, old, needed, monkeypatch):
+def test_versions_of_libraries_that_are_too_old_are_refused_with_the_remedy(package, old, needed, monkeypatch):
     installed = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: old if name == package else installed(name))
     spec = importlib.util.spec_from_file_location("configuration_again", configuration_maxmvit.__file__)
-    again = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     with pytest.raises(ImportError, match=rf"found {package}=={old}(.|\n)*pip install -U '{package}>={needed}'"):
-        spec.loader.exec_module(again)
-        again.MaxMViTConfig()
+        spec.loader.exec_module(module)
+        module.MaxMViTConfig()
 
 
 @pytest.mark.parametrize(
@@ -146,23 +146,23 @@ def test_a_library_too_old_to_be_right_is_refused_by_version_and_remedy(package,
         ("id2label", ["sad"], "a dictionary or None"),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_its_field(field, value, wanted, tmp_path):
-    given = {"num_labels": 4} | {field: value}
+def test_values_of_the_wrong_type_are_refused_by_field(field, value, wanted, tmp_path):
+    fields = {"num_labels": 4} | {field: value}
     for kind in (MaxMViTConfig, MaxMViTConfig.from_dict):
         with pytest.raises(ValueError, match=rf"{field}=.* does not work: it .*{wanted}"):
-            kind(**given) if kind is MaxMViTConfig else kind(given)
+            kind(**fields) if kind is MaxMViTConfig else kind(fields)
     config = tiny_config()
     with pytest.raises(ValueError, match=f"{field}="):
         setattr(config, field, value)
 
 
-def test_numbers_of_numpy_and_whole_numbers_for_others_are_taken():
+def test_numpy_numbers_and_integers_for_floats_are_accepted():
     config = tiny_config(hidden_size=np.int64(16), hidden_dropout=0, temperature=np.float32(2), image_size=(64, 64))
     assert (config.hidden_size, config.hidden_dropout, config.temperature, config.image_size) == (16, 0, 2, [64, 64])
 
 
 @pytest.mark.parametrize("names", [["sad", "happy"], [f"class {index}" for index in range(12)]])
-def test_labels_by_strings_are_labels_by_index(names, tmp_path):
+def test_label_indices_given_as_strings_become_integers(names, tmp_path):
     by_string = dict(sorted((str(index), name) for index, name in enumerate(names)))  # "10" before "2"
     config = tiny_config(len(names))
     config.save_pretrained(tmp_path)
@@ -186,6 +186,6 @@ def test_labels_by_strings_are_labels_by_index(names, tmp_path):
         {},
     ],
 )
-def test_labels_that_name_no_classes_are_refused(labels):
+def test_an_invalid_id2label_is_refused(labels):
     with pytest.raises(ValueError, match="id2label=.* has to give the classes 0, 1, "):
         MaxMViTConfig(id2label=labels)

@@ -12,8 +12,8 @@ from tests.helpers.servers import Quiet, serving
 CONTENT = bytes(range(256)) * 40
 
 
-class Answers(Quiet):
-    """Good and bad answers, by path."""
+class Responses(Quiet):
+    """Sends valid and invalid responses, chosen by the path."""
 
     protocol_version = "HTTP/1.1"
     drip_s = 0.05
@@ -47,7 +47,7 @@ class Answers(Quiet):
             try:
                 while True:
                     self.wfile.write(chunk)
-            except OSError:  # the client has had enough
+            except OSError:  # the client has closed the connection
                 pass
         elif kind != "redirect":
             self.wfile.write(CONTENT)
@@ -58,13 +58,13 @@ class Answers(Quiet):
                 self.wfile.write(content[index : index + 1])
                 self.wfile.flush()
                 time.sleep(self.drip_s)
-        except OSError:  # the client has had enough
+        except OSError:  # the client has closed the connection
             pass
 
 
 @pytest.fixture(scope="module")
 def base():
-    with serving(Answers) as address:
+    with serving(Responses) as address:
         yield address
 
 
@@ -74,7 +74,7 @@ def fetched(url: str, allow_private: bool = True) -> bytes:
     return file.getvalue()
 
 
-def test_what_a_url_holds_is_written_whole(base):
+def test_a_download_is_written_completely(base):
     for path in ("plain", "no-length", "chunked", f"redirect/{quote(base, '')}%2Fchunked"):
         assert fetched(f"{base}/{path}") == CONTENT
     assert fetched(f"HTTP{base[4:]}/plain") == CONTENT
@@ -89,7 +89,7 @@ def test_a_download_that_ends_early_is_refused(base):
         read_audio(f"{base}/cut-off", 16_000, allow_private_urls=True)
 
 
-def test_a_download_has_a_largest_size_announced_or_not(base, monkeypatch):
+def test_downloads_over_the_size_limit_are_refused(base, monkeypatch):
     with pytest.raises(AudioError, match="/huge is larger than 500 MiB. Download it by other means"):
         fetched(f"{base}/huge")
     monkeypatch.setattr(audio_maxmvit, "MAX_DOWNLOAD_BYTES", 2**20)
@@ -101,7 +101,7 @@ def test_a_download_has_a_largest_size_announced_or_not(base, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["drip-headers", "drip", "silence"])
-def test_a_server_that_stalls_or_drips_is_left_in_time(base, monkeypatch, path):
+def test_a_stalled_or_slow_download_ends_in_time(base, monkeypatch, path):
     monkeypatch.setattr(audio_maxmvit, "MAX_DOWNLOAD_S", 0.6)
     monkeypatch.setattr(audio_maxmvit, "MAX_SILENCE_S", 0.4)
     start = time.monotonic()
@@ -110,13 +110,13 @@ def test_a_server_that_stalls_or_drips_is_left_in_time(base, monkeypatch, path):
     assert time.monotonic() - start < 2
 
 
-def test_a_redirect_leads_to_the_web_only(base, tmp_path):
+def test_redirects_to_other_schemes_and_redirect_loops_are_refused(base, tmp_path):
     (tmp_path / "secret").write_text("of this machine")
     for address in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://127.0.0.1/x"):
         with pytest.raises(AudioError, match="cannot be read"):
             fetched(f"{base}/redirect/{quote(address, '')}")
     with pytest.raises(AudioError, match="infinite loop"):
-        fetched(f"{base}/redirect/.")  # to /redirect/, which leads nowhere but to itself
+        fetched(f"{base}/redirect/.")  # to /redirect/, which redirects to itself
 
 
 PRIVATE = (
@@ -126,22 +126,22 @@ PRIVATE = (
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, "localhost", "2130706433", "127.1"])
-def test_the_own_network_is_not_asked_unless_permitted(address, monkeypatch):
-    monkeypatch.setattr(socket, "create_connection", None)  # nothing is connected to
+def test_addresses_in_the_own_network_are_refused_by_default(address, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", None)  # no connection may be opened
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(AudioError, match="own network; allow_private_urls permits that"):
         fetched(f"http://{host}/latest/meta-data", allow_private=False)
 
 
-def test_names_are_judged_by_what_they_resolve_to_and_only_that_is_connected_to(base, monkeypatch):
-    """A public name of a private machine, at once or behind a redirect; and one that changes between two look-ups."""
+def test_host_names_are_checked_by_address_and_only_that_address_is_connected_to(base, monkeypatch):
+    """Covers a public name with a private address, directly and after a redirect, and a name with two addresses."""
     port = urlsplit(base).port
     resolved = {"inside.example": ["10.0.0.1"], "mixed.example": ["10.0.0.1", "93.184.215.14"]}
-    asked, connected = [], []
+    looked_up, connected = [], []
     resolve, connect = socket.getaddrinfo, socket.create_connection
 
     def look_up(host, *args, **kwargs):
-        asked.append(host)
+        looked_up.append(host)
         if host not in resolved:
             return resolve(host, *args, **kwargs)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in resolved[host]]
@@ -160,7 +160,7 @@ def test_names_are_judged_by_what_they_resolve_to_and_only_that_is_connected_to(
     with pytest.raises(AudioError, match="inside.example is 10.0.0.1"):
         fetched(f"http://mixed.example:{port}/redirect/{inside}", allow_private=False)
     assert set(connected) == {"93.184.215.14"}
-    assert asked.count("mixed.example") == 2  # once for each connection, which goes to that very answer
+    assert looked_up.count("mixed.example") == 2  # once per connection, so the address cannot change after the check
 
 
 def test_a_proxy_is_used_but_not_to_reach_the_own_network(base, monkeypatch):

@@ -1,4 +1,4 @@
-"""Checkpoints that earlier versions saved load completely and give the same logits and probabilities."""
+"""Tests that checkpoints of earlier versions load completely and give the same logits and probabilities."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_there_is_a_checkpoint_of_each_version():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_weight_has_the_name_that_it_was_saved_under(folder):
+def test_every_saved_weight_is_loaded_under_its_name(folder):
     model, report = MaxMViTForAudioClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -30,21 +30,21 @@ def test_every_weight_has_the_name_that_it_was_saved_under(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_logits_of_a_waveform_are_the_same(folder):
-    answer = np.load(folder / "answer.npz")
+    saved = np.load(folder / "answer.npz")
     extractor = MaxMViTFeatureExtractor.from_pretrained(folder)
     model = MaxMViTForAudioClassification.from_pretrained(folder).eval()
-    waveform = answer["waveform"].astype(np.float32) / 2**15
+    waveform = saved["waveform"].astype(np.float32) / 2**15
     with torch.no_grad():
         logits = model(**extractor(waveform, sampling_rate=44_100, return_tensors="pt")).logits[0]
-    np.testing.assert_allclose(logits.numpy(), answer["logits"], rtol=0, atol=2e-5)
-    assert np.abs(answer["logits"] - answer["logits"].mean()).max() > 0.05  # another input would be noticed
+    np.testing.assert_allclose(logits.numpy(), saved["logits"], rtol=0, atol=2e-5)
+    assert np.abs(saved["logits"] - saved["logits"].mean()).max() > 0.05  # so that other logits are noticed
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_pipeline_gives_the_same_probabilities(folder):
-    answer = np.load(folder / "answer.npz")
+    saved = np.load(folder / "answer.npz")
     classify = load_pipeline(str(folder), "cpu")
-    rows = classify({"array": answer["waveform"] / np.float32(2**15), "sampling_rate": 44_100}, top_k=4)
+    rows = classify({"array": saved["waveform"] / np.float32(2**15), "sampling_rate": 44_100}, top_k=4)
     scores = {row["label"]: row["score"] for row in rows}
     found = [scores[label] for label in ("neutral", "happy", "sad", "angry")]
-    np.testing.assert_allclose(found, answer["scores"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, saved["scores"], rtol=0, atol=1e-5)

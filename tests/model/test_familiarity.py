@@ -1,4 +1,4 @@
-"""How much a clip is like the training data: the distance, and what a checkpoint keeps of it."""
+"""Tests the familiarity of clips, which compares them with the training data: its distance, output and saving."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ KEYS = {f"familiarity.{name}" for name in ("class_means", "scale", "components",
 
 
 def filled(num_features: int, num_labels: int, seed: int = 0) -> Familiarity:
-    """A distribution drawn at random."""
+    """Returns a `Familiarity` with a random distribution."""
     random = np.random.default_rng(seed)
     module = Familiarity(num_features, num_labels)
     rows = np.linalg.qr(random.standard_normal((num_features, len(module.components))))[0].T
@@ -30,7 +30,7 @@ def filled(num_features: int, num_labels: int, seed: int = 0) -> Familiarity:
 
 
 def familiar_model(seed: int = 0, **kwargs) -> MaxMViTForAudioClassification:
-    """A tiny model whose distances are those of random images, so that these are neither all familiar nor all not."""
+    """Returns a tiny model fitted on random images, so that some of such images are familiar and others are not."""
     model = tiny_model(seed=seed, familiarity=True, **kwargs)
     model.familiarity = filled(model.maxmvit.num_features, model.config.num_labels, seed)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def familiar_model(seed: int = 0, **kwargs) -> MaxMViTForAudioClassification:
 
 
 @pytest.mark.parametrize(("num_features", "num_labels", "seed"), [(2, 2, 0), (11, 3, 1), (40, 8, 2), (300, 5, 3)])
-def test_the_distance_is_mahalanobis_by_the_whole_covariance(num_features, num_labels, seed):
+def test_the_distance_is_the_mahalanobis_distance_with_the_full_covariance(num_features, num_labels, seed):
     module = filled(num_features, num_labels, seed)
     means, scale, rows, variances = (
         getattr(module, name).double().numpy() for name in ("class_means", "scale", "components", "variances")
@@ -50,25 +50,25 @@ def test_the_distance_is_mahalanobis_by_the_whole_covariance(num_features, num_l
     standardised = (rows.T * variances[:-1]) @ rows + variances[-1] * (np.eye(num_features) - rows.T @ rows)
     precision = np.linalg.inv(standardised / np.outer(scale, scale))
     features = np.random.default_rng(seed + 100).normal(0, 4, (6, num_features))
-    apart = features[:, None] - means
-    expected = np.einsum("bcf,fg,bcg->bc", apart, precision, apart).min(1) / num_features
+    differences = features[:, None] - means
+    expected = np.einsum("bcf,fg,bcg->bc", differences, precision, differences).min(1) / num_features
     found = module.distance(torch.from_numpy(features).float())
     np.testing.assert_allclose(found, expected, rtol=2e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 70))
-def test_familiarity_is_the_share_of_distances_farther_out(seed, num_features):
+def test_familiarity_is_the_fraction_of_larger_distances(seed, num_features):
     module = filled(num_features, 3, seed)
     features = torch.from_numpy(np.random.default_rng(seed).normal(0, 4, (5, num_features))).float()
     familiarity = module(features)
     expected = [np.mean(module.distances.numpy() > distance) for distance in module.distance(features).tolist()]
     assert familiarity.tolist() == pytest.approx(expected)
-    assert module(module.class_means).tolist() == [1.0] * 3  # nothing is nearer than the mean of a class
+    assert module(module.class_means).tolist() == [1.0] * 3  # the mean of a class has the distance 0
     assert module(module.class_means + 1e4).tolist() == [0.0] * 3
 
 
-def test_a_feature_that_is_constant_is_left_out():
+def test_a_constant_feature_is_ignored():
     module = filled(6, 2)
     module.scale[4] = 0
     module.components[:, 4] = 0
@@ -77,7 +77,7 @@ def test_a_feature_that_is_constant_is_left_out():
     assert module.distance(features)[0] == module.distance(features)[1]
 
 
-def test_without_the_field_a_model_has_the_keys_and_the_output_that_it_had():
+def test_without_familiarity_a_model_has_neither_its_keys_nor_its_output():
     model = tiny_model()
     assert not [name for name in model.state_dict() if "familiarity" in name]
     output = model(**tiny_images())
@@ -86,7 +86,7 @@ def test_without_the_field_a_model_has_the_keys_and_the_output_that_it_had():
     assert len(model(**tiny_images(), return_dict=False)) == 1
 
 
-def test_logits_do_not_depend_on_it_and_training_does_without():
+def test_familiarity_does_not_change_the_logits_and_is_none_in_training():
     model, plain = familiar_model(), tiny_model()
     images = tiny_images(4)
     output = model(**images)
@@ -98,7 +98,7 @@ def test_logits_do_not_depend_on_it_and_training_does_without():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", first_fast([0, 5]))
-def test_a_checkpoint_keeps_it(seed, tmp_path):
+def test_familiarity_is_saved_and_loaded(seed, tmp_path):
     model, images = familiar_model(seed), tiny_images(6, seed=seed)
     model.save_pretrained(tmp_path)
     loaded, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -113,7 +113,7 @@ def test_a_checkpoint_keeps_it(seed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_in_half_precision_its_buffers_stay_whole(dtype, tmp_path):
+def test_the_buffers_of_familiarity_stay_float32_in_half_precision(dtype, tmp_path):
     model = familiar_model()
     model.save_pretrained(tmp_path)
     loaded = MaxMViTForAudioClassification.from_pretrained(tmp_path, dtype=dtype)
@@ -124,7 +124,7 @@ def test_in_half_precision_its_buffers_stay_whole(dtype, tmp_path):
     torch.testing.assert_close(loaded.familiarity(features.to(dtype)), expected, rtol=0, atol=0.05)
 
 
-def test_a_checkpoint_saved_in_half_precision_says_nearly_the_same(tmp_path):
+def test_familiarity_saved_in_half_precision_is_nearly_the_same(tmp_path):
     model = familiar_model()
     features = model.maxmvit(**tiny_images(8, seed=7)).pooler_output
     expected = model.familiarity(features)
@@ -135,7 +135,7 @@ def test_a_checkpoint_saved_in_half_precision_says_nearly_the_same(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_labels", first_fast([3, 7]))
-def test_with_other_classes_it_knows_no_clip(num_labels, tmp_path):
+def test_familiarity_is_zero_with_a_head_of_other_classes(num_labels, tmp_path):
     familiar_model().save_pretrained(tmp_path)
     model = MaxMViTForAudioClassification.from_pretrained(
         tmp_path, num_labels=num_labels, ignore_mismatched_sizes=True

@@ -1,4 +1,4 @@
-"""The feature extractor: the pair of images, what goes in and out, saving and loading."""
+"""Tests the feature extractor: its images, inputs, outputs and parameters, and saving and loading it."""
 
 import inspect
 import os
@@ -23,11 +23,11 @@ IMAGES = ("cqt_values", "mel_values")
 SPECTROGRAMS = ("cqt", "mel", "rms")
 
 
-# --- the numbers ---
+# --- values ---
 
 
 @pytest.mark.slow
-def test_librosa_backend_is_the_table():
+def test_the_librosa_backend_computes_the_images_of_the_paper():
     y = voice(1.3)
     cqt = librosa.amplitude_to_db(np.abs(librosa.cqt(y, sr=RATE)), ref=np.max, top_db=80)
     mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256, n_mels=128)
@@ -40,7 +40,7 @@ def test_librosa_backend_is_the_table():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR is not set")
 def test_backends_agree_on_speech():
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::199]
     waveforms = [read_audio(clip, RATE) for clip in clips]
@@ -52,7 +52,7 @@ def test_backends_agree_on_speech():
 # --- properties ---
 
 
-def test_gain_does_not_show_in_the_images():
+def test_images_do_not_depend_on_the_gain():
     extractor = tiny_feature_extractor()
     plain = extractor.extract(voice(0.5))
     for gain in (0.5, 8.0, 1e9, 1e25):
@@ -70,7 +70,7 @@ def test_images_do_not_depend_on_the_batch():
             assert torch.equal(batch[name][i : i + 1], images)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_matches_cpu():
     extractor = tiny_feature_extractor()
     waveforms = [voice(0.3), voice(2.0), noise(3), voice(2.1, f0=300), voice(14.0)]
@@ -105,11 +105,11 @@ def test_any_finite_waveform_gives_an_image(y):
         assert images.min() >= 0 and images.max() <= 1
 
 
-# --- what goes in and out ---
+# --- inputs and outputs ---
 
 
 @pytest.mark.parametrize(
-    "as_given",
+    "convert",
     [
         list,
         np.float64,
@@ -122,9 +122,9 @@ def test_any_finite_waveform_gives_an_image(y):
         lambda y: torch.from_numpy(y).requires_grad_(),
     ],
 )
-def test_accepted_kinds_of_input(as_given):
+def test_accepted_kinds_of_input(convert):
     extractor, y = tiny_feature_extractor(), voice(0.15)
-    for name, images in extractor.extract(as_given(y)).items():
+    for name, images in extractor.extract(convert(y)).items():
         torch.testing.assert_close(images, extractor.extract(y)[name])
 
 
@@ -145,7 +145,7 @@ def test_accepted_kinds_of_input(as_given):
     ],
 )
 @pytest.mark.parametrize("backend", ["torch", "librosa"])
-def test_bad_input_is_named(raw_speech, message, backend):
+def test_invalid_inputs_are_refused(raw_speech, message, backend):
     with pytest.raises(ValueError, match=message):
         tiny_feature_extractor(backend=backend)(raw_speech, sampling_rate=RATE)
 
@@ -178,7 +178,7 @@ def test_another_sampling_rate_is_refused():
         {"cqt_n_bins": 84, "sampling_rate": 6000},
     ],
 )
-def test_parameters_that_cannot_work(parameters):
+def test_invalid_parameters_are_refused(parameters):
     with pytest.raises(ValueError, match=next(iter(parameters))):
         MaxMViTFeatureExtractor(**parameters)
 
@@ -226,19 +226,19 @@ def test_extract_is_spectrograms_and_images():
         halves = [{key: db.half() for key, db in clip.items()} for clip in clips]
         torch.testing.assert_close(extractor.images(halves)[name], images, rtol=0, atol=1e-3)
     for clip, copy in zip(clips, before, strict=True):
-        assert all(torch.equal(clip[key], copy[key]) for key in SPECTROGRAMS)  # not drawn upon
+        assert all(torch.equal(clip[key], copy[key]) for key in SPECTROGRAMS)  # unchanged
     with pytest.raises(ValueError, match="no spectrogram"):
         extractor.images([])
 
 
-def test_autocast_does_not_reach_the_filter_bank():
+def test_autocast_does_not_affect_the_filter_bank():
     extractor, y = tiny_feature_extractor(), voice(0.2)
     plain = extractor.extract(y)["mel_values"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(extractor.extract(y)["mel_values"], plain)
 
 
-# --- saved and loaded ---
+# --- saving and loading ---
 
 
 def test_round_trip(tmp_path):
@@ -252,7 +252,7 @@ def test_round_trip(tmp_path):
     }  # fmt: skip
     assert set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"} == set(every_parameter)
     extractor = MaxMViTFeatureExtractor(**every_parameter)
-    extractor.extract(voice(0.2))  # computing leaves nothing behind that would be saved
+    extractor.extract(voice(0.2))  # computing must not add anything to what is saved
     extractor.save_pretrained(tmp_path)
     for loaded in (
         MaxMViTFeatureExtractor.from_pretrained(tmp_path),
@@ -265,7 +265,7 @@ def test_round_trip(tmp_path):
         }
 
 
-# What was saved before there were other kinds of images.
+# A file of a version that had only one kind of images.
 OLD = """{
   "auto_map": {"AutoFeatureExtractor": "feature_extraction_maxmvit.MaxMViTFeatureExtractor"},
   "backend": "torch",
@@ -290,7 +290,7 @@ OLD = """{
 }"""
 
 
-def test_an_old_file_loads_as_the_defaults_and_takes_new_parameters(tmp_path):
+def test_an_old_file_loads_as_the_defaults_and_accepts_new_parameters(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(OLD)
     loaded = MaxMViTFeatureExtractor.from_pretrained(tmp_path)
     changed = MaxMViTFeatureExtractor.from_pretrained(tmp_path, trim_db=30.0, image_size=(64, 128), proxies=None)
@@ -302,11 +302,11 @@ def test_an_old_file_loads_as_the_defaults_and_takes_new_parameters(tmp_path):
         assert {**extractor.to_dict(), "auto_map": None} == {**defaults.to_dict(), "auto_map": None}
     with pytest.raises(ValueError, match="level"):
         MaxMViTFeatureExtractor.from_pretrained(tmp_path, level="peak")
-    # What `pipeline` hands on to everything that it loads.
+    # `pipeline` passes these arguments to everything that it loads.
     MaxMViTFeatureExtractor.from_pretrained(tmp_path, _from_pipeline="audio-classification", dtype="auto", token=None)
 
 
-def test_loaded_from_a_folder_it_works_alone(tmp_path):
+def test_an_extractor_loaded_with_its_own_code_gives_the_same_images(tmp_path):
     tiny_feature_extractor().save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded) is not MaxMViTFeatureExtractor
@@ -315,7 +315,7 @@ def test_loaded_from_a_folder_it_works_alone(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5_000, 2), (9, 3), (700, 6)])
-def test_one_waveform_of_several_channels_is_no_batch(shape):
+def test_one_waveform_of_several_channels_is_not_taken_for_a_batch(shape):
     samples = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for batch in (samples, torch.tensor(samples), samples.tolist(), list(samples)):
         with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}\) looks like \(samples, channels\)"):
@@ -340,13 +340,13 @@ def test_one_waveform_of_several_channels_is_no_batch(shape):
         ("cqt_hop_length", True, "a whole number"),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_its_name(name, value, wanted):
+def test_values_of_the_wrong_type_are_refused_by_name(name, value, wanted):
     with pytest.raises(ValueError, match=f"{name}=.* does not work: it must be {wanted}"):
         MaxMViTFeatureExtractor(**{name: value})
     with pytest.raises(ValueError, match=f"{name}="):
         MaxMViTFeatureExtractor.from_dict({name: value})
 
 
-def test_arrays_and_numbers_of_numpy_are_taken():
+def test_numpy_arrays_and_numbers_are_accepted():
     extractor = MaxMViTFeatureExtractor(image_mean=np.zeros(3), n_mels=np.int64(64), top_db=60, image_size=(64, 96))
     assert (extractor.image_mean, extractor.n_mels, extractor.image_shape) == ([0, 0, 0], 64, [64, 96])

@@ -1,4 +1,4 @@
-"""A shift of the pooled features, such as a speaker's, and logits of features that were computed before."""
+"""Tests shifting pooled features, as for a speaker, and classifying features that were computed before."""
 
 import pytest
 import torch
@@ -28,14 +28,14 @@ def test_a_shift_is_subtracted_from_the_features_before_the_fusion(fusion, head)
 def test_each_clip_has_its_own_shift_and_each_branch_its_own_part():
     model, images = tiny_model(), tiny_images(3)
     shift = torch.zeros(3, model.maxmvit.num_features)
-    shift[1, -1] = 5  # of the Mel branch
+    shift[1, -1] = 5  # a feature of the Mel branch
     with torch.no_grad():
         plain, shifted = model(**images).logits, model(**images, feature_shift=shift).logits
     assert torch.equal(plain[[0, 2]], shifted[[0, 2]]) and not torch.equal(plain[1], shifted[1])
 
 
 @pytest.mark.parametrize("changes", [{"fusion": "attention"}, {"head": "decoder"}])
-def test_a_model_that_reads_tokens_refuses_it(changes):
+def test_a_model_that_reads_tokens_refuses_a_shift(changes):
     model = tiny_model(**changes)
     shift = torch.zeros(model.maxmvit.num_features)
     with pytest.raises(ValueError, match="feature_shift changes pooled features only.* train a model with another"):
@@ -51,7 +51,7 @@ def test_a_shift_of_another_shape_is_refused(shape):
         model(**tiny_images(2), feature_shift=torch.zeros(shape))
 
 
-def test_a_configuration_says_whether_a_model_has_statistics():
+def test_only_a_configuration_with_feature_statistics_adds_their_buffers():
     keys = {*tiny_model().state_dict()}
     assert not tiny_config().feature_statistics
     added = {*tiny_model(feature_statistics=True).state_dict()} - keys

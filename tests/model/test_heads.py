@@ -1,4 +1,4 @@
-"""Fusions and heads: their formulas in plain torch, and every pair of them trained, saved and loaded."""
+"""Tests fusions and heads against their formulas in plain torch, and trains, saves and loads every pair of them."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def config(**kwargs) -> MaxMViTConfig:
     return MaxMViTConfig(**{"num_labels": 3, "hidden_size": 8, "fusion_size": 8, **kwargs})
 
 
-def made(name: str, seed: int = 0):
+def build_fusion(name: str, seed: int = 0):
     torch.manual_seed(seed)
     features = {branch: torch.randn(CLIPS, width) for branch, width in WIDTHS.items()}
     tokens = {branch: torch.randn(CLIPS, 7, width) for branch, width in TOKEN_WIDTHS.items()}
@@ -34,20 +34,20 @@ def test_tables_and_names_agree():
 
 
 def test_concat():
-    fusion, features, tokens = made("concat")
+    fusion, features, tokens = build_fusion("concat")
     assert not [*fusion.parameters()] and fusion.out_features == 10
     assert fusion(features, tokens).equal(torch.cat([features["cqt"], features["mel"]], 1))
 
 
 def test_gated():
-    fusion, features, tokens = made("gated")
+    fusion, features, tokens = build_fusion("gated")
     joined = torch.cat([features["cqt"], features["mel"]], 1)
     expected = joined / (1 + torch.exp(-(joined @ fusion.gate.weight.T + fusion.gate.bias)))
     torch.testing.assert_close(fusion(features, tokens), expected)
 
 
 def test_bilinear():
-    fusion, features, tokens = made("bilinear")
+    fusion, features, tokens = build_fusion("bilinear")
     both = [features[b] @ fusion.project[b].weight.T + fusion.project[b].bias for b in ("cqt", "mel")]
     product = both[0] * both[1]
     expected = torch.sign(product) * torch.sqrt(product.abs() + 1e-6)
@@ -60,7 +60,7 @@ def test_bilinear():
 
 
 def plain_attention(layer, queries, memory):
-    """Multi-head attention, step by step: (what is read, the weights' mean over the heads)."""
+    """Computes multi-head attention step by step; returns its output and the mean of its weights over the heads."""
     heads, size = layer.num_heads, layer.embed_dim
     q, k, v = (
         x @ w.T + b
@@ -70,17 +70,17 @@ def plain_attention(layer, queries, memory):
     )
     q, k, v = (x.unflatten(-1, (heads, size // heads)).transpose(1, 2) for x in (q, k, v))
     weights = (q @ k.transpose(-1, -2) / (size // heads) ** 0.5).softmax(-1)
-    read = (weights @ v).transpose(1, 2).flatten(2)
-    return read @ layer.out_proj.weight.T + layer.out_proj.bias, weights.mean(1)
+    values = (weights @ v).transpose(1, 2).flatten(2)
+    return values @ layer.out_proj.weight.T + layer.out_proj.bias, weights.mean(1)
 
 
 def test_attention():
-    fusion, features, tokens = made("attention")
-    own = {b: tokens[b] @ fusion.project[b].weight.T + fusion.project[b].bias for b in ("cqt", "mel")}
+    fusion, features, tokens = build_fusion("attention")
+    projected = {b: tokens[b] @ fusion.project[b].weight.T + fusion.project[b].bias for b in ("cqt", "mel")}
     pooled = [features["cqt"], features["mel"]]
     for one, other in (("cqt", "mel"), ("mel", "cqt")):
-        read, _ = plain_attention(fusion.attention[one], own[one], own[other])
-        pooled.append(F.layer_norm(own[one] + read, (8,)).mean(1))
+        update, _ = plain_attention(fusion.attention[one], projected[one], projected[other])
+        pooled.append(F.layer_norm(projected[one] + update, (8,)).mean(1))
     torch.testing.assert_close(fusion(features, tokens), torch.cat(pooled, 1))
 
 
@@ -93,21 +93,21 @@ def test_decoder():
     queries = head.queries[None].repeat(CLIPS, 1, 1)
     maps = []
     for layer in head.layers:
-        read, seen = plain_attention(layer.attention, queries, memory)
-        queries = F.layer_norm(queries + read, (8,))
+        update, weights = plain_attention(layer.attention, queries, memory)
+        queries = F.layer_norm(queries + update, (8,))
         wide = (queries @ layer.dense[0].weight.T + layer.dense[0].bias).relu()
         queries = F.layer_norm(queries + wide @ layer.dense[3].weight.T + layer.dense[3].bias, (8,))
-        maps.append(seen)
+        maps.append(weights)
     expected = torch.stack([queries[:, k] @ head.out_proj.weight[k] + head.out_proj.bias[k] for k in range(3)], dim=1)
     scores, attentions = head(fused, tokens, return_attention=True)
     torch.testing.assert_close(scores, expected)
-    for given, plain in zip(attentions, maps, strict=True):
-        assert given.shape == (CLIPS, 3, 1 + 7 + 7)
-        torch.testing.assert_close(given, plain)
+    for attention, weights in zip(attentions, maps, strict=True):
+        assert attention.shape == (CLIPS, 3, 1 + 7 + 7)
+        torch.testing.assert_close(attention, weights)
     torch.testing.assert_close(head(fused, tokens)[0], expected)
 
 
-def test_tokens_of_any_layout():
+def test_tokens_of_every_layout():
     class Swin:
         output_fmt = "NHWC"
 
@@ -118,8 +118,8 @@ def test_tokens_of_any_layout():
     assert tokens_of(object(), tokens).equal(tokens)
 
 
-OF_IMAGES = [name for name in FUSION_NAMES if name != "late"]  # which takes a speech encoder too
-# The kinds of backbones, whose tokens differ in shape, take turns.
+OF_IMAGES = [name for name in FUSION_NAMES if name != "late"]  # late fusion needs a speech encoder too
+# Two kinds of backbones alternate, since their tokens differ in shape.
 PAIRS = [
     ((CONVOLUTIONS, {})[index % 2], fusion, head, 1 + index % 2)
     for index, (fusion, head) in enumerate(itertools.product(OF_IMAGES, HEAD_NAMES))
@@ -137,24 +137,24 @@ def test_every_pair_trains_and_reloads_exactly(backbones, fusion, head, head_lay
     logits = model.eval()(**images).logits
     assert logits.equal(model(**images, output_hidden_states=True).logits)
     model.save_pretrained(tmp_path)
-    again, loading = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    reloaded, loading = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    assert {name: getattr(again.config, name) for name in chosen} == chosen
-    torch.testing.assert_close(again.eval()(**images).logits, logits, rtol=0, atol=1e-6)
-    assert again.to(torch.bfloat16)(**images).logits.isfinite().all()
+    assert {name: getattr(reloaded.config, name) for name in chosen} == chosen
+    torch.testing.assert_close(reloaded.eval()(**images).logits, logits, rtol=0, atol=1e-6)
+    assert reloaded.to(torch.bfloat16)(**images).logits.isfinite().all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEAD_NAMES)
 def test_other_classes_get_a_new_last_layer(head, tmp_path):
     MaxMViTForAudioClassification(tiny_config(4, head=head)).save_pretrained(tmp_path)
-    again = MaxMViTForAudioClassification.from_pretrained(tmp_path, num_labels=6, ignore_mismatched_sizes=True).eval()
-    assert again(**tiny_images()).logits.shape == (2, 6)
+    loaded = MaxMViTForAudioClassification.from_pretrained(tmp_path, num_labels=6, ignore_mismatched_sizes=True).eval()
+    assert loaded(**tiny_images()).logits.shape == (2, 6)
     if head == "decoder":
-        assert 0.01 < again.classifier.queries.std() < 0.03
+        assert 0.01 < loaded.classifier.queries.std() < 0.03
 
 
-def test_only_the_decoder_shows_what_it_attends_to():
+def test_only_the_decoder_returns_attentions():
     output = MaxMViTForAudioClassification(tiny_config(head="decoder")).eval()(**tiny_images(), output_attentions=True)
     (attention,) = output.attentions
     assert attention.shape[:2] == (2, 4)
@@ -164,7 +164,7 @@ def test_only_the_decoder_shows_what_it_attends_to():
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "fields, message",
     [
         ({"fusion": "sum"}, "fusion='sum' .* concat, gated, attention, bilinear"),
         ({"head": "svm"}, "head='svm' .* mlp, linear, decoder"),
@@ -173,6 +173,6 @@ def test_only_the_decoder_shows_what_it_attends_to():
         ({"fusion": "gated", "mel_backbone": None}, "nothing to fuse"),
     ],
 )
-def test_what_there_is_not_to_choose(wrong, said):
-    with pytest.raises(ValueError, match=said):
-        tiny_config(**wrong)
+def test_invalid_fusions_and_heads_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)

@@ -1,4 +1,4 @@
-"""Images: silence cut, level, representation, channels, size; each against librosa."""
+"""Tests trimming, level, representation, channels and size of the images, most of them against librosa."""
 
 import os
 from itertools import product
@@ -18,14 +18,14 @@ from tests.helpers.tiny import noise, tiny_feature_extractor, voice
 RATE = 44_100
 IMAGES = ("cqt_values", "mel_values")
 PARAMETERS = ("trim_db", "level", "mel_representation", "channels")
-ALL_PICTURES = [
+ALL_IMAGES = [
     dict(zip(PARAMETERS, values, strict=True))
     for values in product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas"))
 ]
 
 
 def with_silence() -> np.ndarray:
-    """A voice after 0.4 s and before 0.3 s of faint noise."""
+    """Returns 0.4 s of faint noise, a voice of 1 s, and 0.3 s of faint noise."""
     return np.concatenate([noise(17_640, 1) * 1e-3, voice(1.0), noise(13_230, 2) * 1e-3])
 
 
@@ -34,48 +34,48 @@ def clips(request) -> list[np.ndarray]:
     if request.param == "synthesised":
         return [with_silence(), voice(0.5, f0=220)]
     if "SER_RAVDESS_DIR" not in os.environ:
-        pytest.skip("SER_RAVDESS_DIR does not name a RAVDESS folder")
+        pytest.skip("SER_RAVDESS_DIR is not set")
     paths = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::479]
     return [read_audio(path, RATE) for path in paths]
 
 
 def unresized(y: np.ndarray, name: str, rows: int | None = None, **kwargs) -> np.ndarray:
-    """The image of a clip, `(channels, rows, frames)`: of the size that it has before it is resized."""
+    """Returns the image of a clip, `(channels, rows, frames)`, in the size that it has before it is resized."""
     bins, hop = {"cqt": (84, 512), "mel": (128, 256)}[name]
     size = (rows or bins, 1 + len(y) // hop)
     return MaxMViTFeatureExtractor(image_size=size, **kwargs).extract(y)[f"{name}_values"][0].numpy()
 
 
-def librosas_db(y: np.ndarray, name: str, **kwargs) -> np.ndarray:
+def librosa_db(y: np.ndarray, name: str, **kwargs) -> np.ndarray:
     if name == "cqt":
         return librosa.amplitude_to_db(np.abs(librosa.cqt(y, sr=RATE)), **kwargs)
     mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256, n_mels=128)
     return librosa.power_to_db(mel, **kwargs)
 
 
-# The CQT of the torch back end is further from librosa's than 1e-4, as it is closer to the definition.
-BOTH = pytest.mark.parametrize("name, backend", [("cqt", "librosa"), ("mel", "torch"), ("mel", "librosa")])
+# The CQT of the torch backend is closer to the definition than librosa's, so the two differ by more than 1e-4.
+BACKENDS = pytest.mark.parametrize("name, backend", [("cqt", "librosa"), ("mel", "torch"), ("mel", "librosa")])
 
 
-@BOTH
-def test_levels_are_librosas(clips, name, backend):
+@BACKENDS
+def test_levels_equal_those_of_librosa(clips, name, backend):
     for y in clips:
-        db = librosas_db(y, name, ref=np.max, top_db=60)
-        own = unresized(y, name, top_db=60.0, backend=backend)
-        np.testing.assert_allclose(own[0], (db - db.min()) / (db.max() - db.min()), atol=1e-4)
-        db = librosas_db(y, name, ref=1.0, top_db=None)
-        own = unresized(y, name, level="full_scale", full_scale_db=(-50, 10), backend=backend)
-        np.testing.assert_allclose(own[0], np.clip((db + 50) / 60, 0, 1), atol=1e-4)
+        db = librosa_db(y, name, ref=np.max, top_db=60)
+        image = unresized(y, name, top_db=60.0, backend=backend)
+        np.testing.assert_allclose(image[0], (db - db.min()) / (db.max() - db.min()), atol=1e-4)
+        db = librosa_db(y, name, ref=1.0, top_db=None)
+        image = unresized(y, name, level="full_scale", full_scale_db=(-50, 10), backend=backend)
+        np.testing.assert_allclose(image[0], np.clip((db + 50) / 60, 0, 1), atol=1e-4)
 
 
 @pytest.mark.slow
-@BOTH
-def test_deltas_are_librosas(clips, name, backend):
+@BACKENDS
+def test_deltas_equal_those_of_librosa(clips, name, backend):
     for y, level in product(clips, ("clip", "full_scale")):
         static = unresized(y, name, level=level, backend=backend)
         channels = unresized(y, name, level=level, channels="deltas", backend=backend)
         assert np.array_equal(channels[:1], static)
-        db = librosas_db(y, name, **({"ref": np.max, "top_db": 80} if level == "clip" else {"top_db": None}))
+        db = librosa_db(y, name, **({"ref": np.max, "top_db": 80} if level == "clip" else {"top_db": None}))
         low, high = (db.min(), db.max()) if level == "clip" else (-60, 40)
         for order, reach in ((1, 1 / 12), (2, 1 / 24)):
             change = librosa.feature.delta(np.clip(db, low, high), order=order) / (high - low)
@@ -84,21 +84,21 @@ def test_deltas_are_librosas(clips, name, backend):
 
 @pytest.mark.parametrize("backend", ["torch", "librosa"])
 @pytest.mark.parametrize("n_mfcc", [13, 128])
-def test_mfcc_is_librosas(clips, n_mfcc, backend):
+def test_mfcc_equals_that_of_librosa(clips, n_mfcc, backend):
     for y in clips:
-        db = librosas_db(y, "mel", ref=np.max, top_db=80)
+        db = librosa_db(y, "mel", ref=np.max, top_db=80)
         cepstrum = librosa.feature.mfcc(S=db, n_mfcc=n_mfcc) / 128**0.5  # row 0: the mean level of a frame
         cepstrum[0] -= db.min()
         expected = cepstrum / (db.max() - db.min()) + np.where(np.arange(n_mfcc) == 0, 0, 0.5)[:, None]
         kwargs = {"mel_representation": "mfcc", "n_mfcc": n_mfcc, "backend": backend}
         np.testing.assert_allclose(unresized(y, "mel", n_mfcc, **kwargs)[0], expected, atol=1e-4)
-        assert expected.min() >= 0 and expected.max() <= 1  # nothing was cut off
+        assert expected.min() >= 0 and expected.max() <= 1  # nothing is clipped
         assert np.array_equal(unresized(y, "cqt", **kwargs), unresized(y, "cqt", backend=backend))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trim_db", [20.0, 35.0, 60.0])
-def test_trimming_is_librosas(clips, trim_db):
+def test_trimming_equals_that_of_librosa(clips, trim_db):
     for y in clips:
         _, (start, end) = librosa.effects.trim(y, top_db=trim_db, frame_length=2048, hop_length=256)
         for backend in ("torch", "librosa"):
@@ -112,7 +112,7 @@ def test_trimming_is_librosas(clips, trim_db):
                 assert torch.equal(image[1], expected[1])
 
 
-def test_a_trimmed_clip_is_a_shorter_waveform_but_at_its_ends():
+def test_a_trimmed_clip_equals_a_shorter_waveform_except_at_its_ends():
     y = with_silence()
     extractor = tiny_feature_extractor(trim_db=35.0)
     (clip,) = extractor.spectrograms(y)
@@ -136,7 +136,7 @@ def test_a_trimmed_clip_is_a_shorter_waveform_but_at_its_ends():
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e30]),
 )
 @settings(max_examples=60, deadline=None)
-def test_trimming_never_empties(samples, seed, trim_db, trim_margin, scale):
+def test_trimming_never_removes_everything(samples, seed, trim_db, trim_margin, scale):
     y = noise(samples, seed) * np.float32(scale)
     y[: samples // 2] *= np.float32(1e-3)
     extractor = tiny_feature_extractor(trim_db=trim_db, trim_margin=trim_margin)
@@ -149,27 +149,27 @@ def test_trimming_never_empties(samples, seed, trim_db, trim_margin, scale):
 @pytest.mark.slow
 @given(gain=st.floats(-20, 20))
 @settings(max_examples=15, deadline=None)
-def test_a_gain_shows_on_full_scale_by_its_db_and_not_on_a_clips_own(gain):
+def test_a_gain_shifts_images_of_level_full_scale_but_not_of_level_clip(gain):
     y, louder = noise(20_000), noise(20_000) * np.float32(10 ** (gain / 20))
     for name in ("cqt", "mel"):
         for channels in ("repeat", "deltas"):
-            own, other = (unresized(waveform, name, channels=channels) for waveform in (y, louder))
-            np.testing.assert_allclose(own, other, atol=1e-4)
+            plain, loud = (unresized(waveform, name, channels=channels) for waveform in (y, louder))
+            np.testing.assert_allclose(plain, loud, atol=1e-4)
         kwargs = {"level": "full_scale", "full_scale_db": (-90.0, 60.0), "channels": "deltas"}
-        own, other = (unresized(waveform, name, **kwargs) for waveform in (y, louder))
-        assert min(own[0].min(), other[0].min()) > 0 and max(own[0].max(), other[0].max()) < 1
-        np.testing.assert_allclose(other[0] - own[0], gain / 150, atol=1e-5)
-        np.testing.assert_allclose(other[1:], own[1:], atol=1e-4)
+        plain, loud = (unresized(waveform, name, **kwargs) for waveform in (y, louder))
+        assert min(plain[0].min(), loud[0].min()) > 0 and max(plain[0].max(), loud[0].max()) < 1
+        np.testing.assert_allclose(loud[0] - plain[0], gain / 150, atol=1e-5)
+        np.testing.assert_allclose(loud[1:], plain[1:], atol=1e-4)
     kwargs = {"level": "full_scale", "full_scale_db": (-90.0, 60.0), "mel_representation": "mfcc", "rows": 40}
-    own, other = (unresized(waveform, "mel", **kwargs)[0] for waveform in (y, louder))
-    np.testing.assert_allclose(other[0] - own[0], gain / 150, atol=1e-5)
-    np.testing.assert_allclose(other[1:], own[1:], atol=1e-5)
+    plain, loud = (unresized(waveform, "mel", **kwargs)[0] for waveform in (y, louder))
+    np.testing.assert_allclose(loud[0] - plain[0], gain / 150, atol=1e-5)
+    np.testing.assert_allclose(loud[1:], plain[1:], atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("backend", ["torch", "librosa"])
-@pytest.mark.parametrize("parameters", ALL_PICTURES, ids=str)
+@pytest.mark.parametrize("parameters", ALL_IMAGES, ids=str)
 def test_silence_and_a_clip_of_one_sample(parameters, backend):
     extractor = tiny_feature_extractor(backend=backend, **parameters)
     waveforms = [[0.0], [1.0], np.zeros(20_000)]
@@ -201,7 +201,7 @@ def test_deltas_of_few_frames(frames, seed):
 
 @given(values=st.lists(st.floats(-100, 60, width=32), min_size=1, max_size=30), top_db=st.floats(1, 100))
 @settings(max_examples=50, deadline=None)
-def test_a_clip_fills_its_own_range(values, top_db):
+def test_the_range_of_a_clip_is_mapped_to_0_and_1(values, top_db):
     db = torch.tensor(values)
     low, high = clip_range(db, top_db)
     image = between(db, low, high)
@@ -221,7 +221,7 @@ def test_image_size(image_size, shape):
         assert (wide[name] - resized).abs().mean() < 0.05  # the same image
 
 
-def test_three_channels_are_normalised_each_by_its_own():
+def test_three_channels_are_normalised_separately():
     extractor, y = tiny_feature_extractor(channels="deltas"), voice(0.5)
     values = extractor(y, sampling_rate=RATE, return_tensors="pt")
     for name, images in extractor.extract(y).items():

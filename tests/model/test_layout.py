@@ -1,5 +1,5 @@
-"""The files that a checkpoint carries: flat, alone, and each with all that it needs beside it. The order of the
-folders of ser/, and the figures of docs/size.py."""
+"""Tests that the files of a checkpoint are self-contained, that the folders of ser/ import one another in order, and
+the figures of docs/size.py."""
 
 import ast
 import importlib.util
@@ -15,7 +15,7 @@ SHIPPED = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.g
 
 
 def relative_imports(text: str) -> set[str]:
-    """The siblings that transformers copies along with a file: it searches the text, and no deeper before 5.12."""
+    """Returns the siblings that transformers copies with a file. Before 5.12, it does not search those for others."""
     return set(re.findall(r"^\s*from\s+\.(\w+)\s+import", text, re.MULTILINE))
 
 
@@ -29,7 +29,7 @@ def needed(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_each_file_imports_directly_all_that_it_needs(name):
+def test_each_file_imports_directly_every_file_that_it_needs(name):
     assert relative_imports(SHIPPED[name]) == needed(name)
 
 
@@ -38,7 +38,7 @@ def test_a_model_carries_every_file():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_no_file_needs_one_that_needs_it(name):
+def test_the_files_have_no_circular_imports(name):
     assert not any(name in needed(other) for other in needed(name))
 
 
@@ -51,14 +51,14 @@ def test_relative_and_absolute_imports_are_the_same(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_no_file_knows_of_the_training_package(name):
+def test_no_file_imports_the_training_package(name):
     tree = ast.walk(ast.parse(SHIPPED[name]))
     modules = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
     assert not [module for module in modules if module.partition(".")[0] in ("ser", "tests")]
 
 
 @pytest.mark.slow
-def test_a_configuration_is_read_without_timm_and_what_computes_spectrograms(tmp_path):
+def test_reading_a_configuration_imports_neither_timm_nor_audio_libraries(tmp_path):
     code = (
         "import sys; from configuration_maxmvit import MaxMViTConfig\n"
         "MaxMViTConfig(cqt_backbone='convnet', mel_backbone='convnet').save_pretrained(sys.argv[1])\n"
@@ -71,7 +71,7 @@ def test_a_configuration_is_read_without_timm_and_what_computes_spectrograms(tmp
 
 # --- the training package ---
 
-# From left to right as in docs/architecture.md: a module imports only modules of its own layer and of those before it.
+# In the order of docs/architecture.md: a module imports only modules of its own layer and of earlier layers.
 LAYERS = [
     ["configuration_maxmvit", "spectrograms_maxmvit", "audio_maxmvit", "feature_extraction_maxmvit",
      "modeling_maxmvit", "pipeline_maxmvit"],
@@ -89,7 +89,7 @@ LAYERS = [
 
 
 def layer_of(module: str) -> int:
-    """The layer with the longest name that is the module's or that of a package around it."""
+    """Returns the layer that lists a module, or else its innermost package that is listed."""
     places = [
         (len(name), layer)
         for layer, names in enumerate(LAYERS)
@@ -116,7 +116,7 @@ def modules(size):
     return size.modules_of(ROOT)
 
 
-def test_modules_import_in_the_order_of_their_folders_and_in_no_cycle(size, modules):
+def test_imports_follow_the_layers_and_have_no_cycles(size, modules):
     graph = size.imports_of(modules)
     assert backward(graph) == [] and size.cycles_of(graph) == []
     assert [module for module in graph if layer_of(module) < 0] == ["ser"]
@@ -133,7 +133,7 @@ def test_modules_import_in_the_order_of_their_folders_and_in_no_cycle(size, modu
         ("ser.training.trainer", "from ser.training.run import train_and_test", "ser.training.run"),
     ],
 )
-def test_an_import_against_the_order_is_found(size, modules, module, line, arrow):
+def test_an_import_from_a_later_layer_is_found(size, modules, module, line, arrow):
     longer = ast.Module([*modules[module].body, *ast.parse(line).body], [])
     assert backward(size.imports_of(modules | {module: longer})) == [f"{module} -> {arrow}"]
 
@@ -156,7 +156,7 @@ def test_imports_for_type_checkers_do_not_count(size):
 
 
 @pytest.mark.slow
-def test_the_page_gives_the_figures_of_the_layout_as_they_are(size):
+def test_the_figures_in_the_architecture_page_are_current(size):
     page, rows = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), size.sizes(ROOT)
     for row in ("imports of shipped: modules, arrows, depth, cycles", "private methods of Trainer overridden"):
         assert re.search(rf"^\| {row} \|.*\| {rows[row]} \|$", page, re.MULTILINE), rows[row]

@@ -1,4 +1,4 @@
-"""A learnable Mel filter bank: the images it starts with, its inputs, its training, and what is refused."""
+"""Tests the learnable Mel filter bank: its initial images, inputs, saving, training, errors and warnings."""
 
 import json
 from itertools import product
@@ -33,7 +33,7 @@ from tests.helpers.training import make_arguments
 
 ROOT = Path(__file__).parents[2]
 RATE = 44_100
-# Of three lengths; after and before faint noise, far below and far above any recording.
+# Three lengths; a voice between faint noise, one far quieter and noise far louder than any recording.
 CLIPS = [
     np.concatenate([noise(9_000, 1) * 1e-3, voice(0.6), noise(7_000, 2) * 1e-3]),
     voice(0.9, f0=180, seed=1) * np.float32(1e-4),
@@ -58,20 +58,20 @@ def built(seed: int = 0, **changes) -> tuple[MaxMViTForAudioClassification, MaxM
     "trim_db, level, mel_representation, channels",
     product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas")),
 )
-def test_it_starts_with_the_images_of_the_extractor(trim_db, level, mel_representation, channels, backend):
+def test_the_initial_images_are_those_of_the_extractor(trim_db, level, mel_representation, channels, backend):
     extractor = MaxMViTFeatureExtractor(
         trim_db=trim_db, level=level, mel_representation=mel_representation, channels=channels, backend=backend,
         image_size=(64, 96), filter_bank="learnable",
     )  # fmt: skip
-    given = inputs_of(extractor, *CLIPS)
-    assert len({*given["power_lengths"].tolist()}) == 3
-    own = MelFilterBank(image_settings(extractor))(given["power_values"], given["power_lengths"])
+    inputs = inputs_of(extractor, *CLIPS)
+    assert len({*inputs["power_lengths"].tolist()}) == 3
+    images = MelFilterBank(image_settings(extractor))(inputs["power_values"], inputs["power_lengths"])
     std = torch.tensor(extractor.image_std)[:, None, None]
-    torch.testing.assert_close(own * std, given["mel_values"] * std, rtol=0, atol=1e-4)
-    assert given["mel_values"].std() > 0.1
+    torch.testing.assert_close(images * std, inputs["mel_values"] * std, rtol=0, atol=1e-4)
+    assert inputs["mel_values"].std() > 0.1
 
 
-def test_it_begins_as_slaneys_bank_and_stays_positive_and_in_its_bands():
+def test_the_initial_filters_are_slaneys_and_training_keeps_their_signs_and_bands():
     extractor = MaxMViTFeatureExtractor(filter_bank="learnable")
     bank, slaney = MelFilterBank(image_settings(extractor)), torch.from_numpy(mel_filters(RATE, 4096, 128))
     assert bank.filters().equal(slaney)
@@ -85,59 +85,59 @@ def test_it_begins_as_slaneys_bank_and_stays_positive_and_in_its_bands():
     "level, mel_representation", [("clip", "log-mel"), ("clip", "mfcc"), ("full_scale", "log-mel")]
 )
 def test_the_gradient_of_a_filter_is_that_of_its_image(level, mel_representation):
-    """By central differences, along a random direction; of a clip with one loudest moment if that counts."""
+    """Compares with a central difference in a random direction. For level "clip", the clip has one loudest frame."""
     model, extractor = built(level=level, channels="deltas", mel_representation=mel_representation, n_mfcc=20)
     swelling = np.linspace(0, 1, RATE // 2, dtype=np.float32) ** 4 if level == "clip" else 1
-    bank, given = model.maxmvit.filter_bank, inputs_of(extractor, voice(0.5) * swelling)
+    bank, inputs = model.maxmvit.filter_bank, inputs_of(extractor, voice(0.5) * swelling)
     generator = torch.Generator().manual_seed(0)
-    towards = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64)
+    weights = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64)
     direction = torch.randn(bank.log_gains.shape, generator=generator)
 
     def score(step: float) -> torch.Tensor:
         with torch.no_grad():
             bank.log_gains.copy_(step * direction)
-        return (bank(given["power_values"])[0].double() * towards).sum()
+        return (bank(inputs["power_values"])[0].double() * weights).sum()
 
     numeric = (score(5e-3) - score(-5e-3)).item() / 1e-2
     score(0.0).backward()
     assert (bank.log_gains.grad * direction).sum().item() == pytest.approx(numeric, rel=0.01) and abs(numeric) > 0.1
 
 
-def test_a_model_answers_as_one_of_fixed_filters_until_they_are_trained():
+def test_an_untrained_filter_bank_gives_the_logits_of_fixed_filters():
     model, extractor = built(trim_db=30.0)
     fixed = MaxMViTConfig(**{**model.config.to_dict(), "filter_bank": "fixed", "filter_bank_config": None})
     other = MaxMViTForAudioClassification(fixed).eval()
     other.load_state_dict({name: value for name, value in model.state_dict().items() if name != GAINS})
-    given = inputs_of(extractor, *CLIPS)
-    expected = other(cqt_values=given["cqt_values"], mel_values=given["mel_values"]).logits
-    torch.testing.assert_close(model(**given).logits, expected, rtol=0, atol=1e-6)
+    inputs = inputs_of(extractor, *CLIPS)
+    expected = other(cqt_values=inputs["cqt_values"], mel_values=inputs["mel_values"]).logits
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
     torch.nn.init.normal_(model.maxmvit.filter_bank.log_gains)
-    assert (model(**given).logits - expected).abs().max() > 1e-4
+    assert (model(**inputs).logits - expected).abs().max() > 1e-4
 
 
-def test_what_is_drawn_of_a_clip_does_not_depend_on_those_beside_it():
+def test_the_logits_of_a_clip_do_not_depend_on_the_other_clips_of_its_batch():
     model, extractor = built(trim_db=30.0)
     torch.nn.init.normal_(model.maxmvit.filter_bank.log_gains)
     alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
     torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
 
 
-def test_filters_are_float32_in_a_model_and_an_autocast_of_bfloat16():
+def test_filters_stay_float32_in_a_bfloat16_model_and_in_autocast():
     model, extractor = built()
-    given = inputs_of(extractor, *CLIPS)
-    expected = model.maxmvit.filter_bank(given["power_values"], given["power_lengths"])
+    inputs = inputs_of(extractor, *CLIPS)
+    expected = model.maxmvit.filter_bank(inputs["power_values"], inputs["power_lengths"])
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.maxmvit.filter_bank(given["power_values"], given["power_lengths"]).equal(expected)
+        assert model.maxmvit.filter_bank(inputs["power_values"], inputs["power_lengths"]).equal(expected)
     logits = logits_of(model, extractor, *CLIPS)
     halved = model.bfloat16()
-    assert halved.maxmvit.filter_bank(given["power_values"], given["power_lengths"]).equal(expected)
+    assert halved.maxmvit.filter_bank(inputs["power_values"], inputs["power_lengths"]).equal(expected)
     torch.testing.assert_close(logits_of(halved, extractor, *CLIPS).float(), logits, rtol=0.1, atol=0.1)
 
 
-# ---- what it is given
+# ---- inputs
 
 
-def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
+def test_the_power_is_cached_with_the_spectrograms_and_raised_by_a_gain():
     plain, extractor = tiny_feature_extractor(), tiny_feature_extractor(filter_bank="learnable", level="full_scale")
     (clip,) = extractor.spectrograms(CLIPS[0])
     assert clip["power"].shape == (2049, clip["mel"].shape[-1]) and "power" not in plain.spectrograms(CLIPS[0])[0]
@@ -145,9 +145,9 @@ def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
         "power_values",
         "power_lengths",
     }
-    kept = unpack(pack(clip))
+    cached = unpack(pack(clip))
     loud = clip["power"] > clip["power"].max() - 128
-    assert (kept["power"] - clip["power"])[loud].abs().max() < 0.04
+    assert (cached["power"] - clip["power"])[loud].abs().max() < 0.04
     assert extractor_key(plain) != extractor_key(extractor)
     louder = RandomGain(12.0)(clip)
     torch.testing.assert_close(
@@ -158,7 +158,7 @@ def test_the_power_is_kept_with_the_spectrograms_and_louder_by_a_gain():
     )
 
 
-def test_windows_of_the_pipeline_filter_their_segment():
+def test_the_filters_of_a_pipeline_window_get_the_power_of_its_segment():
     model, extractor = built()
     classify = MaxMViTAudioClassificationPipeline(model=model, feature_extractor=extractor)
     recording = np.concatenate([voice(1.5, f0=100 + 20 * i, seed=i) for i in range(4)])
@@ -172,11 +172,11 @@ def test_windows_of_the_pipeline_filter_their_segment():
         assert list(row["scores"].values()) == pytest.approx(scores, abs=1e-3)
 
 
-# ---- saved and loaded
+# ---- saving and loading
 
 
 @pytest.mark.slow
-def test_it_reloads_in_another_process(tmp_path):
+def test_the_filter_bank_reloads_in_another_process(tmp_path):
     model, extractor = built(trim_db=30.0)
     torch.nn.init.normal_(model.maxmvit.filter_bank.log_gains)
     for part in (model, extractor):
@@ -186,21 +186,21 @@ def test_it_reloads_in_another_process(tmp_path):
     assert exit_codes([start(assert_reloads, tmp_path)]) == [0]
 
 
-def test_filters_that_a_checkpoint_lacks_begin_anew(tmp_path):
+def test_missing_filters_get_their_initial_values(tmp_path):
     model, _ = built()
     torch.nn.init.normal_(model.maxmvit.filter_bank.log_gains)
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.pop(GAINS).any()
     save_file(saved, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    again, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert info["missing_keys"] == {GAINS} and not again.maxmvit.filter_bank.log_gains.any()
+    reloaded, info = MaxMViTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {GAINS} and not reloaded.maxmvit.filter_bank.log_gains.any()
 
 
-# ---- what trains it
+# ---- training
 
 
-def test_it_has_an_optimizer_of_its_own(tmp_path):
+def test_the_filter_bank_has_its_own_optimizer(tmp_path):
     def groups(**changes) -> dict[str, tuple]:
         model, extractor = built()
         found = trainer_of(model, extractor, tmp_path, **changes).create_optimizer().param_groups
@@ -225,20 +225,20 @@ def test_it_has_an_optimizer_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_trains_and_resumes_bit_for_bit(tmp_path):
+def test_the_filter_bank_trains_and_resumes_exactly(tmp_path):
     model, extractor = built(trim_db=30.0)
     settings = {"activation_checkpointing": True, "bf16": True, "ema_decay": 0.5, "filter_optimizer": "adam"}
     trainer_of(model, extractor, tmp_path, **settings).train()
     ends = model.state_dict()
     assert ends[GAINS].abs().mean() > 1e-4
-    again, _ = built(trim_db=30.0)
-    resumed = trainer_of(again, extractor, tmp_path / "resumed", **settings)
+    restarted, _ = built(trim_db=30.0)
+    resumed = trainer_of(restarted, extractor, tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    for name, value in again.state_dict().items():
+    for name, value in restarted.state_dict().items():
         assert value.equal(ends[name]), name
 
 
-def test_it_is_frozen_and_thawed_with_the_backbones(tmp_path):
+def test_the_filter_bank_is_frozen_and_unfrozen_with_the_backbones(tmp_path):
     for unfreeze_epoch, branches in ((None, {"head"}), (0, {"cqt", "mel", "filter", "head"})):
         model, extractor = built()
         trainer = trainer_of(model, extractor, tmp_path, freeze_backbones=True, unfreeze_epoch=unfreeze_epoch)
@@ -247,20 +247,20 @@ def test_it_is_frozen_and_thawed_with_the_backbones(tmp_path):
 
 def test_checkpointing_changes_no_gradient():
     model, extractor = built()
-    given, gradients = inputs_of(extractor, *CLIPS), []
+    inputs, gradients = inputs_of(extractor, *CLIPS), []
     for checkpointing in (False, True):
         if checkpointing:
             model.activation_checkpointing_enable()
         torch.manual_seed(0)
         model.train().zero_grad()
-        model(**given, labels=torch.arange(3)).loss.backward()
+        model(**inputs, labels=torch.arange(3)).loss.backward()
         gradients.append(model.maxmvit.filter_bank.log_gains.grad.clone())
     torch.testing.assert_close(*gradients)
     assert gradients[0].any()
 
 
 @pytest.mark.slow
-def test_the_ablations_variation_runs_ten_steps(tmp_path):
+def test_the_variation_of_the_ablation_runs_ten_steps(tmp_path):
     write_ravdess(tmp_path / "corpus")
     variation = read_variations(ROOT / "configs/ablations/ravdess_small-filters.yaml", "ravdess_small")[
         "learnable filters"
@@ -283,14 +283,14 @@ def test_the_ablations_variation_runs_ten_steps(tmp_path):
         make_config(model_args)
 
 
-# ---- what refuses it
+# ---- errors and warnings
 
 
 def command(*flags: str):
     return parse_arguments(["--output_dir", "out", "--imagenet_weights", "false", "--use_cpu", *flags])
 
 
-def test_the_command_builds_both_of_one_kind():
+def test_the_command_builds_a_matching_model_and_extractor():
     flags = [
         "--filter_bank",
         "learnable",
@@ -309,13 +309,13 @@ def test_the_command_builds_both_of_one_kind():
 
 
 @pytest.mark.parametrize("name, value", [("optimizer", "sgd"), ("learning_rate", 0.1), ("weight_decay", 0.1)])
-def test_its_options_are_left_out_with_a_warning_where_filters_are_fixed(name, value, caplog):
+def test_filter_options_are_ignored_with_a_warning_if_filters_are_fixed(name, value, caplog):
     args = command(f"--filter_{name}", str(value))[2]
     assert f"--filter_{name} has no effect without --filter_bank learnable" in caplog.text
     assert getattr(args, f"filter_{name}") is None
 
 
-def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
+def test_mixup_and_masks_of_learnable_images_are_refused(tmp_path, caplog):
     config = built()[0].config
     with pytest.raises(
         DataError, match="--mixup_alpha blends images, and learnable filters compute their image later"
@@ -328,18 +328,18 @@ def test_what_blends_or_masks_its_images_is_refused(tmp_path, caplog):
     assert "--filter_learning_rate has no effect: the model has no such part" in caplog.text
 
 
-def test_what_cannot_work_is_named():
+def test_invalid_settings_and_inputs_are_refused():
     model, extractor = built()
     settings = image_settings(extractor)
-    for fields, said in (
+    for fields, message in (
         ({"filter_bank": "gabor"}, "filter_bank='gabor' does not work: choose one of fixed, learnable"),
         ({"filter_bank": "learnable"}, "needs a filter_bank_config"),
         ({"filter_bank_config": settings}, "filter_bank_config is for filter_bank='learnable'"),
         ({"filter_bank": "learnable", "filter_bank_config": settings, "mel_backbone": None}, "without a mel_backbone"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             tiny_config(**fields)
-    for wrong, said in (
+    for wrong, message in (
         ({"n_mels": 9}, "needs a filter_bank_config"),
         (settings | {"loudness": 3.0}, "needs a filter_bank_config"),
         ({name: value for name, value in settings.items() if name != "level"}, "needs a filter_bank_config"),
@@ -347,23 +347,23 @@ def test_what_cannot_work_is_named():
         (settings | {"image_shape": 32}, "filter_bank_config: image_shape=32 does not work"),
     ):
         config = tiny_config(filter_bank="learnable", filter_bank_config=wrong)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             MaxMViTForAudioClassification(config)
     with pytest.raises(ValueError, match="filter_bank must be 'fixed' or 'learnable'"):
         tiny_feature_extractor(filter_bank="gabor")
-    given = inputs_of(extractor, *CLIPS)
+    inputs = inputs_of(extractor, *CLIPS)
     with pytest.raises(ValueError, match="power_values is missing.*filter_bank is 'learnable'"):
-        model(cqt_values=given["cqt_values"], mel_values=given["mel_values"])
-    for wrong in (given["power_values"][:, 1:], given["power_values"][:2], given["power_values"][..., :9]):
+        model(cqt_values=inputs["cqt_values"], mel_values=inputs["mel_values"])
+    for wrong in (inputs["power_values"][:, 1:], inputs["power_values"][:2], inputs["power_values"][..., :9]):
         with pytest.raises(ValueError, match="power_values has shape .*257 bins, frames"):
-            model(**given | {"power_values": wrong})
+            model(**inputs | {"power_values": wrong})
     with pytest.raises(ValueError, match="cqt_values holds 2 clips, power_values 3"):
-        model(**given | {"cqt_values": given["cqt_values"][:2]})
+        model(**inputs | {"cqt_values": inputs["cqt_values"][:2]})
 
 
-def test_settings_that_were_added_since_have_their_default(monkeypatch):
+def test_settings_that_an_older_model_lacks_have_their_defaults(monkeypatch):
     settings = image_settings(tiny_feature_extractor(filter_bank="learnable", n_mfcc=11, top_db=70.0))
     for name, value in (("n_mfcc", 40), ("top_db", 80.0)):
-        older = {other: kept for other, kept in settings.items() if other != name}
+        older = {other: setting for other, setting in settings.items() if other != name}
         monkeypatch.setattr(feature_extraction_maxmvit, "FIRST_SETTINGS", {*older})
         assert MelFilterBank(older).settings == settings | {name: value}

@@ -1,13 +1,13 @@
 """
-transformers' own tests of a model, run on a tiny MaxMViT. Its wheel lacks them; `.ci/battery` unpacks those of the
-installed version from its source distribution.
+Runs transformers' own tests of models on a tiny MaxMViT. Its wheel does not contain them; `.ci/battery`
+unpacks those of the installed version from the source distribution.
 
-Skipped by the battery's own flags are tests of what this model is not: text generation, tied or resized embeddings
-(its inputs are images, not tokens), attention maps and kernels to choose from (timm's attention has neither), tensor
-parallelism, and what needs accelerators or libraries that are not there. Also skipped is
-`test_can_init_all_missing_weights`, as for every model without a recent copyright line: it seeds between building a
-model and drawing its weights, where timm has drawn its own already. In its place stands
-`test_missing_backbone_weights_are_initialised_by_timm`.
+The flags of the battery skip tests that do not apply to this model: text generation, tied or resized embeddings (the
+inputs are images, not tokens), attention maps and a choice of attention kernels (timm's attention has neither), tensor
+parallelism, and what needs accelerators or libraries that are missing. `test_can_init_all_missing_weights` is also
+skipped, as for every model without a recent copyright line: it sets the seed after building a model and before
+initialising its weights, when timm has already initialised its own.
+`test_missing_backbone_weights_are_initialised_by_timm` replaces it.
 """
 
 import importlib
@@ -36,8 +36,8 @@ BATTERY = Path(__file__).parents[2] / f".cache/transformers-{transformers.__vers
 
 def load_battery() -> ModuleType:
     """
-    `test_modeling_common.py` as a module. It imports two mixins, for exporting and for generating text, from folders
-    that the source distribution leaves out. Empty classes take their place.
+    Imports `test_modeling_common.py`. It imports two mixins, for export and text generation, from folders that the
+    source distribution leaves out; empty classes replace them.
     """
     package = ModuleType("transformers_battery")
     package.__path__ = [str(BATTERY)]
@@ -56,12 +56,12 @@ def load_battery() -> ModuleType:
 
 
 if not BATTERY.is_dir():
-    pytest.skip(f"{BATTERY} is not there: .ci/battery fetches it.", allow_module_level=True)
+    pytest.skip(f"{BATTERY} does not exist: run .ci/battery to fetch it.", allow_module_level=True)
 common = load_battery()
 
 
 class MaxMViTTester:
-    """What the battery asks a model's tester for."""
+    """Provides what the battery expects of the tester of a model."""
 
     batch_size = 3
     is_training = True
@@ -88,7 +88,7 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = self.tester()
-        # The battery tells the kind of a model by the name that transformers' own tables give it.
+        # The battery recognises the kind of a model by its name in the tables of transformers.
         for table, model_class in (
             (modeling_auto.MODEL_MAPPING_NAMES, MaxMViTModel),
             (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, MaxMViTForAudioClassification),
@@ -98,23 +98,23 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
             self.addCleanup(named.stop)
 
     def subTest(self, *args, **kwargs) -> AbstractContextManager:
-        """Reported with the test: the battery has one for each weight, thousands of lines in a report."""
+        """Does not report subtests: the battery has one for each weight, thousands of lines in a report."""
         return nullcontext()
 
     def test_hidden_states_output(self):
-        """Maps of both branches, `(batch_size, channels, height, width)`, where the original expects tokens."""
+        """Expects maps of both branches, `(batch_size, channels, height, width)`; the original expects tokens."""
         config, images = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
-            for config.output_hidden_states, asked in ((False, {"output_hidden_states": True}), (True, {})):
+            for config.output_hidden_states, kwargs in ((False, {"output_hidden_states": True}), (True, {})):
                 model = model_class(config).to(common.torch_device).eval()
                 with torch.no_grad():
-                    maps = model(**images, **asked).hidden_states
+                    maps = model(**images, **kwargs).hidden_states
                 self.assertEqual(len(maps), sum(len(b.feature_info) for b in model.branches().values()))
                 self.assertTrue(all(values.ndim == 4 and len(values) == 3 for values in maps))
             config.output_hidden_states = False
 
     def test_model_get_set_embeddings(self):
-        """There are none, where the original expects some."""
+        """Expects no embeddings; the original expects some."""
         config, _ = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config)
@@ -123,12 +123,12 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
                 model.set_input_embeddings(torch.nn.Embedding(10, 10))
 
     def test_gradient_checkpointing_enable_disable(self):
-        """The original, told that timm's stages are the layers that checkpoint, where it looks for transformers'."""
+        """Runs the original with timm's stages as the layers with checkpointing, instead of those of transformers."""
         with patch.object(common, "GradientCheckpointingLayer", (MaxxVitStage, MultiScaleVitStage)):
             super().test_gradient_checkpointing_enable_disable()
 
     def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs: dict | None = None):
-        """Every block runs through torch's checkpoint, where the original watches transformers' layers."""
+        """Expects every block to run through torch's checkpoint; the original checks the layers of transformers."""
         config, images = self.model_tester.prepare_config_and_inputs_for_common()
         model = MaxMViTForAudioClassification(config).to(common.torch_device).train()
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
@@ -141,7 +141,7 @@ class MaxMViTModelTest(common.ModelTesterMixin, unittest.TestCase):
 
 
 class LearnableFiltersTest(MaxMViTModelTest):
-    """The same of a model that filters its Mel images itself, without the tests of blocks of timm's backbones."""
+    """Runs the tests on a model with learnable Mel filters, except those of the blocks of timm's backbones."""
 
     tester = LearnableFiltersTester
     test_gradient_checkpointing_enable_disable = None

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what they seem are refused, wherever one is loaded."""
+"""Tests loading checkpoints: unsuitable and damaged ones are refused, and classes and temperatures are adapted."""
 
 import json
 import re
@@ -50,17 +50,17 @@ def change_weights(folder: Path, change) -> Path:
     return folder
 
 
-def headless(folder):
+def without_a_head(folder):
     return save_tiny(folder, tiny_model().maxmvit)
 
 
-def other_model(folder):
+def of_another_model(folder):
     save_tiny(folder)
     Wav2Vec2Config(num_labels=4).save_pretrained(folder)
     return folder
 
 
-def other_extractor(folder):
+def with_another_extractor(folder):
     save_tiny(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return folder
@@ -72,54 +72,54 @@ def without_a_backbone_weight(folder):
     )
 
 
-def without_half_its_head(folder):
+def without_a_weight_of_the_head(folder):
     return change_weights(save_tiny(folder), lambda weights: weights.pop("classifier.out_proj.weight"))
 
 
-def with_a_weight_too_many(folder):
+def with_an_extra_weight(folder):
     return change_weights(save_tiny(folder), lambda weights: weights.update({"maxmvit.third.weight": torch.zeros(3)}))
 
 
-def of_another_shape(folder):
+def with_another_hidden_size(folder):
     save_tiny(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
     return folder
 
 
-def of_more_classes_than_it_says(folder):
+def with_other_classes(folder):
     return change_weights(save_tiny(folder), lambda weights: weights.update({LAST_WEIGHT: torch.zeros(5, 32)}))
 
 
-def not_finite(folder):
+def with_nonfinite_weights(folder):
     return change_weights(save_tiny(folder), lambda weights: weights["classifier.dense.weight"].fill_(float("nan")))
 
 
-def cut_off(folder):
+def truncated(folder):
     weights = save_tiny(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     return folder
 
 
 CLASSES = [f"class{index}" for index in range(6)]
-WRONG = {
-    headless: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
-    other_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
-    other_extractor: "holds a 'Wav2Vec2FeatureExtractor' as feature_extractor_type, not a MaxMViTFeatureE",
+DAMAGES = {
+    without_a_head: "holds no classification head.*: name a checkpoint of MaxMViTForAudioClassification",
+    of_another_model: "holds a model of type 'wav2vec2'.* Name a checkpoint of MaxMViT",
+    with_another_extractor: "holds a 'Wav2Vec2FeatureExtractor' as feature_extractor_type, not a MaxMViTFeatureE",
     without_a_backbone_weight: r"lacks 1 weight.* maxmvit.mel_backbone.patch_embed.proj.weight: copy all of it again",
-    without_half_its_head: "lacks 1 weight.* classifier.out_proj.weight: copy all of it again",
-    with_a_weight_too_many: "weights of another model than its config.json describes, such as maxmvit.third.weight",
-    of_another_shape: "weights of another model than its config.json describes, such as classifier.dense.bias",
-    of_more_classes_than_it_says: "another model than its config.json describes, such as classifier.out_proj.weight",
-    not_finite: "weights that are not finite, such as classifier.dense.weight",
-    cut_off: "cannot use",
+    without_a_weight_of_the_head: "lacks 1 weight.* classifier.out_proj.weight: copy all of it again",
+    with_an_extra_weight: "weights of another model than its config.json describes, such as maxmvit.third.weight",
+    with_another_hidden_size: "weights of another model than its config.json describes, such as classifier.dense.bias",
+    with_other_classes: "another model than its config.json describes, such as classifier.out_proj.weight",
+    with_nonfinite_weights: "weights that are not finite, such as classifier.dense.weight",
+    truncated: "cannot use",
 }
 
 
-def each_wrong(spoils: Iterable[Callable]) -> list:
-    """The ways to spoil a checkpoint, of which three are tried in the fast tests."""
-    fast = (headless, without_a_backbone_weight, cut_off)
-    return [spoil if spoil in fast else pytest.param(spoil, marks=pytest.mark.slow) for spoil in spoils]
+def damage_parameters(damages: Iterable[Callable]) -> list:
+    """Returns the functions as parameters; all but three are marked as slow."""
+    fast = (without_a_head, without_a_backbone_weight, truncated)
+    return [damage if damage in fast else pytest.param(damage, marks=pytest.mark.slow) for damage in damages]
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +130,15 @@ def recording(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spoil", each_wrong(WRONG), ids=lambda spoil: spoil.__name__)
-def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
-    folder = spoil(tmp_path / "checkpoint")
+@pytest.mark.parametrize("damage", damage_parameters(DAMAGES), ids=lambda damage: damage.__name__)
+def test_an_invalid_checkpoint_is_refused_for_prediction(damage, recording, tmp_path, capsys):
+    folder = damage(tmp_path / "checkpoint")
     output = tmp_path / "out.csv"
-    capsys.readouterr()  # of saving it
+    capsys.readouterr()  # the output of saving it
     assert predict_ser.main(["--model", str(folder), str(recording), "--output", str(output)]) == 2
-    said = capsys.readouterr().err.strip()
-    assert re.search(WRONG[spoil], said) and str(folder) in said
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert re.search(DAMAGES[damage], error) and str(folder) in error
+    assert len(error.splitlines()) == 1
     assert not output.exists()
     with pytest.raises(UsageError):
         load_pipeline(str(folder))  # as the page does
@@ -146,18 +146,18 @@ def test_a_wrong_checkpoint_answers_nothing(spoil, recording, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "spoil",
-    each_wrong(spoil for spoil in WRONG if spoil is not of_more_classes_than_it_says),
-    ids=lambda spoil: spoil.__name__,
+    "damage",
+    damage_parameters(damage for damage in DAMAGES if damage is not with_other_classes),
+    ids=lambda damage: damage.__name__,
 )
-def test_no_training_starts_from_a_wrong_checkpoint(spoil, tmp_path):
-    start = ModelArguments(model_name_or_path=str(spoil(tmp_path / "checkpoint")))
-    with pytest.raises(ValueError, match=WRONG[spoil]):
+def test_an_invalid_checkpoint_is_refused_for_training(damage, tmp_path):
+    start = ModelArguments(model_name_or_path=str(damage(tmp_path / "checkpoint")))
+    with pytest.raises(ValueError, match=DAMAGES[damage]):
         make_feature_extractor(start)
         make_model(name_classes(make_config(start), CLASSES[:4]), start)
 
 
-def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
+def test_a_valid_checkpoint_is_loaded_completely(tmp_path):
     model = tiny_model()
     loaded = load_model(save_tiny(tmp_path, model)).state_dict()
     assert loaded.keys() == model.state_dict().keys()
@@ -165,7 +165,7 @@ def test_a_whole_checkpoint_is_loaded_whole(tmp_path):
 
 
 @pytest.mark.parametrize("fusion, head", first_fast([("concat", "mlp"), ("concat", "decoder"), ("late", "linear")]))
-def test_classes_that_the_checkpoint_has_keep_their_weights_and_others_start_from_the_mean(
+def test_classes_of_the_checkpoint_keep_their_weights_and_new_ones_start_from_the_mean(
     fusion, head, encoders, tmp_path
 ):
     encoder = encoders["whisper"] if fusion == "late" else None
@@ -197,32 +197,32 @@ def test_the_last_layer_of_the_same_classes_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_model_the_weights_that_come_with_the_code_answer(recording, tmp_path, monkeypatch, capsys):
+def test_the_shipped_weights_are_the_default_model(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path / "clone", tmp_path / "installed"))
     with pytest.raises(UsageError, match="lacks weights/ravdess: name a checkpoint"):
         load_pipeline(None)
-    (tmp_path / "clone" / "weights" / "ravdess").mkdir(parents=True)  # of which nothing was copied
+    (tmp_path / "clone" / "weights" / "ravdess").mkdir(parents=True)  # an empty folder
     assert predict_ser.main([str(recording)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: no model is named") and "--model" in said and "run_ser.py" in said
-    for place in ("installed", "clone"):
-        save_tiny(tmp_path / place / "weights" / "ravdess", tiny_model(seed=len(place)))
+    error = capsys.readouterr().err
+    assert error.startswith("error: no model is named") and "--model" in error and "run_ser.py" in error
+    for root in ("installed", "clone"):
+        save_tiny(tmp_path / root / "weights" / "ravdess", tiny_model(seed=len(root)))
         folder = shipped_weights()
-        assert folder == str(tmp_path / place / "weights" / "ravdess")
-        answers = []
+        assert folder == str(tmp_path / root / "weights" / "ravdess")
+        outputs = []
         for model in ([], ["--model", folder]):
             assert predict_ser.main([*model, str(recording)]) == 0
-            answers.append(capsys.readouterr().out)
-        assert answers[0] == answers[1]
+            outputs.append(capsys.readouterr().out)
+        assert outputs[0] == outputs[1]
 
 
 def test_pipeline_refuses_a_checkpoint_without_a_head(tmp_path):
-    folder = headless(tmp_path / "checkpoint")
+    folder = without_a_head(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="without the head of MaxMViTForAudioClassification"):
         pipeline("audio-classification", model=str(folder), trust_remote_code=True)
 
 
-def test_scores_that_are_not_finite_are_an_error_and_never_a_row():
+def test_nonfinite_scores_raise_an_error():
     model = tiny_model()
     with torch.no_grad():
         model.classifier.out_proj.bias[1] = float("inf")
@@ -233,13 +233,13 @@ def test_scores_that_are_not_finite_are_an_error_and_never_a_row():
         classify(voice(0.5))
     with pytest.raises(FloatingPointError, match="not finite"):
         classify(voice(0.5), window_s=0.25)
-    answers = classify([voice(0.5), voice(0.6)], on_error="skip")
-    assert [answer["error"].partition(".")[0] for answer in answers] == [
+    results = classify([voice(0.5), voice(0.6)], on_error="skip")
+    assert [result["error"].partition(".")[0] for result in results] == [
         f"Input {index}: the model's scores are not finite" for index in range(2)
     ]
 
 
-def test_a_model_that_was_never_saved_has_a_pipeline_too():
+def test_a_pipeline_can_be_built_from_an_unsaved_model():
     classify = MaxMViTAudioClassificationPipeline(
         model=tiny_model(), feature_extractor=tiny_feature_extractor(), task="audio-classification"
     )
@@ -259,16 +259,16 @@ def test_images_are_normalised_as_the_backbones_were_pretrained(cqt, mel, expect
     extractor = make_feature_extractor(ModelArguments(cqt_backbone=cqt, mel_backbone=mel))
     plain = MaxMViTFeatureExtractor()
     assert extractor.image_mean == (expected or plain.image_mean)
-    again = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
+    reloaded = MaxMViTFeatureExtractor.from_dict(extractor.to_dict())
     image = torch.rand(1, 1, 8, 8)
     for branch in ("cqt", "mel"):
         mean, std = (torch.tensor(values)[:, None, None] for values in extractor.normalization(branch))
-        torch.testing.assert_close(again.normalize(image, branch), (image - mean) / std)
+        torch.testing.assert_close(reloaded.normalize(image, branch), (image - mean) / std)
     scratch = ModelArguments(cqt_backbone=cqt, mel_backbone=mel, imagenet_weights=False)
     assert make_feature_extractor(scratch).image_mean == plain.image_mean
 
 
-def test_a_mean_by_branch_must_name_both():
+def test_means_by_branch_must_name_both_branches():
     with pytest.raises(ValueError, match="must name cqt and mel, got cqt"):
         MaxMViTFeatureExtractor(image_mean={"cqt": [0.5] * 3})
 
@@ -284,7 +284,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("out/dmo", "there is no folder out/dmo: did you mean out/demo?"),
         ("out/demo/checkpoint-3", "there is no folder out/demo/checkpoint-3: did you mean out/demo/checkpoint-2?"),
@@ -296,15 +296,15 @@ def runs(tmp_path_factory) -> Path:
         ("out/note", "out/note is a file: name the folder of a checkpoint."),
     ],
 )
-def test_what_is_no_checkpoint_is_named_at_once(name, said, runs, monkeypatch):
+def test_a_path_that_is_not_a_checkpoint_is_refused_without_network_access(name, message, runs, monkeypatch):
     monkeypatch.chdir(runs)
-    monkeypatch.setattr(ser.models, "_named", None)  # of all that would ask a network
+    monkeypatch.setattr(ser.models, "_named", None)  # which could access the network
     for load in (load_model, load_feature_extractor, load_pipeline):
-        with pytest.raises((DataError, UsageError), match=re.escape(said)):
+        with pytest.raises((DataError, UsageError), match=re.escape(message)):
             load(name)
 
 
-def test_a_name_on_the_hub_is_asked_for(tmp_path, monkeypatch):
+def test_a_name_on_the_hub_is_requested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="cannot use 'owner/model': .*couldn't connect|cannot use 'owner/model'"):
         load_model("owner/model")
@@ -326,7 +326,7 @@ def test_a_device_that_cannot_compute_is_refused(device):
         ("preprocessor_config.json", '"text"'),
     ],
 )
-def test_json_that_is_no_object_is_refused(name, content, tmp_path):
+def test_json_that_is_not_an_object_is_refused(name, content, tmp_path):
     folder = save_tiny(tmp_path)
     (folder / name).write_text(content)
     with pytest.raises(UsageError, match="cannot use .*(JSON object|preprocessor_config.json file)"):
@@ -351,30 +351,30 @@ def test_a_temperature_is_folded_into_the_last_layer_that_is_saved(head, tempera
     loaded = load_model(save_tiny(tmp_path, model))
     assert loaded.config.temperature == 1
     assert torch.allclose(logits_of(loaded), before / temperature, atol=1e-6)
-    assert model.config.temperature == temperature and torch.equal(logits_of(model), before)  # itself unchanged
+    assert model.config.temperature == temperature and torch.equal(logits_of(model), before)  # not changed
     extractor = tiny_feature_extractor()
-    answers = [
+    pipelines = [
         MaxMViTAudioClassificationPipeline(model=each, feature_extractor=extractor, task="audio-classification")
         for each in (model, loaded)
     ]
-    expected, found = (classify(voice(0.4)) for classify in answers)
+    expected, found = (classify(voice(0.4)) for classify in pipelines)
     assert [row["label"] for row in found] == [row["label"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-6)
-    plain = pipeline("audio-classification", model=loaded, feature_extractor=extractor)  # transformers' own
+    plain = pipeline("audio-classification", model=loaded, feature_extractor=extractor)  # the class of transformers
     assert {row["label"]: row["score"] for row in plain(voice(0.4), top_k=4)} == pytest.approx(
         {row["label"]: row["score"] for row in expected}, abs=1e-5
     )
 
 
 @pytest.mark.slow
-def test_scores_that_are_no_softmax_are_saved_as_they_are(tmp_path):
+def test_a_temperature_without_softmax_is_not_folded(tmp_path):
     for kind in ("regression", "multi_label_classification"):
         model = tiny_model(problem_type=kind, temperature=2.0)
         loaded = load_model(save_tiny(tmp_path / kind, model))
         assert loaded.config.temperature == 2 and torch.equal(logits_of(loaded), logits_of(model))
 
 
-def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
+def test_the_temperature_of_an_older_checkpoint_still_divides_the_logits(tmp_path):
     model = tiny_model()
     folder = save_tiny(tmp_path, model)
     config = json.loads((folder / "config.json").read_text())
@@ -388,8 +388,8 @@ def test_the_temperature_of_an_older_checkpoint_divides_as_before(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_documented_way_from_objects_to_the_projects_pipeline(tmp_path):
-    """By `pipeline_class`, as README says: transformers ignores `custom_pipelines` where it is given objects."""
+def test_pipeline_class_builds_the_projects_pipeline_from_objects(tmp_path):
+    """As in README: transformers ignores `custom_pipelines` if it gets objects, so `pipeline_class` is needed."""
     folder = str(save_tiny(tmp_path))
     model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)

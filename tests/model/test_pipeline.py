@@ -45,7 +45,7 @@ def encoded(waveform: np.ndarray, rate: int, name: str = "wav") -> bytes:
 
 
 def telephone_voice(seconds: float = 1.0) -> np.ndarray:
-    """A voice that a file of 8 kHz can hold, at 96 kHz: nothing above 3.4 kHz."""
+    """Returns a voice at 96 kHz without frequencies above 3.4 kHz, which a file at 8 kHz can represent."""
     return librosa.resample(voice(seconds, sampling_rate=6_800), orig_sr=6_800, target_sr=96_000)
 
 
@@ -56,7 +56,7 @@ def parts():
     model.config.label2id = {label: index for index, label in model.config.id2label.items()}
     feature_extractor = tiny_feature_extractor()
     voices = [voice(1.0, f0=70.0 + 40 * index, seed=index) for index in range(8)]
-    with torch.no_grad():  # a head that tells voices apart, so that any difference shows
+    with torch.no_grad():  # a head that separates the voices, so that every difference is visible
         images = feature_extractor(voices, sampling_rate=RATE, return_tensors="pt")
         features = model.classifier.dense(model.maxmvit(**images).pooler_output)
         model.classifier.norm.running_mean.copy_(features.mean(0))
@@ -82,30 +82,30 @@ def checkpoint(parts, tmp_path_factory):
     return folder
 
 
-def by_label(answer: list[dict]) -> dict[str, float]:
-    return {row["label"]: row["score"] for row in answer}
+def by_label(rows: list[dict]) -> dict[str, float]:
+    return {row["label"]: row["score"] for row in rows}
 
 
-def assert_same(answer: list[dict], other: list[dict], tolerance: float = 1e-5) -> None:
-    assert by_label(answer) == pytest.approx(by_label(other), abs=tolerance)
+def assert_same(rows: list[dict], other: list[dict], tolerance: float = 1e-5) -> None:
+    assert by_label(rows) == pytest.approx(by_label(other), abs=tolerance)
 
 
-# What goes in
+# Inputs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_rate_and_channel_count_gives_one_answer_without_ffmpeg(classify, name, channels, monkeypatch):
+def test_every_format_rate_and_channel_count_is_classified_alike_without_ffmpeg(classify, name, channels, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     clip = telephone_voice()
     expected = classify({"array": clip, "sampling_rate": 96_000})
     for rate in FORMATS[name][2][:: 1 if channels == 1 else 5]:
-        there = librosa.resample(clip, orig_sr=96_000, target_sr=rate)
-        there = np.stack([1.2 * there, 0.8 * there], axis=1) if channels == 2 else there
-        answer = classify(encoded(there, rate, name))
-        assert answer[0]["label"] == expected[0]["label"], rate
-        assert_same(answer, expected, tolerance=0.02)
+        resampled = librosa.resample(clip, orig_sr=96_000, target_sr=rate)
+        resampled = np.stack([1.2 * resampled, 0.8 * resampled], axis=1) if channels == 2 else resampled
+        rows = classify(encoded(resampled, rate, name))
+        assert rows[0]["label"] == expected[0]["label"], rate
+        assert_same(rows, expected, tolerance=0.02)
 
 
 class Unseekable(io.RawIOBase):
@@ -120,7 +120,7 @@ class Unseekable(io.RawIOBase):
 
 
 class Decoder:
-    """What `datasets` yields of an `Audio` column where torchcodec is installed."""
+    """Imitates what `datasets` returns for an `Audio` column if torchcodec is installed."""
 
     def __init__(self, waveform: np.ndarray):
         self.samples = type("AudioSamples", (), {"data": torch.tensor(waveform), "sample_rate": 16_000})()
@@ -129,7 +129,7 @@ class Decoder:
         return self.samples
 
 
-def test_every_kind_of_source_gives_one_answer(classify, tmp_path):
+def test_every_kind_of_source_gives_the_same_prediction(classify, tmp_path):
     left, right = voice(0.5, sampling_rate=16_000), voice(0.5, f0=200, sampling_rate=16_000)
     stereo = np.stack([left, right])
     content = encoded(stereo.T, 16_000, "wav-float")
@@ -149,11 +149,11 @@ def test_every_kind_of_source_gives_one_answer(classify, tmp_path):
     assert_same(classify(stereo, sampling_rate=16_000), expected)
     assert_same(classify(torch.tensor(stereo), sampling_rate=16_000), expected)
     assert_same(classify(column["audio"])[0], expected)
-    whole_numbers = (stereo * 32_767).astype(np.int16)
-    assert_same(classify({"array": whole_numbers, "sampling_rate": 16_000}), expected, tolerance=0.02)
+    integers = (stereo * 32_767).astype(np.int16)
+    assert_same(classify({"array": integers, "sampling_rate": 16_000}), expected, tolerance=0.02)
 
 
-def test_a_url_of_the_own_network_is_fetched_where_that_is_permitted(classify, tmp_path):
+def test_a_url_in_the_own_network_is_read_only_if_permitted(classify, tmp_path):
     (tmp_path / "clip.flac").write_bytes(encoded(voice(0.3), RATE, "flac"))
     with serving(functools.partial(Folder, directory=tmp_path)) as base:
         with pytest.raises(AudioError, match="/clip.flac cannot be read: .*own network; allow_private_urls permits"):
@@ -165,13 +165,13 @@ def test_a_url_of_the_own_network_is_fetched_where_that_is_permitted(classify, t
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])
-def test_whole_numbers_are_scaled_by_what_their_type_holds(dtype, scale):
+def test_integers_are_scaled_by_the_range_of_their_type(dtype, scale):
     samples = np.array([0.5, -0.25, 0.0]) * scale + (scale if dtype is np.uint8 else 0)
     source = {"array": samples.astype(dtype), "sampling_rate": RATE}
     assert read_audio(source, RATE) == pytest.approx([0.5, -0.25, 0.0])
 
 
-# What is refused
+# Refused inputs
 
 
 BROKEN = {
@@ -187,24 +187,24 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_named(classify, tmp_path, name):
-    content, complaint = BROKEN[name]
+def test_a_broken_file_is_refused_by_name(classify, tmp_path, name):
+    content, message = BROKEN[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=f"{name} {complaint}"):
+    with pytest.raises(AudioError, match=f"{name} {message}"):
         classify(path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_that_is_cut_off_is_refused_and_a_whole_one_is_not(name):
+def test_truncated_files_are_refused_and_complete_ones_are_read(name):
     whole = encoded(voice(2.0, sampling_rate=24_000), 24_000, name)
     assert len(read_audio(whole, 24_000)) >= 48_000
-    for share in (0.02, 0.5, 0.9):
+    for fraction in (0.02, 0.5, 0.9):
         with pytest.raises(AudioError, match="cut off|cannot be decoded"):
-            read_audio(whole[: round(share * len(whole))], 24_000)
+            read_audio(whole[: round(fraction * len(whole))], 24_000)
 
 
-def test_a_wav_written_into_a_pipe_has_no_length_and_is_read():
+def test_a_wav_without_a_length_as_written_to_a_pipe_is_read():
     whole = bytearray(encoded(voice(0.2), RATE))
     at = whole.index(b"data") + 4
     whole[at : at + 4] = b"\xff\xff\xff\xff"
@@ -213,7 +213,7 @@ def test_a_wav_written_into_a_pipe_has_no_length_and_is_read():
 
 @pytest.mark.parametrize("rate", [16_000, RATE, 48_000])
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2), (0, 0)])
-def test_no_samples_at_any_rate_are_refused_as_empty(classify, shape, rate):
+def test_empty_inputs_are_refused_at_any_rate(classify, shape, rate):
     for array in (np.zeros(shape), np.zeros(shape, np.int16), torch.zeros(shape)):
         with pytest.raises(AudioError, match="is empty: it holds no samples"):
             classify({"array": array, "sampling_rate": rate})
@@ -221,12 +221,12 @@ def test_no_samples_at_any_rate_are_refused_as_empty(classify, shape, rate):
         classify(encoded(np.zeros((0, 2)), rate))
 
 
-def test_the_loudness_of_nothing_is_that_of_silence():
+def test_the_loudness_of_an_empty_waveform_is_that_of_silence():
     assert loudness(np.zeros(0, np.float32), RATE) == loudness(np.zeros(RATE, np.float32), RATE) == -200
     assert loudness(np.full(9, 0.1), 8) == pytest.approx(-20)  # a rate at which 50 ms are less than a sample
 
 
-def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classify, tmp_path):
+def test_unreadable_sources_and_invalid_rates_are_refused_or_skipped(classify, tmp_path):
     clip = voice(0.3)
     path = tmp_path / "clip.wav"
     path.write_bytes(encoded(clip, RATE, "wav-float"))
@@ -250,27 +250,27 @@ def test_what_cannot_be_opened_or_has_no_rate_is_refused_and_passed_over(classif
             ({"array": clip, "sampling_rate": 1e300}, "has the sampling rate 1e.300"),
             ({"array": [[0.1, 0.2], [0.3]], "sampling_rate": RATE}, "is not a waveform"),
         ]
-        for source, complaint in refused:
-            with pytest.raises(AudioError, match=complaint):
+        for source, message in refused:
+            with pytest.raises(AudioError, match=message):
                 classify(source)
         *errors, last = classify([*(source for source, _ in refused), clip], on_error="skip")
     assert all(set(answer) == {"error"} for answer in errors)
     assert_same(last, classify(clip))
 
 
-def test_what_is_no_source_is_refused(classify, tmp_path):
+def test_invalid_sources_are_refused(classify, tmp_path):
     refused = {
         "is not audio": 3, "cannot be read: Is a directory": tmp_path, "No such file": tmp_path / "missing.wav",
         "is empty": np.zeros(0), "is not a waveform": np.zeros((2, 2, 2)), "holds NaN": np.array([0.0, np.nan]),
         'has no "sampling_rate"': {"array": np.zeros(9)}, "sampling rate 0": {"raw": [0.0], "sampling_rate": 0},
         'has neither "bytes" nor "path"': {"path": None}, "got <U1": {"array": np.array(["a"]), "sampling_rate": 9},
     }  # fmt: skip
-    for complaint, source in refused.items():
-        with pytest.raises(AudioError, match=complaint):
+    for message, source in refused.items():
+        with pytest.raises(AudioError, match=message):
             classify(source)
 
 
-def test_a_list_goes_on_after_bad_input_if_asked(classify, tmp_path):
+def test_on_error_skip_continues_after_invalid_inputs(classify, tmp_path):
     clip, missing = voice(0.3), str(tmp_path / "missing.wav")
     first, second, third, fourth = classify([clip, missing, b"", clip], on_error="skip", batch_size=2)
     assert second == {"error": f"{missing} cannot be read: No such file or directory."}
@@ -282,7 +282,7 @@ def test_a_list_goes_on_after_bad_input_if_asked(classify, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 5.0])
-def test_a_clip_of_silence_is_silence_whatever_its_length(classify, seconds):
+def test_a_silent_clip_of_any_length_is_labelled_silence(classify, seconds):
     quiet = 1e-5 * voice(seconds)
     silence = [{"label": "silence", "score": 1.0}]
     for parameters in ({}, {"window_s": None}, {"window_s": 0.2, "timeline": False}):
@@ -294,8 +294,8 @@ def test_a_clip_of_silence_is_silence_whatever_its_length(classify, seconds):
         classify(inverted)
 
 
-def test_columns_of_tables_and_datasets_are_several_sources(classify, tmp_path):
-    """Of a dataset as `datasets` loads it, with an audio column to be decoded, for which it wants torchcodec."""
+def test_columns_of_tables_and_datasets_are_lists_of_sources(classify, tmp_path):
+    """`datasets` itself would need torchcodec to decode the audio column of this dataset."""
     paths = []
     for index in range(3):
         paths.append(tmp_path / f"{index}.wav")
@@ -307,12 +307,12 @@ def test_columns_of_tables_and_datasets_are_several_sources(classify, tmp_path):
     streamed = dataset.to_iterable_dataset()
     for column in (frame["file"], frame["file"].to_numpy(), dataset["audio"], dataset, KeyDataset(dataset, "audio"),
                    streamed, streamed["audio"], dataset.rename_column("audio", "sound")["sound"]):  # fmt: skip
-        for answer, single in zip(classify(column), expected, strict=True):
-            assert_same(answer, single)
+        for rows, single in zip(classify(column), expected, strict=True):
+            assert_same(rows, single)
     assert classify(frame["file"][:1]) == expected[:1]
 
 
-def test_what_is_not_several_sources_is_refused_with_its_remedy(classify):
+def test_lists_and_datasets_that_are_not_sources_are_refused_with_a_remedy(classify):
     clip = voice(0.1)
     two = {"a": [None], "b": [None], "n": [1]}
     audio = datasets.Audio(decode=False)
@@ -323,15 +323,15 @@ def test_what_is_not_several_sources_is_refused_with_its_remedy(classify):
         "with the columns n has 0 audio columns": (dataset.select_columns(["n"]),),
         "dataset of the splits train, test": (datasets.DatasetDict({"train": dataset, "test": dataset}),),
     }
-    for complaint, inputs in ((complaint, inputs) for complaint, several in refused.items() for inputs in several):
-        with pytest.raises(AudioError, match=complaint):
+    for message, inputs in ((message, inputs) for message, sources in refused.items() for inputs in sources):
+        with pytest.raises(AudioError, match=message):
             classify(inputs)
 
 
-# What comes out
+# Outputs
 
 
-def test_a_clip_gets_what_the_model_gives_on_the_extractors_output(parts, classify):
+def test_the_prediction_is_that_of_the_model_on_the_extractors_output(parts, classify):
     clip = voice(1.3)
     with torch.no_grad():
         images = parts["feature_extractor"](clip, sampling_rate=RATE, return_tensors="pt")
@@ -340,34 +340,34 @@ def test_a_clip_gets_what_the_model_gives_on_the_extractors_output(parts, classi
     assert by_label(classify(clip)) == {labels[index]: score for index, score in enumerate(scores.tolist())}
 
 
-def test_answers_are_sorted_and_cut_to_top_k_at_construction_and_at_call(parts, classify):
+def test_predictions_are_sorted_and_limited_to_top_k(parts, classify):
     clip = voice(0.3)
-    everything = classify(clip)
-    assert [row["score"] for row in everything] == sorted((row["score"] for row in everything), reverse=True)
-    assert sum(row["score"] for row in everything) == pytest.approx(1)
-    assert classify(clip, top_k=2) == everything[:2]
+    rows = classify(clip)
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert sum(row["score"] for row in rows) == pytest.approx(1)
+    assert classify(clip, top_k=2) == rows[:2]
     two = build(parts, top_k=2)
-    assert two(clip) == everything[:2]
-    assert two(clip, top_k=1) == everything[:1]
-    assert two(clip, top_k=None) == everything
-    assert two(clip, top_k=99) == everything
+    assert two(clip) == rows[:2]
+    assert two(clip, top_k=1) == rows[:1]
+    assert two(clip, top_k=None) == rows
+    assert two(clip, top_k=99) == rows
 
 
-def test_below_the_least_score_an_answer_is_uncertain_and_says_between_what(classify):
+def test_a_prediction_below_min_score_is_uncertain_and_lists_the_classes(classify):
     clip = voice(0.3)
-    everything = classify(clip)
-    best = everything[0]["score"]
-    assert classify(clip, min_score=best) == everything
+    rows = classify(clip)
+    best = rows[0]["score"]
+    assert classify(clip, min_score=best) == rows
     above = np.nextafter(best, 1)
-    unsure = {"label": "uncertain", "score": best}
-    assert classify(clip, min_score=above) == [unsure, *everything]
-    assert classify(clip, min_score=above, top_k=1) == [unsure, everything[0]]
+    uncertain = {"label": "uncertain", "score": best}
+    assert classify(clip, min_score=above) == [uncertain, *rows]
+    assert classify(clip, min_score=above, top_k=1) == [uncertain, rows[0]]
     assert classify(np.zeros(3 * RATE), window_s=1.0, timeline=False, min_score=1.0)[0]["label"] == "silence"
     with pytest.raises(ValueError, match="min_score=0.5 applies to probabilities, but function_to_apply='none'"):
         classify(clip, min_score=0.5, function_to_apply="none")
 
 
-def test_windows_below_the_least_score_are_uncertain_and_keep_their_scores(classify):
+def test_windows_below_min_score_are_uncertain_and_keep_their_scores(classify):
     plain = classify(recording(), window_s=1.0)
     bests = sorted(max(row["scores"].values()) for row in plain if row["scores"])
     bounded = classify(recording(), window_s=1.0, min_score=bests[1])
@@ -381,33 +381,33 @@ def test_windows_below_the_least_score_are_uncertain_and_keep_their_scores(class
 @pytest.mark.parametrize("temperature", [0.3, 4.0])
 def test_a_temperature_divides_the_logits_and_changes_no_label(parts, temperature):
     clips = [voice(0.3 + 0.1 * index, f0=80.0 + 40 * index) for index in range(4)]
-    sharp = build(parts)
-    plain, logits = sharp(clips), sharp(clips, function_to_apply="none")
-    sharp.model = copy.deepcopy(sharp.model)
-    sharp.model.config.temperature = temperature
-    for before, raw, after in zip(plain, logits, sharp(clips), strict=True):
+    pipe = build(parts)
+    plain, logits = pipe(clips), pipe(clips, function_to_apply="none")
+    pipe.model = copy.deepcopy(pipe.model)
+    pipe.model.config.temperature = temperature
+    for before, raw, after in zip(plain, logits, pipe(clips), strict=True):
         assert [row["label"] for row in after] == [row["label"] for row in before]
         weights = {row["label"]: np.exp(row["score"] / temperature) for row in raw}
         expected = {label: weight / sum(weights.values()) for label, weight in weights.items()}
         assert by_label(after) == pytest.approx(expected, abs=1e-6)
         assert (after[0]["score"] > before[0]["score"]) == (temperature < 1)
-    assert sharp(clips, function_to_apply="none") == logits
+    assert pipe(clips, function_to_apply="none") == logits
 
 
 @pytest.mark.slow
-def test_lists_generators_and_batch_sizes_change_nothing(classify):
+def test_lists_generators_and_batch_sizes_do_not_change_predictions(classify):
     clips = [voice(0.2 + 0.1 * index, f0=100 + 30 * index) for index in range(5)]
     one_by_one = [classify(clip) for clip in clips]
     for batch_size in (1, 2, 8):
         for inputs in (clips, tuple(clips), (clip for clip in clips), iter(clips)):
-            answers = list(classify(inputs, batch_size=batch_size))
-            assert len(answers) == len(clips)
-            for answer, expected in zip(answers, one_by_one, strict=True):
-                assert_same(answer, expected)
+            results = list(classify(inputs, batch_size=batch_size))
+            assert len(results) == len(clips)
+            for result, expected in zip(results, one_by_one, strict=True):
+                assert_same(result, expected)
     assert classify([]) == []
 
 
-def test_a_generator_is_read_as_answers_are_asked_for(classify):
+def test_a_generator_is_read_only_as_far_as_needed(classify):
     read = []
 
     def sources():
@@ -415,12 +415,12 @@ def test_a_generator_is_read_as_answers_are_asked_for(classify):
             read.append(index)
             yield voice(0.2)
 
-    answers = classify(sources(), batch_size=2)
-    next(answers)
+    results = classify(sources(), batch_size=2)
+    next(results)
     assert len(read) == 2
 
 
-def test_wrong_parameters_are_refused(classify):
+def test_invalid_parameters_are_refused(classify):
     wrong = {
         "window_s": (0, 1e-9, 601, float("nan"), True, "3"), "hop_s": (-1, 1e-9), "top_k": (0, 1.5),
         "smooth": (2, None), "on_error": ("ignore",), "sampling_rate": (1, 0.5, 16_000.5, 10**8),
@@ -461,7 +461,7 @@ def test_windows_lie_on_the_grid_cover_everything_and_do_not_depend_on_the_piece
 
 
 def recording() -> np.ndarray:
-    """2 s of a low voice, 2 s of silence, 2.5 s of a high voice."""
+    """Returns 2 s of a low voice, 2 s of silence and 2.5 s of a high voice."""
     return np.concatenate([voice(2.0), np.zeros(2 * RATE, np.float32), voice(2.5, f0=300.0)])
 
 
@@ -477,7 +477,7 @@ def test_a_timeline_has_a_row_for_each_window_and_marks_silence(classify):
         assert row["label"] == max(row["scores"], key=row["scores"].get)
 
 
-def test_silence_is_a_level_that_can_be_set(classify):
+def test_silence_db_sets_the_level_of_silence(classify):
     quiet = recording() * 1e-4
     assert {row["label"] for row in classify(quiet, window_s=1.0)} == {"silence"}
     assert sum(row["label"] == "silence" for row in classify(quiet, window_s=1.0, silence_db=-110.0)) == 2
@@ -485,24 +485,24 @@ def test_silence_is_a_level_that_can_be_set(classify):
 
 
 def test_silence_is_not_classified(parts, monkeypatch):
-    seen = []
+    classified = []
     pipe = build(parts)
     forward = pipe._forward
-    monkeypatch.setattr(pipe, "_forward", lambda clips: seen.extend(clips) or forward(clips))
+    monkeypatch.setattr(pipe, "_forward", lambda clips: classified.extend(clips) or forward(clips))
     pipe(recording(), window_s=1.0, hop_s=0.5)
-    assert seen
-    assert all(sound["rms"].max() > -60 for sound in seen)  # overlapping windows are cut out of spectrograms
+    assert classified
+    assert all(clip["rms"].max() > -60 for clip in classified)  # overlapping windows are cut out of spectrograms
 
 
-def test_the_answer_to_a_recording_is_the_mean_of_its_windows(classify):
+def test_the_prediction_for_a_recording_is_the_mean_of_its_windows(classify):
     rows = [row for row in classify(recording(), window_s=1.0, hop_s=0.5) if row["label"] != "silence"]
     mean = {label: np.mean([row["scores"][label] for row in rows]) for label in rows[0]["scores"]}
-    answer = classify(recording(), window_s=1.0, hop_s=0.5, timeline=False)
-    assert by_label(answer) == pytest.approx(mean, abs=1e-6)
+    prediction = classify(recording(), window_s=1.0, hop_s=0.5, timeline=False)
+    assert by_label(prediction) == pytest.approx(mean, abs=1e-6)
     assert classify(np.zeros(3 * RATE), window_s=1.0, timeline=False) == [{"label": "silence", "score": 1.0}]
 
 
-def test_smoothing_is_the_mean_over_neighbours_that_are_not_silent(classify):
+def test_smoothing_is_the_mean_over_neighbouring_windows_that_are_not_silent(classify):
     plain, smooth = (classify(recording(), window_s=1.0, smooth=count) for count in (1, 3))
     for index, row in enumerate(smooth):
         around = [other["scores"] for other in plain[max(0, index - 1) : index + 2] if other["scores"]]
@@ -515,7 +515,7 @@ def test_smoothing_is_the_mean_over_neighbours_that_are_not_silent(classify):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_clip_s, window_s, windows", [(4.0, 3.0, 2), (4.9, 1.5, 4), (2.0004, 2.0, 3)])
-def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(
+def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows(
     parts, monkeypatch, max_clip_s, window_s, windows
 ):
     pipe = build(parts)
@@ -535,14 +535,14 @@ def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(
     assert by_label(pipe(long)) == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_model_that_does_not_know_its_clips_takes_up_to_6_s_as_one(parts):
+def test_a_model_without_max_clip_s_does_not_split_clips_of_up_to_6_s(parts):
     pipe = build(parts)
     long = np.concatenate([voice(3.5), voice(3.5, f0=300.0)])
     assert_same(pipe(long[: 6 * RATE]), pipe(long[: 6 * RATE], window_s=None))
     assert_same(pipe(long), pipe(long, window_s=3.0, timeline=False))
 
 
-def test_a_recording_is_as_long_as_it_may_be(classify, monkeypatch):
+def test_recordings_over_the_length_limit_are_refused(classify, monkeypatch):
     long = voice(2.0)
     with pytest.raises(AudioError, match="lasts longer than 1.5 s, which is the limit .max_s.; split it"):
         classify(long, max_s=1.5)
@@ -579,7 +579,7 @@ def test_a_recording_of_any_length_is_streamed_in_flat_memory(classify, tmp_path
 
 
 @pytest.mark.slow
-def test_a_checkpoint_brings_the_pipeline_along(checkpoint, classify, tmp_path):
+def test_a_checkpoint_is_loaded_with_its_own_pipeline(checkpoint, classify, tmp_path):
     path = tmp_path / "clip.ogg"
     path.write_bytes(encoded(voice(2.0), RATE, "ogg"))
     loaded = pipeline("audio-classification", model=str(checkpoint), trust_remote_code=True, top_k=2, device="cpu")

@@ -1,4 +1,4 @@
-"""Overlapping windows cut out of spectrograms that are computed once along the recording."""
+"""Tests overlapping windows that are cut out of spectrograms computed once for the whole recording."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ RATE = 44_100
 
 @pytest.fixture(scope="module")
 def recording() -> np.ndarray:
-    """50 s of voices that come and go, at several levels."""
+    """Returns 50 s of voices with pauses, at several levels."""
     parts = []
     for i in range(25):
         parts += [
@@ -30,7 +30,7 @@ def in_pieces(waveform: np.ndarray, length: int):
 
 
 @pytest.mark.parametrize("length", first_fast([7_001, 30 * RATE, 10**9]))
-def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
+def test_the_stream_equals_the_spectrogram_of_the_whole_recording(recording, length):
     extractor = tiny_feature_extractor()
     whole = extractor.spectrograms(recording)[0]
     stream = SpectrogramStream(in_pieces(recording, length), extractor, torch.device("cpu"))
@@ -52,13 +52,13 @@ def test_the_stream_is_the_spectrogram_of_the_whole(recording, length):
 
 
 @pytest.mark.parametrize("step_s", [0.25, 1.0, 4.0])
-def test_no_window_loses_a_frame_where_the_steps_of_the_stream_end(recording, step_s):
+def test_windows_around_the_ends_of_the_steps_of_a_stream_have_every_frame(recording, step_s):
     extractor, short = tiny_feature_extractor(), recording[: 10 * RATE]
     whole = extractor.spectrograms(short)[0]
     step = SpectrogramStream(iter([short]), extractor, torch.device("cpu"), step_s).step
     stream = SpectrogramStream(in_pieces(short, 3_001), extractor, torch.device("cpu"), step_s)
     length = 44_032 + 311
-    ends = [n * step + beside for n in range(5, len(short) // step - 4) for beside in (-400, -255, -100, 0, 90)]
+    ends = [n * step + offset for n in range(5, len(short) // step - 4) for offset in (-400, -255, -100, 0, 90)]
     for start in sorted(end - length for end in ends if end > length):
         for name, db in stream.cut(start, length).items():
             hop = extractor.hops[name]
@@ -69,36 +69,38 @@ def test_no_window_loses_a_frame_where_the_steps_of_the_stream_end(recording, st
 
 
 @pytest.mark.slow
-def test_images_of_cut_windows_are_near_those_of_waveforms(recording):
+def test_images_of_cut_windows_are_close_to_those_of_waveforms(recording):
     extractor = tiny_feature_extractor(image_size=128)
     stream = SpectrogramStream(in_pieces(recording, RATE), extractor, torch.device("cpu"))
-    apart = []
+    differences = []
     for start, waveform in _windows(in_pieces(recording, RATE), 3 * RATE, RATE):
-        cut, own = extractor.images([stream.cut(start, len(waveform))]), extractor.extract(waveform)
-        apart.append([(cut[name] - own[name]).abs().mean().item() for name in cut])
-    assert (np.mean(apart, axis=0) < (0.025, 0.006)).all() and np.max(apart) < 0.04
+        cut, separate = extractor.images([stream.cut(start, len(waveform))]), extractor.extract(waveform)
+        differences.append([(cut[name] - separate[name]).abs().mean().item() for name in cut])
+    assert (np.mean(differences, axis=0) < (0.025, 0.006)).all() and np.max(differences) < 0.04
 
 
 @pytest.mark.slow
-def test_answers_agree_and_the_front_end_computes_each_second_once(recording, monkeypatch):
+def test_scores_agree_and_each_second_is_computed_once(recording, monkeypatch):
     model, extractor = tiny_model(), tiny_feature_extractor()
-    seen = []
-    honest = type(extractor).spectrograms
+    lengths = []
+    spectrograms = type(extractor).spectrograms
 
     def counting(self, waveforms, device="cpu"):
-        seen.append(sum(map(len, waveforms)) if isinstance(waveforms, list) else len(waveforms))
-        return honest(self, waveforms, device=device)
+        lengths.append(sum(map(len, waveforms)) if isinstance(waveforms, list) else len(waveforms))
+        return spectrograms(self, waveforms, device=device)
 
     monkeypatch.setattr(type(extractor), "spectrograms", counting)
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
     )
     cut = classify(recording, window_s=3.0, hop_s=1.0)
-    once = sum(seen)
-    seen.clear()
+    computed = sum(lengths)
+    lengths.clear()
     monkeypatch.setattr(pipeline_maxmvit, "SHORTEST_CUT_S", 100.0)
     own = classify(recording, window_s=3.0, hop_s=1.0)
-    assert once < 1.1 * len(recording) and sum(seen) > 2.8 * len(recording)
+    assert computed < 1.1 * len(recording) and sum(lengths) > 2.8 * len(recording)
     assert [(row["start"], row["end"]) for row in cut] == [(row["start"], row["end"]) for row in own]
-    apart = [abs(a["scores"][name] - b["scores"][name]) for a, b in zip(cut, own, strict=True) for name in a["scores"]]
-    assert np.mean(apart) < 0.01
+    errors = [
+        abs(a["scores"][name] - b["scores"][name]) for a, b in zip(cut, own, strict=True) for name in a["scores"]
+    ]
+    assert np.mean(errors) < 0.01

@@ -1,4 +1,4 @@
-"""The spectrograms: against librosa, against their definition in float64, and the properties they must have."""
+"""Tests the spectrograms against librosa and their definition in float64, and the properties they must have."""
 
 import librosa
 import numpy as np
@@ -23,7 +23,7 @@ def cqt_of(y: np.ndarray) -> np.ndarray:
 def cqt_by_definition(
     y: np.ndarray, frames: list[int], frequencies: np.ndarray = FREQUENCIES, rate: int = RATE, hop: int = 512
 ) -> np.ndarray:
-    """(bins, len(frames)), one float64 inner product with librosa's own wavelet per value."""
+    """Computes each value, `(bins, len(frames))`, as a float64 inner product with a wavelet of librosa."""
     wavelets, lengths = librosa.filters.wavelet(freqs=frequencies, sr=rate, norm=1, dtype=np.complex128)
     half = wavelets.shape[1] // 2
     y = np.pad(y.astype(np.float64), half + hop)
@@ -49,7 +49,7 @@ def test_cqt_follows_its_definition(samples):
 
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("samples", [4097, 20_479, 20_480, 20_481])
-def test_as_many_frames_as_librosa(samples):
+def test_the_number_of_frames_is_that_of_librosa(samples):
     y = noise(samples)
     assert cqt_of(y).shape == librosa.cqt(y, sr=RATE).shape
     mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256)
@@ -60,7 +60,7 @@ def test_as_many_frames_as_librosa(samples):
     ("rate", "fmin", "bins", "per_octave", "hop", "n_fft", "mel_hop", "n_mels"),
     [(16_000, C1, 80, 12, 160, 1024, 160, 64), (RATE, 55.0, 61, 24, 512, 4096, 255, 50)],
 )
-def test_other_parameters(rate, fmin, bins, per_octave, hop, n_fft, mel_hop, n_mels):
+def test_spectrograms_with_other_parameters(rate, fmin, bins, per_octave, hop, n_fft, mel_hop, n_mels):
     y = voice(1.5, sampling_rate=rate)
     cqt = cqt_magnitude(torch.from_numpy(y)[None], rate, fmin, bins, per_octave, hop)[0].numpy()
     frequencies = librosa.cqt_frequencies(bins, fmin=fmin, bins_per_octave=per_octave)
@@ -68,14 +68,14 @@ def test_other_parameters(rate, fmin, bins, per_octave, hop, n_fft, mel_hop, n_m
     reference = librosa.cqt(y, sr=rate, fmin=fmin, n_bins=bins, bins_per_octave=per_octave, hop_length=hop)
     assert cqt.shape == reference.shape
     mel = librosa.feature.melspectrogram(y=y, sr=rate, n_fft=n_fft, hop_length=mel_hop, n_mels=n_mels)
-    own = mel_power(torch.from_numpy(y)[None], rate, n_fft, mel_hop, n_mels)[0]
-    np.testing.assert_allclose(own, mel, rtol=1e-4, atol=1e-6 * mel.max())
+    computed = mel_power(torch.from_numpy(y)[None], rate, n_fft, mel_hop, n_mels)[0]
+    np.testing.assert_allclose(computed, mel, rtol=1e-4, atol=1e-6 * mel.max())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft")
 @pytest.mark.parametrize("samples", [4097, 30_001, 2 * RATE])
-def test_spectrograms_are_librosas_in_absolute_db(samples):
+def test_spectrograms_equal_those_of_librosa_in_absolute_db(samples):
     y = voice(samples / RATE)
     mel = librosa.feature.melspectrogram(y=y, sr=RATE, n_fft=4096, hop_length=256, n_mels=128)
     rms = librosa.feature.rms(y=y, frame_length=2048, hop_length=256)[0]
@@ -86,14 +86,14 @@ def test_spectrograms_are_librosas_in_absolute_db(samples):
     for backend, truth in cqt.items():
         (clip,) = MaxMViTFeatureExtractor(backend=backend).spectrograms(y)
         assert tuple(clip) == SPECTROGRAMS and all(db.dtype == torch.float32 for db in clip.values())
-        loud = truth > truth.max() - 50  # further down, what is left of the wavelets' cut tails shows
+        loud = truth > truth.max() - 50  # further down, the truncated tails of the wavelets matter
         np.testing.assert_allclose(clip["cqt"].numpy()[loud], truth[loud], atol=0.05)
         np.testing.assert_allclose(clip["mel"], librosa.power_to_db(mel, top_db=None), atol=1e-3)
         np.testing.assert_allclose(clip["rms"], librosa.amplitude_to_db(rms, top_db=None), atol=1e-4)
 
 
 @pytest.mark.parametrize("hop", [255, 256, 512, 2048, 3000])
-def test_levels_are_librosas_at_any_hop(hop):
+def test_levels_equal_those_of_librosa_at_any_hop(hop):
     for samples in (1, 2047, 4 * hop, 4 * hop + 1, 20_000):
         y = noise(samples)
         rms = librosa.feature.rms(y=y, frame_length=2048, hop_length=hop)[0]
@@ -110,7 +110,7 @@ def test_magnitude_is_linear_in_gain(gain, seed):
 
 @given(gain=st.floats(-20, 200), seed=st.integers(0, 9))
 @settings(max_examples=10, deadline=None)
-def test_a_gain_moves_the_spectrograms_by_its_db(gain, seed):
+def test_a_gain_shifts_the_spectrograms_by_its_db(gain, seed):
     """Also where the power of the waveform would overflow float32."""
     extractor, y = tiny_feature_extractor(), noise(9000, seed)
     (plain,), (loud,) = extractor.spectrograms(y), extractor.spectrograms(y * np.float32(10 ** (gain / 20)))
@@ -120,7 +120,7 @@ def test_a_gain_moves_the_spectrograms_by_its_db(gain, seed):
 
 
 @pytest.mark.parametrize("k", [0, 1, 24, 57, 83])
-def test_a_tone_lands_in_its_bin(k):
+def test_a_tone_has_its_maximum_in_its_bin(k):
     tone = 0.5 * np.cos(2 * np.pi * FREQUENCIES[k] * np.arange(2 * RATE) / RATE).astype(np.float32)
     middle = cqt_of(tone)[:, 60:110]
     assert (middle.argmax(axis=0) == k).all()
@@ -139,7 +139,7 @@ def test_a_shift_by_hops_shifts_frames(hops, samples):
     torch.testing.assert_close(shifted[..., 2 * hops :], mel, rtol=1e-4, atol=1e-4)
 
 
-def test_segments_of_a_long_clip_meet():
+def test_a_long_clip_computed_in_segments_follows_the_definition():
     y = noise(60 * RATE)
     cqt = cqt_of(y)
     assert cqt.shape == (84, 1 + len(y) // 512)
@@ -147,8 +147,8 @@ def test_segments_of_a_long_clip_meet():
     assert relative_rms(cqt[:, frames], cqt_by_definition(y, frames)) < 1e-4
 
 
-def test_padding_in_a_gpu_batch_does_not_show():
-    """What a GPU computes together is computed together here, on the CPU."""
+def test_padding_in_a_gpu_batch_changes_nothing():
+    """Computes on the CPU, but as one batch, which otherwise only a GPU does."""
     extractor = tiny_feature_extractor()
     waveforms = [torch.from_numpy(voice(seconds)) for seconds in (1.0, 1.04, 1.07)] + [torch.zeros(RATE)]
     batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
@@ -159,7 +159,7 @@ def test_padding_in_a_gpu_batch_does_not_show():
             torch.testing.assert_close(together[name][i, ..., : db.shape[-1]], db, rtol=0, atol=1e-3)  # dB
 
 
-def test_cut_has_the_frames_of_a_waveform_of_this_length():
+def test_a_cut_has_as_many_frames_as_a_waveform_of_its_length():
     extractor = tiny_feature_extractor()
     (clip,) = extractor.spectrograms(voice(2.0))
     hops = {"cqt": 512, "mel": 256, "rms": 256}
@@ -185,7 +185,7 @@ def test_cut_has_the_frames_of_a_waveform_of_this_length():
     lengths=st.lists(st.integers(0, 50_000), min_size=1, max_size=4),
 )
 @settings(max_examples=15, deadline=None)
-def test_the_blocks_of_a_stream_are_the_whole(seconds, block_s, lengths):
+def test_the_blocks_of_a_stream_equal_the_whole(seconds, block_s, lengths):
     y, pieces, begin = voice(seconds), [], 0
     while begin < len(y):
         pieces.append(y[begin : begin + 1 + lengths[len(pieces) % len(lengths)]])
@@ -200,6 +200,6 @@ def test_the_blocks_of_a_stream_are_the_whole(seconds, block_s, lengths):
         torch.testing.assert_close(joined[audible], whole[name][audible], rtol=0, atol=tolerance)
 
 
-def test_a_stream_of_nothing_is_refused():
+def test_an_empty_stream_is_refused():
     with pytest.raises(ValueError, match="empty"):
         list(tiny_feature_extractor().stream([]))

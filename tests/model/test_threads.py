@@ -1,4 +1,4 @@
-"""One thread for a call, and nothing left behind in the process."""
+"""Tests that `one_thread` limits a call to one thread and leaves the settings of the process unchanged."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def in_a_new_thread() -> int:
         return executor.submit(torch.get_num_threads).result()
 
 
-def test_it_holds_inside_and_not_after(three_threads):
+def test_one_thread_applies_only_inside(three_threads):
     @one_thread()
     def decorated() -> int:
         with one_thread():  # nested
@@ -43,9 +43,9 @@ def test_it_holds_inside_and_not_after(three_threads):
     assert torch.get_num_threads() == 3
 
 
-def test_calls_that_overlap_leave_every_thread_as_it_was(three_threads):
-    """Eight threads are inside at once, each with a setting of its own, one of them fails, and they leave one by one;
-    threads that start meanwhile and afterwards know nothing of it."""
+def test_overlapping_calls_leave_every_thread_as_it_was(three_threads):
+    """Eight threads are inside at once, one of them fails, and they leave one after the other. Threads that start
+    meanwhile or afterwards have the setting of the process."""
     inside, turns = threading.Barrier(8), [threading.Event() for _ in range(9)]
     turns[0].set()
 
@@ -69,7 +69,7 @@ def test_calls_that_overlap_leave_every_thread_as_it_was(three_threads):
     assert (torch.get_num_threads(), in_a_new_thread()) == (3, 3)
 
 
-def test_extractors_in_eight_threads_leave_nothing_behind(three_threads):
+def test_extractors_in_eight_threads_change_no_setting(three_threads):
     extractor, y = tiny_feature_extractor(), voice(0.2)
 
     def call(number: int) -> int:
@@ -87,7 +87,7 @@ def test_extractors_in_eight_threads_leave_nothing_behind(three_threads):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the system does not list a process's threads")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the system has no /proc/self/task")
 def test_neither_openmp_nor_mkl_starts_a_thread():
     program = """
 import os, sys, torch
@@ -108,7 +108,7 @@ print(after - before, len(os.listdir("/proc/self/task")) > after)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"trim_db": 30.0}, {"channels": "deltas", "n_mels": 64}])
-def test_datasets_caches_what_an_extractor_of_remote_code_computes(changes, tmp_path):
+def test_datasets_caches_the_results_of_an_extractor_of_remote_code(changes, tmp_path):
     def computed() -> Dataset:
         extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor", trust_remote_code=True)
         clips = Dataset.load_from_disk(str(tmp_path / "clips"))
@@ -116,9 +116,9 @@ def test_datasets_caches_what_an_extractor_of_remote_code_computes(changes, tmp_
 
     tiny_feature_extractor(**changes).save_pretrained(tmp_path / "extractor")
     Dataset.from_dict({"seconds": [0.2, 0.3]}).save_to_disk(str(tmp_path / "clips"))
-    first, again = computed(), computed()  # used in between, and loaded anew
+    first, again = computed(), computed()  # the second with a newly loaded extractor
     assert again._fingerprint == first._fingerprint
     assert [file["filename"] for file in again.cache_files] == [file["filename"] for file in first.cache_files]
     assert len(list((tmp_path / "clips").glob("cache-*.arrow"))) == 1
-    own = tiny_feature_extractor(**changes)(voice(0.3), sampling_rate=44_100)
-    assert np.allclose(again[1]["mel_values"], own["mel_values"])
+    expected = tiny_feature_extractor(**changes)(voice(0.3), sampling_rate=44_100)
+    assert np.allclose(again[1]["mel_values"], expected["mel_values"])

@@ -1,4 +1,4 @@
-"""The weights that come with the code: whole, small, and what their card says."""
+"""Tests the shipped weights: their files, size, code, settings, card and predictions."""
 
 import json
 import os
@@ -37,22 +37,22 @@ def test_the_larger_model_is_the_default():
     assert {path.name for path in (ROOT / "weights").iterdir() if path.is_dir()} == set(SIZES)
 
 
-def test_they_are_small_and_carry_nothing_of_training(weights):
+def test_the_weights_are_small_and_contain_no_training_state(weights):
     names = {path.name for path in weights.iterdir()}
     assert {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "metrics.json"} <= names
     assert not names & {"runs", "checkpoints.json"} and not [name for name in names if name.startswith("checkpoint-")]
     assert sum(path.stat().st_size for path in weights.iterdir()) <= SIZES[weights.name]
 
 
-def test_their_code_is_the_one_at_the_root(weights):
-    """By links, so that there is no second copy to maintain; an installation has files in their place."""
+def test_the_code_beside_the_weights_links_to_the_root(weights):
+    """Links avoid a second copy to maintain; an installation has files instead."""
     links = {path.name: path.readlink().as_posix() for path in weights.glob("*.py")}
     assert links == {path.name: f"../../{path.name}" for path in ROOT.glob("*_maxmvit.py")}
 
 
 @pytest.mark.slow
-def test_one_line_answers_from_each_folder_by_its_own_code_without_what_takes_long_to_import():
-    """Neither timm, of whose models they have none, nor what librosa and scipy compute filters with."""
+def test_each_folder_predicts_with_its_own_code_and_without_slow_imports():
+    """Neither timm, of which these models use nothing, nor the filters of librosa and scipy are imported."""
     code = """
 import sys
 import numpy as np
@@ -73,7 +73,7 @@ for folder in sys.argv[1:]:
     assert (done.returncode, done.stdout.splitlines()) == (0, folders), done.stderr
 
 
-def test_their_settings_are_the_recipes(weights, classify):
+def test_the_settings_are_those_of_the_recipe(weights, classify):
     recipe = yaml.safe_load((ROOT / "configs" / f"{RECIPES[weights.name]}.yaml").read_text())
     run = json.loads((weights / "metrics.json").read_text())
     assert run["corpus"]["name"] == "ravdess" and run["corpus"]["rows_used"]["train"] == 1440
@@ -99,12 +99,12 @@ def test_the_card_quotes_the_folds_and_the_licence(weights):
     assert f"python run_ser.py configs/{RECIPES[weights.name]}.yaml" in card
 
 
-def test_the_larger_model_enrolls_voices_and_measures_familiarity(weights, classify):
+def test_only_the_larger_model_supports_enrollment_and_familiarity(weights, classify):
     config = classify.model.config
     assert config.familiarity == config.feature_statistics == (weights.name == "ravdess")
 
 
-def test_any_clip_is_answered(classify):
+def test_any_clip_is_classified(classify):
     rows = classify(voice(2.0), top_k=8)
     assert sorted(row["label"] for row in rows) == sorted(EMOTIONS) and sum(row["score"] for row in rows) == approx(1)
     rows = classify(np.concatenate([voice(4.0), np.zeros(3 * 44_100, np.float32)]), window_s=3.0, hop_s=1.0)
@@ -112,9 +112,9 @@ def test_any_clip_is_answered(classify):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
-def test_they_know_the_voices_that_they_were_trained_on(classify):
+@pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR is not set")
+def test_the_weights_recognise_their_training_clips(classify):
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))[::29]
-    answers = classify([str(clip) for clip in clips])
-    right = [EMOTIONS[int(clip.stem[6:8]) - 1] == rows[0]["label"] for clip, rows in zip(clips, answers, strict=True)]
+    results = classify([str(clip) for clip in clips])
+    right = [EMOTIONS[int(clip.stem[6:8]) - 1] == rows[0]["label"] for clip, rows in zip(clips, results, strict=True)]
     assert np.mean(right) > 0.75
