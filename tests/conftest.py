@@ -1,4 +1,4 @@
-"""Two tests run at a time (see pyproject.toml), so each has one thread; and none of them needs the network."""
+"""Settings and fixtures of all tests. Two tests run at a time, each with one thread; none needs the network."""
 
 import gc
 import os
@@ -28,8 +28,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory) -> dict[str, str]:
-    """A folder with a tiny speech encoder of each family that can be joined."""
-    import torch  # which the settings above come before
+    """Returns the folder of a tiny speech encoder for each supported family."""
+    import torch  # only now, after the settings above
 
     from configuration_maxmvit import FAMILIES
     from tests.helpers.tiny import tiny_speech_encoder
@@ -40,7 +40,7 @@ def encoders(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def demo_corpus(tmp_path_factory) -> Path:
-    """The demo corpus in small: six voices, two takes of each emotion."""
+    """Writes a small demo corpus: six voices with two clips of each emotion."""
     from ser.data.corpora.demo import write_demo_corpus
 
     folder = tmp_path_factory.mktemp("demo_corpus") / "demo"
@@ -55,7 +55,7 @@ def feature_cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_demo(tmp_path_factory) -> Path:
-    """The run of the demo recipe, unchanged; its corpus and features are in `cache` beside it. Workers share it."""
+    """Runs the unchanged demo recipe once for all workers; returns its output folder, beside which is its `cache`."""
     from filelock import FileLock
 
     from tests.helpers.commands import ROOT, main

@@ -1,4 +1,4 @@
-"""Small corpora in the exact forms of the real ones."""
+"""Writes clips and small corpora in the formats of real ones."""
 
 import io
 import tempfile
@@ -13,7 +13,7 @@ from ser.data.corpora import Corpus
 
 
 def sound(seed: int, seconds: float = 0.01, sampling_rate: int = 16_000, kind: str = "WAV") -> bytes:
-    """A short noise, another one for every seed, as an encoded file."""
+    """Returns an encoded file of short noise, which differs for every seed."""
     samples = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * sampling_rate)).astype(np.int16)
     file = io.BytesIO()
     soundfile.write(file, samples, sampling_rate, format=kind, subtype="PCM_16")
@@ -29,7 +29,7 @@ def write_sound(path: Path, seed: int) -> Path:
 def write_parquet(
     folder: Path, split: str, columns: dict, names: list[str | None], classes: dict | None = None, seed: int = 0
 ) -> None:
-    """`folder/data/<split>-00000-of-00001.parquet`, as on the Hub: audio as bytes with the original file's name."""
+    """Writes `folder/data/<split>-00000-of-00001.parquet` as on the Hub: encoded audio with original file names."""
     audio = [{"bytes": sound(seed + i), "path": name} for i, name in enumerate(names)]
     table = Dataset.from_dict({"audio": audio, **columns}).cast_column("audio", Audio(sampling_rate=16_000))
     for column, names_of_classes in (classes or {}).items():
@@ -47,7 +47,7 @@ def corpus_of(
     sessions: list[str | None] | None = None,
     sentences: list[str | None] | None = None,
 ) -> Corpus:
-    """A corpus in memory. Clips with equal `seeds` have equal sound."""
+    """Returns a corpus in memory. Clips with equal `seeds` have equal audio."""
     n = len(labels)
     audio = [{"bytes": sound(seed), "path": None} for seed in (seeds or range(n))]
     unknown = [None] * n
@@ -62,10 +62,10 @@ def corpus_of(
 def media_file(
     container: str, codec: str, rate: int, channels: int = 1, seconds: float = 2.0, options: dict | None = None
 ) -> tuple[bytes, np.ndarray]:
-    """A file as phones and cameras write it, and the sweep `(T,)` that is in each of its channels."""
+    """Returns a file as phones and cameras write it, and the sweep `(T,)` that each of its channels contains."""
     time = np.arange(round(seconds * rate)) / rate
     sweep = (0.3 * np.sin(2 * np.pi * (200 + 40 * time) * time)).astype(np.float32)
-    file = tempfile.NamedTemporaryFile()  # noqa: SIM115, FFmpeg opens it again to put an index first
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115, FFmpeg opens it again to move the index to the front
     with file, av.open(file.name, "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=rate, layout="stereo" if channels == 2 else "mono")
         if codec.startswith("wma"):

@@ -1,4 +1,4 @@
-"""The training command on the demo corpus, shortly, and the tables that it writes."""
+"""Runs short trainings with the command, and reads the tables that they write."""
 
 import csv
 from pathlib import Path

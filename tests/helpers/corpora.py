@@ -1,4 +1,4 @@
-"""Small copies of real corpora, in the form of the Hugging Face Hub."""
+"""Writes small copies of real corpora in the format of the Hugging Face Hub."""
 
 from ser.data.corpora.emodb import EMODB_SPEAKERS
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS

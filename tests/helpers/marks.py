@@ -1,4 +1,4 @@
-"""Parameters of a test, of which all are tried in CI, and some in the fast tests."""
+"""Selects the parameters of a test that the fast tests run; CI runs all."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +7,6 @@ import pytest
 
 
 def first_fast(parameters: Iterable[Any], fast: int = 1) -> list[Any]:
-    """The parameters, those after the first `fast` marked as slow: for tests that do the same for each of many."""
+    """Marks the parameters after the first `fast` ones as slow, for tests that repeat the same for many parameters."""
     values = [each if isinstance(each, tuple) else (each,) for each in parameters]
     return [pytest.param(*each, marks=pytest.mark.slow if place >= fast else ()) for place, each in enumerate(values)]

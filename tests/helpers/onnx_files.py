@@ -1,9 +1,9 @@
-"""What the tests of exported files read from them."""
+"""Sessions and operators of exported ONNX files."""
 
 import onnx
 import onnxruntime
 
-# Of what a file may hold, all is in onnxruntime-web's WASM, as in onnxruntime's own CPU provider.
+# The operators that a file may contain: the WASM backend of onnxruntime-web and the CPU provider have all of them.
 PLAIN = {
     "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant",
     "ConstantOfShape", "Conv", "ConvInteger", "Div", "DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand",

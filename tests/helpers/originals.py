@@ -1,4 +1,4 @@
-"""Small copies of real corpora as their authors distribute them, a short training run on them, and its scores."""
+"""Small copies of real corpora as their authors distribute them, flags of a short training, and recomputed scores."""
 
 from pathlib import Path
 
@@ -31,13 +31,17 @@ TINY = [
 
 
 def recomputed(rows: list[dict]) -> dict[str, float]:
-    """The scores by scikit-learn, the answer being the likeliest class of the table."""
+    """Computes the scores with scikit-learn; the prediction is the class with the highest probability in the table."""
     labels = [row["label"] for row in rows]
-    answers = [max((key for key in row if key.startswith("p_")), key=lambda key: float(row[key]))[2:] for row in rows]
+    predictions = [
+        max((key for key in row if key.startswith("p_")), key=lambda key: float(row[key]))[2:] for row in rows
+    ]
     return {
         "n_clips": len(rows),
-        "WA": accuracy_score(labels, answers),
-        "UA": balanced_accuracy_score(labels, answers) if {*answers} <= {*labels} else None,
-        "macro_f1": f1_score(labels, answers, average="macro", labels=sorted({*labels, *answers}), zero_division=0),
-        "weighted_f1": f1_score(labels, answers, average="weighted", labels=sorted({*labels}), zero_division=0),
+        "WA": accuracy_score(labels, predictions),
+        "UA": balanced_accuracy_score(labels, predictions) if {*predictions} <= {*labels} else None,
+        "macro_f1": f1_score(
+            labels, predictions, average="macro", labels=sorted({*labels, *predictions}), zero_division=0
+        ),
+        "weighted_f1": f1_score(labels, predictions, average="weighted", labels=sorted({*labels}), zero_division=0),
     }

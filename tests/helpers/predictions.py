@@ -1,4 +1,4 @@
-"""A checkpoint with names for its classes, and tables of its predictions."""
+"""Saves a checkpoint with named classes, and reads tables of predictions."""
 
 import csv
 import json

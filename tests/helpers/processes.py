@@ -1,4 +1,4 @@
-"""Processes of their own, forked from one that has imported the project: to import it takes longer than most tests."""
+"""Starts processes forked from one that has imported the project, since the import takes longer than most tests."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -14,20 +14,20 @@ SERVER.set_forkserver_preload(["ser.commands.predict", "ser.inference.prediction
 
 
 def _call(environment: dict[str, str], target: Callable[..., Any], arguments: tuple) -> None:
-    os.environ.clear()  # is that of the server, which may have started under other variables
+    os.environ.clear()  # inherited from the server, which may have started with other variables
     os.environ.update(environment)
     target(*arguments)
 
 
 def start(target: Callable[..., Any], *arguments: Any, **environment: str) -> ForkServerProcess:
-    """Starts a process that calls a function of a module, with variables beside those of this process."""
+    """Starts a process that calls a module-level function, with variables added to those of this process."""
     process = SERVER.Process(target=_call, args=({**os.environ, **environment}, target, arguments))
     process.start()
     return process
 
 
 def start_group(count: int, target: Callable[..., Any], *arguments: Any) -> list[ForkServerProcess]:
-    """Starts processes that work together on the CPU, with the variables that `accelerate launch` sets."""
+    """Starts a process group on the CPU, with the variables that `accelerate launch` sets."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
@@ -38,10 +38,10 @@ def start_group(count: int, target: Callable[..., Any], *arguments: Any) -> list
 
 def exit_codes(processes: list[ForkServerProcess], timeout: float = 300) -> list[int | None]:
     """
-    Waits until the processes have ended, or one of them has failed, in which case the others are killed.
+    Waits until all processes have ended or one of them has failed; in that case, kills the others.
 
     Returns:
-        The exit codes; that of a process that a signal ended is the negative number of the signal.
+        The exit codes; for a process that was ended by a signal, the negative number of the signal.
     """
     try:
         running = list(processes)

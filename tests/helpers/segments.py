@@ -1,4 +1,4 @@
-"""Files of segments, as annotators, recognizers and diarizers write them: three turns of two speakers."""
+"""Segment files as annotation tools, recognizers and diarizers write them: three turns of two speakers."""
 
 import json
 
@@ -12,7 +12,7 @@ def whisper_json(**changes) -> str:
 
 
 def textgrid_text(short: bool = False) -> str:
-    """Two tiers of intervals and one of points, as Praat writes them."""
+    """Returns a TextGrid as Praat writes it, with two interval tiers and one point tier."""
     tiers = {"anna": [(0.5, 2.25, "well then"), (4.125, 4.375, "why")], "ben": [(2.0, 4.0, 'no, ""never""')]}
     head = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n'
     if short:

@@ -1,4 +1,4 @@
-"""Servers on loopback, for the time of a test."""
+"""Servers on the loopback interface that run during a test."""
 
 import http.server
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def serving(handler: Callable) -> Iterator[str]:
-    """The address of a server that answers by `handler`."""
+    """Runs a server with this request handler; yields its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False  # a handler may still be stalling
@@ -23,8 +23,8 @@ def serving(handler: Callable) -> Iterator[str]:
 
 
 def serve_page(log: Path, *arguments: str) -> None:
-    """Runs app.py in a process from `tests.helpers.processes`, with its output in a file. It imports gradio itself,
-    which reads its variables in the environment at that moment."""
+    """Runs app.py in a process of `tests.helpers.processes`, with its output in the file `log`. gradio is imported
+    only here, since it reads its environment variables on import."""
     with open(log, "w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -41,6 +41,6 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
 
 class Folder(http.server.SimpleHTTPRequestHandler):
-    """The files of `directory`."""
+    """Serves the files of `directory`."""
 
     log_message = Quiet.log_message

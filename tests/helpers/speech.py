@@ -1,4 +1,4 @@
-"""Tiny models with a speech encoder: what the tests of the branch and of its adapters build and train."""
+"""Tiny models with a speech encoder, their inputs, and trainers for them."""
 
 from pathlib import Path
 
@@ -37,8 +37,8 @@ def logits_of(model, extractor, *clips) -> torch.Tensor:
 
 @torch.no_grad()
 def assert_reloads(folder: Path) -> None:
-    """Of a model and its extractor in `saved`, loaded by the code beside them, the logits of `clips.npz` are those of
-    `logits.pt`. To be called in a process of its own."""
+    """Checks that the model and extractor in `saved`, loaded with the code beside them, give the logits `logits.pt`
+    for the clips `clips.npz`. Must be called in a new process."""
     saved, trust = folder / "saved", {"trust_remote_code": True}
     clips, expected = list(np.load(folder / "clips.npz").values()), torch.load(folder / "logits.pt")
     model, info = AutoModelForAudioClassification.from_pretrained(saved, output_loading_info=True, **trust)
@@ -55,7 +55,7 @@ def assert_reloads(folder: Path) -> None:
 
 
 class Sounds(list):
-    """Clips with their classes, as the collator takes them."""
+    """Clips with their classes, in the format of the collator's input."""
 
     def __init__(self, count: int):
         sounds = [voice(0.3 + 0.1 * (i % 3), f0=100 + 40 * (i % 4), seed=i) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Streamed clips, and trainers on them."""
+"""Shards for streaming, and trainers on them."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.helpers.clips import sound
 from tests.helpers.tiny import tiny_feature_extractor, tiny_model
 from tests.helpers.training import compute_metrics, make_arguments
 
-GROUP = 5  # clips of a parquet file that can be read by themselves
+GROUP = 5  # clips in each row group of a parquet file, the unit of reading
 
 KEEPING = {
     "save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "load_best_model_at_end": False,
@@ -26,7 +26,7 @@ KEEPING = {
 
 
 def write_shards(folder: Path, clips: int, files: int = 3, seconds: float = 0.01, split: str = "train") -> Path:
-    """Clips of two classes and four speakers, in parquet files of several groups."""
+    """Writes clips of two classes and four speakers to parquet files with several row groups."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for file, rows in enumerate(np.array_split(np.arange(clips), files)):
         columns = {

@@ -1,4 +1,4 @@
-"""The smallest MaxMViT that is still whole: what the tests build, train, save and load."""
+"""Tiny but complete models, feature extractors and speech encoders, and inputs for them."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ IMAGE_SIZE = 64
 
 
 def tiny_config(num_labels: int = 4, **kwargs) -> MaxMViTConfig:
-    """A configuration of under one million parameters that takes images of 64 x 64."""
+    """Returns the configuration of a model with fewer than one million parameters, for images of 64 x 64."""
     defaults = {
         "cqt_backbone_kwargs": {
             "embed_dim": [32] * 4, "depths": [1] * 4, "stem_width": 16, "head_hidden_size": 32,
@@ -43,7 +43,7 @@ def tiny_feature_extractor(**kwargs) -> MaxMViTFeatureExtractor:
 
 
 def tiny_learnable(**changes) -> tuple[MaxMViTConfig, MaxMViTFeatureExtractor]:
-    """The configuration of a model that filters its Mel images itself, of plain backbones, and its extractor."""
+    """Returns the configuration of a model with learnable Mel filters and small backbones, and its extractor."""
     sizes = {"mel_n_fft": 512, "n_mels": 24, "image_size": 32, "filter_bank": "learnable"}
     extractor = MaxMViTFeatureExtractor(**{**sizes, **changes})
     backbones = {f"{name}_backbone": "convnet" for name in ("cqt", "mel")}
@@ -53,7 +53,7 @@ def tiny_learnable(**changes) -> tuple[MaxMViTConfig, MaxMViTFeatureExtractor]:
 
 
 def tiny_speech_encoder(folder: Path, family: str = "wavlm", **changes) -> str:
-    """A speech encoder of 6,000 weights in a folder, with its feature extractor, as the Hub has the great ones."""
+    """Saves a speech encoder of 6,000 weights and its feature extractor in the Hub's format; returns the folder."""
     if family == "whisper":
         sizes = {f"{part}_{size}": n for part in ("encoder", "decoder")
                  for size, n in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
@@ -86,7 +86,7 @@ def tiny_images(batch_size: int = 2, channels: int = 3, seed: int = 0) -> dict[s
 
 
 def voice(seconds: float = 1.0, f0: float = 120.0, sampling_rate: int = 44_100, seed: int = 0) -> np.ndarray:
-    """Something voiced: twenty harmonics of `f0`, fading with frequency, under a slow envelope and a little noise."""
+    """Returns a voice-like sound: twenty harmonics of `f0`, weaker with frequency, a slow envelope and faint noise."""
     time = np.arange(round(seconds * sampling_rate)) / sampling_rate
     harmonics = np.arange(1, 21)[:, None]
     tone = (np.sin(2 * np.pi * f0 * harmonics * time) / harmonics).sum(axis=0)

@@ -1,4 +1,4 @@
-"""A tiny training run on random images: what the engine's tests train, kill, resume and spread over processes."""
+"""Tiny training runs on random images, for the tests of the training engine."""
 
 import os
 import re
@@ -21,7 +21,7 @@ IMAGES = ("cqt_values", "mel_values")
 
 
 def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
-    """Random images in which the label is a brighter quarter, beside a column that no model reads."""
+    """Returns random images in which a brighter quarter marks the label, and a column that no model uses."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(NUM_LABELS, size=num_clips)
     columns = {"file": [f"clip{i}" for i in range(num_clips)], "label": labels}
@@ -37,7 +37,7 @@ def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
 
 
 class Collator:
-    """Stacks clips, augmenting them if asked to."""
+    """Stacks clips, with an optional augmentation."""
 
     def __init__(self, augmentation=None):
         self.augmentation = augmentation
@@ -88,7 +88,7 @@ def make_trainer(
 
 
 class KillAt(TrainerCallback):
-    """Kills the process, without a chance to clean up, after a given step."""
+    """Kills the process after a given step, so that it cannot clean up."""
 
     def __init__(self, step: int):
         self.step = step
@@ -124,7 +124,7 @@ def evaluations(trainer) -> list[dict]:
 
 
 class Poisoned(Collator):
-    """NaN in the images of the nth batches."""
+    """Puts NaN into the images of the batches with the given numbers, which start at 1."""
 
     def __init__(self, *poisoned):
         super().__init__()

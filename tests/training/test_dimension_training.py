@@ -1,4 +1,4 @@
-"""Dimensions, alone and beside classes: losses, ridge regression, and the command from options to every output."""
+"""Tests training on dimensions, alone and with classes: losses, ridge regression, options, runs and predictions."""
 
 import json
 import math
@@ -33,7 +33,7 @@ ALONE = {"id2label": {0: "valence", 1: "arousal"}, "dimensions": BOTH["dimension
 
 
 def targets(clips: int = 12, seed: int = 0) -> torch.Tensor:
-    """Values of two dimensions, some of them unknown."""
+    """Returns values of two dimensions, some of them unknown."""
     values = torch.rand(clips, 2, generator=torch.Generator().manual_seed(seed))
     values[::3, 0] = math.nan
     values[1, 1] = math.nan
@@ -57,7 +57,7 @@ def test_the_concordance_loss_is_1_minus_the_mean_coefficient_of_known_values(se
     assert (outputs.grad[~truth.isnan()] != 0).all()
 
 
-def test_a_dimension_with_less_than_two_values_in_a_batch_does_not_count():
+def test_a_dimension_with_fewer_than_two_values_in_a_batch_is_ignored():
     truth, outputs = targets(), torch.rand(12, 2)
     truth[1:, 1] = math.nan
     assert concordance_loss(outputs, truth) == pytest.approx(concordance_loss(outputs[:, :1], truth[:, :1]).item())
@@ -70,15 +70,15 @@ def test_a_dimension_with_less_than_two_values_in_a_batch_does_not_count():
 
 
 @pytest.mark.parametrize("kind", ["ccc", "mse", "mae"])
-def test_classes_and_dimensions_are_weighed_and_masked(kind):
+def test_the_losses_of_classes_and_dimensions_are_weighted_and_masked(kind):
     truth, logits = targets(), torch.randn(12, 5)
     classes = F.one_hot(torch.arange(12) % 3, 3).float()
     classes[2::4] = math.nan
     known = ~classes[:, 0].isnan()
     found = DimensionLoss(kind, 3, weight=0.3)(logits, torch.cat([classes, truth], 1))
     rated = ~truth.isnan()
-    apart = (logits[:, 3:] - truth)[rated]
-    of_dimensions = {"mse": apart.square().mean(), "mae": apart.abs().mean()}
+    differences = (logits[:, 3:] - truth)[rated]
+    of_dimensions = {"mse": differences.square().mean(), "mae": differences.abs().mean()}
     of_dimensions["ccc"] = concordance_loss(logits[:, 3:], truth)
     entropy = F.cross_entropy(logits[known, :3], classes[known])
     assert found.item() == pytest.approx((entropy + 0.3 * of_dimensions[kind]).item(), abs=1e-5)
@@ -135,7 +135,7 @@ def test_dimensions_that_do_not_fit_the_labels_are_refused(fields, message):
         tiny_config(len(fields["id2label"]), **fields)
 
 
-def test_dimensions_survive_saving_and_give_way_to_classes(tmp_path):
+def test_dimensions_are_saved_and_can_be_replaced_by_classes(tmp_path):
     config = tiny_config(5, **BOTH)
     config.save_pretrained(tmp_path)  # which sorts the names
     loaded = load_config(tmp_path)
@@ -175,14 +175,14 @@ def test_the_metric_is_ccc_and_options_of_classes_have_no_effect(tmp_path, caplo
 # ---- closed form ----
 
 
-def test_ridge_regression_is_scikit_learns_and_generalises_to_other_speakers():
+def test_ridge_regression_equals_that_of_scikit_learn_and_generalises_to_new_speakers():
     rng = np.random.default_rng(0)
     speakers, features = rng.integers(12, size=240), rng.normal(size=(240, 400))
     features[:, :5] += 3 * rng.normal(size=(12, 5))[speakers]
     values = 0.5 + 0.1 * features[:, 10:14].sum(1) + 0.05 * rng.normal(size=240)
     train = speakers < 9
-    given = torch.tensor(np.where(rng.uniform(size=240) < 0.1, math.nan, values))
-    x, y = torch.tensor(features[train], dtype=torch.float32), given[train]
+    ratings = torch.tensor(np.where(rng.uniform(size=240) < 0.1, math.nan, values))
+    x, y = torch.tensor(features[train], dtype=torch.float32), ratings[train]
     weight, bias = fit_ridge(x, y, speakers[train].tolist())
     estimates = features[~train] @ weight.numpy() + bias.numpy()
     assert lin(estimates, values[~train]) > 0.5
@@ -208,7 +208,7 @@ def both(demo_corpus, feature_cache, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_of_both_reports_both_and_its_files_agree(both, demo_corpus, feature_cache, tmp_path):
+def test_a_run_with_both_targets_reports_both_and_its_files_agree(both, demo_corpus, feature_cache, tmp_path):
     metrics, rows = json.loads((both / "metrics.json").read_text()), read_predictions(both)
     for name in ("dimensions.png", "confusion_matrix.png", "training_curves.png", "validation_predictions.csv"):
         assert (both / name).stat().st_size > 0, name
@@ -222,11 +222,11 @@ def test_a_run_of_both_reports_both_and_its_files_agree(both, demo_corpus, featu
     )
     classify = load_pipeline(str(both), "cpu")
     for row in rows[:3]:
-        answer = {each["label"]: each["score"] for each in classify(str(demo_corpus / row["file"]), window_s=None)}
-        assert list(answer)[-2:] == ["arousal", "valence"] and sum(list(answer.values())[:4]) == pytest.approx(1)
+        scores = {each["label"]: each["score"] for each in classify(str(demo_corpus / row["file"]), window_s=None)}
+        assert list(scores)[-2:] == ["arousal", "valence"] and sum(list(scores.values())[:4]) == pytest.approx(1)
         expected = {name: float(row[f"estimated_{name}"]) for name in ("arousal", "valence")}
         expected |= {name: float(row[f"p_{name}"]) for name in ("neutral", "happy", "angry", "sad")}
-        assert answer == pytest.approx(expected, abs=2e-3)
+        assert scores == pytest.approx(expected, abs=2e-3)
     again = tmp_path / "again"
     flags = ["--dataset_name", "demo", "--protocol", "speaker", *map(str, data_flags(demo_corpus, feature_cache))]
     evaluate_ser.main([str(both), *flags, "--output_dir", str(again), "--use_cpu"])
@@ -242,7 +242,7 @@ def test_another_target_does_not_resume_the_run(both, demo_corpus, feature_cache
 
 
 def tones(folder, speakers: int = 4) -> str:
-    """A list of clips of different noise, whose `power` is that of an own column, from 0 to 10."""
+    """Writes clips of noise and a list of them with two dimensions, one of them often unknown; returns its path."""
     lines = ["file,speaker,power,other"]
     for index in range(8 * speakers):
         write_sound(folder / f"{index:02d}.wav", index)
@@ -314,38 +314,38 @@ def pipeline_of(fields, seed: int = 0) -> MaxMViTAudioClassificationPipeline:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [ALONE, BOTH])
-def test_the_pipeline_answers_dimensions_as_they_are_and_in_their_order(fields):
+def test_the_pipeline_returns_dimensions_unscaled_and_in_their_order(fields):
     classify = pipeline_of(fields)
     names, count = list(classify.model.config.id2label.values()), classify.model.config.num_classes
-    sound = voice(2.4)
-    logits = classify(sound, function_to_apply="none")
-    answer = classify(sound, top_k=1)
-    assert [row["label"] for row in answer[min(count, 1) :]] == ["valence", "arousal"]
+    clip = voice(2.4)
+    logits = classify(clip, function_to_apply="none")
+    rows = classify(clip, top_k=1)
+    assert [row["label"] for row in rows[min(count, 1) :]] == ["valence", "arousal"]
     raw = {row["label"]: row["score"] for row in logits}
-    assert {row["label"]: row["score"] for row in answer[-2:]} == {name: raw[name] for name in names[-2:]}
-    windows = classify(sound, window_s=1.2, hop_s=0.4)
+    assert {row["label"]: row["score"] for row in rows[-2:]} == {name: raw[name] for name in names[-2:]}
+    windows = classify(clip, window_s=1.2, hop_s=0.4)
     assert all(list(row["scores"]) == names for row in windows)
     assert all((row["label"] is None) == (count == 0) for row in windows)
-    live = list(classify.stream([sound], window_s=1.2, hop_s=0.4))
+    live = list(classify.stream([clip], window_s=1.2, hop_s=0.4))
     for row, expected in zip(live, windows, strict=True):
         assert row["label"] == expected["label"] and row["scores"] == pytest.approx(expected["scores"], abs=1e-4)
-    segments = classify(sound, segments=[(0, 1.5, "anna"), (1.5, 1.6)])
+    segments = classify(clip, segments=[(0, 1.5, "anna"), (1.5, 1.6)])
     assert [row["label"] is None for row in segments] == [count == 0, False] and segments[1]["label"] == "too short"
     assert list(segments[0]["scores"]) == names
     silence = classify(np.zeros(44_100, np.float32))
     assert silence == [{"label": "silence", "score": 1.0}]
     if count:
-        only = classify(sound, only=["sad", "calm"])
+        only = classify(clip, only=["sad", "calm"])
         assert {row["label"] for row in only} == {"sad", "calm", "valence", "arousal"}
         assert sum(row["score"] for row in only[:2]) == pytest.approx(1) and only[0]["only"] == ["calm", "sad"]
     else:
         for options in ({"only": ["valence", "arousal"]}, {"min_score": 0.5}):
             with pytest.raises(ValueError, match="is for classes, and this model has none: it estimates valence"):
-                classify(sound, **options)
+                classify(clip, **options)
 
 
 @pytest.mark.slow
-def test_recordings_become_tables_of_dimensions_and_no_annotations(both, demo_corpus, tmp_path, capsys):
+def test_dimensions_of_recordings_are_written_to_tables_but_not_to_subtitles(both, demo_corpus, tmp_path, capsys):
     alone = tmp_path / "alone"
     pipeline_of(ALONE).save_pretrained(alone)
     files = [str(demo_corpus / "voice_00" / f"{name}_00.wav") for name in ("sad", "happy")]

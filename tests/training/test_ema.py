@@ -14,8 +14,8 @@ from tests.helpers.training import QUIET, Poisoned, assert_same_weights, evaluat
 DECAY = 0.8
 
 
-class ByHand(TrainerCallback):
-    """The average as its formula has it, in float64, after every step."""
+class AverageByFormula(TrainerCallback):
+    """Computes the average by its formula, in float64, after every step."""
 
     def __init__(self):
         self.averages, self.last = [], None
@@ -39,27 +39,27 @@ def assert_near(model, average):
 
 
 @pytest.mark.slow
-def test_after_twenty_steps_the_model_is_the_average_by_hand(tmp_path):
-    by_hand = ByHand()
-    trainer = make_trainer(tmp_path, ema_decay=DECAY, max_steps=20, callbacks=[by_hand], **QUIET)
+def test_after_twenty_steps_the_model_has_the_average_of_the_formula(tmp_path):
+    reference = AverageByFormula()
+    trainer = make_trainer(tmp_path, ema_decay=DECAY, max_steps=20, callbacks=[reference], **QUIET)
     trainer.train()
-    assert len(by_hand.averages) == 20
-    assert_near(trainer.model, by_hand.averages[-1])
+    assert len(reference.averages) == 20
+    assert_near(trainer.model, reference.averages[-1])
     name = "classifier.dense.weight"
-    assert (by_hand.last[name] - by_hand.averages[-1][name]).abs().max() > 1e-4
+    assert (reference.last[name] - reference.averages[-1][name]).abs().max() > 1e-4
     assert int(trainer.model.classifier.norm.num_batches_tracked) == 20
 
 
 @pytest.mark.slow
 def test_the_average_is_evaluated_and_saved_and_the_last_weights_are_trained(tmp_path):
-    by_hand = ByHand()
-    trainer = make_trainer(tmp_path, ema_decay=DECAY, num_train=8, callbacks=[by_hand], metric_for_best_model="loss")
+    reference = AverageByFormula()
+    trainer = make_trainer(tmp_path, ema_decay=DECAY, num_train=8, callbacks=[reference], metric_for_best_model="loss")
     trainer.train()
     losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     for step in (2, 4, 6):
         folder = tmp_path / f"checkpoint-{step}"
         saved = MaxMViTForAudioClassification.from_pretrained(folder)
-        assert_near(saved, by_hand.averages[step - 1])
+        assert_near(saved, reference.averages[step - 1])
         assert make_trainer(tmp_path, model=saved).evaluate()["eval_loss"] == pytest.approx(losses[step], rel=1e-5)
         assert not torch.equal(
             load_file(folder / UNAVERAGED)["classifier.dense.weight"], saved.classifier.dense.weight
@@ -86,7 +86,7 @@ def test_a_resumed_run_continues_the_average_exactly(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_left_out_is_not_averaged(tmp_path):
+def test_a_skipped_step_is_not_averaged(tmp_path):
     ends = []
     for poisoned in ((), (3,)):
         model = tiny_model(hidden_dropout=0.0)
@@ -98,7 +98,7 @@ def test_a_step_that_is_left_out_is_not_averaged(tmp_path):
     assert_same_weights(*ends)
 
 
-def test_only_what_can_be_averaged_is(tmp_path):
+def test_only_floating_point_values_are_averaged(tmp_path):
     model = torch.nn.BatchNorm1d(2)
     before = copy.deepcopy(model.state_dict())
     average = AveragedWeights(model, 0.5)

@@ -1,4 +1,4 @@
-"""The examples train, and what they save is a model like any other."""
+"""Tests that the examples train, and that the pipeline loads the models that they save."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ TINY = {"image_size": 32, "num_train_epochs": 2, "use_cpu": True, "disable_tqdm"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Class folders: four voices, one clip of each emotion."""
+    """Writes class folders with one clip of each emotion for each of four voices."""
     path = tmp_path_factory.mktemp("demo")
     write_demo_corpus(path / "voices", n_voices=4, clips_per_emotion=1)
     for clip in sorted(path.glob("voices/**/*.wav")):
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", [train_with_trainer, train_with_ser_trainer], ids=["Trainer", "SERTrainer"])
-def test_an_example_trains_saves_and_answers(example, folder, tmp_path, monkeypatch):
+def test_an_example_trains_and_saves_a_model_that_predicts(example, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     trainer = example.main(str(folder), str(tmp_path / "out"), **TINY)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -37,12 +37,12 @@ def test_an_example_trains_saves_and_answers(example, folder, tmp_path, monkeypa
     assert trainer.state.global_step == (2 if drops_last else 4)  # twelve clips, in batches of eight, twice
     classify = load_pipeline(str(tmp_path / "out"), "cpu")
     clip = next(folder.glob("sad/*.wav"))
-    answer = {row["label"]: row["score"] for row in classify(str(clip), top_k=None)}
-    assert {*answer} == {"angry", "happy", "neutral", "sad"} and sum(answer.values()) == pytest.approx(1, abs=1e-5)
+    scores = {row["label"]: row["score"] for row in classify(str(clip), top_k=None)}
+    assert {*scores} == {"angry", "happy", "neutral", "sad"} and sum(scores.values()) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_the_branches_of_the_second_have_optimizers_of_their_own(folder, tmp_path):
+def test_the_second_example_has_an_optimizer_for_each_branch(folder, tmp_path):
     trainer = train_with_ser_trainer.main(str(folder), str(tmp_path / "out"), **TINY)
     groups = {group["branch"]: (group["algorithm"], group["lr"]) for group in trainer.optimizer.param_groups}
     assert groups == {"cqt": ("adamw", 1e-3), "mel": ("radam", 5e-4), "head": ("adam", 1e-3)}

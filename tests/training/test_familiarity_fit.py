@@ -1,4 +1,4 @@
-"""The distribution of training clips' features, as training fits it."""
+"""Tests fitting the familiarity of a model to the features of its training clips."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ WIDTH = 96  # pooled features of the tiny model
 
 
 def voices(num_speakers: int, clips_each: int, seed: int) -> tuple[torch.Tensor, list[int], list[str]]:
-    """Features of speakers who differ from each other more than clips do, in a few directions of all."""
+    """Returns features, labels and speakers; in a few directions, speakers differ more than their clips do."""
     directions = np.random.default_rng(0).standard_normal((4, WIDTH))
     random = np.random.default_rng(seed)
     of_speaker = random.normal(0, 0.5, (num_speakers, 4)) @ directions
@@ -34,21 +34,21 @@ def voices(num_speakers: int, clips_each: int, seed: int) -> tuple[torch.Tensor,
     return torch.from_numpy(values).float(), labels.tolist(), [f"{seed}-{speaker}" for speaker in speakers]
 
 
-def shares_turned_away(model: MaxMViTForAudioClassification, features: torch.Tensor, bound: float) -> float:
+def fraction_below(model: MaxMViTForAudioClassification, features: torch.Tensor, bound: float) -> float:
     return float((model.familiarity(features) < bound).float().mean())
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.2])
-def test_of_new_speakers_as_many_are_turned_away_as_the_bound_says(bound):
+def test_the_fraction_of_new_speakers_below_a_bound_is_that_bound(bound):
     features, labels, speakers = voices(20, 30, seed=1)
     model = tiny_model()
     fit_familiarity(model, features, labels, speakers)
     assert model.config.familiarity
     new, _, _ = voices(120, 10, seed=2)
-    assert shares_turned_away(model, new, bound) == pytest.approx(bound, abs=0.6 * bound)
+    assert fraction_below(model, new, bound) == pytest.approx(bound, abs=0.6 * bound)
     without = tiny_model()
     fit_familiarity(without, features, labels, [None] * len(labels))
-    assert shares_turned_away(without, new, bound) > shares_turned_away(model, new, bound)
+    assert fraction_below(without, new, bound) > fraction_below(model, new, bound)
 
 
 @pytest.mark.parametrize("kind", ["other directions", "far along known ones"])
@@ -61,44 +61,44 @@ def test_other_features_are_not_familiar(kind):
         "other directions": features[:40] + torch.from_numpy(random.normal(0, 3, (40, WIDTH))).float(),
         "far along known ones": 6 * voices(10, 4, seed=4)[0],
     }[kind]
-    assert shares_turned_away(model, other, 0.05) > 0.95
+    assert fraction_below(model, other, 0.05) > 0.95
 
 
 def test_the_same_clips_and_seed_give_the_same_distribution():
-    given = voices(8, 20, seed=5)
+    data = voices(8, 20, seed=5)
     models = [tiny_model(seed=seed) for seed in (0, 1)]
     for model in models:
-        fit_familiarity(model, *given, seed=7)
+        fit_familiarity(model, *data, seed=7)
     first, second = (model.familiarity.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_of_many_clips_some_are_drawn(monkeypatch):
+def test_only_a_sample_of_many_clips_is_used(monkeypatch):
     monkeypatch.setattr(familiarity, "MAX_CLIPS", 100)
     features, labels, speakers = voices(10, 30, seed=6)
-    features[7] = np.nan  # which would show in all means, were it drawn
+    features[7] = np.nan  # would make all means NaN if it were drawn
     model = tiny_model()
     seeds = [seed for seed in range(5) if 7 not in np.random.default_rng(seed).permutation(300)[:100]]
     fit_familiarity(model, features, labels, speakers, seed=seeds[0])
     assert torch.isfinite(model.familiarity.class_means).all()
 
 
-@pytest.mark.parametrize("lacking", [0, 2, 3])
-def test_a_class_without_clips_is_never_the_nearest(lacking):
+@pytest.mark.parametrize("missing", [0, 2, 3])
+def test_a_class_without_clips_is_never_the_nearest(missing):
     features, labels, speakers = voices(8, 20, seed=8)
-    labels = [(lacking + 1) % 4 if label == lacking else label for label in labels]
+    labels = [(missing + 1) % 4 if label == missing else label for label in labels]
     model = tiny_model()
     fit_familiarity(model, features, labels, speakers)
-    kept = model.familiarity.distance(features)
+    expected = model.familiarity.distance(features)
     means = model.familiarity.class_means
-    others = means[[label for label in range(4) if label != lacking]]
+    others = means[[label for label in range(4) if label != missing]]
     assert torch.isfinite(means).all()
-    assert any(torch.equal(means[lacking], mean) for mean in others)
+    assert any(torch.equal(means[missing], mean) for mean in others)
     model.familiarity.class_means = others
-    assert torch.equal(model.familiarity.distance(features), kept)
+    assert torch.equal(model.familiarity.distance(features), expected)
 
 
-def test_constant_features_are_left_out():
+def test_constant_features_are_ignored():
     features, labels, speakers = voices(8, 20, seed=10)
     features[:, [3, 50]] = 0.25
     model = tiny_model()
@@ -110,7 +110,7 @@ def test_constant_features_are_left_out():
 
 
 @pytest.mark.parametrize(("count", "value"), [(5, None), (2, None), (60, 1.5)])
-def test_too_few_clips_or_clips_all_alike_leave_a_model_as_it_is(count, value, caplog):
+def test_too_few_or_identical_clips_leave_the_model_unchanged(count, value, caplog):
     features, labels, speakers = voices(10, 6, seed=11)
     features = features[:count] if value is None else torch.full((count, WIDTH), value)
     model = tiny_model()
@@ -120,7 +120,7 @@ def test_too_few_clips_or_clips_all_alike_leave_a_model_as_it_is(count, value, c
     assert "answers will have no familiarity" in caplog.text
 
 
-def test_a_single_speaker_is_held_out_by_clips():
+def test_clips_are_held_out_if_there_is_only_one_speaker():
     features, labels, _ = voices(1, 80, seed=12)
     model = tiny_model()
     fit_familiarity(model, features, labels, ["one"] * 80)
@@ -129,7 +129,7 @@ def test_a_single_speaker_is_held_out_by_clips():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", first_fast([{}, {"fusion": "attention"}]))
-def test_a_trainer_fits_it_to_its_clips(changes, tmp_path):
+def test_familiarity_is_fitted_to_the_clips_of_a_trainer(changes, tmp_path):
     trainer = make_trainer(tmp_path, model=tiny_model(**changes))
     part = clips(48).add_column("speaker", [f"{row % 6}" for row in range(48)]).with_format("torch")
     before = trainer.model.eval()(**tiny_images()).logits
@@ -139,14 +139,14 @@ def test_a_trainer_fits_it_to_its_clips(changes, tmp_path):
     assert torch.equal(model(**tiny_images()).logits, before)
     pooled = pooled_features(trainer, part)
     assert 0.1 < model.familiarity(pooled.features).mean() < 0.99
-    assert trainer.predict(part).predictions.shape == (48, 4)  # of which it is not one
+    assert trainer.predict(part).predictions.shape == (48, 4)  # predictions do not include familiarity
 
 
-def test_training_from_a_checkpoint_begins_without(tmp_path):
-    given = voices(8, 20, seed=13)
+def test_training_from_a_checkpoint_starts_without_familiarity(tmp_path):
+    data = voices(8, 20, seed=13)
     model = tiny_model()
     model.save_pretrained(tmp_path / "without")
-    fit_familiarity(model, *given)
+    fit_familiarity(model, *data)
     model.save_pretrained(tmp_path / "with")
     started = []
     for name in ("without", "with"):
@@ -159,7 +159,7 @@ def test_training_from_a_checkpoint_begins_without(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A run on the demo corpus, with two altered copies of each clip."""
+    """Runs the demo recipe with two altered copies of each clip."""
     folder = tmp_path_factory.mktemp("trained")
     write_demo_corpus(folder / "demo", n_voices=6, clips_per_emotion=3)
     flags = {
@@ -172,43 +172,43 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_it_and_sounds_other_than_its_clips_are_less_familiar(trained):
+def test_a_run_saves_familiarity_and_noise_is_less_familiar_than_its_clips(trained):
     assert any(name.startswith("familiarity.") for name in load_file(trained / "out" / "model.safetensors"))
     classify = load_pipeline(str(trained / "out"), "cpu", min_familiarity=0.0)
     files = sorted(map(str, (trained / "demo").rglob("*.wav")))
-    clips_of_it = [answer[0]["familiarity"] for answer in classify(files)]
+    of_clips = [rows[0]["familiarity"] for rows in classify(files)]
     rate = classify.feature_extractor.sampling_rate
     noises = [np.random.default_rng(seed).normal(0, 0.1, 2 * rate).astype(np.float32) for seed in range(6)]
-    others = [answer[0]["familiarity"] for answer in classify(noises)]
-    assert np.mean(clips_of_it) > 0.3
-    assert max(others) <= 0.02
-    assert {answer[0]["label"] for answer in classify(noises, min_familiarity=0.05)} == {"unfamiliar"}
+    of_noises = [rows[0]["familiarity"] for rows in classify(noises)]
+    assert np.mean(of_clips) > 0.3
+    assert max(of_noises) <= 0.02
+    assert {rows[0]["label"] for rows in classify(noises, min_familiarity=0.05)} == {"unfamiliar"}
 
 
 @pytest.mark.slow
-def test_copies_are_among_the_clips_that_it_is_fitted_to(trained, monkeypatch, tmp_path):
-    from ser.training import feature_statistics, run  # of which run hands on the trainer and its training part
+def test_familiarity_is_also_fitted_to_altered_copies(trained, monkeypatch, tmp_path):
+    from ser.training import feature_statistics, run  # run passes the trainer and its training clips
 
-    seen = {}
+    results = {}
 
-    def keep(trainer, part):
+    def record(trainer, part):
         originals = pooled_features(trainer, part)
-        seen["all"] = features_with_copies(trainer, part, originals), originals
+        results["all"] = features_with_copies(trainer, part, originals), originals
         monkeypatch.setattr(feature_statistics, "MAX_VERSIONS", 20)
-        seen["some"] = features_with_copies(trainer, part, originals)
+        results["some"] = features_with_copies(trainer, part, originals)
 
-    monkeypatch.setattr(run, "fit_feature_statistics", keep)
+    monkeypatch.setattr(run, "fit_feature_statistics", record)
     flags = {
         "data_dir": trained / "demo", "cache_dir": trained / "cache", "output_dir": tmp_path, "max_train_samples": 24,
         "num_train_epochs": 1, "preprocessing_num_workers": 1, "report_to": "none",
         "waveform_copies": 2,
     }  # fmt: skip
     main([str(ROOT / "configs" / "demo.yaml"), *(f"--{name}={value}" for name, value in flags.items())])
-    (features, labels, speakers), originals = seen["all"]
+    (features, labels, speakers), originals = results["all"]
     assert len(features) == len(labels) == len(speakers) == 72
     assert labels == originals.labels * 3 and speakers == originals.speakers * 3
     torch.testing.assert_close(features[:24], originals.features)
     for copies in (features[24:48], features[48:]):
-        assert ((copies - features[:24]).abs().amax(1) > 1e-4).sum() > 18  # few copies are left as they are
+        assert ((copies - features[:24]).abs().amax(1) > 1e-4).sum() > 18  # few copies are unchanged
     assert not torch.allclose(features[24:48], features[48:])
-    assert len(seen["some"][0]) == len(seen["some"][1]) == len(seen["some"][2]) == 20
+    assert len(results["some"][0]) == len(results["some"][1]) == len(results["some"][2]) == 20

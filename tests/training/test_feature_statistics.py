@@ -1,4 +1,4 @@
-"""The statistics of pooled features that a model keeps of its training clips."""
+"""Tests the statistics of the pooled features of training clips, which are saved with a model."""
 
 import datasets
 import numpy as np
@@ -66,13 +66,13 @@ def test_every_speaker_has_the_same_weight(counts):
     np.testing.assert_allclose(found.deviation, np.sqrt(variance), rtol=1e-5)
     np.testing.assert_allclose(found.speaker_deviation, means.std(0), rtol=1e-5)
     assert not np.allclose(mean, np.concatenate([*of.values()]).mean(0), atol=1e-3)
-    assert found.largest_spread == 0  # of too few speakers
+    assert found.largest_spread == 0  # there are too few speakers
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_clips_of_two_speakers_spread_more_than_those_of_any_speaker(seed):
     rng = np.random.default_rng(seed)
-    voices = rng.normal(0, [3.0] * 4 + [0.1] * 60, (12, 64))  # the first four features tell speakers apart
+    voices = rng.normal(0, [3.0] * 4 + [0.1] * 60, (12, 64))  # speakers differ in the first four features
     voices[10:, :4] = [[4.0], [-4.0]]
     clips_of = [voice + rng.normal(0, 1, (20, 64)) for voice in voices]
     features = torch.tensor(np.concatenate(clips_of[:10]))
@@ -84,7 +84,7 @@ def test_clips_of_two_speakers_spread_more_than_those_of_any_speaker(seed):
 
 
 @pytest.mark.slow
-def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
+def test_fitting_saves_the_statistics_and_does_not_change_the_logits(tmp_path):
     trainer, part = make_trainer(tmp_path), clips_of([*"aaaaab"])
     before = trainer.model.eval()(**tiny_images()).logits
     keys = {*trainer.model.state_dict()}
@@ -102,13 +102,13 @@ def test_a_fitted_model_keeps_its_statistics_and_its_answers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_lost_its_statistics_is_refused(tmp_path):
+def test_a_checkpoint_without_its_statistics_is_refused(tmp_path):
     model = tiny_model()
     model.config.feature_statistics = True
     model.save_pretrained(tmp_path)
     with pytest.raises(DataError, match="lacks 4 weight.*feature_statistics"):
         load_model(tmp_path)
-    loaded = MaxMViTForAudioClassification.from_pretrained(tmp_path)  # which only warns: nothing is uninitialised
+    loaded = MaxMViTForAudioClassification.from_pretrained(tmp_path)  # this only warns, since the defaults are valid
     assert (
         loaded.maxmvit.feature_statistics.mean.eq(0).all() and loaded.maxmvit.feature_statistics.deviation.eq(1).all()
     )
@@ -130,7 +130,7 @@ def test_training_that_starts_from_a_checkpoint_starts_without_its_statistics(tm
     assert starting_weights(started[0], chosen) == starting_weights(started[1], chosen)
 
 
-def test_a_model_that_reads_tokens_gets_none(tmp_path):
+def test_a_model_that_reads_tokens_gets_no_statistics(tmp_path):
     for changes in ({"fusion": "attention"}, {"head": "decoder"}):
         trainer = make_trainer(tmp_path, model=tiny_model(**changes))
         fit_feature_statistics(trainer, clips_of([*"aabb"]))
@@ -138,7 +138,7 @@ def test_a_model_that_reads_tokens_gets_none(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_many_clips_some_are_drawn_the_same_each_time(tmp_path, monkeypatch):
+def test_the_same_sample_of_many_clips_is_drawn_each_time(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_statistics, "MAX_CLIPS", 6)
     means, part = [], clips_of([f"{i % 5}" for i in range(20)])
     for _ in range(2):

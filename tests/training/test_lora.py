@@ -1,4 +1,4 @@
-"""Low-rank adapters for a speech encoder: what they add, what is trained, and that nothing of them stays."""
+"""Tests low-rank adapters for a speech encoder: their start, training, merging, checkpoints and options."""
 
 import json
 
@@ -21,7 +21,7 @@ ENCODER = "maxmvit.speech_encoder.encoder."
 
 
 def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, torch.Tensor]]:
-    """A trainer, and the weights before it; the model has no image branches."""
+    """Returns a trainer of a model without image branches, and the weights before training."""
     model, extractor = built(encoder, cqt_backbone=None, mel_backbone=None)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {"lora_rank": 2, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "learning_rate": 0.05, **changes}
@@ -39,7 +39,7 @@ def trainer_of(encoder: str, folder, **changes) -> tuple[SERTrainer, dict[str, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_begin_at_zero_are_all_used_and_are_merged_completely(encoders, family):
+def test_adapters_start_at_zero_all_get_gradients_and_are_merged_completely(encoders, family):
     model, extractor = built(encoders[family], cqt_backbone=None, mel_backbone=None)
     encoder, expected = model.pretrained_parts()["speech"], logits_of(model, extractor, *CLIPS)
     keys = list(model.state_dict())
@@ -61,12 +61,12 @@ def test_adapters_begin_at_zero_are_all_used_and_are_merged_completely(encoders,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["wavlm", "whisper"])
-def test_only_they_are_trained_of_the_encoder_in_its_group(encoders, family, tmp_path):
+def test_of_the_encoder_only_the_adapters_are_trained(encoders, family, tmp_path):
     trainer, before = trainer_of(encoders[family], tmp_path, layer_decay=0.5)
     groups = [g for g in trainer.create_optimizer().param_groups if g["branch"] == "speech"]
-    own = {id(p) for group in groups for p in group["params"]}
+    optimized = {id(p) for group in groups for p in group["params"]}
     named = {name: id(p) for name, p in trainer.model.named_parameters() if ".lora_" in name}
-    assert own == {*named.values()} and all(name.startswith(ENCODER) for name in named)
+    assert optimized == {*named.values()} and all(name.startswith(ENCODER) for name in named)
     assert {(g["algorithm"], g["lr"]) for g in groups} == {("adamw", 0.05), ("adamw", 0.025)}
     trainer.train()
     after = trainer.model.state_dict()
@@ -77,7 +77,7 @@ def test_only_they_are_trained_of_the_encoder_in_its_group(encoders, family, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-def test_the_best_model_is_merged_and_a_run_resumes_bit_for_bit(encoders, ema_decay, tmp_path):
+def test_the_best_model_is_merged_and_a_run_resumes_exactly(encoders, ema_decay, tmp_path):
     settings = {"ema_decay": ema_decay, "save_total_limit": 3, "activation_checkpointing": True}
     trainer, _ = trainer_of(encoders["wavlm"], tmp_path / "run", **settings)
     trainer.train()
@@ -93,26 +93,26 @@ def test_the_best_model_is_merged_and_a_run_resumes_bit_for_bit(encoders, ema_de
     assert loaded.keys() == ends.keys() and all(value.equal(ends[key]) for key, value in loaded.items())
     with pytest.raises(DataError, match="holds adapters.*--lora_rank.*finished run"):
         load_model(tmp_path / "run" / "checkpoint-2")
-    again, _ = trainer_of(encoders["wavlm"], tmp_path / "run", **settings)
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    for key, value in again.model.state_dict().items():
+    resumed, _ = trainer_of(encoders["wavlm"], tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for key, value in resumed.model.state_dict().items():
         assert value.equal(ends[key]), key
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--freeze_speech_encoder"], "--lora_rank has no effect with --freeze_speech_encoder"),
         (["--speech_frozen_layers", "1"], "--speech_frozen_layers has no effect with --lora_rank"),
         (["--freeze_backbones"], "--lora_rank has no effect with --freeze_backbones and without --unfreeze_epoch"),
     ],
 )
-def test_options_without_effect_beside_it_are_left_out_with_a_warning(flags, said, caplog):
+def test_options_without_effect_with_adapters_are_ignored_with_a_warning(flags, message, caplog):
     args = command("somewhere", "--lora_rank", "4", *flags)[2]
-    assert said in caplog.text and (args.lora_rank is None or args.speech_frozen_layers is None)
+    assert message in caplog.text and (args.lora_rank is None or args.speech_frozen_layers is None)
 
 
-def test_it_is_left_out_without_an_encoder_and_refused_without_peft(monkeypatch, tmp_path, caplog):
+def test_lora_rank_is_ignored_without_an_encoder_and_refused_without_peft(monkeypatch, tmp_path, caplog):
     with pytest.raises(ValueError, match="--lora_rank 0 does not work: it must be a number at least 1"):
         command("somewhere", "--lora_rank", "0")
     assert command(None, "--lora_rank", "4")[2].lora_rank is None

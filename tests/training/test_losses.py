@@ -11,12 +11,12 @@ SOFT = torch.softmax(torch.randn(6, 4, generator=torch.Generator().manual_seed(1
 
 @pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_plain_loss_is_torchs_cross_entropy(labels, smoothing):
+def test_the_plain_loss_equals_the_cross_entropy_of_torch(labels, smoothing):
     loss = ClassificationLoss(label_smoothing=smoothing)(LOGITS, labels)
     torch.testing.assert_close(loss, cross_entropy(LOGITS, labels, label_smoothing=smoothing))
 
 
-def test_weights_are_torchs_up_to_the_divisor():
+def test_the_weighted_loss_equals_that_of_torch_up_to_the_divisor():
     weights = torch.tensor([0.5, 2.0, 1.0, 1.5])
     loss = ClassificationLoss(weights)(LOGITS, LABELS)
     torch.testing.assert_close(loss, cross_entropy(LOGITS, LABELS, weights, reduction="sum") / len(LABELS))
@@ -31,7 +31,7 @@ def test_hard_labels_equal_their_one_hot_probabilities():
     torch.testing.assert_close(loss(LOGITS, LABELS), loss(LOGITS, one_hot(LABELS, 4).float()))
 
 
-def test_focal_loss_is_its_formula():
+def test_the_focal_loss_follows_its_formula():
     p = torch.softmax(LOGITS, dim=1)[range(6), LABELS]
     torch.testing.assert_close(ClassificationLoss(focal_gamma=2.0)(LOGITS, LABELS), -((1 - p) ** 2 * p.log()).mean())
 
@@ -52,7 +52,7 @@ def test_class_weights_balance_the_classes():
     torch.testing.assert_close(totals, torch.tensor([4.0, 4.0, 0.0, 4.0]))
 
 
-def test_impossible_settings_are_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="class 3"):
         class_weights(torch.tensor([0, 3]), 3)
     with pytest.raises(ValueError, match="label_smoothing"):

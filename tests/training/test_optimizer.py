@@ -29,7 +29,7 @@ def two_torch_optimizers(model, **kwargs):
     return adam, torch.optim.RAdam(model.maxmvit.mel_backbone.parameters(), lr=RATES["mel"], **kwargs)
 
 
-def through_a_file(state_dict):
+def saved_and_loaded(state_dict):
     file = io.BytesIO()
     torch.save(state_dict, file)
     file.seek(0)
@@ -54,7 +54,7 @@ def test_twenty_steps_equal_two_torch_optimizers(round_trip):
         if step == 9 and round_trip == "deep copy":
             ours, optimizer = copy.deepcopy((ours, optimizer))
         elif step == 9 and round_trip is not None:
-            state = through_a_file(optimizer.state_dict())
+            state = saved_and_loaded(optimizer.state_dict())
             optimizer = optimizer if round_trip == "same object" else make_optimizer(ours)
             optimizer.load_state_dict(state)
     for (name, mine), reference in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -62,7 +62,7 @@ def test_twenty_steps_equal_two_torch_optimizers(round_trip):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_each_algorithm_is_torchs_and_follows_a_scheduler(algorithm):
+def test_each_algorithm_equals_that_of_torch_and_follows_a_scheduler(algorithm):
     torch.manual_seed(0)
     ours = torch.nn.Linear(5, 3)
     theirs = copy.deepcopy(ours)
@@ -100,12 +100,12 @@ def test_fused_kernels_agree_with_the_plain_ones():
             model(x).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+            optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
 @pytest.mark.slow
-def test_the_rosenbrock_valley_is_followed_to_its_end():
+def test_the_rosenbrock_function_is_minimised():
     x, y = torch.nn.Parameter(torch.tensor(-1.2)), torch.nn.Parameter(torch.tensor(1.0))
     groups = [{"params": [x], "algorithm": "adam", "lr": 0.01}, {"params": [y], "algorithm": "radam", "lr": 0.01}]
     optimizer = BranchOptimizer(groups)
@@ -117,7 +117,7 @@ def test_the_rosenbrock_valley_is_followed_to_its_end():
     assert height.item() < 0.01 and x.item() == pytest.approx(1, abs=0.1)
 
 
-def test_groups_hold_every_trainable_parameter_once_and_spare_what_decay_must_not_touch():
+def test_groups_contain_every_trainable_parameter_once_with_its_weight_decay():
     model = tiny_model()
     model.maxmvit.mel_backbone.patch_embed.requires_grad_(False)
     decays = {"cqt": 0.1, "mel": 0.2, "head": 0.3}
@@ -131,20 +131,20 @@ def test_groups_hold_every_trainable_parameter_once_and_spare_what_decay_must_no
             continue
         branch = "cqt" if "cqt_backbone" in name else "mel" if "mel_backbone" in name else "head"
         assert branch_of[id(parameter)] == branch, name
-        spared = parameter.ndim <= 1 or "rel_pos" in name
-        assert decay_of[id(parameter)] == (0.0 if spared else decays[branch]), name
+        exempt = parameter.ndim <= 1 or "rel_pos" in name
+        assert decay_of[id(parameter)] == (0.0 if exempt else decays[branch]), name
     assert any("relative_position_bias_table" in name for name, _ in model.named_parameters())
 
 
-def test_without_decay_there_is_one_group_a_branch():
+def test_without_weight_decay_there_is_one_group_per_branch():
     groups = branch_parameter_groups(tiny_model(), PAPER, RATES, NO_DECAY)
     assert [(g["branch"], g["algorithm"], g["lr"]) for g in groups] == [(b, PAPER[b], RATES[b]) for b in PAPER]
 
 
-def test_a_branch_more_is_trained_by_its_own_settings():
+def test_an_additional_branch_is_trained_with_its_own_settings():
     model = tiny_model()
-    two = model.branches()
-    model.branches = lambda: {**two, "dense": model.classifier.dense}
+    branches = model.branches()
+    model.branches = lambda: {**branches, "dense": model.classifier.dense}
     settings = [PAPER | {"dense": "sgd"}, RATES | {"dense": 0.5}, NO_DECAY | {"dense": 0.1}]
     groups = {group["branch"]: group for group in branch_parameter_groups(model, *settings) if group["weight_decay"]}
     (dense,) = groups.values()
@@ -168,7 +168,7 @@ def test_layer_decay_lowers_the_rate_stage_by_stage():
     assert {rate[id(p)] for p in model.classifier.parameters()} == {RATES["head"]}
 
 
-def test_what_cannot_work_is_refused():
+def test_invalid_groups_and_states_are_refused():
     weight = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="'adamm'.*radam"):
         BranchOptimizer([{"params": [weight], "algorithm": "adamm"}])

@@ -1,4 +1,4 @@
-"""What processes settle among themselves."""
+"""Tests how processes agree, wait for one another and lock an output directory."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from ser.distributed import LOCK, all_true, broadcast_from_first, first_process_
 from ser.utils import DataError
 from tests.helpers.processes import SERVER, exit_codes, start
 
-TIMEOUT = 4.0  # seconds that the processes wait for each other elsewhere
+TIMEOUT = 4.0  # seconds after which a collective operation fails
 
 
 def arguments(folder: Path, rank: int = 0, world_size: int = 1) -> SimpleNamespace:
-    """What of TrainingArguments says who this process is."""
+    """Imitates the fields of TrainingArguments that identify a process."""
     state = SimpleNamespace(is_main_process=rank == 0, is_local_main_process=rank == 0)
     return SimpleNamespace(output_dir=str(folder), process_index=rank, world_size=world_size, distributed_state=state)
 
@@ -29,14 +29,14 @@ def worker(rank: int, folder: Path) -> None:
     init = {"init_method": f"file://{folder / 'meeting'}", "timeout": timedelta(seconds=TIMEOUT)}
     distributed.init_process_group("gloo", rank=rank, world_size=2, **init)
     args = arguments(folder / "run", rank, 2)
-    report = {"agreed": all_true(args, rank == 0), "said": broadcast_from_first(args, 5 + rank)}
-    with first_process_first(args, "a long sleep"):
+    report = {"agreed": all_true(args, rank == 0), "received": broadcast_from_first(args, 5 + rank)}
+    with first_process_first(args, "sleeping"):
         if rank == 0:
             time.sleep(2 * TIMEOUT)
             (folder / "slept").touch()
         report["slept"] = (folder / "slept").exists()
     try:
-        with first_process_first(args, "the impossible"):
+        with first_process_first(args, "dividing by zero"):
             report["entered"] = True
             raise ZeroDivisionError
     except (ZeroDivisionError, DataError) as error:
@@ -48,7 +48,7 @@ def worker(rank: int, folder: Path) -> None:
 
 def hold(folder: Path, children: Connection) -> None:
     with run_lock(arguments(folder)):
-        child = os.fork()  # as the data loader's workers are made
+        child = os.fork()  # like a worker of the data loader
         if child == 0:
             time.sleep(600)
         children.send(child)
@@ -56,13 +56,13 @@ def hold(folder: Path, children: Connection) -> None:
 
 
 @pytest.mark.slow
-def test_later_processes_wait_as_long_as_it_takes_and_learn_of_a_failure(tmp_path):
+def test_other_processes_wait_as_long_as_necessary_and_fail_with_the_first(tmp_path):
     assert exit_codes([start(worker, rank, tmp_path) for rank in (0, 1)]) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     for report in (first, second):
-        assert (report["agreed"], report["said"], report["slept"], report["locked"]) == (False, 5, True, True)
+        assert (report["agreed"], report["received"], report["slept"], report["locked"]) == (False, 5, True, True)
     assert first["failure"] == "ZeroDivisionError()" and "entered" not in second
-    assert "Another process failed while the impossible" in second["failure"]
+    assert "Another process failed while dividing by zero" in second["failure"]
 
 
 def try_lock(folder: Path) -> str:
@@ -74,7 +74,7 @@ def try_lock(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
+def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(tmp_path):
     children, sender = SERVER.Pipe(duplex=False)
     holder = start(hold, tmp_path, sender)
     assert children.poll(120)
@@ -91,7 +91,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_takes_its_own_lock_as_often_as_it_likes(tmp_path):
+def test_a_process_can_take_its_own_lock_repeatedly(tmp_path):
     with run_lock(arguments(tmp_path)):
         with (
             run_lock(arguments(tmp_path / ".." / tmp_path.name)),

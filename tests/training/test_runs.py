@@ -1,4 +1,4 @@
-"""A run is what its settings say: others neither go on with it nor pass for it, nor are averaged with it."""
+"""Tests that runs are resumed, averaged and quoted only with the same settings, and that damaged files are found."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def settings_of(corpus, folder, start=DRAWN, data=None, config=None, extractor=N
 
 
 def begin(corpus, folder, finished=False, **changes):
-    """A run that was stopped after its first checkpoint, or one that came to its end."""
+    """Writes a run that has stopped after its first checkpoint, or has finished; returns the checkpoint."""
     assert earlier_run(*settings_of(corpus, folder, **changes), SPLITS) is None
     checkpoint = folder / "checkpoint-1"
     checkpoint.mkdir()
@@ -55,7 +55,7 @@ def begin(corpus, folder, finished=False, **changes):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_the_same_settings_go_on_or_are_finished(corpus, tmp_path, finished):
+def test_a_run_with_the_same_settings_is_resumed_or_finished(corpus, tmp_path, finished):
     checkpoint = begin(corpus, tmp_path, finished)
     assert earlier_run(*settings_of(corpus, tmp_path), SPLITS) == ("finished" if finished else checkpoint)
 
@@ -77,17 +77,17 @@ def test_the_same_settings_go_on_or_are_finished(corpus, tmp_path, finished):
 )
 def test_other_settings_are_refused_by_name(corpus, tmp_path, changes, message, finished):
     begin(corpus, tmp_path, finished)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         earlier_run(*settings_of(corpus, tmp_path, **changes), SPLITS)
-    said = str(refused.value)
-    assert all(part in said for part in message.split("; ")) and said.count(" -> ") == message.count(" -> ")
-    assert "--output_dir" in said and "--overwrite_output_dir" in said
+    error = str(caught.value)
+    assert all(part in error for part in message.split("; ")) and error.count(" -> ") == message.count(" -> ")
+    assert "--output_dir" in error and "--overwrite_output_dir" in error
     fresh = settings_of(corpus, tmp_path, overwrite_output_dir=True, **changes)
     assert earlier_run(*fresh, SPLITS) is None
     assert json.loads((tmp_path / "run.json").read_text())["training"]["seed"] == fresh[0].seed
 
 
-def test_what_decides_nothing_may_change(corpus, tmp_path):
+def test_settings_that_do_not_affect_the_result_may_change(corpus, tmp_path):
     checkpoint = begin(corpus, tmp_path)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     changes = {
@@ -103,7 +103,7 @@ def test_settings_that_are_not_compared_exist():
     assert set(runs.MODEL_FIELDS) >= runs.IGNORED_MODEL
 
 
-def test_other_versions_and_another_corpus_are_other_settings(corpus, tmp_path, monkeypatch):
+def test_other_versions_and_another_revision_of_the_corpus_are_refused(corpus, tmp_path, monkeypatch):
     begin(corpus, tmp_path)
     with pytest.raises(DataError, match='revision: "r1" -> "r2"'):
         earlier_run(*settings_of(dataclasses.replace(corpus, revision="r2"), tmp_path), SPLITS)
@@ -112,7 +112,7 @@ def test_other_versions_and_another_corpus_are_other_settings(corpus, tmp_path, 
         earlier_run(*settings_of(corpus, tmp_path), SPLITS)
 
 
-def test_other_clips_are_counted(corpus, tmp_path):
+def test_other_clips_are_refused_and_counted(corpus, tmp_path):
     begin(corpus, tmp_path)
     other = SPLITS | {"clips": [SPLITS["clips"][0] | {"part": "test"}, {"file": "b.wav"}]}
     with pytest.raises(DataError, match="settings: clips: 1 -> 2, 1 of them in another part or class"):
@@ -141,7 +141,7 @@ def test_folds_of_different_settings_are_not_averaged(corpus, tmp_path):
 
 
 def folds_of(folder, all_settings, **changes):
-    """What a run with --fold all leaves of itself."""
+    """Writes the files of a run with --fold all."""
     scores = {"UA": 0.5, "WA": 0.6, "macro_f1": 0.4, "weighted_f1": 0.7}
     for fold, settings in enumerate(all_settings, start=1):
         (folder / f"fold_{fold}").mkdir(parents=True)
@@ -209,36 +209,36 @@ def test_a_folder_without_a_summary_of_folds_is_not_quoted(corpus, tmp_path):
         quoted_scores([lost], settings)
 
 
-def test_the_clock_adds_up_legs_though_they_were_killed(tmp_path, monkeypatch):
+def test_the_clock_adds_up_the_parts_of_a_killed_run(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     args = make_arguments(tmp_path)
 
-    def leg(started, *steps):
+    def run_part(started, *steps):
         clock, now[0] = RunClock(tmp_path, started), started
         for seconds in steps:
             now[0] += seconds
             clock.on_step_end(args, TrainerState(), TrainerControl())
         return clock
 
-    leg(100, 8, 8, 5)  # killed: what is kept is ten seconds old at most
+    run_part(100, 8, 8, 5)  # killed; the saved time is at most ten seconds old
     assert json.loads((tmp_path / "duration.json").read_text()) == {"seconds": 16.0}
-    leg(500, 4).on_save(args, TrainerState(), TrainerControl())
-    assert leg(900, 3).seconds() == 16 + 4 + 3
+    run_part(500, 4).on_save(args, TrainerState(), TrainerControl())
+    assert run_part(900, 3).seconds() == 16 + 4 + 3
 
 
-def test_a_fresh_run_starts_its_clock_anew(corpus, tmp_path):
+def test_a_fresh_run_starts_its_clock_at_zero(corpus, tmp_path):
     write_json(tmp_path / "duration.json", {"seconds": 50.0})
     begin(corpus, tmp_path)
     assert RunClock(tmp_path, time.monotonic()).seconds() < 1
 
 
-def test_starting_weights_are_those_that_came_from_files(tmp_path):
+def test_starting_weights_identify_the_weights_loaded_from_files(tmp_path):
     start = ModelArguments(model_name_or_path=str(save_tiny(tmp_path, tiny_model(seed=1))))
     model = tiny_model(seed=1)
     known = starting_weights(model, start)
     assert known == starting_weights(tiny_model(seed=1), start) != starting_weights(tiny_model(seed=2), start)
-    model.config.id2label = {index: f"other{index}" for index in range(4)}  # so that the last layer is drawn
+    model.config.id2label = {index: f"other{index}" for index in range(4)}  # so that the last layer is initialised
     renamed = starting_weights(model, start)
     torch.nn.init.ones_(model.classifier.out_proj.weight)
     assert starting_weights(model, start) == renamed != known
@@ -253,7 +253,7 @@ def test_starting_weights_are_those_that_came_from_files(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"seconds": "x"}', b'{"seconds": NaN}', b"\xff", b'{"seconds": -5}']
 )
-def test_a_broken_clock_stops_nothing(content, tmp_path, caplog):
+def test_a_damaged_duration_file_causes_only_a_warning(content, tmp_path, caplog):
     (tmp_path / "duration.json").write_bytes(content)
     clock = RunClock(tmp_path, time.monotonic())
     assert 0 <= clock.seconds() < 5 and "duration.json cannot be read" in caplog.text
@@ -263,7 +263,7 @@ def test_a_broken_clock_stops_nothing(content, tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["run.json", "splits.json"])
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
-def test_a_broken_file_of_a_run_is_named(corpus, tmp_path, name, content):
+def test_a_damaged_file_of_a_run_is_named(corpus, tmp_path, name, content):
     begin(corpus, tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=f"{name} .*restore it from a copy, or remove it"):
@@ -288,7 +288,7 @@ def empty(path):
 
 
 def checkpoint_at(folder, step):
-    """A checkpoint as training completes it, of files that need not be a model's."""
+    """Writes a complete checkpoint with arbitrary contents; returns its folder."""
     unfinished = folder / f"tmp-checkpoint-{step}"
     (unfinished / "deep").mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "deep/shard.bin"):
@@ -302,7 +302,7 @@ def checkpoint_at(folder, step):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "deep/shard.bin", "checksums.json"])
 def test_a_run_resumes_from_the_newest_undamaged_checkpoint(damage, name, tmp_path, caplog):
     if name == "checksums.json" and damage in (os.unlink, flip):
-        pytest.skip("as of an earlier version; a flipped bit may leave a list of checksums")
+        pytest.skip("a checkpoint of an earlier version has no checksums; a flipped bit may leave them valid JSON")
     paths = [checkpoint_at(tmp_path, step) for step in (2, 10, 30)]
     for path in paths[1:]:
         damage(path / name)
@@ -322,17 +322,17 @@ def test_an_error_names_the_damaged_files_if_no_checkpoint_is_undamaged(tmp_path
     (paths[1] / "trainer_state.json").write_text("{")
     with pytest.raises(DataError, match="only damaged checkpoints: .*trainer_state.*optimizer.pt is missing.*--over"):
         resume_or_start(tmp_path)
-    assert all(path.is_dir() for path in paths)  # where they were
+    assert all(path.is_dir() for path in paths)  # not renamed
 
 
-def test_a_checkpoint_of_before_there_were_checksums_is_taken(tmp_path, caplog):
+def test_a_checkpoint_without_checksums_is_accepted(tmp_path, caplog):
     path = checkpoint_at(tmp_path, 4)
     (path / "checksums.json").unlink()
     cut(path / "optimizer.pt")
     assert resume_or_start(tmp_path) == ("resume", str(path)) and not caplog.text
 
 
-def test_a_damaged_checkpoint_that_is_named_is_refused_by_its_file(corpus, tmp_path):
+def test_a_damaged_checkpoint_is_refused_as_resume_from_checkpoint(corpus, tmp_path):
     earlier_run(*settings_of(corpus, tmp_path), SPLITS)
     for step, damage in ((3, cut), (5, os.unlink)):
         path = checkpoint_at(tmp_path, step)

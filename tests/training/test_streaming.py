@@ -1,4 +1,4 @@
-"""Clips that are streamed: the order, memory, resuming, and the same answers as from a table."""
+"""Tests streamed clips: their table, order, memory, resuming, and the same predictions as with a loaded corpus."""
 
 import json
 import tracemalloc
@@ -52,7 +52,7 @@ def shuffled(corpus, batch_size=4, buffer_size=8, seed=3, **sharing) -> Shuffled
 # ---- the table
 
 
-def test_the_table_is_the_one_that_is_loaded_whole(corpus, folder, tmp_path):
+def test_the_table_equals_that_of_a_loaded_corpus(corpus, folder, tmp_path):
     whole = load_corpus(str(folder), cache_dir=str(tmp_path))
     assert "audio" not in corpus.clips.column_names and whole.shards is None
     assert corpus.revision == whole.revision and corpus.label_names == whole.label_names == ["a", "b"]
@@ -68,16 +68,16 @@ def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, m
     monkeypatch.setattr("ser.data.corpora.shards.sound_facts", lambda name, audio: read.append(name) or (name, 1.0))
     load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
     first = load()
-    kept = list(cache.glob("**/*.arrow"))
-    assert len(kept) == 1 and kept[0].is_relative_to(cache / FOLDER)
-    assert "audio" not in Dataset.from_file(str(kept[0])).column_names
+    tables = list(cache.glob("**/*.arrow"))
+    assert len(tables) == 1 and tables[0].is_relative_to(cache / FOLDER)
+    assert "audio" not in Dataset.from_file(str(tables[0])).column_names
     assert load().clips[:] == first.clips[:] and len(read) == 12
-    write_shards(folder, 12)  # as they were, but written anew
+    write_shards(folder, 12)  # the same content, but written again
     assert load().clips[:] == first.clips[:] and len(read) == 24
 
 
 @pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, MemoryError])
-def test_a_listing_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch, stopped_by):
+def test_an_interrupted_listing_starts_again(tmp_path, monkeypatch, stopped_by):
     folder, cache, listed = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
 
     def stop_at_the_eighth(name, audio):
@@ -94,7 +94,7 @@ def test_a_listing_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch, sto
     assert len(listed) == 8 + 12 and len(corpus) == len({*corpus.contents}) == 12
 
 
-def test_columns_of_every_type_are_those_of_the_table(tmp_path):
+def test_columns_of_every_type_equal_those_of_the_table(tmp_path):
     audio = [{"bytes": sound(row), "path": f"{row}.wav"} for row in range(5)]
     columns = {
         "label": ([0, 1, -1, 1, 0], ClassLabel(names=["calm", "joy"])),
@@ -109,10 +109,10 @@ def test_columns_of_every_type_are_those_of_the_table(tmp_path):
     splits, _ = open_streamed(str(tmp_path), str(tmp_path / "cache"))
     facts = splits["train"].facts("audio", [*columns])
     assert facts.select([*columns]).to_pydict() == table.with_format("arrow")[:].to_pydict()
-    assert facts[":path"].to_pylist() == [item["path"] for item in audio]
+    assert facts[":path"].to_pylist() == [entry["path"] for entry in audio]
 
 
-def test_only_groups_that_are_asked_for_are_read(corpus, monkeypatch):
+def test_only_the_requested_groups_are_read(corpus, monkeypatch):
     opened = []
     group = type(corpus.shards)._group
     monkeypatch.setattr(type(corpus.shards), "_group", lambda self, n: opened.append(n) or group(self, n))
@@ -155,10 +155,10 @@ def test_a_copy_of_a_known_corpus_streams_too(tmp_path):
     assert audio == whole.clips[1]["audio"]
 
 
-def test_shards_that_lie_elsewhere_are_read_from_there(folder, tmp_path):
-    elsewhere = fsspec.filesystem("memory")
+def test_shards_on_another_file_system_are_read(folder, tmp_path):
+    memory = fsspec.filesystem("memory")
     for path in folder.glob("data/*"):
-        elsewhere.pipe(f"/corpus/{path.name}", path.read_bytes())
+        memory.pipe(f"/corpus/{path.name}", path.read_bytes())
     splits, names = open_streamed("parquet", str(tmp_path), data_files="memory://corpus/train-*.parquet")
     shards = Shards()
     assert len(shards.add(splits["train"], "audio", splits["train"].facts("audio", ["label"]))) == 46
@@ -175,7 +175,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_before_training(tmp_path):
         refuse_unreadable(corpus.clips, corpus.shards, tiny_feature_extractor())
 
 
-def test_a_shard_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_shard_is_named(tmp_path):
     write_shards(tmp_path, 12)
     last = sorted(tmp_path.glob("data/*"))[-1]
     last.write_bytes(last.read_bytes()[:-100])
@@ -187,14 +187,14 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (1, 3), (20, 1), (20, 6), (20, 50)])
-def test_a_buffer_gives_away_each_item_once_and_holds_no_more_than_its_size(count, size):
+def test_a_buffer_yields_each_item_once_and_never_exceeds_its_size(count, size):
     order = buffered_order(count, size, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(count))
-    assert all(place < given + size for given, place in enumerate(order.tolist()))
+    assert all(place < position + size for position, place in enumerate(order.tolist()))
     assert (order.tolist() == list(range(count))) == (count < 2 or size == 1)
 
 
-def test_an_epoch_has_every_clip_once_but_the_last_short_batch(corpus):
+def test_an_epoch_has_every_clip_once_except_those_of_an_incomplete_batch(corpus):
     batches = shuffled(corpus)
     epochs = []
     for epoch in (0, 1, 0):
@@ -210,15 +210,17 @@ def test_skipped_batches_are_not_read_and_the_others_do_not_change(corpus, monke
     batches = shuffled(corpus)
     batches.begin(2)
     whole = files_of(batches)
-    read, places = [], type(corpus.shards).read
-    monkeypatch.setattr(type(corpus.shards), "read", lambda self, asked: read.append(asked) or places(self, asked))
+    requests, read = [], type(corpus.shards).read
+    monkeypatch.setattr(
+        type(corpus.shards), "read", lambda self, places: requests.append(places) or read(self, places)
+    )
     batches.begin(2, skipped=9)
     assert files_of(batches) == [[]] * 9 + whole[9:]
-    assert [len(asked) for asked in read] == [8]
-    assert files_of(batches) == whole  # of an epoch begun anew
+    assert [len(places) for places in requests] == [8]
+    assert files_of(batches) == whole  # in an epoch without skipped batches
 
 
-def test_processes_share_an_epoch(corpus):
+def test_processes_divide_an_epoch(corpus):
     parts = [files_of(shuffled(corpus, num_processes=3, process_index=index)) for index in range(3)]
     assert [len(part) for part in parts] == [3, 3, 3]
     assert max(Counter(name for part in parts for batch in part for name in batch).values()) == 1
@@ -227,7 +229,7 @@ def test_processes_share_an_epoch(corpus):
     assert turns[:46] == corpus.files and len(turns) == 48 and {len(each) for each in tested} == {4}
 
 
-def test_a_test_part_comes_in_its_order(corpus):
+def test_the_test_set_keeps_its_order(corpus):
     part = corpus.clips.select([40, 3, 4, 20, 41])
     assert files_of(StreamedBatches(part, corpus.shards, 2)) == [
         ["train40.wav", "train3.wav"], ["train4.wav", "train20.wav"], ["train41.wav"],
@@ -247,8 +249,8 @@ def test_batches_do_not_depend_on_workers(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(corpus, tmp_path):
-    settings = {**KEEPING, "save_steps": 4, "num_train_epochs": 3, "train": 14}  # of three steps an epoch
+def test_a_resumed_run_ends_with_exactly_the_same_weights(corpus, tmp_path):
+    settings = {**KEEPING, "save_steps": 4, "num_train_epochs": 3, "train": 14}  # three steps per epoch
     whole = trainer_of(corpus, tmp_path / "whole", **settings)
     whole.train()
     resumed = trainer_of(corpus, tmp_path / "resumed", workers=2, **settings)
@@ -259,13 +261,13 @@ def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_predictions_are_those_of_the_table(corpus, folder, tmp_path):
+def test_predictions_equal_those_with_a_loaded_corpus(corpus, folder, tmp_path):
     whole = load_corpus(str(folder), cache_dir=str(tmp_path))
     streamed, read = trainer_of(corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
     for rows in (range(22, 31), [40, 3, 4, 20, 41]):
-        answers = [one.predict(each.clips.select(rows)) for one, each in ((streamed, corpus), (read, whole))]
-        assert np.array_equal(answers[0].predictions, answers[1].predictions)
-        assert answers[0].label_ids.tolist() == answers[1].label_ids.tolist()
+        outputs = [one.predict(each.clips.select(rows)) for one, each in ((streamed, corpus), (read, whole))]
+        assert np.array_equal(outputs[0].predictions, outputs[1].predictions)
+        assert outputs[0].label_ids.tolist() == outputs[1].label_ids.tolist()
     assert streamed.evaluate()["eval_loss"] == read.evaluate()["eval_loss"]
 
 
@@ -273,7 +275,7 @@ def test_predictions_are_those_of_the_table(corpus, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_clips(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     peaks, seconds, buffer_size = [], 0.5, 20
     for clips in (100, 600):
         folder = write_shards(tmp_path / f"{clips}", clips, seconds=seconds)
@@ -290,7 +292,7 @@ def test_memory_does_not_grow_with_the_clips(tmp_path):
 # ---- the command
 
 
-def test_what_does_not_go_with_streaming_is_refused(tmp_path, folder, caplog):
+def test_options_that_do_not_work_with_streaming_are_refused(tmp_path, folder, caplog):
     def refuse(reason, *flags):
         with pytest.raises(ValueError, match=reason):
             parse_arguments(["--output_dir", str(tmp_path), *flags])
@@ -305,13 +307,13 @@ def test_what_does_not_go_with_streaming_is_refused(tmp_path, folder, caplog):
     refuse("--shuffle_buffer_size 0 does not work: .* at least 1", "--streaming", "--shuffle_buffer_size", "0")
     _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--shuffle_buffer_size", "10"])
     assert data_args.shuffle_buffer_size == 1000 and "no effect without --streaming" in caplog.text
-    kept = ["--cache_features", "true", "--feature_cache_gib", "3"]
-    _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--streaming", *kept])
+    cached = ["--cache_features", "true", "--feature_cache_gib", "3"]
+    _, data_args, args = parse_arguments(["--output_dir", str(tmp_path), "--streaming", *cached])
     assert "--feature_cache_gib has no effect without --cache_features" in caplog.text
     assert not data_args.cache_features and args.dataloader_num_workers == 1
 
 
-def test_what_has_no_shards_is_refused(tmp_path):
+def test_data_without_shards_is_refused(tmp_path):
     (tmp_path / "tree" / "happy").mkdir(parents=True)
     (tmp_path / "tree" / "happy" / "a.wav").write_bytes(sound(1))
     with pytest.raises(DataError, match="has none: leave it out; --no_cache_features"):
@@ -321,7 +323,7 @@ def test_what_has_no_shards_is_refused(tmp_path):
         load_corpus(str(tmp_path / "saved"), streaming=True)
 
 
-def test_lines_of_json_are_a_list_and_not_streamed(tmp_path):
+def test_json_lines_are_loaded_as_a_list_but_not_streamed(tmp_path):
     rows = [{"audio": f"{i}.wav", "label": "ab"[i % 2]} for i in range(4)]
     for i, row in enumerate(rows):
         (tmp_path / row["audio"]).write_bytes(sound(i))
@@ -348,7 +350,7 @@ def test_the_command_streams_from_split_to_report(folder, tmp_path, capsys):
     parts = json.loads((tmp_path / "out" / "splits.json").read_text())["clips"]
     assert [row["file"] for row in rows] == [clip["file"] for clip in parts if clip["part"] == "test"]
     assert metrics["n_clips"] == len(rows) > 10 and metrics["data_arguments"]["streaming"]
-    (kept,) = tmp_path.glob("cache/**/*.arrow")
-    assert FOLDER in kept.parts and not list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
+    (table,) = tmp_path.glob("cache/**/*.arrow")
+    assert FOLDER in table.parts and not list(tmp_path.glob("cache/maxmvit_spectrograms/**"))
     run(*flags)
     assert "holds a finished run" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What trackers get of a run: TensorBoard itself, and stand-ins for the packages of others, which need no server."""
+"""Tests what a run logs to TensorBoard, and to replacements of other trackers, which would need a server."""
 
 import importlib.machinery
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 class Tracker(ModuleType):
-    """A package that keeps what is logged, by run."""
+    """Replaces the package of a tracker and records what is logged, by run."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -34,7 +34,7 @@ class Tracker(ModuleType):
 
     @property
     def own(self) -> dict:
-        assert self.current is not None, "nothing runs"
+        assert self.current is not None, "no run is active"
         return self.runs[self.current]
 
     @property
@@ -64,7 +64,7 @@ def make_trackio(monkeypatch):
     module = Tracker("trackio")
     module.init = lambda name=None, **_: module.begin(name)
     module.context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
-    return placed(module, monkeypatch)
+    return installed(module, monkeypatch)
 
 
 def make_wandb(monkeypatch):
@@ -77,7 +77,7 @@ def make_wandb(monkeypatch):
     errors = ModuleType("wandb.sdk.lib.config_util")
     errors.ConfigError = type("ConfigError", (Exception,), {})
     monkeypatch.setitem(sys.modules, "wandb.sdk.lib.config_util", errors)
-    return placed(module, monkeypatch)
+    return installed(module, monkeypatch)
 
 
 def make_mlflow(monkeypatch):
@@ -90,10 +90,10 @@ def make_mlflow(monkeypatch):
     module.log_metrics = lambda metrics, step, synchronous=True: module.log(metrics)
     module.log_artifact = lambda path: module.own["files"].append(imread(path))
     module.end_run = module.finish
-    return placed(module, monkeypatch)
+    return installed(module, monkeypatch)
 
 
-def placed(module: Tracker, monkeypatch) -> Tracker:
+def installed(module: Tracker, monkeypatch) -> Tracker:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(integration_utils, f"is_{module.__name__}_available", lambda: True)
     return module
@@ -107,7 +107,7 @@ def train(corpus, cache, out, *flags) -> None:
 
 @pytest.fixture(scope="module")
 def small_corpus(tmp_path_factory):
-    """Three voices, so that leaving one out makes three folds."""
+    """Writes three voices, so that leaving one speaker out makes three folds."""
     folder = tmp_path_factory.mktemp("corpus") / "demo"
     write_demo_corpus(folder, n_voices=3, clips_per_emotion=1)
     return folder
@@ -115,7 +115,7 @@ def small_corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folds(small_corpus, feature_cache, tmp_path_factory):
-    """The folder of the run of each fold, logged to three trackers at once; and these."""
+    """Runs three folds, logged to three trackers at once; yields the folder of each fold and the trackers."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         trackers = [make(monkeypatch) for make in (make_trackio, make_wandb, make_mlflow)]
         folder = tmp_path_factory.mktemp("runs") / "mine"
@@ -126,7 +126,7 @@ def folds(small_corpus, feature_cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])
-def test_each_fold_is_a_run_with_its_facts_losses_scores_and_image(name, folds):
+def test_each_fold_is_a_run_with_its_settings_losses_scores_and_image(name, folds):
     folders, trackers = folds
     tracker = trackers[name]
     assert list(tracker.runs) == [f"mine-fold{fold}" for fold in (1, 2, 3)]
@@ -134,9 +134,9 @@ def test_each_fold_is_a_run_with_its_facts_losses_scores_and_image(name, folds):
     for fold, (folder, run) in enumerate(zip(folders, tracker.runs.values(), strict=True), start=1):
         report = json.loads((folder / "metrics.json").read_text())
         config = run["config"]
-        facts = {name: config[name] for name in ("corpus", "protocol", "fold", "train_clips", "test_clips")}
-        assert facts == {"corpus": "demo", "protocol": report["protocol"], "fold": fold, "train_clips": 6,
-                         "test_clips": report["n_clips"]}  # fmt: skip
+        settings = {name: config[name] for name in ("corpus", "protocol", "fold", "train_clips", "test_clips")}
+        assert settings == {"corpus": "demo", "protocol": report["protocol"], "fold": fold, "train_clips": 6,
+                            "test_clips": report["n_clips"]}  # fmt: skip
         logged = {name: value for values in run["logs"] for name, value in values.items()}
         assert logged["test/UA"] == report["UA"] and logged["test/WA"] == report["WA"]
         assert logged["loss" if name == "mlflow" else "train/loss"] > 0
@@ -144,7 +144,7 @@ def test_each_fold_is_a_run_with_its_facts_losses_scores_and_image(name, folds):
         assert np.array_equal(image, imread(folder / "confusion_matrix.png"))
 
 
-def test_tensorboard_has_scores_image_and_facts_beside_the_losses(demo_corpus, feature_cache, tmp_path):
+def test_tensorboard_has_scores_image_and_settings_with_the_losses(demo_corpus, feature_cache, tmp_path):
     train(demo_corpus, feature_cache, tmp_path / "mine", "--report_to", "tensorboard")
     report = json.loads((tmp_path / "mine" / "metrics.json").read_text())
     (folder,) = (tmp_path / "mine" / "runs").iterdir()
@@ -157,8 +157,8 @@ def test_tensorboard_has_scores_image_and_facts_beside_the_losses(demo_corpus, f
     height, width, _ = imread(tmp_path / "mine" / "confusion_matrix.png").shape
     assert (image.height, image.width) == (height, width)
     (text,) = events.Tensors("run/text_summary")
-    (said,) = (value.decode() for value in text.tensor_proto.string_val)
-    assert f"- protocol: {report['protocol']}" in said and "- fold: 1" in said
+    (summary,) = (value.decode() for value in text.tensor_proto.string_val)
+    assert f"- protocol: {report['protocol']}" in summary and "- fold: 1" in summary
 
 
 def test_a_run_that_is_not_tested_is_closed_without_scores(monkeypatch, small_corpus, feature_cache, tmp_path):
@@ -170,7 +170,7 @@ def test_a_run_that_is_not_tested_is_closed_without_scores(monkeypatch, small_co
     assert not any(name.startswith("test/") for values in run["logs"] for name in values)
 
 
-def test_an_mlflow_run_that_nothing_was_trained_in_is_started(monkeypatch, tmp_path):
+def test_an_mlflow_run_is_started_if_there_was_no_training(monkeypatch, tmp_path):
     mlflow = make_mlflow(monkeypatch)
     args = SimpleNamespace(report_to=["mlflow"], output_dir=str(tmp_path))
     callback = integration_utils.MLflowCallback()

@@ -1,7 +1,7 @@
 """The engine overrides and calls methods of transformers' Trainer that are private and may change in any release.
-`ser/training/checkpoints.py` holds digests of their tested sources and what the engine relies on; these tests fail
-where the installed version differs. `python -m tests.training.test_trainer_canary` prints the digests of the installed
-version: put them there once the changed methods have been read."""
+`ser/training/checkpoints.py` contains digests of their tested sources and what the engine relies on; these tests fail
+if the installed version differs. `python -m tests.training.test_trainer_canary` prints the digests of the installed
+version; add them there after reading the changed methods."""
 
 import inspect
 import re
@@ -19,13 +19,13 @@ from tests.helpers.training import make_trainer
 
 
 def overridden() -> dict[str, object]:
-    """What the engine's classes define over Trainer's own."""
+    """Returns the methods of Trainer that the classes of the engine override."""
     own = vars(ResumableTrainer) | vars(SERTrainer) | vars(StreamingTrainer)
     return {name: each for name, each in own.items() if inspect.isfunction(each) and hasattr(Trainer, name)}
 
 
 @pytest.mark.parametrize("name", RELIED_ON)
-def test_trainers_method_is_the_one_that_was_read(name):
+def test_the_method_of_trainer_is_a_tested_one(name):
     digests, reliance = RELIED_ON[name]
     assert digest(name) in digests.split(), (
         f"Trainer.{name} of transformers {transformers.__version__} is not that of {' or '.join(TESTED)}. Read it "
@@ -44,7 +44,7 @@ def warnings(monkeypatch):
     return warnings
 
 
-def test_trainer_as_it_was_tested_is_used_without_a_warning(tmp_path, warnings):
+def test_a_tested_version_of_trainer_causes_no_warning(tmp_path, warnings):
     make_trainer(tmp_path)
     assert changed_methods() == [] and warnings == []
 
@@ -62,13 +62,13 @@ def test_changed_methods_of_trainer_are_named_in_one_warning(tmp_path, monkeypat
     assert transformers.__version__ in warning and f"transformers=={TESTED[-1]}" in warning
 
 
-def test_a_method_that_is_gone_counts_as_changed(monkeypatch):
+def test_a_removed_method_counts_as_changed(monkeypatch):
     monkeypatch.delattr(Trainer, "_get_output_dir")
     monkeypatch.delattr(Trainer, "store_flos")
     assert set(changed_methods()) == {"_get_output_dir", "store_flos"}
 
 
-def test_every_method_that_is_overridden_or_private_is_watched():
+def test_every_overridden_or_private_method_has_a_digest():
     used = {
         name
         for each in (ResumableTrainer, SERTrainer, StreamingTrainer)
@@ -76,12 +76,12 @@ def test_every_method_that_is_overridden_or_private_is_watched():
     }
     private = {name for name in used if hasattr(Trainer, name)}
     assert (set(overridden()) | private) - {"__init__"} <= set(RELIED_ON), (
-        "say in ser/training/checkpoints.py what these rely on"
+        "add what is relied on to ser/training/checkpoints.py"
     )
 
 
 @pytest.mark.parametrize("name", sorted(set(overridden()) - {"__init__", "push_to_hub"}))
-def test_what_is_overridden_can_be_called_as_before(name):
+def test_overriding_methods_accept_the_same_arguments(name):
     theirs = inspect.signature(getattr(Trainer, name)).parameters
     ours = inspect.signature(overridden()[name]).parameters
     kinds = {parameter.kind for parameter in ours.values()}
