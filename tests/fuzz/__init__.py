@@ -1,4 +1,4 @@
 """
-Broken inputs by the thousand: `python -m tests.fuzz --cases 10000`. Each is made from a seed, and ends in an answer or
-in the project's own error that names it: soon, in little memory, and with nothing written outside its folder.
+Fuzz tests: `python -m tests.fuzz --cases 10000`. Every damaged input is generated from a seed. It must end soon, in a
+result or in an error of the project that names the input, with little memory and nothing written outside its folder.
 """

@@ -1,4 +1,4 @@
-"""Runs many cases: `python -m tests.fuzz --cases 10000`. Exits with 1 if any fails; those are kept as files."""
+"""Runs many cases: `python -m tests.fuzz --cases 10000`. Saves failed cases as files and then exits with 1."""
 
 import argparse
 import faulthandler
@@ -15,18 +15,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets  # noqa: E402
 
-from tests.fuzz.checkpoints import checkpoints, right_answer  # noqa: E402
+from tests.fuzz.checkpoints import checkpoints, expected_scores  # noqa: E402
 from tests.fuzz.kinds import KINDS, Case, make_case  # noqa: E402
 from tests.fuzz.mutations import valid_files  # noqa: E402
 from tests.fuzz.watch import Outcome, watched  # noqa: E402
 
 KEPT = Path(__file__).parent / "cases"
-LAST = Path(tempfile.gettempdir()) / "fuzz-last"  # the case that ran, should the process die of it
-DEADLY_S = 120  # in code that cannot be interrupted; the process then ends with a traceback
+LAST = Path(tempfile.gettempdir()) / "fuzz-last"  # the current case, in case the process crashes
+DEADLY_S = 120  # for code that cannot be interrupted; the process then ends with a traceback
 
 
 def warm_up() -> None:
-    """Loads what is loaded at first use, so that no case pays for it or is blamed for what a library caches then."""
+    """Triggers imports and caching on first use, whose time and written files would be attributed to a case."""
     datasets.disable_progress_bars()
     sound = valid_files()["wav-pcm_16-1"]
     clips = {"data/up/a.wav": sound, "data/down/b.wav": sound}
@@ -37,9 +37,9 @@ def warm_up() -> None:
     ):
         with tempfile.TemporaryDirectory() as folder:
             case.write(Path(folder))
-            assert KINDS()[case.kind].run(case, Path(folder)) == "answer"
+            assert KINDS()[case.kind].run(case, Path(folder)) == "accepted"
     for name in checkpoints():
-        right_answer(name)
+        expected_scores(name)
         with tempfile.TemporaryDirectory() as folder:
             refused = Case("checkpoint", {"config.json": b"[]"}, {"of": name, "changed": []})
             refused.write(Path(folder))
@@ -47,7 +47,7 @@ def warm_up() -> None:
 
 
 def run_case(case: Case) -> Outcome:
-    """Runs a case in a folder of its own."""
+    """Runs a case in a new folder."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
         case.write(folder)
@@ -59,10 +59,10 @@ def run_case(case: Case) -> Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0, help="another makes other cases (default 0)")
-    parser.add_argument("--only", type=int, help="run the case of this number alone")
-    parser.add_argument("--kind", choices=list(KINDS()), help="run cases of this kind alone")
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default 0)")
+    parser.add_argument("--only", type=int, help="run only the case with this number")
+    parser.add_argument("--kind", choices=list(KINDS()), help="run only cases of this kind")
+    parser.add_argument("--json", help="file for the statistics")
     args = parser.parse_args()
     warm_up()
     ends, slowest, largest, n_failed = Counter(), (0.0, ""), (0.0, ""), 0

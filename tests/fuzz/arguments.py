@@ -1,4 +1,4 @@
-"""Recipes and flags of the training command, broken."""
+"""Fuzz cases: damaged recipes and flags of the training command."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from tests.fuzz.kinds import Case
 from tests.fuzz.mutations import broken
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-# What starts processes or asks a network is whoever's who asks for it.
+# Options that start processes or access the network.
 LEFT_OUT = {"ddp_backend", "local_rank", "deepspeed", "fsdp", "fsdp_config", "push_to_hub", "hub_token", "use_cpu"}
 FLAGS = sorted(
     {
@@ -74,16 +74,18 @@ def _parse(flags: list[str]) -> None:
 
 
 def run(case: Case, folder: Path) -> str:
-    """In the case's folder, as the command starts: what is wrong is answered in words and with an exit code."""
-    said = io.StringIO()
+    """Parses the flags as the command does. An error must print a message and set an exit code."""
+    output = io.StringIO()
     AcceleratorState._reset_state(reset_partial_state=True)
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         try:
             code = exit_code(lambda: _parse(case.options["flags"]), "", "--log_level debug")
         except SystemExit as stopped:
             code = stopped.code
     if code == 0:
-        return "answer"
-    words = said.getvalue() if isinstance(code, int) else str(code)
-    assert "error: " in words and "Traceback" not in words, f"exit code {code} without a word: {words[-300:]!r}"
+        return "accepted"
+    message = output.getvalue() if isinstance(code, int) else str(code)
+    assert "error: " in message and "Traceback" not in message, (
+        f"exit code {code} without an error message: {message[-300:]!r}"
+    )
     return "refused"

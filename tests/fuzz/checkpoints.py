@@ -1,4 +1,4 @@
-"""Checkpoints whose config.json or preprocessor_config.json holds values of another type than belongs there."""
+"""Fuzz cases: checkpoints with values of wrong types in config.json or preprocessor_config.json."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ VALUES = {
     "list": ([], [1], ["x"], [[1, 2], [3]], [None], [0.5] * 3, [{}]),
     "object": ({}, {"a": 1}, {"0": "x"}, {"": None}),
 }
-# What these may be besides the type that they have: another value of it is another checkpoint, not a broken one.
+# Further valid types of these fields: with a value of such a type, a checkpoint is another one, not a damaged one.
 ALSO = {
     "trim_db": ("integer", "number"),
     "image_size": ("integer", "list"),
@@ -50,7 +50,7 @@ IS_OF = {
 
 @functools.cache
 def checkpoints() -> dict[str, dict[str, bytes]]:
-    """Name -> the files of a whole checkpoint: with backbones of timm, and with filters that the model learns."""
+    """Returns the files of complete checkpoints by name: one with timm backbones, one with learnable filters."""
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
     learnable, extractor = tiny_learnable(trim_db=40.0, level="full_scale")
     learnable.id2label, learnable.label2id = labels.values()
@@ -66,14 +66,14 @@ def checkpoints() -> dict[str, dict[str, bytes]]:
 
 
 @functools.cache
-def right_answer(name: str) -> dict[str, float]:
-    """Of the checkpoint as it was saved, by label."""
+def expected_scores(name: str) -> dict[str, float]:
+    """Returns the scores of the undamaged checkpoint, by label."""
     with tempfile.TemporaryDirectory() as folder:
         Case("checkpoint", checkpoints()[name]).write(Path(folder))
-        return _answer(folder)
+        return _scores(folder)
 
 
-def _answer(folder: str) -> dict[str, float]:
+def _scores(folder: str) -> dict[str, float]:
     return {row["label"]: row["score"] for row in load_pipeline(folder, "cpu")(voice(0.3))}
 
 
@@ -86,12 +86,12 @@ def make(rng: random.Random) -> Case:
         content = rng.choice([value for kind, values in VALUES.items() if kind != "object" for value in values])
     else:
         for _ in range(rng.choice((1, 1, 1, 2))):
-            changed.append(_spoil(content, rng))
+            changed.append(_damage(content, rng))
     return Case("checkpoint", {file: json.dumps(content).encode()}, {"of": name, "changed": changed})
 
 
-def _spoil(content: dict[str, Any], rng: random.Random) -> str:
-    """Puts a value of another type in the place of one, or of one within it; returns the field's name."""
+def _damage(content: dict[str, Any], rng: random.Random) -> str:
+    """Replaces a field, or a value within it, by a value of another type; returns the name of the field."""
     field = rng.choice(list(content))
     holder, key = rng.choice([(content, field), *_places(content[field])])
     now = next(kind for kind, is_of in IS_OF.items() if is_of(holder[key]))
@@ -102,7 +102,7 @@ def _spoil(content: dict[str, Any], rng: random.Random) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container within a value and a key of it."""
+    """Yields every container within a value with each of its keys."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
@@ -110,19 +110,21 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def run(case: Case, folder: Path) -> str:
-    """Refused by a sentence that names the checkpoint and what is wrong in it, or answered as if nothing were."""
+    """Expects an error that names the checkpoint and the fault, or the scores of the undamaged checkpoint."""
     name = case.options["of"]
     whole = {file: content for file, content in checkpoints()[name].items() if file not in case.files}
     Case("checkpoint", whole).write(folder)
     (file,) = case.files
     try:
         with contextlib.chdir(folder):
-            answer = _answer(str(folder))
+            scores = _scores(str(folder))
     except UsageError as error:
         assert str(folder) in str(error), f"does not name the checkpoint: {error}"
-        assert len(str(error)) < 1_500 and "\n" not in str(error), f"no sentence: {error}"
+        assert len(str(error)) < 1_500 and "\n" not in str(error), f"not one sentence: {error}"
         return refused(error, [*case.options["changed"], "weights", "JSON", "num_labels", "of type"])
-    right = right_answer(name)
-    assert answer.keys() == right.keys(), f"answers {answer}, not {right}"
-    assert all(abs(answer[label] - score) < 1e-6 for label, score in right.items()), f"answers {answer}, not {right}"
-    return "answer"
+    expected = expected_scores(name)
+    assert scores.keys() == expected.keys(), f"scores {scores}, not {expected}"
+    assert all(abs(scores[label] - score) < 1e-6 for label, score in expected.items()), (
+        f"scores {scores}, not {expected}"
+    )
+    return "accepted"

@@ -1,4 +1,4 @@
-"""Data sets of one's own and copies of known corpora, broken."""
+"""Fuzz cases: damaged custom datasets and copies of known corpora."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tests.fuzz.mutations import audio_file, broken, valid_files
 from tests.helpers.tiny import tiny_feature_extractor
 
 AUDIO = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-# column -> what it should hold
+# the values that each column should contain
 COLUMNS = {
     "own": {"label": ["up", "down"], "speaker": ["anna", "ben"]},
     "AbstractTTS/IEMOCAP": {
@@ -30,7 +30,7 @@ COLUMNS = {
     "AbstractTTS/RAVDESS": {"file": ["03-01-01-01-01-01-01.wav", "x.wav"], "emotion": ["sad", "calm"]},
     "renumics/emodb": {"age": [31.0, 34.0], "gender": ["male", "female"], "emotion": ["anger", "fear"]},
 }  # fmt: skip
-LABELS = {  # of those that are there
+LABELS = {  # the classes that occur in COLUMNS
     "AbstractTTS/IEMOCAP": ["sad", "angry"],
     "Zahra99/IEMOCAP_Audio": ["sad", "angry"],
     "narad/ravdess": ["sad", "calm"],
@@ -96,7 +96,7 @@ def make(rng: random.Random) -> Case:
 
 
 def _table(columns: dict[str, list], rng: random.Random) -> pa.Table:
-    """The columns beside audio, now and then of another type, with gaps, or missing."""
+    """Returns a table of audio and the columns, of which one sometimes has another type or gaps, or is missing."""
     audio = [{"bytes": audio_file(rng)[1], "path": f"{index}.wav"} for index in range(2)]
     values: dict[str, Any] = {"audio": pa.array(audio, AUDIO), **{name: pa.array(v) for name, v in columns.items()}}
     if rng.random() < 0.5:
@@ -133,7 +133,7 @@ def run(case: Case, folder: Path) -> str:
     for clip in corpus.clips:
         try:
             assert len(read_clip(clip, tiny_feature_extractor()))
-            ends.add("answer")
+            ends.add("accepted")
         except AudioError as error:
             ends.add(refused(error, [clip["file"]]))
     return " and ".join(sorted(ends))

@@ -1,4 +1,4 @@
-"""Kinds of cases: how one is made of random numbers, and how it is run. A case is plain data, so it can be kept."""
+"""Kinds of cases: how a case is generated, and how it is run. A case is plain data, so it can be saved."""
 
 import base64
 import functools
@@ -27,7 +27,7 @@ LABELS = ["angry", "happy", "neutral", "sad"]
 
 @dataclass
 class Case:
-    """One input: files by name, and what is done with them."""
+    """An input: files by name, and the options of what is done with them."""
 
     kind: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -51,15 +51,15 @@ class Case:
 
 class Kind(NamedTuple):
     make: Callable[[random.Random], Case]
-    run: Callable[[Case, Path], str]  # the end, or an exception that no input may cause
-    share: int  # of a hundred cases
+    run: Callable[[Case, Path], str]  # returns the end of a case; raises only for a failure
+    share: int  # relative frequency
 
 
 def refused(error: Exception, names: list[str]) -> str:
-    """The end of a case that is refused: in a sentence that names what it is about, and is of the project's making."""
+    """Checks that an error is a sentence with one of the names; returns its type as the end of the case."""
     message = str(error)
     assert any(name in message for name in names), f"names none of {names}: {message}"
-    assert message.rstrip().endswith((".", ")")) or len(message) > 20, f"no sentence: {message}"
+    assert message.rstrip().endswith((".", ")")) or len(message) > 20, f"not a sentence: {message}"
     return type(error).__name__
 
 
@@ -114,13 +114,13 @@ def _run_reading(case: Case, folder: Path) -> str:
     assert waveform.dtype == np.float32 and waveform.ndim == 1 and len(waveform)
     assert np.isfinite(waveform).all()
     assert sum(map(len, stream_audio(_source(case, folder), rate))) == len(waveform)
-    return "answer"
+    return "accepted"
 
 
-# Containers and types of integers: refused, or what the undamaged input gives
+# Containers and types of integers: refused, or read as the undamaged input
 
 
-NO_LENGTH = ("ircam", "paf", "pvf", "xi")  # containers whose headers say no length, and which are read to their end
+NO_LENGTH = ("ircam", "paf", "pvf", "xi")  # containers without a length in the header, which are read to their end
 
 
 def _make_container(rng: random.Random) -> Case:
@@ -142,17 +142,17 @@ def _make_container(rng: random.Random) -> Case:
 def _run_container(case: Case, folder: Path) -> str:
     whole = read_audio(case.files["whole"], 16_000)
     try:
-        answer = read_audio(case.files["damaged"], 16_000)
+        samples = read_audio(case.files["damaged"], 16_000)
     except AudioError as error:
         return refused(error, [name_of(case.files["damaged"])])
     has_length = not case.options["name"].startswith(NO_LENGTH)
     if case.options["deed"] == "cut" and not has_length:
-        return "answer"
-    common = min(len(whole), len(answer)) - 700  # the last block of a codec, and the resampler's reach
-    assert np.abs(answer[:common] - whole[:common]).max(initial=0) < 1e-3, "other samples"
-    assert len(answer) >= len(whole) - 1_600 - 512, f"{len(answer)} samples of {len(whole)}"
-    assert len(answer) <= len(whole) + 2_000 or not has_length, f"{len(answer)} samples, not {len(whole)}"
-    return "answer"
+        return "accepted"
+    common = min(len(whole), len(samples)) - 700  # the last block of a codec, and the resampler's reach
+    assert np.abs(samples[:common] - whole[:common]).max(initial=0) < 1e-3, "other samples"
+    assert len(samples) >= len(whole) - 1_600 - 512, f"{len(samples)} samples of {len(whole)}"
+    assert len(samples) <= len(whole) + 2_000 or not has_length, f"{len(samples)} samples, not {len(whole)}"
+    return "accepted"
 
 
 def _make_integers(rng: random.Random) -> Case:
@@ -162,7 +162,7 @@ def _make_integers(rng: random.Random) -> Case:
 
 
 def _run_integers(case: Case, folder: Path) -> str:
-    """Samples of so many bits in an array of a type, which may hold more or fewer of them."""
+    """Reads samples of a number of bits from an array of a type, which may have more or fewer bits."""
     dtype, bits = case.options["dtype"], case.options["bits"]
     samples = np.random.default_rng(case.options["seed"]).uniform(-0.9, 0.9, (2_000, case.options["channels"]))
     numbers = np.round(samples * 2 ** (bits - 1)).astype(np.int64)
@@ -173,17 +173,17 @@ def _run_integers(case: Case, folder: Path) -> str:
     else:
         numbers += 2 ** (bits - 1) if dtype[0] == "u" else 0
         if not np.iinfo(dtype).min <= numbers.min() <= numbers.max() <= np.iinfo(dtype).max:
-            return "cannot be"
+            return "not representable"
         array = numbers.astype(dtype)
     source = {"array": array, "sampling_rate": 16_000}
     try:
-        answer = read_audio(source, 16_000)
+        waveform = read_audio(source, 16_000)
     except AudioError as error:
         return refused(error, [name_of(source)])
-    if (dtype, bits) in (("int16", 8), ("int16", 12)):  # quiet, but as what it is
-        return "answer"
-    assert np.abs(answer - samples.mean(axis=1)).max() < 0.01, "other samples"
-    return "answer"
+    if (dtype, bits) in (("int16", 8), ("int16", 12)):  # quiet, since int16 has a known full scale
+        return "accepted"
+    assert np.abs(waveform - samples.mean(axis=1)).max() < 0.01, "other samples"
+    return "accepted"
 
 
 # The pipeline
@@ -226,20 +226,20 @@ def _run_pipeline(case: Case, folder: Path) -> str:
     parameters = {name: float("nan") if value == "nan" else value for name, value in case.options.items()}
     sources = [str(folder / name) for name in case.files]
     try:
-        answers = pipeline()(sources, **parameters)
+        results = pipeline()(sources, **parameters)
     except AudioError as error:
         assert parameters.get("on_error") != "skip"
         return refused(error, sources)
-    except (ValueError, TypeError) as error:  # as of a function: wrong arguments
+    except (ValueError, TypeError) as error:  # invalid parameters
         assert any(words in str(error) for words in ("does not work; ", "is not a parameter", "leaves out audio"))
         return refused(error, list(parameters))
-    assert len(answers) == len(sources)
-    for source, answer in zip(sources, answers, strict=True):
-        assert answer and (isinstance(answer, list) or source in answer["error"])
-    return "answer"
+    assert len(results) == len(sources)
+    for source, result in zip(sources, results, strict=True):
+        assert result and (isinstance(result, list) or source in result["error"])
+    return "accepted"
 
 
-# Lists of files, and tables of answers
+# Lists of files, and tables of predictions
 
 
 def _make_answers(rng: random.Random) -> Case:
@@ -263,7 +263,7 @@ def _make_answers(rng: random.Random) -> Case:
 
 
 def csv_of(rows: list[list[Any]], rng: random.Random) -> bytes:
-    """Lines of values, now and then with one that no table should hold."""
+    """Returns a CSV table, sometimes with a value that no table should contain."""
     odd = (
         "",
         "\0",
@@ -291,19 +291,19 @@ def _run_answers(case: Case, folder: Path) -> str:
     try:
         items = find_items([str(folder / "list.csv")], LABELS)
         assert all(isinstance(item.file, str) and item.file for item in items)
-        ends.append("answer")
+        ends.append("accepted")
     except (DataError, UsageError) as error:
         ends.append(refused(error, [str(folder / "list.csv")]))
     (output,) = (str(folder / name) for name in case.files if name.startswith("out") and "origin" not in name)
-    answer = [{"start": 0.0, "end": 1.0, "label": "sad", "scores": dict.fromkeys(LABELS, 0.25)}]
+    segments = [{"start": 0.0, "end": 1.0, "label": "sad", "scores": dict.fromkeys(LABELS, 0.25)}]
     try:
         table = Table(output, case.options["columns"], LABELS, {"model": "x"})
-        table.add(Item("new.wav"), answer)
+        table.add(Item("new.wav"), segments)
         table.close()
         table = Table(output, case.options["columns"], LABELS, {"model": "x"})
         assert "new.wav" in table.done
         table.close()
-        ends.append("answer")
+        ends.append("accepted")
     except UsageError as error:
         ends.append(refused(error, [output]))
     return " and ".join(sorted(set(ends)))
@@ -327,7 +327,7 @@ def _run_url(case: Case, folder: Path) -> str:
         except AudioError as error:
             return refused(error, [url])
     assert len(waveform) and np.isfinite(waveform).all()
-    return "answer"
+    return "accepted"
 
 
 def _kinds() -> dict[str, Kind]:

@@ -1,4 +1,4 @@
-"""Small valid files, and ways to break them."""
+"""Small valid files, and ways to damage them."""
 
 import functools
 import io
@@ -15,18 +15,18 @@ EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFF
 
 @functools.cache
 def valid_files() -> dict[str, bytes]:
-    """Name -> a tenth of a second of sound, in every container and some codecs that libsndfile writes."""
+    """Returns files of 0.1 s of sound by name, in every container and some codecs that libsndfile writes."""
     return _files(1_600)
 
 
 @functools.cache
 def long_files() -> dict[str, bytes]:
-    """`valid_files` of 0.6 s of sound, where a tenth of a second makes a difference."""
+    """Returns `valid_files` with 0.6 s of sound and without raw files, so that a change of 0.1 s is noticed."""
     return {name: content for name, content in _files(9_600).items() if not name.startswith("raw")}
 
 
 def with_other_length(content: bytes, rng: random.Random) -> bytes:
-    """A file in whose head a number that is a length (of its samples, or of all) is half or twice, or unknown."""
+    """Returns a file with a wrong or unknown length, of its samples or of the whole, in its header."""
     size = len(content)
     lengths = {9_600 * width + more for width in (1, 2, 3, 4, 6, 8, 12, 16) for more in (0, 4, 8, 24)}
     lengths |= {size, size - 8}
@@ -49,19 +49,19 @@ def _files(length: int) -> dict[str, bytes]:
     for container in soundfile.available_formats():
         for subtype in SUBTYPES:
             if container == "SD2" or subtype not in soundfile.available_subtypes(container):
-                continue  # SD2 writes a second file, beside one that has no place
+                continue  # SD2 writes a second file, which needs a folder
             for channels in (1, 2):
                 file = io.BytesIO()
                 try:
                     soundfile.write(file, samples[:, :channels], 16_000, format=container, subtype=subtype)
-                except soundfile.LibsndfileError:  # a container of one channel, or written to disk only
+                except soundfile.LibsndfileError:  # one channel only, or written to disk only
                     continue
                 files[f"{container.lower()}-{subtype.lower()}-{channels}"] = _timeless(file.getvalue())
     return files
 
 
 def _timeless(content: bytes) -> bytes:
-    """The file without what differs from one writing to the next: when it was made, the number of its stream."""
+    """Replaces what differs each time that a file is written: the time, and the number of its stream."""
     content = re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", b"2000-01-01 00:00:00 UTC", content)
     changed = bytearray(content)
     if (place := content.find(b"PEAK")) >= 0:
@@ -74,7 +74,7 @@ def _timeless(content: bytes) -> bytes:
 
 
 def audio_file(rng: random.Random) -> tuple[str, bytes]:
-    """Name and content of a file: more often one of the usual four, seldom whole."""
+    """Returns the name and content of a file, usually of one of four common formats, and rarely undamaged."""
     files = valid_files()
     usual = [name for name in files if name.startswith(("wav-", "flac-", "ogg-", "mp3-"))]
     name = rng.choice(usual if rng.random() < 0.75 else list(files))
@@ -89,7 +89,7 @@ def audio_file(rng: random.Random) -> tuple[str, bytes]:
 
 
 def broken(content: bytes, rng: random.Random) -> bytes:
-    """Any file, broken here and there, wherever its fields may lie."""
+    """Damages any file in random places, regardless of its format."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         content = rng.choice(_MUTATIONS)(content, rng)
     return content
@@ -108,7 +108,7 @@ def _flip(content: bytes, rng: random.Random) -> bytes:
 
 
 def _extreme(content: bytes, rng: random.Random) -> bytes:
-    """A number of 1 to 8 bytes replaced by one at the border of what such numbers hold."""
+    """Replaces a number of 1 to 8 bytes by one at a limit of the range of such numbers."""
     size = rng.choice((1, 2, 4, 4, 8))
     number = rng.choice(EXTREMES) % 2 ** (8 * size)
     place = _place(content, rng)
@@ -158,7 +158,7 @@ def _not_numbers(content: bytes, rng: random.Random) -> bytes:
 
 
 def _riff(content: bytes, rng: random.Random) -> bytes:
-    """The chunks of a RIFF file reordered, repeated or left out, or a field of its format changed."""
+    """Reorders, repeats or removes chunks of a RIFF file, or changes a field of its format."""
     if content[:4] != b"RIFF":
         return _extreme(content, rng)
     chunks, place = [], 12
@@ -166,15 +166,15 @@ def _riff(content: bytes, rng: random.Random) -> bytes:
         length = int.from_bytes(content[place + 4 : place + 8], "little")
         chunks.append(bytearray(content[place : place + 8 + length]))
         place += 8 + length + length % 2
-    deed = rng.choice(("shuffle", "repeat", "leave out", "format", "format"))
-    if deed == "shuffle":
+    change = rng.choice(("shuffle", "repeat", "leave out", "format", "format"))
+    if change == "shuffle":
         rng.shuffle(chunks)
-    elif deed == "repeat" and chunks:
+    elif change == "repeat" and chunks:
         chunks.insert(rng.randrange(len(chunks)), rng.choice(chunks))
-    elif deed == "leave out" and chunks:
+    elif change == "leave out" and chunks:
         chunks.pop(rng.randrange(len(chunks)))
     for chunk in chunks:
-        if deed == "format" and chunk[:4] == b"fmt " and len(chunk) >= 24:
+        if change == "format" and chunk[:4] == b"fmt " and len(chunk) >= 24:
             form, at = rng.choice((("<H", 8), ("<H", 10), ("<I", 12), ("<I", 16), ("<H", 20), ("<H", 22)))
             values = (
                 0,
@@ -200,7 +200,7 @@ def _riff(content: bytes, rng: random.Random) -> bytes:
 
 
 def _flac(content: bytes, rng: random.Random) -> bytes:
-    """A rate, a number of channels, a width or a length in the STREAMINFO of a flac file that is not its own."""
+    """Changes the rate, channels, width or length in the STREAMINFO of a FLAC file."""
     if content[:4] != b"fLaC" or len(content) < 26:
         return _extreme(content, rng)
     fields = int.from_bytes(content[18:26], "big")
@@ -210,7 +210,7 @@ def _flac(content: bytes, rng: random.Random) -> bytes:
 
 
 def _place(content: bytes | bytearray, rng: random.Random) -> int:
-    """Somewhere in the content, twice as likely in its head."""
+    """Returns a random place in the content, two times out of three in its first 128 bytes."""
     return rng.randrange(min(len(content), 128) + 1 if rng.random() < 0.67 else len(content) + 1) - bool(content)
 
 
@@ -219,7 +219,7 @@ _AUDIO_MUTATIONS = (*_MUTATIONS, _splice, _huge, _not_numbers, _riff, _riff, _fl
 
 
 def with_ogg_checksums(content: bytes) -> bytes:
-    """The pages of an ogg file with checksums that fit, so that what is broken in them is read."""
+    """Corrects the checksums of the pages of an Ogg file, so that damaged pages are read."""
     changed = bytearray(content)
     place = changed.find(b"OggS")
     while place >= 0 and place + 27 <= len(changed):

@@ -1,4 +1,4 @@
-"""Files of segments in every format, damaged: refused, or read as the undamaged file."""
+"""Fuzz cases: segment files of every format, damaged, which are refused or read as the undamaged file."""
 
 import random
 import re
@@ -13,19 +13,19 @@ from tests.helpers.segments import FILES
 NAMES = ("a.csv", "a.tsv", "a.jsonl", "a.rttm", "a.srt", "a.vtt", "a.json", "pyannote.json", "a.txt", "a.TextGrid",
          "short.TextGrid", "a.eaf")  # fmt: skip
 TIERS = {".TextGrid": ["anna", "ben"], ".eaf": ["A-speech", "B-speech"]}
-TIME = {  # each time, without what stands around it
+TIME = {  # matches each time, without its surroundings
     ".csv": r"(?<=\n)[\d.]+|(?<=,)[\d.]+(?=,)", ".tsv": r"(?<=\t)[\d.]+(?=\t)", ".jsonl": r"(?<=(?:rt|nd)\": )[\d.]+",
     ".rttm": r"(?<= )\d+\.\d+(?= )", ".srt": r"\d\d:\d\d:\d\d,\d{3}", ".vtt": r"\d\d:\d\d:\d\d\.\d{3}",
     ".json": r"(?<=(?:rt|nd)\": )[\d.]+", ".txt": r"\d+\.\d{6}",
     ".TextGrid": r"(?<= )[\d.]+(?= \n)|(?<=\n)[\d.]+(?=\n)", ".eaf": r"(?<=VALUE=\")\d+",
 }  # fmt: skip
-MARKS = {  # what holds a format together; one of these is lost
+MARKS = {  # the marks that structure a format; one of them is removed
     ".csv": ",(?! )", ".tsv": "\t", ".jsonl": '[{}":]|,(?! never)',
     ".rttm": "SPEAKER|<NA> <NA> (?=anna|ben)|(?<= 1 )[^ ]+ ", ".srt": "-->|:", ".vtt": "WEBVTT|-->|:(?=\\d)",
     ".json": '[][{}":]|,(?! never)', ".txt": "\t(?=\\d)", ".TextGrid": '"', ".eaf": "[<>]",
 }  # fmt: skip
 NO_TIME = ("x", "", "nan", "-1", "inf", "1e999", "1_0", "--", "0x1")
-# Of these, any cut is noticed; of the others, one between two lines is not.
+# Any truncation of these formats is detected; of the others, not one between two lines.
 CLOSED = (".json", ".TextGrid", ".eaf")
 HARMLESS = ("none", "blank lines", "line ends", "byte order mark")
 DEEDS = (*HARMLESS, "no time", "a mark lost", "a mark lost", "not UTF-8", "cut", "noise")
@@ -67,9 +67,9 @@ def run(case: Case, folder: Path) -> str:
         assert deed not in HARMLESS, f"{deed}: {error}"
         return refused(error, [str(path)])
     assert all(0 <= each["start"] <= each["end"] < float("inf") for each in found)
-    if deed != "noise":  # which may change a digit or a word
+    if deed != "noise":  # noise may change a digit or a word
         assert _times(found) == _expected(case.options["of"], folder), f"{deed}: {found}"
-    return "answer"
+    return "accepted"
 
 
 def _expected(name: str, folder: Path) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""A server on loopback that does all that a server should not."""
+"""A server on the loopback interface that misbehaves in many ways."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ _numbers = itertools.count()
 
 
 def address_of(behaviour: str, seed: int, name: str, content: bytes) -> str:
-    """A URL at which the server behaves so."""
+    """Returns a URL at which the server shows this behaviour."""
     number = str(next(_numbers))
     _contents.clear()
     _contents[number] = (behaviour, seed, content)
@@ -31,13 +31,13 @@ def _port() -> int:
     def accept() -> None:
         while True:
             connection, _ = listening.accept()
-            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=_respond, args=(connection,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     return listening.getsockname()[1]
 
 
-def _answer(connection: socket.socket) -> None:
+def _respond(connection: socket.socket) -> None:
     with connection:
         connection.settimeout(2)
         try:
@@ -46,12 +46,12 @@ def _answer(connection: socket.socket) -> None:
             for pause, part in _parts(*_contents[number], path=request.split(b" ")[1].decode()):
                 threading.Event().wait(pause)
                 connection.sendall(part)
-        except (OSError, IndexError, KeyError):  # the client has had enough
+        except (OSError, IndexError, KeyError):  # the client has closed the connection
             pass
 
 
 def _parts(behaviour: str, seed: int, content: bytes, path: str):
-    """Seconds to wait and bytes to send, one after the other."""
+    """Yields seconds to wait, and the bytes to send then."""
     rng = random.Random(seed)
     ok, length = b"HTTP/1.1 200 OK\r\n", b"Content-Length: %d\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (len(content), content)

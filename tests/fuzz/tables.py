@@ -1,4 +1,4 @@
-"""Lists of recordings in every dialect, some of them damaged: refused, or read as the undamaged list."""
+"""Fuzz cases: lists of recordings in many dialects, some damaged, refused or read as the undamaged list."""
 
 import csv
 import io
@@ -80,7 +80,7 @@ def _csv(rows: list[dict], columns: list[str], spelt: dict, damage: str, rng: ra
         other = next(each for each in ",;\t" if each != mark)
         odd = damage == "other separator below" and line is victim
         own = io.StringIO()
-        # "\r\n" quotes a name with either of the two in every version of Python
+        # with "\r\n", every version of Python quotes a name with either character
         csv.writer(own, delimiter=other if odd else mark, lineterminator="\r\n", quoting=style).writerow(line)
         file.write(own.getvalue().removesuffix("\r\n") + (rng.choice(("", end)) if index == 2 else "") + end)
     text = file.getvalue()
@@ -117,8 +117,8 @@ def run(case: Case, folder: Path) -> str:
         found = _read(case.options["use"], path)
     except (DataError, UsageError) as error:
         return refused(error, [str(path)])
-    assert found == _expected(case.options["use"], path.parent), f"another answer: {found}"
-    return "answer"
+    assert found == _expected(case.options["use"], path.parent), f"another result: {found}"
+    return "accepted"
 
 
 def _read(use: str, path: Path) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""Runs one case and says how it ended, how long it took, how much memory, and what it wrote where it should not."""
+"""Runs one case and reports its end, its time, its memory, and what it wrote outside its folder."""
 
 import os
 import re
@@ -20,7 +20,7 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.syml
 
 @dataclass
 class Outcome:
-    """How a case ended: `answer`, the name of the error it was refused by, or a failure with what was wrong."""
+    """The end of a case: `accepted`, the name of the error that refused it, or a failure with its reason."""
 
     end: str
     message: str = ""
@@ -31,11 +31,11 @@ class Outcome:
 
 
 class TooSlowError(BaseException):
-    """No handler of the code under test may catch it."""
+    """Derives from `BaseException`, so that the code under test does not catch it."""
 
 
 class _Writes:
-    """What is opened for writing or changed outside `folder`, while there is one."""
+    """Records what is opened for writing or changed outside `folder`, if that is not None."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -61,10 +61,10 @@ _writes = _Writes()
 
 
 def _clock() -> float:
-    """Seconds, less those in which this thread had no core because others had it: they are not the case's."""
+    """Returns seconds without those in which this thread waited for a core, which the case did not cause."""
     try:
         without_a_core = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except OSError:  # a system that does not count them
+    except OSError:  # the system does not count them
         without_a_core = 0.0
     return time.perf_counter() - without_a_core
 
@@ -93,13 +93,13 @@ def _memory_mib(field: str) -> float:
 def _forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # the peak of the whole process is then all there is, and only new ones show
+    except OSError:  # the peak stays that of the whole process, so only new peaks are found
         resource.getrusage(resource.RUSAGE_SELF)
 
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """The working directory and the one for temporary files, for a while."""
+    """Makes a folder the working directory and that of temporary files."""
     before, temporary, bytecode = os.getcwd(), tempfile.tempdir, sys.dont_write_bytecode
     os.chdir(folder)
     tempfile.tempdir, sys.dont_write_bytecode = str(folder), True
@@ -114,9 +114,11 @@ def _inside(folder: Path) -> Iterator[None]:
 
 def watched(run: Callable[[], str], folder: Path) -> Outcome:
     """
+    Runs a case within the limits and returns its outcome.
+
     Args:
-        run: Returns the name of the case's end, whichever is right for its input; an exception never is.
-        folder: Where it may write.
+        run: Runs the case and returns the name of its end; any exception is a failure.
+        folder: Folder in which the case may write.
     """
     _forget_peak()
     memory, start = _memory_mib("VmRSS"), _clock()

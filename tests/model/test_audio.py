@@ -103,7 +103,7 @@ def test_the_maximum_length_applies_to_the_decoded_audio(tmp_path):
 def test_a_broken_file_is_refused_without_output_or_warnings_of_a_library(capfd, recwarn):
     file = io.BytesIO()
     soundfile.write(file, noise(800), 8_000, format="AIFF", subtype="PCM_16")
-    with pytest.raises(AudioError, match="cannot be decoded"):  # libsndfile looks for the samples at -1
+    with pytest.raises(AudioError, match="cannot be decoded"):  # libsndfile seeks the samples at position -1
         read_audio(file.getvalue().replace(b"SSND", b"SND\0"), 8_000)
     loud = np.array([[np.inf, -np.inf]] * 10, np.float32)
     with pytest.raises(AudioError, match="holds NaN or infinite"):

@@ -36,7 +36,7 @@ FORMATS = {  # name: (container, codec, rates it has)
 
 
 def encoded(waveform: np.ndarray, rate: int, name: str = "wav") -> bytes:
-    """A file of a waveform `(T,)` or `(T, channels)`."""
+    """Returns a file of a waveform `(T,)` or `(T, channels)`."""
     container, codec, _ = FORMATS[name]
     file = io.BytesIO()
     quality = {} if codec in ("PCM_16", "FLOAT") else {"compression_level": 0.0}
