@@ -1,4 +1,4 @@
-"""The page in a real browser. Needs requirements-app.txt, Playwright's Python client and the system's Chromium."""
+"""The page (app.py) in a real browser. Needs requirements-app.txt, Playwright's Python client and Chromium."""
 
 import csv
 import itertools
@@ -57,16 +57,16 @@ def browser():
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def page(url, browser, request):
-    """The page as it opens; at the end it has asked no other server for anything, and is no wider than the screen."""
+    """Opens the page; checks at the end that it sent no request to another server and is no wider than the screen."""
     context = browser.new_context(viewport=request.param, permissions=["microphone"])
     page = context.new_page()
     page.set_default_timeout(60_000)
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(url)
     page.wait_for_selector("#speech input[type=file]", state="attached")
     yield page
-    assert not [address for address in asked if not address.startswith((url, "data:", "blob:"))]
+    assert not [address for address in requested if not address.startswith((url, "data:", "blob:"))]
     assert page.evaluate("document.documentElement.scrollWidth") <= request.param["width"]
     context.close()
 
@@ -77,7 +77,7 @@ def files(tmp_path_factory):
     soundfile.write(folder / "clip.ogg", voice(1.0), 44_100)
     soundfile.write(folder / "long.flac", np.tile(voice(2.0, sampling_rate=16_000), 5), 16_000)
     soundfile.write(folder / "silence.wav", np.zeros(16_000), 16_000)
-    (folder / "nonsense.mp3").write_text("this is no audio")
+    (folder / "nonsense.mp3").write_text("this is not audio")
     return folder
 
 
@@ -93,7 +93,7 @@ def wait_for_answer(page) -> str:
     return answer.inner_text()
 
 
-def test_a_clip_that_is_uploaded_gets_its_label_and_both_images(page, files):
+def test_an_uploaded_clip_gets_its_label_and_both_images(page, files):
     upload(page, files / "clip.ogg")
     answer = wait_for_answer(page)
     assert all(label in answer for label in LABELS)
@@ -129,7 +129,7 @@ def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
 
 
 @pytest.mark.parametrize("page", [DESKTOP], indirect=True)
-def test_a_recording_from_the_microphone_is_answered_as_it_stops(page):
+def test_a_recording_from_the_microphone_is_classified_when_it_stops(page):
     page.click("#speech [aria-label='Record audio']")
     page.click("#speech button.record-button")
     page.wait_for_timeout(1_500)
@@ -137,7 +137,7 @@ def test_a_recording_from_the_microphone_is_answered_as_it_stops(page):
     assert any(label in wait_for_answer(page) for label in LABELS)
 
 
-def test_what_is_no_speech_gets_a_sentence_and_no_stack_trace(page, files):
+def test_a_missing_or_invalid_recording_gets_a_sentence_and_no_stack_trace(page, files):
     message = page.locator("#message")
     page.click("#go")
     playwright.expect(message).to_contain_text("Upload or record some speech first.")
@@ -147,7 +147,7 @@ def test_what_is_no_speech_gets_a_sentence_and_no_stack_trace(page, files):
     assert "%" not in page.inner_text("#answer")
 
 
-def test_an_answer_is_taken_back_when_the_next_file_has_none(page, files):
+def test_scores_are_cleared_when_the_next_recording_is_silent(page, files):
     upload(page, files / "clip.ogg")
     wait_for_answer(page)
     page.click("#speech [aria-label='Clear']")

@@ -1,5 +1,5 @@
-"""Options of the training command: those that have no effect are left out with a warning, those that cannot work are
-refused before any clip is read, and help needs no torch."""
+"""Options of the training command: options without effect are ignored with a warning, invalid ones are refused before
+any clip is read, and --help does not import torch."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ def parse(*flags):
 # ---- recipes
 
 
-def test_options_go_over_the_recipe_wherever_it_stands(tmp_path):
+def test_options_override_the_recipe_at_any_position(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "output_dir: out\nlearning_rate: 1e-3\nlabels: [happy, sad]\ncqt_backbone_kwargs: {depths: [1]}\n"
@@ -51,7 +51,7 @@ def test_options_go_over_the_recipe_wherever_it_stands(tmp_path):
             assert model_args.cqt_backbone_kwargs == {"depths": [1]}
 
 
-def test_of_several_recipes_the_later_goes_over_the_earlier(tmp_path):
+def test_later_recipes_override_earlier_ones(tmp_path):
     for name, text in {"a": "seed: 1\nfold: 2", "b": "seed: 3"}.items():
         (tmp_path / f"{name}.yml").write_text(text)
     recipe, line = command_parser(False).read([str(tmp_path / "a.yml"), str(tmp_path / "b.yml"), *OUTPUT])
@@ -82,14 +82,14 @@ def test_the_value_of_an_option_is_not_a_recipe(option, tmp_path):
         ("seed: many", "argument --seed: invalid int value: 'many' in .*recipe.yaml"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_makes_no_sense_is_named(tmp_path, capsys, text, message):
+def test_an_invalid_recipe_is_named(tmp_path, capsys, text, message):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{text}\n")
     with pytest.raises(SystemExit) as ending:
         main([str(recipe), "--output_dir", str(tmp_path)])
-    said = capsys.readouterr().err
-    assert ending.value.code == 2 and len(said.splitlines()) <= 5
-    assert re.search(message, said)
+    stderr = capsys.readouterr().err
+    assert ending.value.code == 2 and len(stderr.splitlines()) <= 5
+    assert re.search(message, stderr)
 
 
 # ---- help, and defaults
@@ -104,8 +104,8 @@ def test_defaults_are_the_references(tmp_path):
     assert args.do_train and args.do_predict
 
 
-def at_once(*flags):
-    """Runs the command in a Python that has no torch to import, nor anything of transformers."""
+def run_without_torch(*flags):
+    """Runs the command in an interpreter that can import neither torch nor transformers.utils."""
     code = "import sys; sys.modules['torch'] = sys.modules['transformers.utils'] = None; "
     code += "import runpy; runpy.run_path('run_ser.py', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
@@ -113,40 +113,42 @@ def at_once(*flags):
 
 def test_help_and_misspelt_options_are_answered_without_torch_in_two_seconds():
     start = time.monotonic()
-    helped, slip = (
-        at_once("configs/demo.yaml", "--help"),
-        at_once("configs/demo.yaml", "--learning-rat=3", "--fold", "2"),
+    shown, misspelt = (
+        run_without_torch("configs/demo.yaml", "--help"),
+        run_without_torch("configs/demo.yaml", "--learning-rat=3", "--fold", "2"),
     )
-    assert time.monotonic() - start < 2 * 2 * max(1.0, os.getloadavg()[0])  # on a machine with other work
-    assert helped.returncode == 0 and slip.returncode == 2
-    assert slip.stderr == (
+    assert time.monotonic() - start < 2 * 2 * max(1.0, os.getloadavg()[0])  # more on a busy machine
+    assert shown.returncode == 0 and misspelt.returncode == 2
+    assert misspelt.stderr == (
         "error: unknown option --learning-rat; did you mean --learning_rate? --help lists the options, --help_all all "
         "of them.\n"
     )
     titles = ("Data", "Protocol", "Model", "Training of individual branches", "Augmentation", "Checkpoints and report")
-    places = [helped.stdout.index(f"\n{title}") for title in titles]
+    places = [shown.stdout.index(f"\n{title}") for title in titles]
     assert places == sorted(places)
-    assert "--adam_beta1" not in helped.stdout and len(helped.stdout.splitlines()) < 320
-    assert "--remove_unused_columns" not in helped.stdout
+    assert "--adam_beta1" not in shown.stdout and len(shown.stdout.splitlines()) < 320
+    assert "--remove_unused_columns" not in shown.stdout
     for kind in (ModelArguments, DataArguments, TrainingOptions):
         for field in fields(kind):
-            assert field.metadata["help"] and f"\n  --{field.name}" in helped.stdout, field.name
-    assert at_once("--adam_beta3", "1").stderr.startswith(
+            assert field.metadata["help"] and f"\n  --{field.name}" in shown.stdout, field.name
+    assert run_without_torch("--adam_beta3", "1").stderr.startswith(
         "error: unknown option --adam_beta3; did you mean --adam_beta"
     )
-    assert at_once("--config_name", "x").stderr.startswith("error: --config_name is not supported: --model_name_or")
+    assert run_without_torch("--config_name", "x").stderr.startswith(
+        "error: --config_name is not supported: --model_name_or"
+    )
 
 
-def test_help_all_has_the_rest(capsys):
+def test_help_all_lists_all_options(capsys):
     with pytest.raises(SystemExit) as ending:
         main(["--help_all"])
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert ending.value.code == 0
-    assert all(f"\n  --{field.name}" in said for field in fields(SERTrainingArguments) if field.init)
-    assert "Other options of transformers.TrainingArguments" in said
+    assert all(f"\n  --{field.name}" in stdout for field in fields(SERTrainingArguments) if field.init)
+    assert "Other options of transformers.TrainingArguments" in stdout
 
 
-def test_every_bound_is_one_that_the_default_keeps():
+def test_defaults_are_within_their_bounds():
     for kind in (ModelArguments, DataArguments, SERTrainingArguments):
         unchecked = object.__new__(kind)
         for field in fields(kind):
@@ -190,10 +192,10 @@ def test_every_bound_is_one_that_the_default_keeps():
         (["--protocol", "everything", "--test_window=3", "--lr_scheduler_type=linear"], "test_window", "no test"),
     ],
 )  # fmt: skip
-def test_an_option_without_effect_is_left_out_with_one_warning(flags, name, message, caplog):
+def test_an_option_without_effect_is_ignored_with_one_warning(flags, name, message, caplog):
     _, data_args, args = parse(*flags)
-    said = [record.getMessage() for record in caplog.records if message in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("--")
+    warnings = [record.getMessage() for record in caplog.records if message in record.getMessage()]
+    assert len(warnings) == 1 and warnings[0].startswith("--")
     if name is not None:
         default = next(default_of(field) for field in fields(SERTrainingArguments) if field.name == name)
         assert getattr(args, name) == default
@@ -218,7 +220,7 @@ def test_an_option_without_effect_is_left_out_with_one_warning(flags, name, mess
         ["--push_to_hub", "--hub_strategy", "end", "--resume_from_checkpoint", "true"],
     ],
 )
-def test_an_option_with_an_effect_is_kept_without_a_word(flags, caplog):
+def test_an_option_with_an_effect_is_kept_without_a_warning(flags, caplog):
     parsed = {name: value for part in parse(*flags) for name, value in vars(part).items()}
     assert not caplog.text
     for name, value in zip(flags, flags[1:], strict=False):
@@ -240,7 +242,7 @@ def test_an_option_with_an_effect_is_kept_without_a_word(flags, caplog):
         ("eval_strategy: epoch\nsave_strategy: epoch", ["--eval_strategy", "steps", "--eval_steps", "7"]),
     ],
 )
-def test_what_an_option_makes_moot_of_a_recipe_is_left_out_without_a_word(recipe, flags, tmp_path, caplog):
+def test_recipe_values_without_effect_beside_an_option_are_ignored_without_a_warning(recipe, flags, tmp_path, caplog):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
     with_recipe, alone = parse(path, *flags), parse(*flags, *(NO_VALIDATION[2:] if "cosine" in recipe else ()))
@@ -310,7 +312,7 @@ def test_evaluation_and_checkpoints_by_steps_as_in_transformers(caplog):
 
 
 @pytest.mark.parametrize("chosen", [["do_train"], ["do_predict"], ["do_train", "do_eval"], ["do_train", "do_predict"]])
-def test_the_parts_to_do(chosen):
+def test_do_train_and_do_predict_choose_what_is_done(chosen):
     args = parse(*(f"--{name}" for name in chosen))[2]
     assert (args.do_train, args.do_predict) == ("do_train" in chosen, "do_predict" in chosen)
 
@@ -339,7 +341,7 @@ def test_the_parts_to_do(chosen):
         (["--warmup_steps", "5", "--lr_scheduler_type", "reduce_lr_on_plateau"], "has no warm-up"),
     ],
 )
-def test_what_would_give_another_result_than_asked_for_is_refused(flags, message):
+def test_options_that_would_silently_change_the_result_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         parse(*flags)
 
@@ -416,7 +418,7 @@ LACKS_CLASS = {
         (["--do_eval"], "add --do_predict"),
     ],
 )
-def test_it_is_refused_before_the_first_clip_is_decoded(flags, message, corpus, tmp_path, monkeypatch):
+def test_an_invalid_option_is_refused_before_the_first_clip_is_decoded(flags, message, corpus, tmp_path, monkeypatch):
     refuse_before_decoding(["--data_dir", str(corpus), *flags], message, tmp_path, monkeypatch)
     assert not (tmp_path / "out").exists()
 
@@ -452,19 +454,19 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_clip_is_decod
     "before, message",
     [('{"training": {"seed": 7}}', "seed: 7 -> 42"), ('{"model": {"hidden_size": 8}}', "hidden_size: 8 -> 64")],
 )
-@pytest.mark.parametrize("sign", ["FINISHED", "checkpoint-3/trainer_state.json"])
-def test_the_folder_of_another_run_is_named_before_the_first_clip_is_decoded(
-    before, message, sign, tmp_path, corpus, monkeypatch
+@pytest.mark.parametrize("marker", ["FINISHED", "checkpoint-3/trainer_state.json"])
+def test_the_folder_of_a_different_run_is_refused_before_the_first_clip_is_decoded(
+    before, message, marker, tmp_path, corpus, monkeypatch
 ):
-    (tmp_path / "out" / sign).parent.mkdir(parents=True)
-    (tmp_path / "out" / sign).write_text("{}")
+    (tmp_path / "out" / marker).parent.mkdir(parents=True)
+    (tmp_path / "out" / marker).write_text("{}")
     (tmp_path / "out" / "run.json").write_text(before)
     flags = ["--data_dir", str(corpus)]
     refuse_before_decoding(flags, f"holds a run with other settings: {message}", tmp_path, monkeypatch)
     named = [*flags, "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint"]
-    if sign != "FINISHED":
+    if marker != "FINISHED":
         message = f"is of a run with other settings: {message}"
-        refuse_before_decoding([*named, str((tmp_path / "out" / sign).parent)], message, tmp_path, monkeypatch)
+        refuse_before_decoding([*named, str((tmp_path / "out" / marker).parent)], message, tmp_path, monkeypatch)
 
 
 # ---- what follows from options
@@ -487,12 +489,12 @@ def test_the_best_model_has_the_metrics_own_direction(metric, mode):
     assert args.greater_is_better == (mode == "max") and args.lr_scheduler_kwargs["mode"] == mode
 
 
-def test_the_tables_name_fields_that_there_are():
+def test_the_tables_name_existing_fields():
     assert {*UNUSED} | {*REFUSED} <= {field.name for field in fields(TrainingArguments)}
     assert {*WITHOUT_VALIDATION} <= {field.name for field in fields(SERTrainingArguments)}
 
 
-def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tmp_path):
+def test_model_options_that_differ_from_the_checkpoint_are_refused(tmp_path):
     save_tiny(tmp_path)
     config = tiny_config()
     start = {"model_name_or_path": str(tmp_path)}
@@ -520,7 +522,7 @@ def test_model_flags_beside_a_checkpoint_are_refused_unless_they_say_the_same(tm
         ("list.csv", {"train_split_name": "mine"}, "list of files, .*: leave out --train_split_name"),
     ],
 )
-def test_column_and_split_flags_are_refused_where_the_data_has_no_use_for_them(source, flags, message, tmp_path):
+def test_column_and_split_options_are_refused_for_data_they_do_not_apply_to(source, flags, message, tmp_path):
     for index, label in enumerate(["up", "down"]):
         write_sound(tmp_path / "folder" / label / f"{index}.wav", index)
     (tmp_path / "list.csv").write_text("file,label\nfolder/up/0.wav,up\nfolder/down/1.wav,down\n")
@@ -530,7 +532,7 @@ def test_column_and_split_flags_are_refused_where_the_data_has_no_use_for_them(s
         read_corpus(DataArguments(dataset_name=[name], **flags), args)
 
 
-def test_a_share_for_validation_is_refused_where_the_data_has_such_a_part():
+def test_a_validation_share_is_refused_if_the_data_has_a_validation_part():
     corpus = corpus_of([0, 1] * 3, splits=["train"] * 2 + ["validation"] * 2 + ["test"] * 2)
     assert len(make_split(corpus).validation) == 2
     with pytest.raises(DataError, match="its own validation part: leave out --validation_share"):
@@ -545,5 +547,5 @@ def test_an_image_size_is_one_number_or_two(flags, expected):
     assert make_config(parse(*flags, *square_only)[0]).image_size == expected
 
 
-def test_a_model_of_one_branch_is_asked_for_by_name():
+def test_a_branch_is_left_out_with_none():
     assert make_config(parse("--mel_backbone", "none")[0]).branch_names == ["cqt"]

@@ -1,3 +1,5 @@
+"""Exit codes and error output that all commands share."""
+
 import os
 import subprocess
 import sys
@@ -19,18 +21,18 @@ def raising(error: BaseException):
     return main
 
 
-@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (2, 2)])
-def test_what_a_command_returns_is_its_exit_code(answer, code):
-    assert exit_code(lambda: answer, "") == code
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (2, 2)])
+def test_the_return_value_of_a_command_is_its_exit_code(result, code):
+    assert exit_code(lambda: result, "") == code
 
 
 @pytest.mark.parametrize("error", [DataError, AudioError, UsageError, NonFiniteLossError])
-def test_what_the_user_can_mend_is_one_line(error, capsys):
-    assert exit_code(raising(error("mend this")), "") == FAILED
-    assert capsys.readouterr().err == "error: mend this\n"
+def test_an_error_of_the_user_is_one_line(error, capsys):
+    assert exit_code(raising(error("fix this")), "") == FAILED
+    assert capsys.readouterr().err == "error: fix this\n"
 
 
-def test_what_a_library_refuses_is_one_line_and_its_origin_where_it_is_asked_for(capsys):
+def test_an_error_of_a_library_is_one_line_with_its_traceback_at_debug_level(capsys):
     refused = raising(ValueError("no such device"))
     with pytest.raises(ValueError):
         exit_code(refused, "")
@@ -40,16 +42,16 @@ def test_what_a_library_refuses_is_one_line_and_its_origin_where_it_is_asked_for
         for verbosity in (logging.WARNING, logging.DEBUG):
             logging.set_verbosity(verbosity)
             assert exit_code(refused, "", debug_flag="--log_level debug") == FAILED
-            said = capsys.readouterr().err
-            assert said.endswith(line)
-            assert ("in main" in said) == (verbosity == logging.DEBUG)
+            stderr = capsys.readouterr().err
+            assert stderr.endswith(line)
+            assert ("in main" in stderr) == (verbosity == logging.DEBUG)
     finally:
         logging.set_verbosity(level)
 
 
-def test_an_interrupted_command_says_how_to_go_on(capsys):
-    assert exit_code(raising(KeyboardInterrupt()), "Give it again.") == INTERRUPTED
-    assert "Give it again." in capsys.readouterr().err
+def test_an_interrupted_command_prints_how_to_continue(capsys):
+    assert exit_code(raising(KeyboardInterrupt()), "Run it again.") == INTERRUPTED
+    assert "Run it again." in capsys.readouterr().err
 
 
 COMMAND = """
@@ -66,7 +68,7 @@ sys.exit(exit_code(main, ""))
 
 
 @pytest.mark.parametrize(
-    ("streams", "code", "said"),
+    ("streams", "code", "stdout"),
     [
         ("| head -1", 141, "line 0\n"),
         ("| head -c 3", 141, "lin"),
@@ -74,23 +76,23 @@ sys.exit(exit_code(main, ""))
         ("2>&- | tail -1", 0, "line 99999\n"),
     ],
 )
-def test_a_stream_that_is_closed_ends_a_command_without_a_trace(streams, code, said):
+def test_a_closed_stream_ends_a_command_without_a_traceback(streams, code, stdout):
     command = f"set -o pipefail; '{sys.executable}' -c '{COMMAND}' {streams}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (code, said)
+    assert (done.returncode, done.stdout) == (code, stdout)
     assert "Error" not in done.stderr and "Exception" not in done.stderr
 
 
 AT_THE_IMPORT_OF_TORCH = """
 import os, runpy, sys
 
-class Tell:
+class PrintWaitPolicy:
     def find_spec(self, name, *args):
         if name == "torch":
             print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
             raise SystemExit
 
-sys.meta_path.insert(0, Tell())
+sys.meta_path.insert(0, PrintWaitPolicy())
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
@@ -107,12 +109,12 @@ runpy.run_path(sys.argv[1], run_name="__main__")
         ("app.py", {}, "PASSIVE 1000"),
     ],
 )
-def test_commands_have_openmp_wait_passively_before_torch_is_there(command, chosen, expected):
+def test_commands_make_openmp_wait_passively_before_torch_is_imported(command, chosen, expected):
     if command == "app.py":
         pytest.importorskip("gradio")
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", AT_THE_IMPORT_OF_TORCH, command],
-        env=own | chosen, cwd=ROOT, capture_output=True, text=True,
+        env=environment | chosen, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == expected, done.stderr

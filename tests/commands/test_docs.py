@@ -1,4 +1,4 @@
-"""The code in README.md and docs/: command lines parse, imports exist, and the outputs are as printed."""
+"""The code in README.md and docs/: command lines parse, imports exist, and outputs are as printed."""
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ OWN = re.compile(r"\w+_maxmvit$|ser(\.|$)")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Names of pages, with each block of code in that language."""
+    """Returns (page, code) for each block of code in `language`."""
     found = []
     for page in PAGES:
         for code in re.findall(
@@ -32,7 +32,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def command_lines(script: str) -> list[tuple[str, list[str]]]:
-    """Names of pages, with the arguments of each line that starts a script."""
+    """Returns (page, arguments) for each command line that runs `script`."""
     found = []
     for page, code in blocks("bash"):
         for line in code.replace("\\\n", " ").splitlines():
@@ -46,7 +46,7 @@ def command_lines(script: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page, arguments", command_lines("run_ser.py"))
-def test_lines_of_the_training_command_are_understood(page, arguments, monkeypatch, tmp_path):
+def test_command_lines_of_run_ser_parse(page, arguments, monkeypatch, tmp_path):
     arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
     monkeypatch.chdir(tmp_path)
     _, data_args, args = parse_arguments([*arguments, "--report_to", "none", "--use_cpu"])
@@ -54,23 +54,23 @@ def test_lines_of_the_training_command_are_understood(page, arguments, monkeypat
 
 
 @pytest.mark.parametrize("page, arguments", command_lines("predict_ser.py"))
-def test_lines_of_predict_ser_are_understood(page, arguments):
+def test_command_lines_of_predict_ser_parse(page, arguments):
     args = predict.parse_arguments(arguments)
     assert args.inputs or args.enroll
 
 
 @pytest.mark.parametrize("page, arguments", command_lines("evaluate_ser.py"))
-def test_lines_of_evaluate_ser_are_understood(page, arguments):
+def test_command_lines_of_evaluate_ser_parse(page, arguments):
     checkpoint, clip_args, args = evaluate.parse_arguments(arguments, "")
     assert checkpoint.startswith("out/") and clip_args.dataset_name and args.output_dir
 
 
 @pytest.mark.parametrize("page, arguments", command_lines("export_ser.py"))
-def test_lines_of_export_ser_are_understood(page, arguments):
+def test_command_lines_of_export_ser_parse(page, arguments):
     assert export.parse_arguments(arguments)
 
 
-def test_modules_that_lines_start_exist():
+def test_modules_that_command_lines_run_exist():
     started = [(page, module) for page, code in blocks("bash") for module in re.findall(r"python -m ([\w.]+)", code)]
     known = {"pytest", "venv", "http.server"}
     missing = [
@@ -82,7 +82,7 @@ def test_modules_that_lines_start_exist():
 
 
 @pytest.mark.parametrize("page, code", blocks("python"))
-def test_python_blocks_are_valid_and_import_what_exists(page, code):
+def test_python_blocks_are_valid_and_their_imports_exist(page, code):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and OWN.match(node.module or ""):
             module = importlib.import_module(node.module)
@@ -103,7 +103,7 @@ def run(code: str) -> tuple[dict, list]:
 
 @pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR is not set")
-def test_the_pipeline_answers_what_readme_prints(tmp_path, monkeypatch):
+def test_the_pipeline_returns_what_the_readme_prints(tmp_path, monkeypatch):
     clip = "03-01-05-02-01-01-01.flac"
     (tmp_path / clip).symlink_to(next(Path(os.environ["SER_RAVDESS_DIR"]).rglob(clip)))
     (tmp_path / "weights").symlink_to(ROOT / "weights")
@@ -117,7 +117,7 @@ def test_the_pipeline_answers_what_readme_prints(tmp_path, monkeypatch):
     assert len(labels) > 1 and [row["label"] for row in along[: len(labels)]] == labels
 
 
-def test_the_learnable_filters_of_the_guide_start_as_slaneys():
+def test_the_learnable_filters_of_the_guide_can_be_read():
     code = next(code for page, code in blocks("python") if page.endswith("learnable_filters.md"))
     small = code.replace("num_labels=8", 'num_labels=8, cqt_backbone=None, mel_backbone="convnet"')
     variables, (filters,) = run(small)

@@ -1,4 +1,4 @@
-"""Any checkpoint on any table: classes by name, and nothing that it was trained on."""
+"""evaluate_ser.py: scores any checkpoint on any corpus, matches classes by name, and refuses speakers of training."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from ser.utils import DataError, UsageError
 from tests.helpers.clips import corpus_of
 from tests.helpers.tiny import save_tiny, tiny_model
 
-NAMES = ["sad", "happy", "calm", "angry", "neutral"]  # in another order than the corpus's, and one more
+NAMES = ["sad", "happy", "calm", "angry", "neutral"]  # not in the order of the corpus, and with one more class
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def checkpoint(folder, trained_on=(), protocol="demo/speaker-fold1", names=NAMES
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     with torch.no_grad():
-        model.classifier.out_proj.bias[names.index("angry")] = 100.0  # that is its answer
+        model.classifier.out_proj.bias[names.index("angry")] = 100.0  # it always predicts angry
     save_tiny(folder, model)
     clips = [{"file": "x.wav", "part": "train", "speaker": speaker, "label": "sad"} for speaker in trained_on]
     (folder / "splits.json").write_text(json.dumps({"protocol": protocol, "clips": clips}))
@@ -78,7 +78,7 @@ def test_a_fold_and_named_speakers(evaluate, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_may_be_computed_in_passing(evaluate, tmp_path):
+def test_features_can_be_computed_without_the_cache(evaluate, tmp_path):
     metrics, _ = evaluate(checkpoint(tmp_path / "model"), "--test_speakers", "voice_03", "--cache_features", "false")
     assert metrics["n_clips"] == 4 and metrics["per_class"]["angry"]["recall"] == 1
 
@@ -121,13 +121,13 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
         (["--merge_labels", "sad=upset"], "has no class 'upset'; it has sad, .*--labels.*--merge_labels upset=sad"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_sentence(evaluate, tmp_path, flags, message):
+def test_options_that_cannot_be_scored_are_refused(evaluate, tmp_path, flags, message):
     with pytest.raises(DataError, match=message):
         evaluate(checkpoint(tmp_path / "model"), *flags)
 
 
 @pytest.mark.slow
-def test_no_report_or_model_is_written_over(evaluate, corpus, cache, tmp_path):
+def test_no_report_or_model_is_overwritten(evaluate, corpus, cache, tmp_path):
     folder = checkpoint(tmp_path / "model")
     with pytest.raises(DataError, match="already holds a config.json"):
         evaluate_ser.main([str(folder), "--data_dir", str(corpus), "--output_dir", str(folder)])
@@ -136,7 +136,7 @@ def test_no_report_or_model_is_written_over(evaluate, corpus, cache, tmp_path):
         evaluate(folder)
 
 
-def test_a_clip_of_another_table_is_the_same_where_file_speaker_and_class_are():
+def test_clips_of_another_corpus_match_by_file_speaker_and_class():
     corpus = corpus_of([0, 1, 0], speakers=["a", "b", None], name="other")
     known = [
         {"file": "0000.wav", "part": "validation", "speaker": "a", "label": "class0"},

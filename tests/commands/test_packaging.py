@@ -1,4 +1,4 @@
-"""Packaging: all imports are declared, the admitted versions work together, and both distributions are whole."""
+"""Packaging: all imports are declared, the admitted versions work together, and both distributions are complete."""
 
 import ast
 import importlib.metadata
@@ -43,15 +43,15 @@ IMPORTED_AS = {
     "pympi-ling": "pympi",
     "praat-parselmouth": "parselmouth",
 }
-# What was installed and tried: torch -> the torchvision and torchaudio that work with it. torchvision 0.29.2 declares
-# torch>=2.14 and torchaudio 2.11 torch>=2.11, so pip finds no fault in most combinations that fail.
+# Combinations that were tried: torch -> the torchvision and torchaudio that work with it. torchvision 0.29.2 declares
+# torch>=2.14 and torchaudio 2.11 torch>=2.11, so pip accepts most combinations that fail.
 WORKING = {
     "2.13.0": ({"0.28.0"}, {"2.11.1"}),
     "2.14.0": ({"0.29.0", "0.29.2"}, {"2.11.1"}),
     "2.14.1": ({"0.29.2"}, {"2.11.1"}),
     "2.15.0": ({"0.29.1", "0.29.2"}, {"2.11.1"}),
 }
-# Releases around these, with the torch that each declares; the last of each does not exist yet.
+# Neighbouring releases, with the torch that each of them declares; the last of each package does not exist yet.
 TORCH = ("2.11.0", "2.12.0", "2.13.0", "2.14.0", "2.14.1", "2.15.0", "2.16.0")
 TORCHVISION = {
     **{"0.26.0": "==2.11.0", "0.27.0": "==2.12.0", "0.28.0": "==2.13.0", "0.29.0": "==2.14.0", "0.29.1": "==2.15.0"},
@@ -78,7 +78,7 @@ def pins(part: str) -> list[Requirement]:
 
 
 def admitted(torch_range: SpecifierSet, vision_range: SpecifierSet, audio_range: SpecifierSet) -> set[tuple[str, ...]]:
-    """The (torch, torchvision, torchaudio) that these ranges and the packages' own metadata let pip install."""
+    """Returns the (torch, torchvision, torchaudio) that these ranges and the packages' metadata let pip install."""
     return {
         (torch, vision, audio)
         for torch in torch_range.filter(TORCH)
@@ -93,7 +93,7 @@ def module_names(part: str) -> set[str]:
 
 
 def imports(files: list[Path]) -> dict[str, str]:
-    """Top-level module -> a file that imports it, anywhere in it; of this project's own and Python's none."""
+    """Returns {top-level module: a file that imports it}, without this project's modules and the standard library."""
     found = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -105,26 +105,26 @@ def imports(files: list[Path]) -> dict[str, str]:
     return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}
 
 
-def test_what_is_imported_is_declared():
+def test_all_imports_are_declared():
     known = module_names("requirements")
     undeclared = {name: file for name, file in imports(SHIPPED).items() if name not in known}
-    # They have extras of their own.
+    # Imports that an extra declares.
     exporting = module_names("requirements-export")
     extras = {"gradio": "app.py", "peft": "finetuning.py", "av": "audio_maxmvit.py"}
     extras |= dict.fromkeys(("praatio", "pympi", "pysubs2"), "annotations.py") | dict.fromkeys(exporting, "onnx.py")
-    extras |= dict.fromkeys(("mlflow", "trackio", "wandb"), "tracking.py")  # of users who name them by --report_to
+    extras |= dict.fromkeys(("mlflow", "trackio", "wandb"), "tracking.py")  # chosen with --report_to
     assert undeclared.keys() == extras.keys()
     assert {name: file for name, file in undeclared.items() if name != "praatio"}.items() <= extras.items()
     assert "gradio" in module_names("requirements-app") and EXTRAS["lora"] == ["peft>=0.18"]
 
 
 @pytest.mark.slow
-def test_what_is_declared_is_imported():
-    """timm imports torchvision, Trainer tensorboard, and transformers torchaudio."""
+def test_all_declared_packages_are_imported():
+    """Except those that timm (torchvision), Trainer (tensorboard) and transformers (torchaudio) import."""
     assert module_names("requirements") - set(imports(SHIPPED)) == {"torchvision", "tensorboard", "torchaudio"}
 
 
-def test_what_tests_and_benchmarks_import_is_declared():
+def test_imports_of_tests_and_benchmarks_are_declared():
     files = [path for folder in ("tests", "benchmarks", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
     known = set.union(*map(module_names, DECLARED)) | {
         "gradio_client",
@@ -132,14 +132,14 @@ def test_what_tests_and_benchmarks_import_is_declared():
         "fsspec",
         "pandas",
         "sounddevice",
-    }  # come with gradio, and with datasets; for the microphone of examples/live.py, which says how to install it
+    }  # installed by gradio and datasets; sounddevice is only for examples/live.py
     assert {name: file for name, file in imports(files).items() if name not in known} == {}
 
 
 @pytest.mark.parametrize("part", DECLARED)
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-def test_the_pinned_set_is_one_that_is_declared(part, python):
-    """Once for each Python, whose pins may differ."""
+def test_the_pinned_versions_are_within_the_declared_ranges(part, python):
+    """For each Python version, since pins may depend on it."""
     wanted = declared(part)
     chosen = [pin for pin in pins(part) if pin.marker is None or pin.marker.evaluate({"python_version": python})]
     assert sorted(normal(pin.name) for pin in chosen) == sorted(wanted)
@@ -168,7 +168,7 @@ def test_the_pinned_versions_of_torch_work_together():
 @pytest.mark.parametrize(
     ("torch", "vision", "audio"),
     [
-        (">=2.11,<2.12", ">=0.26,<0.27", ">=2.11,<2.12"),  # which torchaudio 2.11.1 does not fit
+        (">=2.11,<2.12", ">=0.26,<0.27", ">=2.11,<2.12"),  # torchaudio 2.11.1 does not work with it
         (">=2.12,<2.16", ">=0.27,<0.30", ">=2.11.1,<2.12"),
         (">=2.13", ">=0.28", ">=2.11.1"),
     ],
@@ -179,8 +179,8 @@ def test_other_ranges_would_admit_versions_that_fail_together(torch, vision, aud
 
 
 def test_the_installed_torch_torchvision_and_torchaudio_work_together():
-    """In one process, as transformers imports them. A torchaudio or torchvision of another torch fails as its compiled
-    code is loaded, or as an operator of it is looked up."""
+    """In one process, as transformers imports them. A torchaudio or torchvision built for another torch fails when its
+    compiled code is loaded or one of its operators is looked up."""
     torchvision = pytest.importorskip("torchvision")
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
     assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
@@ -193,7 +193,7 @@ def test_the_installed_torch_torchvision_and_torchaudio_work_together():
     import torchaudio
 
     tone = torch.sin(torch.arange(4410) / 10)
-    filtered = torchaudio.functional.lowpass_biquad(tone, 44_100, 8_000)  # by compiled code
+    filtered = torchaudio.functional.lowpass_biquad(tone, 44_100, 8_000)  # runs compiled code
     assert torchaudio.functional.resample(filtered, 44_100, 16_000).shape == (1600,)
 
 
@@ -203,7 +203,7 @@ def test_every_module_and_package_is_installed():
     assert set(SETUPTOOLS["packages"]) == packages | {"ser.recipes", "ser.weights"}
 
 
-def test_every_command_has_its_name():
+def test_every_command_has_a_script():
     modules = (ROOT / "ser" / "commands").glob("*.py")
     commands = {f"ser.commands.{path.stem}" for path in modules if "def command() -> int" in path.read_text()}
     assert {target.removesuffix(":command") for target in PROJECT["scripts"].values()} == commands
@@ -227,7 +227,7 @@ def test_the_wheel_works_from_another_folder(distributions, tmp_path):
     labels = json.loads((ROOT / "weights" / "ravdess" / "config.json").read_text())["id2label"]
     assert answered.stdout.splitlines()[0] == f"file,prediction,{','.join(labels.values())}", answered.stderr
     assert answered.stdout.splitlines()[1].startswith("voice.wav,") and answered.returncode == 0, answered.stderr
-    # A recipe that is not there is named before a misspelt option.
+    # A missing recipe is reported before a misspelt option.
     for recipe, message in (("demo", "unknown option --learning-rat"), ("nothing", "configs/nothing.yaml")):
         refused = run("ser-train", f"configs/{recipe}.yaml", "--learning-rat", "3")
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
@@ -239,7 +239,7 @@ class Distributions(NamedTuple):
     packed: set[str]
     """Files of the source distribution."""
     wheel: Path
-    """Built from the source distribution."""
+    """The wheel built from the source distribution."""
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def distributions(tmp_path_factory) -> Distributions:
 
 
 @pytest.mark.slow
-def test_the_source_distribution_holds_what_git_does(distributions):
+def test_the_source_distribution_holds_the_tracked_files(distributions):
     tracked, packed = distributions.tracked, distributions.packed
     assert tracked - packed == set()
     generated = {"PKG-INFO", "setup.cfg", *(name for name in packed if name.startswith("maxmvit_mlp.egg-info/"))}
@@ -276,7 +276,7 @@ def test_the_source_distribution_holds_what_git_does(distributions):
 
 
 @pytest.mark.slow
-def test_the_wheel_built_from_it_says_who_what_and_under_which_licences(distributions):
+def test_the_metadata_of_the_wheel_names_authors_keywords_and_licences(distributions):
     with zipfile.ZipFile(distributions.wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
@@ -324,7 +324,7 @@ def test_one_version_is_stated_everywhere():
     assert PROJECT["version"] == stated == changes[1]
 
 
-def test_the_layout_that_readme_draws_is_the_tree():
+def test_the_layout_in_the_readme_matches_the_tree():
     drawn = (ROOT / "README.md").read_text().partition("\n## The code\n")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([\w/]+(?:\.py|/))`", drawn)) - {"ser/", "ser/data/corpora/"}
     there = {path.name for path in ROOT.glob("*.py")}

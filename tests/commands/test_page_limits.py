@@ -1,4 +1,4 @@
-"""What strangers may ask of the page, and what it keeps of them. Needs requirements-app.txt, but no browser."""
+"""Limits of the page (app.py), and the deletion of its users' files. Needs requirements-app.txt, but no browser."""
 
 import os
 import re
@@ -37,7 +37,8 @@ KEPT = ["mine.flac", "mine_emotions.TextGrid", "mine_emotions.csv", "mine_emotio
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """The page with limits of 1 MB, 0.1 minutes and one who waits; and the folder of its files."""
+    """Starts the page with limits of 1 MB, 0.1 minutes and one waiting request; yields it, its address and its files'
+    folder."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr(app, "CHECK_S", 0.1)
     model = tiny_model(max_clip_s=2.0, window_s=1.0)
@@ -75,7 +76,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_path, monkeypatch):
+def test_a_page_without_a_model_uses_the_shipped_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(ser.models, "ROOTS", (tmp_path,))
     monkeypatch.setenv("SER_MODEL", "")
     with pytest.raises(UsageError, match="lacks weights/ravdess: .*app.py MODEL"):
@@ -93,7 +94,7 @@ def test_a_page_without_a_model_takes_the_weights_that_come_with_the_code(tmp_pa
 
 
 class Clock(datetime):
-    """The time in gradio, which deletes files by their age."""
+    """The clock of gradio, which deletes files by their age; it can be moved ahead."""
 
     ahead_s = 0.0
 
@@ -119,11 +120,11 @@ def test_recordings_and_tables_are_deleted(launched, tmp_path, monkeypatch):
     assert files_in(uploads) == []
 
 
-def test_all_is_deleted_as_the_page_closes(launched):
+def test_all_files_are_deleted_when_the_page_closes(launched):
     page, address, uploads = launched
-    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("mine.wav", b"voice")})
+    response = httpx.post(f"{address}/gradio_api/upload", files={"files": ("mine.wav", b"voice")})
     assert files_in(uploads) == ["mine.wav"]
-    assert answer.json()[0].endswith("mine.wav")
+    assert response.json()[0].endswith("mine.wav")
     page.close()
     assert files_in(uploads) == []
 
@@ -133,7 +134,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def running(checkpoint: Path, uploads: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The page as a process of its own, and its address."""
+    """Runs the page in a separate process; yields the process and its address."""
     command = [sys.executable, "-u", str(ROOT / "app.py"), str(checkpoint), "--device", "cpu"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -157,7 +158,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def test_all_is_deleted_when_the_process_is_terminated_at_work(checkpoint, tmp_path):
+def test_all_files_are_deleted_when_the_process_is_terminated_during_a_request(checkpoint, tmp_path):
     soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 600), 16_000)
     uploads = tmp_path / "uploads"
     with running(checkpoint, uploads) as (process, address):
@@ -173,7 +174,7 @@ def test_all_is_deleted_when_the_process_is_terminated_at_work(checkpoint, tmp_p
     assert files_in(uploads) == []
 
 
-def test_all_is_deleted_when_the_terminal_is_closed(checkpoint, tmp_path):
+def test_all_files_are_deleted_when_the_terminal_is_closed(checkpoint, tmp_path):
     soundfile.write(tmp_path / "mine.flac", np.tile(voice(1.0, sampling_rate=16_000), 4), 16_000)
     uploads, log = tmp_path / "uploads", tmp_path / "log"
     process = start(serve_page, log, str(checkpoint), "--device", "cpu", GRADIO_TEMP_DIR=str(uploads))
@@ -201,15 +202,15 @@ def taken_port() -> Iterator[str]:
         yield str(holder.getsockname()[1])
 
 
-def test_a_port_that_is_taken_is_named(checkpoint, taken_port, tmp_path, monkeypatch):
+def test_a_taken_port_is_named(checkpoint, taken_port, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr(app, "_end_as_interrupted", lambda: None)  # the signals of this process stay as they are
+    monkeypatch.setattr(app, "_end_as_interrupted", lambda: None)  # keeps the signal handlers of this process
     with pytest.raises(UsageError, match=f"port {taken_port} is taken or may not be used: name another with --port."):
         app.main([str(checkpoint), "--device", "cpu", "--port", taken_port])
 
 
-def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port, tmp_path):
-    """In a process of its own, since gradio reads these variables when it is imported."""
+def test_a_taken_port_from_the_environment_is_named(checkpoint, taken_port, tmp_path):
+    """In a separate process, since gradio reads these variables when it is imported."""
     log, names = tmp_path / "log", {"GRADIO_SERVER_PORT": taken_port, "GRADIO_NUM_PORTS": "1"}
     assert exit_codes([start(serve_page, log, str(checkpoint), **names)]) == [1]
     printed = log.read_text()
@@ -218,7 +219,7 @@ def test_a_port_of_the_environment_that_is_taken_is_named(checkpoint, taken_port
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000", "http"])
-def test_what_is_no_port_is_refused_before_the_model_is_loaded(port, capsys):
+def test_an_invalid_port_is_refused_before_the_model_is_loaded(port, capsys):
     with pytest.raises(SystemExit) as ended:
         app.main(["--port", port])
     assert ended.value.code == 2
@@ -226,7 +227,7 @@ def test_what_is_no_port_is_refused_before_the_model_is_loaded(port, capsys):
 
 
 @pytest.mark.parametrize("seconds, windows", [(2.0, 1), (2.5, 3), (5.0, 5)])
-def test_the_answer_is_that_of_the_pipeline(launched, tmp_path, seconds, windows):
+def test_the_page_gives_the_scores_of_the_pipeline(launched, tmp_path, seconds, windows):
     _, address, _ = launched
     path = tmp_path / "mine.flac"
     soundfile.write(path, voice(seconds, sampling_rate=16_000), 16_000)
@@ -239,13 +240,13 @@ def test_the_answer_is_that_of_the_pipeline(launched, tmp_path, seconds, windows
     shown = app.analyse(classify, str(path), 1.0, 1.0, 60)
     assert shown["scores"] == pytest.approx({row["label"]: row["score"] for row in classify(path)}, abs=1e-5)
     assert (shown["rows"] is None) == (windows == 1)
-    said = "classified as one clip" if windows == 1 else f"the mean over {windows} windows of 1 s"
-    assert said in shown["message"]
+    expected = "classified as one clip" if windows == 1 else f"the mean over {windows} windows of 1 s"
+    assert expected in shown["message"]
 
 
 @pytest.mark.parametrize("seconds", [1.0, 4.0])
 def test_silence_and_channels_that_cancel_get_one_sentence(tmp_path, seconds):
-    """Clips, and recordings that are answered in windows."""
+    """Of clips, and of recordings that are classified in windows."""
     model, extractor = tiny_model(max_clip_s=2.0, window_s=1.0), tiny_feature_extractor()
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
@@ -259,14 +260,14 @@ def test_silence_and_channels_that_cancel_get_one_sentence(tmp_path, seconds):
             app.analyse(classify, path, 1.0, 1.0, 60)
 
 
-def test_uploads_have_a_largest_size(launched):
+def test_uploads_have_a_maximum_size(launched):
     _, address, uploads = launched
-    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("long.wav", bytes(1_100_000))})
-    assert answer.status_code == 413
+    response = httpx.post(f"{address}/gradio_api/upload", files={"files": ("long.wav", bytes(1_100_000))})
+    assert response.status_code == 413
     assert files_in(uploads) == []
 
 
-def test_recordings_have_a_greatest_length_and_the_queue_too(launched, tmp_path):
+def test_recordings_and_the_queue_have_a_maximum_length(launched, tmp_path):
     page, address, _ = launched
     soundfile.write(tmp_path / "long.flac", np.tile(voice(1.0, sampling_rate=16_000), 7), 16_000)
     client = Client(address, verbose=False, download_files=False)
@@ -275,6 +276,6 @@ def test_recordings_have_a_greatest_length_and_the_queue_too(launched, tmp_path)
     assert page._queue.max_size == 1
 
 
-def test_a_recording_that_was_deleted_is_asked_for_again(launched, tmp_path):
+def test_a_deleted_recording_must_be_uploaded_again(launched, tmp_path):
     with pytest.raises(app.AudioError, match="was deleted, as all are after .* minutes. Upload it again"):
         app.analyse(None, str(tmp_path / "gone.wav"), 3.0, 1.0, 60)

@@ -1,3 +1,5 @@
+"""predict_ser.py: the rows of clips, windows and lists, tables that are continued, and errors."""
+
 import argparse
 import csv
 import errno
@@ -33,7 +35,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
-    """Six clips in folders named after their labels, and a note that is not one."""
+    """Writes six clips in folders named after their labels, and a text file."""
     folder = tmp_path_factory.mktemp("clips")
     for index in range(6):
         path = folder / LABELS[index % 2] / f"{index}.wav"
@@ -108,18 +110,18 @@ def test_a_recording_of_silence_has_rows_and_is_not_scored(checkpoint, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
-def test_uncertain_answers_are_counted_apart_and_keep_their_scores(checkpoint, clips, tmp_path, capsys, window):
+def test_uncertain_predictions_are_counted_apart_and_keep_their_scores(checkpoint, clips, tmp_path, capsys, window):
     plain, output = tmp_path / "plain.csv", tmp_path / "out.csv"
     arguments = ["--model", checkpoint, str(clips), *window, "--output"]
     assert predict_ser.main([*arguments, str(plain)]) == 0
     best = sorted(max(float(row[label]) for label in LABELS) for row in read_rows(plain))
     bounded = [*arguments, str(output), "--min_score", str(best[len(best) // 2] - 1e-5)]
     capsys.readouterr()
-    for _ in range(2):  # anew, and from the finished table
+    for _ in range(2):  # from the start, and from the finished table
         assert predict_ser.main(bounded) == 0
-        said = capsys.readouterr().err
+        stderr = capsys.readouterr().err
         if not window:
-            assert "on 3 labelled files (3 uncertain ones left out)" in said
+            assert "on 3 labelled files (3 uncertain ones left out)" in stderr
     for row, before in zip(read_rows(output), read_rows(plain), strict=True):
         sure = max(float(row[label]) for label in LABELS) >= float(bounded[-1])
         assert row == before | {"prediction": before["prediction"] if sure else "uncertain"}
@@ -131,7 +133,7 @@ def test_uncertain_answers_are_counted_apart_and_keep_their_scores(checkpoint, c
 
 @pytest.fixture
 def talks(clips, tmp_path) -> tuple[Path, Path]:
-    """Two recordings of 1.2 and 0.8 s, the second with a silent half; and their true segments, named as in RTTM."""
+    """Writes recordings of 1.2 and 0.8 s, the second half of the latter silent, and their true segments as RTTM."""
     sound = voice(1.2, sampling_rate=16_000)
     soundfile.write(tmp_path / "one.wav", sound, 16_000)
     soundfile.write(tmp_path / "two.wav", np.concatenate([sound[:6_400], np.zeros(6_400)]), 16_000)
@@ -142,42 +144,42 @@ def talks(clips, tmp_path) -> tuple[Path, Path]:
 
 
 def shares_of_time(rows: list[dict], truth: list[tuple[float, float, str]]) -> dict[str, float]:
-    """Missed, false and confused, counted every hundredth of a second, by windows that do not overlap."""
+    """Returns the shares of missed, false and confused time, counted every 10 ms; windows must not overlap."""
     kinds = {"missed": 0, "false": 0, "confused": 0}
     times = np.arange(0.005, float(rows[-1]["end"]), 0.01)
     for time_s in times:
         true = next((label for start, end, label in truth if start <= time_s < end), "silence")
-        named = next(row["prediction"] for row in rows if float(row["start"]) <= time_s < float(row["end"]))
-        if true != named:
-            kinds["missed" if named == "silence" else "false" if true == "silence" else "confused"] += 1
+        predicted = next(row["prediction"] for row in rows if float(row["start"]) <= time_s < float(row["end"]))
+        if true != predicted:
+            kinds["missed" if predicted == "silence" else "false" if true == "silence" else "confused"] += 1
     return {name: count / len(times) for name, count in kinds.items()}
 
 
 @pytest.mark.slow
-def test_windows_are_scored_by_reference_segments_also_where_a_table_is_finished(checkpoint, talks, capsys):
+def test_windows_are_scored_by_reference_segments_even_if_the_table_is_finished(checkpoint, talks, capsys):
     folder, segments = talks
     output = folder / "out.csv"
     arguments = ["--model", checkpoint, str(folder), "--window", "0.2", "--segments", str(segments)]
     assert predict_ser.main([*arguments, "--output", str(output)]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "EDER" in line]
+    scores = [line for line in capsys.readouterr().err.splitlines() if "EDER" in line]
     truth = {"one": [(0.0, 0.6, "sad"), (0.6, 1.2, "happy")], "two": [(0.2, 0.8, "angry")]}
-    for name, line in zip(("one", "two"), said[:2], strict=True):
+    for name, line in zip(("one", "two"), scores[:2], strict=True):
         expected = shares_of_time([row for row in read_rows(output) if Path(row["file"]).stem == name], truth[name])
         parts = ", ".join(f"{kind} {share:.3f}" for kind, share in expected.items())
         assert line.startswith(
             f"{folder / name}.wav: EDER {sum(expected.values()):.3f} ({parts}), time labelled right "
         )
-    assert said[2].startswith("2 recordings: EDER ") and len(said) == 3
+    assert scores[2].startswith("2 recordings: EDER ") and len(scores) == 3
     rows = output.read_text().splitlines(keepends=True)
     for kept in (rows, rows[:-1], rows[:1]):  # a finished table, one with half of a recording, one without any
         output.write_text("".join(kept))
         assert predict_ser.main([*arguments, "--output", str(output)]) == 0
-        assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == said
+        assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == scores
     assert predict_ser.main(arguments) == 0  # the table on the standard output
-    assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == said
+    assert [line for line in capsys.readouterr().err.splitlines() if "EDER" in line] == scores
 
 
-def test_segments_that_fit_nothing_are_refused_before_the_first_answer_or_named_after_it(checkpoint, talks, capsys):
+def test_segments_with_unknown_labels_are_refused_first_and_those_past_the_end_named_last(checkpoint, talks, capsys):
     folder, segments = talks
     whole = segments.read_text()
     arguments = ["--model", checkpoint, str(folder), "--window", "0.2", "--segments", str(segments)]
@@ -188,20 +190,20 @@ def test_segments_that_fit_nothing_are_refused_before_the_first_answer_or_named_
     segments.write_text(whole.replace("0.2 0.6", "0.2 0.9"))
     with pytest.raises(DataError, match="line 3: the segment ends at 1.1 s, and .*two.wav at 0.8 s"):
         predict_ser.main(arguments)
-    assert "two.wav,0.6,0.8,4,silence" in capsys.readouterr().out  # the answers are there all the same
+    assert "two.wav,0.6,0.8,4,silence" in capsys.readouterr().out  # the predictions are printed nevertheless
 
 
-def test_a_list_of_segments_names_recordings_and_not_their_labels(checkpoint, talks, capsys):
+def test_a_list_of_segments_names_recordings_without_labels(checkpoint, talks, capsys):
     folder, _ = talks
     listed = folder / "true.csv"
     listed.write_text("file,start,end,label\none.wav,0,1,sad\none.wav,1,1.2,silence\n")
     arguments = ["--model", checkpoint, str(listed), "--window", "0.2", "--segments", str(listed)]
     assert predict_ser.main(arguments) == 0
-    said = capsys.readouterr().err
-    assert "1 files: 1 answered" in said and f"{folder / 'one.wav'}: EDER" in said and "WA" not in said
+    stderr = capsys.readouterr().err
+    assert "1 files: 1 answered" in stderr and f"{folder / 'one.wav'}: EDER" in stderr and "WA" not in stderr
 
 
-def test_a_list_names_files_beside_it_and_their_labels(checkpoint, clips, capsys):
+def test_a_list_names_files_relative_to_its_folder_and_their_labels(checkpoint, clips, capsys):
     listed = clips / "list.csv"
     listed.write_text("file,label\nangry/0.wav,sad\nhappy/1.wav,happy\nhappy/3.wav,\n")
     assert predict_ser.main(["--model", checkpoint, str(listed)]) == 0
@@ -238,7 +240,7 @@ def test_two_labels_of_one_file_are_refused(clips, tmp_path):
     assert items == [Item(str(clips / "angry" / "0.wav"), "angry")]
 
 
-def test_what_of_a_folder_is_no_recording_is_counted_in_a_line(clips, tmp_path, capsys):
+def test_files_of_a_folder_that_are_not_recordings_are_counted_in_one_line(clips, tmp_path, capsys):
     for name in ("a.wav", "b.WAV", "c.txt", "deep/d.TXT", "deep/e.xyz", "f", ".hidden", "g.flac"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -248,13 +250,13 @@ def test_what_of_a_folder_is_no_recording_is_counted_in_a_line(clips, tmp_path, 
 
 @pytest.mark.parametrize("name", ["a\u2028b.wav", "a\x85b.wav", "a\rb.wav", 'q"\n,.wav', "s\udce9.wav"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_table_of_answers_keeps_any_name(tmp_path, name, suffix):
+def test_a_table_of_predictions_keeps_any_file_name(tmp_path, name, suffix):
     path, columns = str(tmp_path / f"out{suffix}"), ["file", "prediction", *LABELS]
-    answer = [{"label": label, "score": 0.25} for label in LABELS]
+    prediction = [{"label": label, "score": 0.25} for label in LABELS]
     for names in ([name], [name, "b.wav"], [name, "b.wav", "c.wav"]):  # the next run reads what the last one wrote
         table = Table(path, columns, LABELS, {"model": "x"})
         assert list(table.done) == names[:-1]
-        table.add(Item(names[-1]), answer)
+        table.add(Item(names[-1]), prediction)
         table.close()
     assert list(Table(path, columns, LABELS, {"model": "x"}).recordings_at(path)) == [name, "b.wav", "c.wav"]
 
@@ -284,7 +286,7 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
     assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing, "[bad"))
 
 
-def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
+def test_a_url_of_the_local_network_needs_permission(checkpoint, clips, capsys):
     with serving(functools.partial(Folder, directory=clips)) as base:
         assert predict_ser.main(["--model", checkpoint, f"{base}/angry/0.wav"]) == 1
         assert "own network; allow_private_urls permits that" in capsys.readouterr().err
@@ -296,7 +298,7 @@ def test_a_url_of_the_own_network_needs_permission(checkpoint, clips, capsys):
     ("suffix", "window"),
     first_fast([(".csv", []), (".jsonl", []), (".csv", ["--window", "0.3"]), (".jsonl", ["--window", "0.3"])]),
 )
-def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
+def test_a_run_interrupted_anywhere_is_finished_by_the_next(checkpoint, clips, tmp_path, suffix, window, monkeypatch):
     output = tmp_path / f"out{suffix}"
     arguments = ["--model", checkpoint, str(clips), "--output", str(output), *window]
     windows = {"window_s": float(window[1])} if window else {}
@@ -318,7 +320,7 @@ def test_a_run_broken_off_anywhere_is_finished_by_the_next(checkpoint, clips, tm
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(checkpoint, tmp_path, capsys):
+def test_a_killed_run_leaves_complete_rows_and_the_next_adds_the_missing_ones(checkpoint, tmp_path, capsys):
     folder, output = tmp_path / "clips", tmp_path / "out.csv"
     folder.mkdir()
     for index in range(20):
@@ -339,7 +341,7 @@ def test_a_killed_run_leaves_whole_rows_and_the_next_adds_only_what_is_missing(c
 
 
 @pytest.mark.slow
-def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, clips, tmp_path, capsys):
+def test_a_table_of_another_model_or_of_other_windows_is_not_continued(checkpoint, clips, tmp_path, capsys):
     retrained = save_checkpoint(tmp_path / "retrained", seed=1)
     moved = str(shutil.copytree(checkpoint, tmp_path / "moved"))
     output = tmp_path / "out.csv"
@@ -369,12 +371,12 @@ def test_rows_of_another_model_or_of_other_windows_are_not_added_to(checkpoint, 
         code, message = run(checkpoint, "--window", *flags)
         assert code == 2
         assert f"made with another {differing};" in message
-    assert run(checkpoint, "--window", "0.5", "--hop", "0.5")[0] == 0  # the same windows in other words
+    assert run(checkpoint, "--window", "0.5", "--hop", "0.5")[0] == 0  # the same windows, with an explicit hop
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("origin", [None, "", "3", '{"model": "'])
-def test_rows_that_nothing_vouches_for_are_not_added_to(checkpoint, clips, tmp_path, capsys, origin):
+def test_a_table_without_a_valid_origin_file_is_not_continued(checkpoint, clips, tmp_path, capsys, origin):
     output = tmp_path / "out.jsonl"
     arguments = ["--model", checkpoint, str(clips / "angry" / "0.wav"), "--output", str(output)]
     assert predict_ser.main(arguments) == 0
@@ -397,7 +399,7 @@ def test_an_interrupted_run_prints_how_to_continue_and_ends_with_130(checkpoint,
     root = Path(predict_ser.__file__).parents[2]
     with subprocess.Popen(
         command, cwd=root, stderr=subprocess.PIPE, text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background processes
     ) as process:  # fmt: skip
         while process.poll() is None and (not output.exists() or output.read_text().count("\n") < 3):
             time.sleep(0.01)
@@ -409,7 +411,7 @@ def test_an_interrupted_run_prints_how_to_continue_and_ends_with_130(checkpoint,
 
 
 @pytest.mark.slow
-def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path, capsys):
+def test_invalid_inputs_and_outputs_are_named(checkpoint, clips, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("name,age\nx,3\n")
     numberless = tmp_path / "numberless.csv"
@@ -445,10 +447,10 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
         "empty holds no config.json": [clip, "--model", str(tmp_path / "empty")],
         "cannot be written": [clip, "--output", str(tmp_path / "nowhere" / "out.csv")],
     }
-    for complaint, arguments in wrong.items():
+    for expected, arguments in wrong.items():
         assert predict_ser.main(["--model", checkpoint, *arguments]) == 2
         message = capsys.readouterr().err
-        assert complaint in message
+        assert expected in message
         assert "Traceback" not in message
     assert other.read_text() == "name,age\nx,3\n"
     wrong_flags = (
@@ -462,7 +464,7 @@ def test_what_cannot_be_started_says_what_to_change(checkpoint, clips, tmp_path,
 
 
 @pytest.mark.slow
-def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
+def test_file_names_that_are_not_valid_text_are_kept(checkpoint, clips, tmp_path):
     name = os.fsdecode(b'caf\xe9, "1".wav')
     (tmp_path / name).write_bytes((clips / "angry" / "0.wav").read_bytes())
     output = tmp_path / "out.csv"
@@ -472,11 +474,11 @@ def test_file_names_that_are_no_text_survive(checkpoint, clips, tmp_path):
             assert [row["file"] for row in csv.DictReader(file)] == [str(tmp_path / name)]
 
 
-# --- where answers are written ---
+# --- where predictions are written ---
 
 
 def in_a_terminal(monkeypatch, *arguments: str) -> str:
-    """What a terminal shows of a command's standard output."""
+    """Returns what a terminal shows of the command's standard output."""
     terminal, end = os.openpty()
     with os.fdopen(end, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
@@ -491,7 +493,7 @@ def in_a_terminal(monkeypatch, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_a_table_to_be_read(checkpoint, clips, tmp_path, monkeypatch):
+def test_a_terminal_gets_a_readable_table(checkpoint, clips, tmp_path, monkeypatch):
     evil = tmp_path / ("x" * 60 + "\x1b[2J.wav")
     shutil.copy(clips / "angry" / "0.wav", evil)
     output = tmp_path / "out.csv"
@@ -518,7 +520,7 @@ def test_a_terminal_gets_a_line_for_each_window(checkpoint, clips, tmp_path, mon
     assert lines[-1].split()[2:] == ["silence"]
 
 
-def test_what_is_uncertain_is_shown_with_its_best_score(checkpoint, clips, monkeypatch):
+def test_an_uncertain_prediction_is_shown_with_its_best_score(checkpoint, clips, monkeypatch):
     arguments = ["--model", checkpoint, str(clips / "happy" / "5.wav"), "--min_score", "0.99"]
     _, line = in_a_terminal(monkeypatch, *arguments).splitlines()
     _, emotion, best, first, score, second, _ = line.split()
@@ -531,12 +533,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     (tmp_path / "note").touch()
     (tmp_path / "folder.csv").mkdir()
     assert predict_ser.main(["a.wav", "--output", str(tmp_path / place)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and f"{place} cannot be written: " in said and len(said.splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and f"{place} cannot be written: " in stderr and len(stderr.splitlines()) == 1
 
 
 class Full:
-    """A disk that is full after so many bytes."""
+    """A file on a disk that is full after `left` characters."""
 
     def __init__(self, file, left: int):
         self.file, self.left = file, left
@@ -556,7 +558,7 @@ class Full:
 
 @pytest.mark.parametrize("suffix", first_fast([".csv", ".jsonl"]))
 @pytest.mark.parametrize("left", first_fast([200, 10, 330]))
-def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint, clips, tmp_path, monkeypatch, capsys):
+def test_a_table_that_cannot_grow_keeps_complete_rows(suffix, left, checkpoint, clips, tmp_path, monkeypatch, capsys):
     output = tmp_path / f"out{suffix}"
     arguments = ["--model", checkpoint, str(clips), "--output", str(output)]
     start = Table._start
@@ -569,8 +571,8 @@ def test_a_table_that_cannot_grow_keeps_its_whole_rows(suffix, left, checkpoint,
         patch.setattr(Table, "_start", full)
         patch.setattr(sys, "argv", ["predict_ser.py", *arguments])
         assert predict_ser.command() == 1
-    said = capsys.readouterr().err
-    assert f"error: {output} cannot be written any further: File too large. Its complete rows are kept" in said
+    stderr = capsys.readouterr().err
+    assert f"error: {output} cannot be written any further: File too large. Its complete rows are kept" in stderr
     assert predict_ser.main(arguments) == 0
     assert [row["file"] for row in read_rows(output)] == sorted(map(str, clips.rglob("*.wav")))
 

@@ -1,4 +1,4 @@
-"""predict_ser.py with given segments, with annotations as output, and among some labels."""
+"""predict_ser.py with given segments, with annotation files as output, and restricted to some labels."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture
 def talk(tmp_path) -> Path:
-    """Six seconds of changing pitch, and their turns beside them."""
+    """Writes six seconds of changing pitch, and a list of speaker turns next to them."""
     sound = np.concatenate([voice(0.5, f0=80.0 + 25 * k, sampling_rate=RATE, seed=k) for k in range(12)])
     soundfile.write(tmp_path / "talk.wav", sound, RATE, subtype="FLOAT")
     (tmp_path / "talk.csv").write_text(TURNS)
@@ -57,7 +57,7 @@ def read_rows(path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", first_fast([".csv", ".jsonl"]))
-def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_path, suffix, capsys):
+def test_each_segment_gets_a_row_and_each_speaker_a_total(checkpoint, talk, tmp_path, suffix, capsys):
     output = tmp_path / f"out{suffix}"
     arguments = ["--model", checkpoint, str(talk), "--segments_from", str(tmp_path / "talk.csv"), "--output"]
     assert predict_ser.main([*arguments, str(output)]) == 0
@@ -70,11 +70,11 @@ def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_pat
     classify = load_pipeline(checkpoint, "cpu")
     sound, _ = soundfile.read(talk)
     for row in rows:
-        cut = sound[round(float(row["start"]) * RATE) : round(float(row["end"]) * RATE)]
-        for each in classify({"array": cut, "sampling_rate": RATE}):
+        clip = sound[round(float(row["start"]) * RATE) : round(float(row["end"]) * RATE)]
+        for each in classify({"array": clip, "sampling_rate": RATE}):
             assert float(row[each["label"]]) == pytest.approx(each["score"], abs=1e-3)
-    said = capsys.readouterr().err
-    assert "speaker  segments  seconds" in said and "anna     2         1.4" in said
+    stderr = capsys.readouterr().err
+    assert "speaker  segments  seconds" in stderr and "anna     2         1.4" in stderr
     totals = read_rows(tmp_path / "out.speakers.csv")
     assert [(row["speaker"], float(row["seconds"])) for row in totals] == [("anna", 1.4), ("ben", 3.8)]
     before = output.read_bytes()
@@ -85,7 +85,7 @@ def test_segments_get_a_row_each_and_totals_by_speaker(checkpoint, talk, tmp_pat
     assert "holds rows made with another segments" in capsys.readouterr().err
 
 
-def test_windows_within_long_segments_have_rows(checkpoint, talk, tmp_path, capsys):
+def test_each_window_of_a_long_segment_gets_a_row(checkpoint, talk, tmp_path, capsys):
     arguments = ["--model", checkpoint, str(talk), "--segments_from", str(tmp_path / "talk.csv"), "--window", "1"]
     assert predict_ser.main([*arguments, "--hop", "0.5", "--output", str(tmp_path / "out.csv")]) == 0
     rows = read_rows(tmp_path / "out.csv")
@@ -120,7 +120,7 @@ def test_each_speaker_of_the_segments_is_enrolled(checkpoint, talk, tmp_path):
         (TURNS.replace("ben", ""), 2, "needs the speaker of every segment, which .*talk.csv, line 3 does not have"),
     ],
 )
-def test_segments_that_do_not_fit_are_named_by_their_line(checkpoint, talk, tmp_path, turns, code, message, capsys):
+def test_invalid_segments_are_named_by_their_line(checkpoint, talk, tmp_path, turns, code, message, capsys):
     (tmp_path / "talk.csv").write_text(turns)
     arguments = ["--model", checkpoint, str(talk), "--segments_from", str(tmp_path / "talk.csv"), "--adapt", "speaker"]
     assert predict_ser.main(arguments) == code
@@ -171,7 +171,7 @@ def test_several_recordings_are_written_to_a_folder(checkpoint, talk, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", first_fast([["happy", "sad"], ["sad", "neutral", "angry"]]))
-def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, capsys):
+def test_predictions_among_some_labels_name_these_labels(checkpoint, talk, tmp_path, only, capsys):
     arguments = ["--model", checkpoint, str(talk), "--output"]
     assert predict_ser.main([*arguments, str(tmp_path / "a.csv")]) == 0
     assert predict_ser.main([*arguments, str(tmp_path / "b.csv"), "--only", *only]) == 0
@@ -200,7 +200,7 @@ def test_answers_among_some_labels_say_so(checkpoint, talk, tmp_path, only, caps
         (["--window", "1", "--segments", "a.csv", "--segments_from", "b.csv"], "leave out one of the two"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options, message, capsys):
+def test_incompatible_options_are_refused(options, message, capsys):
     with pytest.raises(SystemExit):
         predict_ser.parse_arguments(["talk.wav", *options])
     assert message in capsys.readouterr().err

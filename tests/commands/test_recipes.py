@@ -1,4 +1,4 @@
-"""The recipes of docs/architecture.md, applied to a copy of the code as they are written."""
+"""The recipes of docs/architecture.md, applied as printed to a copy of the code."""
 
 import re
 import subprocess
@@ -79,7 +79,7 @@ print("done")
 
 
 def edits(recipe: str) -> list[tuple[str, str, str]]:
-    """The file, the old and the new text of each edit of a recipe."""
+    """Returns (file, old text, new text) for each edit of a recipe."""
     found = []
     for part in re.split(r"^--- ", recipe, flags=re.MULTILINE)[1:]:
         name, _, rest = part.partition("\n")
@@ -90,20 +90,20 @@ def edits(recipe: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def test_recipes_have_as_many_edits_as_they_say():
+def test_recipes_have_the_stated_number_of_edits():
     assert {name: len(edits(recipe)) for name, recipe in RECIPES.items()} == COUNTS
     for name, count in COUNTS.items():
         assert f"{name}** ({count} edits)" in PAGE
 
 
 @pytest.mark.slow
-def test_the_recipes_work_as_they_are_written(tmp_path):
+def test_the_recipes_work_as_printed(tmp_path):
     for path in [*ROOT.glob("*.py"), *ROOT.glob("ser/**/*.py")]:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     changes = [edit for recipe in RECIPES.values() for edit in edits(recipe)]
-    # The corpus: its file, and in the registry its import and its line.
+    # The corpus: its file, and its import and its line in the registry.
     codes = re.findall(r"```python\n(.*?)```", CORPUS_PAGE, re.DOTALL)
     (tmp_path / "ser/data/corpora/emovo.py").write_text(next(code for code in codes if "RECORD = " in code))
     listing = next(code for code in codes if "# the other corpora" in code)

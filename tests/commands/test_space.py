@@ -1,4 +1,4 @@
-"""The files of a Hugging Face Space, made as docs/space.md says: they start on their own, and answer."""
+"""The files of a Hugging Face Space, made as in docs/space.md: the page starts alone and classifies a clip."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Path:
-    """The folder that the first block makes, with the README of the page."""
+    """Makes the folder of the Space by the first block of commands, with the README.md of docs/space.md."""
     clone = tmp_path_factory.mktemp("clone")
     for path in ROOT.iterdir():
         if not path.name.startswith((".", "out")):
@@ -43,15 +43,15 @@ def space(tmp_path_factory) -> Path:
 
 
 def test_the_front_matter_names_the_page_and_its_gradio(space):
-    facts = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-    assert facts["sdk"] == "gradio" and (space / facts["app_file"]).is_file()
+    metadata = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert metadata["sdk"] == "gradio" and (space / metadata["app_file"]).is_file()
     pinned = [Requirement(line) for line in (space / "requirements.txt").read_text().splitlines()]
-    asked = {line.strip() for name in ("requirements", "requirements-app")
+    required = {line.strip() for name in ("requirements", "requirements-app")
              for line in (ROOT / f"{name}.txt").read_text().splitlines() if line[0] not in "#-"}  # fmt: skip
-    assert len(pinned) == len(asked) and {str(Requirement(line)) for line in asked} == {*map(str, pinned)}
-    assert f"gradio=={facts['sdk_version']}" in asked
-    (classifiers,) = re.findall(r"requires-python = \">=([\d.]+)\"", (ROOT / "pyproject.toml").read_text())
-    assert tuple(map(int, facts["python_version"].split("."))) >= tuple(map(int, classifiers.split(".")))
+    assert len(pinned) == len(required) and {str(Requirement(line)) for line in required} == {*map(str, pinned)}
+    assert f"gradio=={metadata['sdk_version']}" in required
+    (oldest,) = re.findall(r"requires-python = \">=([\d.]+)\"", (ROOT / "pyproject.toml").read_text())
+    assert tuple(map(int, metadata["python_version"].split("."))) >= tuple(map(int, oldest.split(".")))
     assert not any(path.is_symlink() for path in space.rglob("*"))
 
 
@@ -62,26 +62,30 @@ def clip(folder: Path) -> Path:
     return folder / "clip.wav"
 
 
-def test_the_space_starts_on_its_own_and_answers(space, tmp_path):
+def test_the_space_starts_alone_and_classifies_a_clip(space, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    names = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "HF_HUB_OFFLINE": "1"}
-    others = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SER_MODEL")}
+    server = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "HF_HUB_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SER_MODEL")}
     address, path = f"http://127.0.0.1:{port}", clip(tmp_path)
     with (
         open(tmp_path / "log", "w") as log,
         subprocess.Popen(
-            [sys.executable, "-u", "app.py"], cwd=space, env=others | names, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-u", "app.py"],
+            cwd=space,
+            env=environment | server,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         ) as process,
     ):
         try:
             shown = _client(address, process, tmp_path / "log").predict(handle_file(path), 3.0, 3.0, api_name="/show")
         finally:
             process.kill()
-    answer = {each["label"]: each["confidence"] for each in shown[1]["confidences"]}
+    scores = {each["label"]: each["confidence"] for each in shown[1]["confidences"]}
     expected = {row["label"]: row["score"] for row in load_pipeline(None, "cpu")(str(path))}
-    assert answer == pytest.approx(expected, abs=1e-3)
+    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 def _client(address: str, process: subprocess.Popen, log: Path) -> Client:

@@ -1,4 +1,4 @@
-"""docs/adding_a_corpus.md, done as it says."""
+"""The code of docs/adding_a_corpus.md, run as printed."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "adding_a_corpus.md").read_text()
 
 @pytest.fixture
 def emovo(monkeypatch):
-    """The corpus of the guide's own code, known as its third step makes it known."""
+    """Registers the corpus that the guide defines, as its third step does."""
     module: dict = {}
     exec(next(code for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "RECORD =" in code), module)
     monkeypatch.setitem(RECORDS, "emovo", module["RECORD"])

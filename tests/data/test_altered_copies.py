@@ -1,4 +1,4 @@
-"""Altered copies: reproducible by seed, of training clips only, kept beside the originals."""
+"""Altered copies of training clips: reproducible by seed, and cached with the originals."""
 
 import hashlib
 
@@ -28,9 +28,9 @@ def clips(tmp_path) -> Dataset:
 
 
 @pytest.mark.parametrize("link", [link for link, _ in CHAINS["all"]], ids=lambda link: link.__name__)
-def test_every_link_changes_a_clip_into_a_sound_one(link):
+def test_every_link_changes_a_clip_into_another_valid_one(link):
     waveform = torch.from_numpy(voice(0.5))
-    for seed in range(4):  # all kinds of channel among them
+    for seed in range(4):  # covers all kinds of channel
         changed = link(waveform, RATE, Draw(seed))
         assert changed.isfinite().all() and changed.dtype == torch.float32 and changed.ndim == 1
         assert 0.8 * len(waveform) < len(changed) < 1.2 * len(waveform)
@@ -38,7 +38,7 @@ def test_every_link_changes_a_clip_into_a_sound_one(link):
         assert torch.equal(changed, link(waveform, RATE, Draw(seed)))
 
 
-def test_background_noise_stands_at_its_ratio():
+def test_background_noise_has_a_ratio_within_its_range():
     waveform = torch.from_numpy(voice(1.0))
     for seed in range(5):
         noise = altered_copies.background(waveform, RATE, Draw(seed)) - waveform
@@ -46,11 +46,11 @@ def test_background_noise_stands_at_its_ratio():
         assert 4.9 < ratio < 25.1
 
 
-def test_copies_depend_on_sound_number_chain_and_seed_alone():
+def test_copies_depend_only_on_sound_number_chain_and_seed():
     waveform = voice(0.4)
     state = torch.get_rng_state()
     first = WaveformCopies(2, "all", seed=1).make(waveform, RATE, 1)
-    assert torch.equal(torch.get_rng_state(), state), "torch's own generator stays as it was"
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator must not change"
     torch.manual_seed(5)
     assert np.array_equal(first, WaveformCopies(7, "all", seed=1).make(waveform.copy(), RATE, 1))
     others = [
@@ -73,7 +73,7 @@ def test_unknown_chains_are_refused():
         WaveformCopies(0)
 
 
-def test_copies_lie_beside_originals_and_are_made_once(clips, tmp_path, monkeypatch):
+def test_copies_are_cached_with_the_originals_and_made_once(clips, tmp_path, monkeypatch):
     extractor, copies = tiny_feature_extractor(), WaveformCopies(2, "recording", 3)
     cache = {"cache_dir": tmp_path / "cache"}
     plain = extract_features(clips, extractor, **cache)
@@ -108,7 +108,7 @@ def test_every_version_has_the_digest_of_its_own_waveform(clips, tmp_path):
     assert contents[1] == [hashlib.sha1(version.tobytes(), usedforsecurity=False).hexdigest() for version in versions]
 
 
-def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(clips, tmp_path):
+def test_training_draws_versions_evenly_by_seed_and_evaluation_uses_originals(clips, tmp_path):
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, copies=WaveformCopies(2), cache_dir=tmp_path / "cache")
     versions = [extractor.images([version])["mel_values"].half() for version in features[1]["spectrograms"]]
@@ -129,7 +129,7 @@ def test_training_draws_versions_evenly_and_by_seed_and_others_see_originals(cli
 @pytest.mark.parametrize(
     "samples, rate", [(1, 8_000), (2, 192_000), (5, 44_100), (100, 192_000), (511, 8_000), (511, 44_100)]
 )
-def test_a_clip_of_a_few_samples_and_a_silent_one_have_copies(samples, rate):
+def test_clips_that_are_short_or_silent_have_copies(samples, rate):
     copies = WaveformCopies(40)
     sound = np.random.default_rng(samples).normal(scale=0.1, size=samples).astype(np.float32)
     for number in range(1, copies.count + 1):

@@ -1,3 +1,5 @@
+"""Augmentation of batches (SpecAugment, mixup) and of spectrograms (random windows, gain)."""
+
 import math
 
 import pytest
@@ -31,7 +33,7 @@ def images(batch_size=3, height=20, width=30, seed=0):
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=60)
-def test_masks_are_as_many_and_as_wide_as_allowed(length, num_masks, share, seed):
+def test_masks_stay_within_their_number_and_width(length, num_masks, share, seed):
     torch.manual_seed(seed)
     masked = random_masks(5, length, num_masks, share)
     assert masked.shape == (5, length)
@@ -40,16 +42,16 @@ def test_masks_are_as_many_and_as_wide_as_allowed(length, num_masks, share, seed
     assert (masked.sum(dim=1) <= num_masks * (share * length + 1)).all()
 
 
-def test_masks_reach_every_place_and_differ_between_clips():
+def test_masks_cover_every_position_and_differ_between_clips():
     torch.manual_seed(0)
     masked = random_masks(4000, 50, 1, 0.2)
-    often = masked.float().mean(dim=0)
-    assert often.min() > 0.01
-    assert often[5:-5].std() < 0.02
+    masked_share = masked.float().mean(dim=0)
+    assert masked_share.min() > 0.01
+    assert masked_share[5:-5].std() < 0.02
     assert len({tuple(row.tolist()) for row in masked[:20]}) > 10
 
 
-def test_specaugment_hides_the_same_time_from_both_images():
+def test_specaugment_masks_the_same_frames_in_both_images():
     torch.manual_seed(1)
     cqt, mel = images(seed=0), images(height=40, seed=1)
     labels = torch.tensor([0, 1, 2])
@@ -60,19 +62,19 @@ def test_specaugment_hides_the_same_time_from_both_images():
     assert torch.equal(new_labels, labels)
     kept = new_cqt != 0
     assert torch.equal(new_cqt[kept], cqt[kept])
-    assert (cqt > 0).all(), "the input must stay as it was"
+    assert (cqt > 0).all(), "the input must not change"
 
 
-def test_specaugment_hides_bands_of_its_own_in_each_image():
+def test_specaugment_masks_different_bands_in_each_image():
     torch.manual_seed(1)
-    third = {name: images() for name in ("cqt", "mel", "third")}
-    masked, _ = SpecAugment(1, time_share=0.0, frequency_share=0.4)(third, torch.zeros(3))
+    inputs = {name: images() for name in ("cqt", "mel", "third")}
+    masked, _ = SpecAugment(1, time_share=0.0, frequency_share=0.4)(inputs, torch.zeros(3))
     bands = [(new == 0).all(dim=3) for new in masked.values()]
     assert all(band.any() for band in bands)
     assert len({str(band.tolist()) for band in bands}) == 3
 
 
-def test_specaugment_refuses_shares_and_images_that_do_not_fit():
+def test_specaugment_refuses_invalid_shares_and_images_of_unequal_width():
     with pytest.raises(ValueError, match="time_share=1.5"):
         SpecAugment(time_share=1.5)
     with pytest.raises(ValueError, match="cqt 30, mel 31"):
@@ -84,9 +86,9 @@ def test_specaugment_refuses_shares_and_images_that_do_not_fit():
 def test_mixup_blends_images_as_it_blends_labels(alpha, batch_size, seed):
     torch.manual_seed(seed)
     labels = torch.randint(5, (batch_size,))
-    # Images that show nothing but their label: what is blended into them can be read off and must be the new label.
-    shown = torch.nn.functional.one_hot(labels, 5).float()[:, None, :, None].expand(-1, 1, 5, 4)
-    blended, soft = Mixup(alpha, 5)({"cqt": shown, "mel": shown / 2}, labels)
+    # Images that encode only their label, so the blended image must equal the blended label.
+    encoded = torch.nn.functional.one_hot(labels, 5).float()[:, None, :, None].expand(-1, 1, 5, 4)
+    blended, soft = Mixup(alpha, 5)({"cqt": encoded, "mel": encoded / 2}, labels)
     cqt, mel = blended.values()
     torch.testing.assert_close(cqt[:, 0, :, 0], soft)
     torch.testing.assert_close(mel, cqt / 2)
@@ -122,7 +124,7 @@ def clip(seconds=3.0, extractor=None, silence=0.0):
     return (extractor or tiny_feature_extractor()).spectrograms(waveform)[0]
 
 
-def test_windows_are_stretches_of_the_clip_and_reach_all_of_it():
+def test_windows_are_crops_of_the_clip_and_cover_all_of_it():
     extractor, whole = tiny_feature_extractor(), clip()
     window = RandomWindow(extractor, 1.0)
     marked = whole | {"rms": torch.arange(len(whole["rms"])).float()}
@@ -140,7 +142,7 @@ def test_windows_are_stretches_of_the_clip_and_reach_all_of_it():
     assert abs(sum(firsts) / 300 - 1.0) < 0.12
 
 
-def test_short_clips_and_a_share_of_the_others_stay_whole():
+def test_short_clips_and_a_share_of_the_others_are_not_cropped():
     short, long = clip(0.8), clip(2.0)
     torch.manual_seed(0)
     window = RandomWindow(tiny_feature_extractor(), 1.0, whole_share=0.25)
@@ -148,7 +150,7 @@ def test_short_clips_and_a_share_of_the_others_stay_whole():
     assert 30 < sum(window(long) is long for _ in range(200)) < 70
 
 
-def test_stretch_changes_tempo_by_up_to_its_share_either_way():
+def test_stretch_changes_the_tempo_by_up_to_its_share_in_both_directions():
     extractor, whole = tiny_feature_extractor(), clip()
     torch.manual_seed(0)
     lengths = [seconds_of(RandomWindow(extractor, 1.0, stretch=0.25)(whole), extractor) for _ in range(200)]
@@ -165,7 +167,7 @@ def test_windows_lie_within_the_trimmed_clip():
     assert any(RandomWindow(tiny_feature_extractor(), 1.0)(whole)["rms"].max() < -90 for _ in range(50))
 
 
-def test_gain_shifts_all_levels_alike_and_affects_full_scale_images_only():
+def test_gain_shifts_all_levels_equally_and_affects_full_scale_images_only():
     plain, loud = tiny_feature_extractor(), tiny_feature_extractor(level="full_scale")
     whole = {name: db.clamp(-55, 20) for name, db in clip().items()}
     torch.manual_seed(0)
@@ -184,7 +186,7 @@ def test_gain_shifts_all_levels_alike_and_affects_full_scale_images_only():
     torch.testing.assert_close(plain.images([whole])["mel_values"], plain.images([changed])["mel_values"])
 
 
-def test_settings_choose_what_happens_to_clips():
+def test_settings_choose_the_augmentation_of_spectrograms():
     extractor = tiny_feature_extractor()
     assert make_spectrogram_augmentation(ClipAugmentationArguments(), extractor) is None
     both = make_spectrogram_augmentation(

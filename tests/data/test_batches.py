@@ -1,4 +1,4 @@
-"""Batches of images: from the cache and from audio, as dicts by branch, with and without workers."""
+"""Batches of images by branch, from the cache and from audio, with and without workers."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ RATE = 44_100
 
 @pytest.fixture
 def clips(tmp_path) -> Dataset:
-    """Five wav files of unequal length."""
+    """Writes five wav files of unequal length."""
     rows = []
     for i in range(5):
         path = tmp_path / f"clip_{i}.wav"
@@ -48,14 +48,14 @@ def test_batches_from_the_cache_and_from_audio_agree(clips, tmp_path):
     assert set(collate([*clips.remove_columns("label")])) == {"images"}
 
 
-def test_votes_are_learnt_as_shares_of_the_annotators(clips, tmp_path):
+def test_votes_become_labels_as_shares_of_the_annotators(clips, tmp_path):
     votes = [[3.0, 1.0], [1.0, 1.0], [0.0, 2.0], [1.0, 0.0], [0.0, 4.0]]
     batch = PairCollator(tiny_feature_extractor())([*clips.add_column("votes", votes)])
     expected = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     assert torch.equal(batch["labels"], expected)
 
 
-def test_one_channel_in_half_precision_crosses_and_the_device_normalises(clips, tmp_path):
+def test_batches_have_one_channel_in_half_precision_and_are_normalized_on_the_device(clips, tmp_path):
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, cache_dir=tmp_path / "cache")
     args = make_arguments(tmp_path, per_device_train_batch_size=5)
@@ -85,7 +85,7 @@ def test_a_row_with_start_and_end_is_a_window(clips, tmp_path):
     assert windows["file"][:] == ["clip_4.wav"] * 2
 
 
-def test_augmentations_see_plain_spectrograms_then_plain_images(clips):
+def test_augmentations_get_plain_spectrograms_then_plain_images(clips):
     def silence(clip):
         assert set(clip) >= set(BRANCHES)
         return {name: torch.full_like(db, -50.0) if name == "mel" else db for name, db in clip.items()}
@@ -102,7 +102,7 @@ def test_augmentations_see_plain_spectrograms_then_plain_images(clips):
     assert torch.equal(batch["images"]["cqt"], (plain.float() / 2).half())
 
 
-def test_collator_reads_waveforms_that_changed(clips):
+def test_collator_reads_waveforms(clips):
     waveform = voice(0.3) * np.float32(0.5)
     rows = [{"file": "a", "audio": {"array": waveform, "sampling_rate": RATE}, "label": 1}]
     extractor = tiny_feature_extractor()
@@ -117,36 +117,38 @@ def test_collator_names_a_bad_clip(clips):
 
 
 def test_loader_workers_use_one_thread(clips):
-    class Watching(PairCollator):
+    class ThreadCountingCollator(PairCollator):
         def __call__(self, rows):
             return {**super().__call__(rows), "threads": torch.get_num_threads()}
 
-    loader = DataLoader(clips, batch_size=2, collate_fn=Watching(tiny_feature_extractor()), num_workers=2)
+    loader = DataLoader(
+        clips, batch_size=2, collate_fn=ThreadCountingCollator(tiny_feature_extractor()), num_workers=2
+    )
     batches = list(loader)
     assert [batch["threads"] for batch in batches] == [1, 1, 1]
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 0, 1, 0]
 
 
-def test_clips_of_about_equal_length_share_a_batch_in_an_order_of_the_seed_and_the_epoch():
+def test_batches_have_clips_of_similar_length_in_an_order_that_depends_on_seed_and_epoch():
     lengths = np.random.default_rng(0).uniform(1, 10, 403).tolist()
 
     def order(epoch: int, seed: int = 5) -> list[int]:
         sampler = LengthGroupedSampler(lengths, 8, seed)
         sampler.epoch = epoch
-        torch.rand(3)  # whoever draws from torch's own generator changes nothing
+        torch.rand(3)  # draws from torch's global generator change nothing
         return list(sampler)
 
     assert sorted(order(0)) == list(range(403)) and len(LengthGroupedSampler(lengths, 8, 5)) == 403
     assert order(1) == order(1) != order(0) and order(1) != order(1, seed=7)
 
-    def filled_up(rows: list[int]) -> float:
+    def padding_share(rows: list[int]) -> float:
         batches = [[lengths[row] for row in rows[i : i + 8]] for i in range(0, 400, 8)]
         return sum(max(batch) - length for batch in batches for length in batch) / sum(lengths)
 
-    assert filled_up(order(2)) < 0.1 and filled_up(list(range(403))) > 0.5  # whose lengths are in random order
+    assert padding_share(order(2)) < 0.1 and padding_share(list(range(403))) > 0.5  # without sorting
 
 
-def test_kept_embeddings_alone_open_no_spectrogram():
+def test_cached_embeddings_alone_read_no_spectrogram():
     class Unread(list):
         contents = ["a", "b"]
 

@@ -1,4 +1,4 @@
-"""Several corpora in one table, and one that only tests."""
+"""Several corpora in one run: joined for training and testing, or one as the test set of the others."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def write_map(folder: Path, text: str) -> str:
 # --- one table ---
 
 
-def test_one_corpus_is_read_as_ever(ravdess):
+def test_a_single_corpus_is_read_unchanged(ravdess):
     alone, one = load_corpus("ravdess", ravdess), load_corpora(["ravdess"], [ravdess])
     assert one.clips[:] == alone.clips[:] and one.clips.features == alone.clips.features
     assert {**vars(one), "clips": None} == {**vars(alone), "clips": None}
@@ -78,7 +78,7 @@ def test_classes_are_kept_by_their_harmonised_names_in_the_order_given(ravdess, 
         load_corpora(["ravdess", "emodb"], [ravdess, emodb], labels=["happiness"])
 
 
-def test_a_map_may_merge_leave_out_and_take_in(ravdess, emodb, tmp_path):
+def test_a_map_may_merge_and_leave_out_classes(ravdess, emodb, tmp_path):
     text = """
     neutral: [neutral, calm]
     happy: [happy, happiness]
@@ -95,7 +95,7 @@ def test_a_map_may_merge_leave_out_and_take_in(ravdess, emodb, tmp_path):
     assert resolve_protocol(alone, "speaker") == "loso"
 
 
-def test_a_given_map_reads_what_a_record_leaves_out_by_itself(tmp_path):
+def test_a_given_map_may_use_classes_that_the_record_leaves_out(tmp_path):
     for actor in (1, 2):
         for emotion in range(1, 12):
             name = f"03-01-{emotion:02d}-01-01-{actor:02d}-02-02-01.wav"
@@ -118,12 +118,12 @@ def test_a_given_map_reads_what_a_record_leaves_out_by_itself(tmp_path):
         ("", "is not a map of classes to lists of spellings"),
     ],
 )  # fmt: skip
-def test_a_map_that_does_not_fit_is_refused_in_a_sentence(ravdess, emodb, tmp_path, text, message):
+def test_an_invalid_map_is_refused(ravdess, emodb, tmp_path, text, message):
     with pytest.raises(DataError, match=f"map.yaml {message}"):
         load_corpora(["ravdess", "emodb"], [ravdess, emodb], label_map=write_map(tmp_path, text))
 
 
-def test_a_map_that_names_nothing_is_refused(ravdess, tmp_path):
+def test_a_missing_map_or_one_with_an_unknown_class_is_refused(ravdess, tmp_path):
     text = "all: [neutral, calm, happy, sad, angry, fear, disgust, surprise, hapy]"
     with pytest.raises(DataError, match=r"map.yaml has 'hapy', which is not a class of ravdess; they have angry, "):
         load_corpora(["ravdess"], [ravdess], label_map=write_map(tmp_path, text))
@@ -131,7 +131,7 @@ def test_a_map_that_names_nothing_is_refused(ravdess, tmp_path):
         read_label_map("nowhere.yaml")
 
 
-def test_the_default_map_knows_every_class_of_every_record():
+def test_the_default_map_contains_every_class_of_every_record():
     mapping = read_label_map(None)
     for name, record in RECORDS.items():
         assert {*mapping.of(name, record.labels).values()} <= {*mapping.names}
@@ -146,12 +146,12 @@ def test_the_default_map_knows_every_class_of_every_record():
         ({"dataset_name": ["demo", "DEMO"]}, "The corpus demo is named twice"),
     ],
 )
-def test_flags_that_do_not_fit_several_corpora(flags, message):
+def test_options_that_do_not_apply_to_several_corpora_are_refused(flags, message):
     with pytest.raises(DataError, match=message):
         load_corpora(**{"dataset_name": ["ravdess", "emodb"], **flags})
 
 
-def test_a_corpus_without_a_folder_stands_beside_one_with(ravdess, tmp_path, monkeypatch):
+def test_a_corpus_without_a_folder_can_be_joined_with_one_in_a_folder(ravdess, tmp_path, monkeypatch):
     import ser.data.corpora.demo
 
     monkeypatch.setattr(
@@ -183,7 +183,7 @@ def test_the_same_recording_in_two_corpora_is_found(ravdess, emodb, tmp_path):
     assert corpus.dropped["equal sound as another clip"] == 1
 
 
-def test_balanced_rows_take_every_corpus_as_often():
+def test_balanced_rows_use_every_corpus_equally_often():
     corpora = ["a"] * 7 + ["b"] * 3 + ["c"]
     rows = balanced_rows(corpora, seed=0)
     assert Counter(corpora[row] for row in rows) == {"a": 7, "b": 7, "c": 7}
@@ -193,7 +193,7 @@ def test_balanced_rows_take_every_corpus_as_often():
     assert balanced_rows(["a", "b"] * 4, seed=0) == list(range(8))
 
 
-# --- another corpus tests ---
+# --- a test on another corpus ---
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def crossed(ravdess, emodb):
     return load_corpora(["ravdess"], [ravdess], test_dataset_name=["emodb"], test_data_dir=[emodb])
 
 
-def test_another_corpus_tests_on_the_classes_that_both_have(crossed):
+def test_a_test_on_another_corpus_uses_the_shared_classes(crossed):
     assert (crossed.name, crossed.label_names) == ("ravdess->emodb", HARMONISED)
     assert crossed.shared_labels == ["neutral", "happy", "sad", "angry", "fear", "disgust"]
     assert crossed.dropped == {"class 'boredom' not among those trained on": 3}
@@ -214,7 +214,7 @@ def test_another_corpus_tests_on_the_classes_that_both_have(crossed):
         make_split(crossed, "emobox")
 
 
-def test_corpora_that_share_nothing_are_refused(ravdess, tmp_path):
+def test_corpora_without_shared_classes_are_refused(ravdess, tmp_path):
     for name, seed in (("pain", 1), ("breath", 2)):
         write_sound(tmp_path / "own" / name / "a.wav", seed)
     with pytest.raises(
@@ -242,7 +242,7 @@ def test_probabilities_of_merged_classes_are_added_before_the_maximum():
     assert np.exp(logits).argmax(1).tolist() == [0, 3] and sums.argmax(1).tolist() == [1, 1]
 
 
-def test_a_map_on_the_command_line_is_not_taken_for_a_recipe(tmp_path):
+def test_a_map_on_the_command_line_is_not_read_as_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("fold: 2")
     recipe_values, line = command_parser(False).read([str(recipe), "--label_map", "map.yaml", "--fold", "3"])
@@ -277,7 +277,7 @@ def cache(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def both(ravdess, demo, cache, tmp_path_factory) -> Path:
-    """Trained on parts of both corpora, each as often."""
+    """Trains on both corpora, sampled equally often, and returns the folder of the run."""
     folder = tmp_path_factory.mktemp("both")
     main(["--dataset_name", "ravdess", "demo", "--data_dir", ravdess, demo, "--corpus_sampling", "balanced",
           "--cache_dir", cache, "--output_dir", str(folder), *TINY])  # fmt: skip
@@ -285,7 +285,7 @@ def both(ravdess, demo, cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_corpora_in_one_run_are_tested_each(both):
+def test_each_corpus_of_a_run_gets_its_own_scores(both):
     metrics, rows = read(both)
     assert metrics["protocol"] == "ravdess+demo/speaker-fold1"
     assert metrics["corpus"]["options"]["label_map"]["classes"]["ravdess"]["calm"] == "calm"
@@ -304,7 +304,7 @@ def test_two_corpora_in_one_run_are_tested_each(both):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_corpora_is_found_finished_and_refused_under_another_map(
+def test_a_finished_run_of_two_corpora_is_recognized_and_refused_with_another_map(
     both, ravdess, demo, cache, tmp_path, capsys
 ):
     flags = ["--dataset_name", "ravdess", "demo", "--data_dir", ravdess, demo, "--corpus_sampling", "balanced"]
@@ -317,7 +317,9 @@ def test_a_run_of_two_corpora_is_found_finished_and_refused_under_another_map(
 
 
 @pytest.mark.slow
-def test_speakers_of_two_corpora_are_not_tested_again_in_one(both, ravdess, emodb, cache, tmp_path):
+def test_training_speakers_of_a_run_of_two_corpora_are_not_tested_in_one_of_them(
+    both, ravdess, emodb, cache, tmp_path
+):
     splits = json.loads((both / "splits.json").read_text())["clips"]
     trained_on = sorted(
         clip["speaker"][8:] for clip in splits if clip["part"] == "train" and clip["speaker"].startswith("ravdess/")
@@ -340,8 +342,8 @@ def test_speakers_of_two_corpora_are_not_tested_again_in_one(both, ravdess, emod
 def test_a_cross_corpus_run_scores_the_shared_classes(ravdess, emodb, cache, tmp_path, capsys):
     main(["--dataset_name", "ravdess", "--data_dir", ravdess, "--test_dataset_name", "emodb", "--test_data_dir", emodb,
           "--test_window", "1", "--cache_dir", cache, "--output_dir", str(tmp_path), *TINY])  # fmt: skip
-    said = capsys.readouterr().out
-    assert "Class happy: happy (ravdess), happiness (emodb)" in said and "No class: boredom (emodb)" in said
+    stdout = capsys.readouterr().out
+    assert "Class happy: happy (ravdess), happiness (emodb)" in stdout and "No class: boredom (emodb)" in stdout
     metrics, rows = read(tmp_path)
     assert metrics["protocol"] == "ravdess->emodb/shared-6" and metrics["speaker_disjoint"]
     assert {key[2:] for key in rows[0] if key.startswith("p_")} == {
@@ -360,10 +362,10 @@ def test_a_cross_corpus_run_scores_the_shared_classes(ravdess, emodb, cache, tmp
         sum(float(value) for key, value in row.items() if key.startswith("p_")) == pytest.approx(1) for row in rows
     )
     assert_scores(metrics, rows)
-    assert metrics["groups"].keys() == {"sex"}  # one corpus tests, in one language
+    assert metrics["groups"].keys() == {"sex"}  # the test corpus is one, in one language
     for sex, speakers in {"male": {"emodb/03"}, "female": {"emodb/08", "emodb/09"}}.items():
         assert_scores(metrics["groups"]["sex"][sex], [row for row in rows if row["speaker"] in speakers])
-    # One window is the whole clip of 10 ms, so the answers are the same.
+    # One window is the whole clip of 10 ms, so the predictions are equal.
     assert metrics["test_windows"]["WA"] == pytest.approx(metrics["WA"], abs=1e-9)
     with open(tmp_path / "validation_predictions.csv", newline="") as file:
         assert {key[2:] for key in next(csv.DictReader(file)) if key.startswith("p_")} == {*HARMONISED}
@@ -402,7 +404,7 @@ def test_a_checkpoint_is_scored_on_the_classes_it_shares_with_another_corpus(rav
                            str(tmp_path / "lost")])  # fmt: skip
 
 
-def test_the_formatted_map_lists_what_has_no_class():
+def test_the_formatted_map_lists_labels_without_a_class():
     mapping = LabelMap("x", {"a": "one", "b": "one", "c": None})
     assert format_label_map({"p": mapping.of("p", ["a", "c"]), "q": mapping.of("q", ["b"])}, ["one"]) == (
         "Class one: a (p), b (q)\nNo class: c (p)"
@@ -410,7 +412,7 @@ def test_the_formatted_map_lists_what_has_no_class():
 
 
 @pytest.mark.parametrize("others", [["train", "dev"], ["train", "test"], [None]])
-def test_a_validation_split_without_a_test_split_stays_one_beside_other_corpora(tmp_path, others):
+def test_a_validation_split_without_a_test_split_is_kept_with_other_corpora(tmp_path, others):
     for name, splits in (("one", ["train", "valid"]), ("two", others)):
         lines = ["file,label,speaker,split"]
         for i in range(12):

@@ -1,3 +1,5 @@
+"""Corpora: known ones in all their forms, and lists, folders and tables of users."""
+
 import json
 import os
 from collections import Counter
@@ -29,7 +31,7 @@ VOTES = ("frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", 
 
 @pytest.fixture
 def load(tmp_path_factory):
-    """`load_corpus` with a cache of its own."""
+    """Returns `load_corpus` with a separate cache."""
     return partial(load_corpus, cache_dir=str(tmp_path_factory.mktemp("cache")))
 
 
@@ -111,7 +113,7 @@ def test_soft_labels_are_the_votes_and_keep_clips_without_agreement(load, iemoca
         load("demo", str(demo_corpus), soft_labels="votes")
 
 
-def test_incomplete_votes_are_counted_where_votes_are_asked_for(load, tmp_path):
+def test_incomplete_votes_are_counted_if_votes_are_needed(load, tmp_path):
     files, emotions, votes = zip(*IEMOCAP_ROWS, strict=True)
     columns = {"file": [None, *files[1:]], "major_emotion": emotions}
     columns |= {name: [float(vote.get(name, 0)) for vote in votes] for name in VOTES}
@@ -126,7 +128,7 @@ def test_incomplete_votes_are_counted_where_votes_are_asked_for(load, tmp_path):
     assert len(load("AbstractTTS/IEMOCAP", str(tmp_path))) == 6
 
 
-def test_a_row_in_another_form_than_the_copy_is_named(load, tmp_path):
+def test_a_row_that_differs_from_the_known_copy_is_named(load, tmp_path):
     columns = {"labels": [0, 1], "speaker_id": ["1", "anna"]}
     write_parquet(tmp_path, "train", columns, ["a.wav", "b.wav"], {"labels": list(RAVDESS_EMOTIONS)})
     with pytest.raises(
@@ -135,7 +137,7 @@ def test_a_row_in_another_form_than_the_copy_is_named(load, tmp_path):
         load("narad/ravdess", str(tmp_path))
 
 
-def test_the_recipe_of_the_fields_set_up_merges_votes_and_tests_sessions(iemocap, tmp_path):
+def test_the_superb_recipe_of_iemocap_merges_votes_and_tests_sessions(iemocap, tmp_path):
     flags = ["--data_dir", iemocap, "--cache_dir", str(tmp_path), "--output_dir", str(tmp_path)]
     _, data_args, args = parse_arguments(["configs/iemocap_superb.yaml", *flags])
     corpus = read_corpus(data_args, args)
@@ -155,7 +157,7 @@ def test_iemocap_speaker_is_the_letter_of_the_last_token(load, iemocap):
     assert corpus.clips[0]["audio"]["bytes"] == sound(0)
 
 
-def test_zahra_knows_the_session_by_its_split(load, tmp_path):
+def test_zahra99_takes_the_session_from_the_split(load, tmp_path):
     for k in range(1, 6):
         label = {"label": [0, 1, 2, 3]}
         write_parquet(tmp_path, f"session{k}", label, [None] * 4, {"label": ["ang", "hap", "neu", "sad"]}, seed=10 * k)
@@ -232,7 +234,7 @@ def ravdess_tree(folder: Path, suffix: str) -> None:
 
 
 def ravdess_copy(folder: Path, form: str) -> None:
-    """The 16 clips of `ravdess_names` in one of the published forms."""
+    """Writes the 16 clips of `ravdess_names` in one of the published forms."""
     names = ravdess_names()
     long = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
     emotions = [long[int(name[6:8]) - 1] for name in names]
@@ -249,7 +251,7 @@ def ravdess_copy(folder: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", [".wav", ".flac", "TwinkStart/RAVDESS", "AbstractTTS/RAVDESS", "narad/ravdess"])
-def test_ravdess_says_the_same_in_every_form(load, tmp_path, form):
+def test_ravdess_gives_the_same_clips_in_every_form(load, tmp_path, form):
     ravdess_copy(tmp_path, form)
     corpus = load(form if "/" in form else "ravdess", str(tmp_path))
     assert corpus.name == "ravdess"
@@ -260,7 +262,7 @@ def test_ravdess_says_the_same_in_every_form(load, tmp_path, form):
         assert load("ravdess", str(tmp_path)).options["schema"] == form
 
 
-def test_ravdess_without_file_names_knows_no_speaker(load, tmp_path):
+def test_ravdess_without_file_names_has_no_speakers(load, tmp_path):
     write_parquet(tmp_path, "ravdess_emo", {"emotion": ["calm", "happy"]}, [None, None])
     corpus = load("ravdess", str(tmp_path), labels=["calm", "happy"])
     assert corpus.speakers == [None, None]
@@ -315,7 +317,7 @@ def test_emodb(load, tmp_path, form):
     corpus = load("emodb", str(data))
     assert corpus.label_names == ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
     speaker = dict(zip(names_of(corpus), corpus.speakers, strict=True))
-    disgust = "12" if form == "tree" else None  # there is no 35-year-old man among them
+    disgust = "12" if form == "tree" else None  # no speaker is a man of 35 years
     assert speaker == {
         "happiness": "03",
         "anger": "08",
@@ -327,7 +329,7 @@ def test_emodb(load, tmp_path, form):
     }
 
 
-def test_demo_is_written_into_the_cache_and_never_used_damaged(load, tmp_path, monkeypatch):
+def test_demo_is_written_into_the_cache_and_refused_if_incomplete(load, tmp_path, monkeypatch):
     small = partial(ser.data.corpora.demo.write_demo_corpus, n_voices=3, clips_per_emotion=1)
     monkeypatch.setattr(ser.data.corpora.demo, "write_demo_corpus", small)
     corpus = load("Demo")
@@ -341,7 +343,7 @@ def test_demo_is_written_into_the_cache_and_never_used_damaged(load, tmp_path, m
         load("demo")
 
 
-# --- data sets of one's own ---
+# --- data of users ---
 
 
 def write_csv(path: Path, header: str, rows: list[str]) -> Path:
@@ -416,7 +418,7 @@ def test_a_bad_csv_raises_a_clear_error(load, clips, header, rows, message):
         ),
     ],
 )
-def test_a_list_says_the_same_in_every_dialect(load, clips, name, text):
+def test_a_list_gives_the_same_clips_in_every_dialect(load, clips, name, text):
     (clips / name).write_bytes(text.encode())
     corpus = load(str(clips / name))
     assert (corpus.name, corpus.files, names_of(corpus)) == ("mine", ["0.wav", "1.wav"], ["joy", "sad"])
@@ -425,7 +427,7 @@ def test_a_list_says_the_same_in_every_dialect(load, clips, name, text):
 
 @pytest.mark.parametrize("name", ["a\u2028b.wav", "a\x85b.wav", "a\rb.wav", "a\nb.wav", "\x0bc.wav"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_name_may_hold_any_end_of_a_line(load, clips, name, suffix):
+def test_a_file_name_may_contain_any_line_break(load, clips, name, suffix):
     write_sound(clips / name, 9)
     path = clips / f"mine{suffix}"
     if suffix == ".csv":
@@ -455,7 +457,7 @@ def test_a_bad_line_of_json_raises_a_clear_error(load, clips, line, message):
 
 
 @pytest.mark.parametrize("name", ["clip.wav", "nowhere/clip.FLAC", "talk.mp3"])
-def test_a_recording_is_not_asked_for_on_the_hub(load, name, tmp_path):
+def test_a_recording_is_not_looked_up_on_the_hub(load, name, tmp_path):
     (tmp_path / "clip.wav").write_bytes(sound(1))
     for place in (name, str(tmp_path / name)):
         with pytest.raises(DataError, match="is a recording, not a data set: give a folder"):
@@ -463,7 +465,7 @@ def test_a_recording_is_not_asked_for_on_the_hub(load, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mine.json", "mine.xlsx", "mine.txt"])
-def test_a_file_of_another_kind_is_not_asked_for_on_the_hub(load, name, tmp_path):
+def test_an_unsupported_table_is_not_looked_up_on_the_hub(load, name, tmp_path):
     (tmp_path / name).write_text("[]")
     with pytest.raises(DataError, match=f"{name} is not a supported table: give one of .arrow, .csv, .jsonl, .parq"):
         load(str(tmp_path / name))
@@ -503,12 +505,12 @@ def test_almost_equal_class_folders_are_refused(load, tmp_path):
     ],
 )
 def test_almost_equal_speakers_are_named_in_one_warning(load, clips, speakers, named, monkeypatch):
-    said = []
-    monkeypatch.setattr(ser.data.corpora.names.logger, "warning", said.append)
+    warnings = []
+    monkeypatch.setattr(ser.data.corpora.names.logger, "warning", warnings.append)
     rows = [f"{i}.wav,{'ab'[i % 2]},{speaker}" for i, speaker in enumerate(speakers)]
     corpus = load(str(write_csv(clips / "mine.csv", "file,label,speaker", rows)))
     assert corpus.speakers == speakers
-    assert [f"{named}. Spell each speaker in one way" in words for words in said] == ([True] if named else [])
+    assert [f"{named}. Spell each speaker in one way" in message for message in warnings] == ([True] if named else [])
 
 
 @pytest.mark.parametrize("name", ["file", "prediction", "silence", "uncertain", "Label", "windows"])
@@ -560,7 +562,7 @@ def class_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["stray.parquet", "data/train-00000-of-00001.parquet", "sad/notes.arrow", "x.jsonl"])
-def test_a_stray_table_leaves_class_folders_class_folders(load, tmp_path, name):
+def test_class_folders_with_a_stray_table_are_still_class_folders(load, tmp_path, name):
     class_folder(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / name)
@@ -570,7 +572,7 @@ def test_a_stray_table_leaves_class_folders_class_folders(load, tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_class_folders_with_metadata_have_what_it_says_of_their_recordings(load, tmp_path, suffix):
+def test_metadata_adds_columns_to_class_folders_and_chooses_their_clips(load, tmp_path, suffix):
     class_folder(tmp_path)
     rows = [{"file_name": name, "speaker": who, "text": "oh"} for name, who in
             (("happy/1.wav", "anna"), ("sad/1.wav", "ben"), ("sad/2.wav", ""))]  # fmt: skip
@@ -579,19 +581,19 @@ def test_class_folders_with_metadata_have_what_it_says_of_their_recordings(load,
         lines = ["file_name,speaker,text", *(",".join(row.values()) for row in rows)]
     (tmp_path / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
     corpus = load(str(tmp_path))
-    facts = [*zip(corpus.files, names_of(corpus), corpus.speakers, strict=True)]
-    assert facts == [("happy/1.wav", "happy", "anna"), ("sad/1.wav", "sad", "ben"), ("sad/2.wav", "sad", None)]
+    found = [*zip(corpus.files, names_of(corpus), corpus.speakers, strict=True)]
+    assert found == [("happy/1.wav", "happy", "anna"), ("sad/1.wav", "sad", "ben"), ("sad/2.wav", "sad", None)]
     assert corpus.dropped == {f"not in metadata.{suffix}": 1}
 
 
-def test_metadata_with_labels_decides_whatever_the_folders(load, tmp_path):
+def test_labels_in_metadata_override_class_folders(load, tmp_path):
     class_folder(tmp_path)
     rows = [{"file_name": "happy/1.wav", "label": "joy"}, {"file_name": "sad/2.wav", "label": "grief"}]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert names_of(load(str(tmp_path))) == ["joy", "grief"]
 
 
-def test_metadata_of_each_split_is_asked_for_in_one_file(load, tmp_path):
+def test_metadata_of_several_splits_must_be_in_one_file(load, tmp_path):
     for seed, name in enumerate(["train/1.wav", "train/2.wav", "test/1.wav"]):
         write_sound(tmp_path / name, seed)
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "1.wav", "label": "joy"}\n')
@@ -628,7 +630,7 @@ def test_arrays_of_another_type_are_refused(load, tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["dev", "valid", "val"])
-def test_a_validation_split_goes_by_any_usual_name(load, tmp_path, name):
+def test_a_validation_split_may_have_any_usual_name(load, tmp_path, name):
     for seed, split in enumerate(("train", name)):
         columns = {"label": ["up", "down"] * 3, "speaker": [f"{split}{i // 2}" for i in range(6)]}
         write_parquet(tmp_path / split, split, columns, [f"{i}.wav" for i in range(6)], seed=10 * seed)
@@ -653,7 +655,7 @@ def test_class_folders_keep_every_clip_whatever_its_name(load, tmp_path):
         load(str(tmp_path))
 
 
-def test_class_folders_count_all_that_may_be_audio_and_say_what_is_not(load, tmp_path):
+def test_class_folders_read_every_audio_suffix_and_count_other_files(load, tmp_path):
     suffixes = [".opus", ".oga", ".m4a", ".au", ".caf", ".WAV", ".aiff", ".webm"]
     for seed, suffix in enumerate(suffixes):
         write_sound(tmp_path / "happy" / f"clip{suffix}", seed)
@@ -666,7 +668,7 @@ def test_class_folders_count_all_that_may_be_audio_and_say_what_is_not(load, tmp
     assert corpus.dropped == {f"not audio by its name ({suffix})": 1 for suffix in (".txt", ".jpg", "no suffix")}
 
 
-def test_what_of_a_class_folder_cannot_be_decoded_is_named_or_counted(load, tmp_path):
+def test_files_of_a_class_folder_that_cannot_be_decoded_are_named_or_skipped(load, tmp_path):
     for name in ("happy/1.wav", "sad/2.au", "sad/film.m4a"):
         write_sound(tmp_path / name, len(name))
     (tmp_path / "sad/film.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(2_000))
@@ -695,8 +697,8 @@ def test_class_folders_below_splits(load, tmp_path):
     for seed, name in enumerate(["train/happy/1.wav", "train/sad/1.wav", "dev/sad/1.wav", "test/happy/2.wav"]):
         write_sound(tmp_path / name, seed)
     corpus = load(str(tmp_path))
-    facts = zip(corpus.clips["split"][:], names_of(corpus), strict=True)
-    assert sorted(facts) == [("test", "happy"), ("train", "happy"), ("train", "sad"), ("validation", "sad")]
+    found = zip(corpus.clips["split"][:], names_of(corpus), strict=True)
+    assert sorted(found) == [("test", "happy"), ("train", "happy"), ("train", "sad"), ("validation", "sad")]
 
 
 def own_tables(folder: Path) -> None:
@@ -775,7 +777,7 @@ def test_an_empty_class_is_named(load, tmp_path):
         ("missing.csv", None, "missing.csv does not exist"),
     ],
 )
-def test_nothing_there(load, name, data_dir, message):
+def test_a_missing_source_is_named(load, name, data_dir, message):
     with pytest.raises(DataError, match=message):
         load(name, data_dir)
 
@@ -805,7 +807,7 @@ def test_own_data_named_like_a_corpus_has_none_of_its_folds(load, clips, name):
     assert resolve_protocol(corpus) == "speaker"
 
 
-def test_a_stray_table_leaves_a_tree_a_tree(load, tmp_path):
+def test_a_tree_with_a_stray_table_is_still_read_as_a_tree(load, tmp_path):
     ravdess_tree(tmp_path, ".wav")
     (tmp_path / "timeline.jsonl").write_text('{"start": 0}\n')
     assert load("ravdess", str(tmp_path)).options["schema"] == "original tree"
@@ -834,7 +836,7 @@ def test_a_stereo_copy_is_the_same_sound(load, tmp_path):
     assert len(set(load(str(tmp_path)).contents)) == 1
 
 
-def test_files_that_cannot_be_decoded_equal_nothing(load, tmp_path):
+def test_files_that_cannot_be_decoded_do_not_count_as_equal(load, tmp_path):
     for name in ("a/1.wav", "a/2.wav", "b/3.wav"):
         write_sound(tmp_path / name, 0).write_bytes(b"no audio")
     assert len(set(load(str(tmp_path)).contents)) == 3

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def clips(tmp_path) -> Dataset:
-    """Seven wav files of unequal length, and the third again under another name."""
+    """Writes seven wav files of unequal length; lists the third also under another name."""
     rows = []
     for i in range(7):
         path = tmp_path / f"clip_{i}.wav"
@@ -34,28 +34,28 @@ def clips(tmp_path) -> Dataset:
     return Dataset.from_list([*rows, {**rows[2], "file": "again.wav"}]).cast_column("audio", Audio(decode=False))
 
 
-def in_processes(folder: Path, work: Callable[..., dict], caches: list[Path], numbers: list[int]) -> list[dict]:
-    """What each of several processes reports; `numbers` are those that they have on their machine."""
+def in_processes(folder: Path, work: Callable[..., dict], caches: list[Path], local_ranks: list[int]) -> list[dict]:
+    """Runs `work` in several processes with these ranks on their machines; returns the report of each."""
     children = []
-    for rank, (cache, place) in enumerate(zip(caches, numbers, strict=True)):
+    for rank, (cache, local_rank) in enumerate(zip(caches, local_ranks, strict=True)):
         if (child := os.fork()) == 0:
             code = 1
             try:
-                init = {"init_method": f"file://{folder / 'meeting'}", "timeout": timedelta(seconds=60)}
-                distributed.init_process_group("gloo", rank=rank, world_size=len(numbers), **init)
-                state = SimpleNamespace(local_process_index=place)
-                args = SimpleNamespace(process_index=rank, world_size=len(numbers), distributed_state=state)
+                init = {"init_method": f"file://{folder / 'rendezvous'}", "timeout": timedelta(seconds=60)}
+                distributed.init_process_group("gloo", rank=rank, world_size=len(local_ranks), **init)
+                state = SimpleNamespace(local_process_index=local_rank)
+                args = SimpleNamespace(process_index=rank, world_size=len(local_ranks), distributed_state=state)
                 (folder / f"{rank}.json").write_text(json.dumps(work(args, cache)))
                 code = 0
             finally:
-                os._exit(code)  # gloo's threads now and then abort a process that takes itself down in order
+                os._exit(code)  # gloo's threads sometimes abort a process that exits normally
         children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(numbers)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(numbers))]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(local_ranks)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(local_ranks))]
 
 
 def contents(features: Dataset) -> list[list]:
-    """Every column of a table, of its spectrograms the bytes that are kept."""
+    """Returns all columns of a table; of the spectrograms, the bytes in the cache."""
     plain = features.with_format(None)
     columns = [plain[name][:] for name in plain.column_names if name != "spectrograms"]
     stored = features["spectrograms"][0].stored
@@ -65,15 +65,15 @@ def contents(features: Dataset) -> list[list]:
 
 @pytest.fixture
 def extracting(clips, monkeypatch):
-    """The clips extracted by all processes, with which of them this process has read."""
+    """Returns a function that extracts the clips and reports the result and which clips this process has read."""
     read: list[str] = []
-    honest = ser.data.features.read_audio
+    original = ser.data.features.read_audio
 
-    def noting(source, sampling_rate):
+    def read_and_record(source, sampling_rate):
         read.append(Path(source["path"]).stem)
-        return honest(source, sampling_rate)
+        return original(source, sampling_rate)
 
-    monkeypatch.setattr(ser.data.features, "read_audio", noting)
+    monkeypatch.setattr(ser.data.features, "read_audio", read_and_record)
 
     def extract(args, cache):
         read.clear()
@@ -86,7 +86,7 @@ def extracting(clips, monkeypatch):
     return extract
 
 
-def test_processes_extract_byte_for_byte_what_one_does_each_its_part(clips, extracting, tmp_path):
+def test_processes_divide_the_clips_and_extract_the_same_bytes_as_one_process(clips, extracting, tmp_path):
     alone = contents(extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path / "alone"))
     together = tmp_path / "together"
     reports = in_processes(tmp_path, extracting, [together] * 3, [0, 1, 2])
@@ -94,15 +94,15 @@ def test_processes_extract_byte_for_byte_what_one_does_each_its_part(clips, extr
     names = [f"clip_{i}" for i in range(7)]
     assert [report["read"] for report in reports] == [names[0::3], names[1::3], names[2::3]]
     assert contents(extract_features(clips, tiny_feature_extractor(), cache_dir=together)) == alone
-    (tmp_path / "meeting").unlink()
+    (tmp_path / "rendezvous").unlink()
     again = in_processes(tmp_path, extracting, [together] * 3, [0, 1, 2])
     assert all(report["contents"] == reports[0]["contents"] and not report["read"] for report in again)
     assert len([path for path in (together / FOLDER).rglob("*") if path.is_file()]) == 7
 
 
 @pytest.mark.parametrize("kept", [[0, 2, 4, 6], [1, 2]])
-def test_what_is_missing_is_divided_evenly(clips, extracting, tmp_path, kept):
-    """As after a run of which one process was killed."""
+def test_missing_clips_are_divided_evenly(clips, extracting, tmp_path, kept):
+    """As after a run in which one process was killed."""
     cache = tmp_path / "cache"
     extract_features(clips.select(kept), tiny_feature_extractor(), cache_dir=cache)
     reports = in_processes(tmp_path, extracting, [cache] * 2, [0, 1])
@@ -111,22 +111,24 @@ def test_what_is_missing_is_divided_evenly(clips, extracting, tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-    ("folders", "machine", "expected"),
+    ("folders", "local_ranks", "expected"),
     [("aab", [0, 1, 0], [(0, 2), (1, 2), (0, 1)]), ("abb", [0, 0, 1], [(0, 1), (0, 2), (1, 2)])],
 )
-def test_machines_that_share_no_folder_each_extract_all_among_their_own(
-    clips, extracting, tmp_path, folders, machine, expected
+def test_processes_that_share_no_folder_extract_all_clips_on_each_machine(
+    clips, extracting, tmp_path, folders, local_ranks, expected
 ):
-    reports = in_processes(tmp_path, extracting, [tmp_path / folder for folder in folders], machine)
+    reports = in_processes(tmp_path, extracting, [tmp_path / folder for folder in folders], local_ranks)
     assert [tuple(report["place"]) for report in reports] == expected
     for folder in set(folders):
-        read = [name for report, own in zip(reports, folders, strict=True) if own == folder for name in report["read"]]
+        read = [
+            name for report, cache in zip(reports, folders, strict=True) if cache == folder for name in report["read"]
+        ]
         assert sorted(read) == [f"clip_{i}" for i in range(7)]
     assert all(report["contents"] == reports[0]["contents"] for report in reports)
 
 
 @pytest.mark.parametrize("broken", [0, 3])
-def test_one_that_fails_stops_all_and_alone_says_why(clips, extracting, tmp_path, broken):
+def test_a_failing_process_stops_all_and_only_it_reports_the_cause(clips, extracting, tmp_path, broken):
     Path(clips[broken]["audio"]["path"]).write_bytes(b"not audio")
     reports = in_processes(tmp_path, extracting, [tmp_path / "cache"] * 2, [0, 1])
     errors = [report["error"] for report in reports]
@@ -135,17 +137,17 @@ def test_one_that_fails_stops_all_and_alone_says_why(clips, extracting, tmp_path
     assert errors == ["DataError: Another process failed while extracting features: see its own error message."]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_one_that_fails_before_the_others_start_stops_them(clips, tmp_path, extracting, monkeypatch, lost):
-    honest = ser.data.features.StoredSpectrograms.missing
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_before_extraction_stops_the_others(clips, tmp_path, extracting, monkeypatch, failing):
+    original = ser.data.features.StoredSpectrograms.missing
 
     def missing(self):
-        if distributed.get_rank() == lost:
+        if distributed.get_rank() == failing:
             raise DataError("the disk is gone")
-        return honest(self)
+        return original(self)
 
     monkeypatch.setattr(ser.data.features.StoredSpectrograms, "missing", missing)
     reports = in_processes(tmp_path, extracting, [tmp_path / "cache"] * 2, [0, 1])
-    assert reports[lost]["error"] == "DataError: the disk is gone"
-    assert "Another process failed while" in reports[1 - lost]["error"]
+    assert reports[failing]["error"] == "DataError: the disk is gone"
+    assert "Another process failed while" in reports[1 - failing]["error"]
     assert not any(report["read"] for report in reports)

@@ -1,3 +1,5 @@
+"""The demo corpus: reproducible files, and emotions that differ in pitch, level and spectrum."""
+
 import hashlib
 import json
 from pathlib import Path
@@ -33,12 +35,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, list[np.ndarray]]:
-    """Three takes of each emotion by each of four voices, as (voices, takes)."""
+    """Synthesizes three takes of each emotion by each of four voices, as (voices, takes)."""
     return {emotion: [[synthesize_clip(emotion, v, t) for t in range(3)] for v in VOICES] for emotion in EMOTIONS}
 
 
 def semitones(waveform: np.ndarray, voice: int) -> np.ndarray:
-    """Pitch of the loud frames by YIN, in semitones against the voice's habit."""
+    """Returns the pitch of the loud frames by YIN, in semitones relative to the voice's usual pitch."""
     waveform = librosa.resample(waveform, orig_sr=SAMPLING_RATE, target_sr=11025)
     f0 = librosa.yin(waveform, fmin=60, fmax=600, sr=11025, frame_length=1024, hop_length=512)
     level = librosa.feature.rms(y=waveform, frame_length=1024, hop_length=512)[0]
@@ -46,7 +48,7 @@ def semitones(waveform: np.ndarray, voice: int) -> np.ndarray:
 
 
 def high_band(waveform: np.ndarray) -> float:
-    """Energy from 1 to 4 kHz against that below 1 kHz, in dB, mean of the loud frames."""
+    """Returns the energy from 1 to 4 kHz relative to that below 1 kHz, in dB, as the mean of the loud frames."""
     power = np.abs(librosa.stft(waveform, n_fft=2048, hop_length=1024)) ** 2
     frequency = librosa.fft_frequencies(sr=SAMPLING_RATE, n_fft=2048)
     power = power[:, power.sum(axis=0) > 0.05 * power.sum(axis=0).max()]
@@ -77,7 +79,7 @@ def test_a_clip_does_not_depend_on_how_many_are_written(tmp_path):
     np.testing.assert_array_equal(samples, np.round(synthesize_clip("angry", 1, 0) * 32767))
 
 
-def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_folder_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def fails_at_voice_1(emotion, voice, take, seed):
         if voice == 1:
             raise KeyboardInterrupt
@@ -100,7 +102,7 @@ def test_a_second_call_reuses_the_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_losing_a_race_against_the_same_corpus_is_not_an_error(tmp_path, monkeypatch):
+def test_the_same_corpus_may_be_written_by_another_process_meanwhile(tmp_path, monkeypatch):
     def write_meanwhile(emotion, voice, take, seed):
         monkeypatch.undo()
         write_demo_corpus(tmp_path / "corpus", **SMALL)
@@ -113,7 +115,7 @@ def test_losing_a_race_against_the_same_corpus_is_not_an_error(tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "other"]
 
 
-def test_what_is_in_the_way_is_refused_and_left_alone(tmp_path):
+def test_a_folder_with_other_contents_is_refused_and_left_unchanged(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
@@ -124,7 +126,7 @@ def test_what_is_in_the_way_is_refused_and_left_alone(tmp_path):
         write_demo_corpus(folder / "thesis.txt", **SMALL)
 
     (folder / "thesis.txt").unlink()
-    write_demo_corpus(folder, **SMALL)  # an empty folder is not in the way
+    write_demo_corpus(folder, **SMALL)  # an empty folder is accepted
     with pytest.raises(FileExistsError, match=r"'seed': 0.*'seed': 7"):
         write_demo_corpus(folder, **SMALL, seed=7)
     (folder / "voice_00" / "sad_00.wav").unlink()
@@ -136,7 +138,7 @@ def test_what_is_in_the_way_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("parameters", [{"n_voices": 0}, {"clips_per_emotion": 0}, {"seed": -1}])
-def test_parameters_that_make_no_corpus_are_refused(tmp_path, parameters):
+def test_invalid_parameters_are_refused(tmp_path, parameters):
     with pytest.raises(ValueError, match=next(iter(parameters))):
         write_demo_corpus(tmp_path / "corpus", **parameters)
     assert list(tmp_path.iterdir()) == []
@@ -149,7 +151,7 @@ def test_an_unknown_emotion_is_refused():
 
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(EMOTIONS), st.integers(0, 99), st.integers(0, 99), st.integers(0, 2**40))
-def test_every_clip_is_sound(emotion, voice, take, seed):
+def test_every_clip_is_finite_and_neither_silent_nor_clipped(emotion, voice, take, seed):
     clip = synthesize_clip(emotion, voice, take, seed)
     assert clip.dtype == np.float32 and clip.ndim == 1
     assert 1.15 < len(clip) / SAMPLING_RATE < 2.05
@@ -176,7 +178,7 @@ def test_the_spectrum_tilts_with_the_emotion(clips):
 
 
 @pytest.mark.slow
-def test_length_and_absolute_pitch_do_not_give_the_emotion_away(clips):
+def test_length_and_absolute_pitch_do_not_determine_the_emotion(clips):
     seconds = average(clips, lambda clip, voice: len(clip) / SAMPLING_RATE)
     assert max(seconds.values()) - min(seconds.values()) < 0.3
     happy_man, sad_woman = clips["happy"][1], clips["sad"][0]
@@ -206,7 +208,7 @@ def test_resonators_equal_the_difference_equation():
     np.testing.assert_allclose(resonate(noise, [(frequency, bandwidth)]), expected, atol=1e-3)
 
 
-def test_manifest_says_how_the_corpus_was_made(tmp_path):
+def test_the_manifest_holds_the_parameters_of_the_corpus(tmp_path):
     write_demo_corpus(tmp_path / "corpus", **SMALL, seed=3)
     found = json.loads((tmp_path / "corpus" / MANIFEST).read_text())
     assert found == {"version": demo_corpus.VERSION, **SMALL, "seed": 3}

@@ -1,4 +1,4 @@
-"""Extracting once: what is cached, when it is computed again, what happens to bad clips, and what is evicted."""
+"""Extraction of spectrograms: what is cached, when it is computed again, how bad clips are handled, and eviction."""
 
 import inspect
 import os
@@ -34,7 +34,7 @@ RATE = 44_100
 
 @pytest.fixture
 def clips(tmp_path) -> Dataset:
-    """Five wav files of unequal length."""
+    """Writes five wav files of unequal length."""
     rows = []
     for i in range(5):
         path = tmp_path / f"clip_{i}.wav"
@@ -45,14 +45,14 @@ def clips(tmp_path) -> Dataset:
 
 @pytest.fixture
 def embedded(clips) -> Dataset:
-    """The same with the bytes in the table."""
+    """The same clips with their bytes in the table."""
     rows = [{**row, "audio": {"bytes": Path(row["audio"]["path"]).read_bytes(), "path": None}} for row in clips]
     return Dataset.from_list(rows).cast_column("audio", Audio(decode=False))
 
 
 @pytest.fixture
 def no_audio(monkeypatch):
-    """From here on nothing may be decoded."""
+    """Returns a function that makes any later decoding of audio fail."""
 
     def refuse(source, sampling_rate):
         raise AssertionError("audio was read")
@@ -77,7 +77,7 @@ def same(one: Dataset, other: Dataset) -> bool:
 
 
 def entries(cache_dir: Path) -> list[Path]:
-    """The files of the cache, in the order in which they were written or used."""
+    """Returns the files of the cache in the order in which they were last written or used."""
     files = [path for path in (cache_dir / FOLDER).rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: path.stat().st_mtime_ns)
 
@@ -89,7 +89,7 @@ def make_old(path: Path, hours: float) -> None:
 
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
-    """What the cache and the extraction warn of."""
+    """Collects the warnings of the cache and the extraction."""
     found: list[str] = []
     for module in (ser.data.features, ser.data.spectrogram_cache):
         monkeypatch.setattr(module.logger, "warning", found.append)
@@ -98,15 +98,15 @@ def warnings(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """The names of the files that this process decodes."""
+    """Collects the names of the files that this process decodes."""
     found: list[str] = []
-    honest = ser.data.features.read_audio
+    original = ser.data.features.read_audio
 
-    def noting(source, sampling_rate):
+    def read_and_record(source, sampling_rate):
         found.append(Path(source["path"]).name)
-        return honest(source, sampling_rate)
+        return original(source, sampling_rate)
 
-    monkeypatch.setattr(ser.data.features, "read_audio", noting)
+    monkeypatch.setattr(ser.data.features, "read_audio", read_and_record)
     return found
 
 
@@ -141,7 +141,7 @@ def test_packing_keeps_levels_to_a_few_hundredths_of_a_decibel():
     assert len(pack(db)) < 2 * 4007 + 1000
 
 
-def test_two_workers_do_the_same(clips, tmp_path):
+def test_two_workers_give_the_same_features(clips, tmp_path):
     extractor = tiny_feature_extractor()
     features = [extract_features(clips, extractor, num_workers=n, cache_dir=tmp_path / str(n)) for n in (1, 2)]
     assert same(*features)
@@ -149,7 +149,7 @@ def test_two_workers_do_the_same(clips, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [(1, 2), (2, 1)])
-def test_second_start_needs_no_audio(clips, tmp_path, no_audio, workers):
+def test_a_second_run_reads_no_audio(clips, tmp_path, no_audio, workers):
     extractor = tiny_feature_extractor()
     first = extract_features(clips, extractor, num_workers=workers[0], cache_dir=tmp_path)
     no_audio()
@@ -159,7 +159,7 @@ def test_second_start_needs_no_audio(clips, tmp_path, no_audio, workers):
     assert extract_features(relabelled, extractor, cache_dir=tmp_path)["label"][:] == [7] * 5
 
 
-def test_parts_can_be_selected(clips, tmp_path):
+def test_rows_and_columns_can_be_selected(clips, tmp_path):
     features = extract_features(clips.select([3, 1, 0]), tiny_feature_extractor(), cache_dir=tmp_path)
     assert features["file"][:] == ["clip_3.wav", "clip_1.wav", "clip_0.wav"]
     part = features.select([2]).remove_columns(["file", "speaker"])
@@ -167,7 +167,7 @@ def test_parts_can_be_selected(clips, tmp_path):
     assert part[:0] == {name: [] for name in part.column_names}
 
 
-def test_other_selections_extract_only_what_is_new(clips, tmp_path, read):
+def test_other_selections_extract_only_new_clips(clips, tmp_path, read):
     extractor = tiny_feature_extractor()
     some = extract_features(clips.select([3, 1]), extractor, cache_dir=tmp_path)
     every = extract_features(clips, extractor, cache_dir=tmp_path)
@@ -197,35 +197,35 @@ def test_equal_sound_has_an_equal_content_hash(clips, tmp_path):
 
 # --- the key ---
 
-SHAPING = {
+SPECTROGRAM_VALUES = {
     "sampling_rate": 48_000, "min_length": 5000, "cqt_fmin": 40.0, "cqt_n_bins": 80, "cqt_bins_per_octave": 13,
     "cqt_hop_length": 256, "mel_n_fft": 2048, "mel_hop_length": 128, "n_mels": 64, "backend": "librosa",
     "filter_bank": "learnable", "speech_processor": Wav2Vec2FeatureExtractor().to_dict(),
 }  # fmt: skip
-DRAWING = {
+IMAGE_VALUES = {
     "trim_db": [30.0], "trim_margin": [0.1], "level": ["full_scale"], "full_scale_db": [(-50.0, 20.0)],
     "channels": ["deltas"], "mel_representation": ["mfcc"], "n_mfcc": [13], "top_db": [60.0],
     "image_size": [32, (32, 64)], "image_mean": [[0.5] * 3], "image_std": [[0.5] * 3],
 }  # fmt: skip
-KNOWN = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
+PARAMETERS = set(inspect.signature(MaxMViTFeatureExtractor).parameters) - {"kwargs"}
 
 
 def test_every_parameter_affects_either_spectrograms_or_images():
-    assert set(SHAPING) | set(DRAWING) == KNOWN
-    assert set(DRAWING) == KNOWN & {*IMAGE_PARAMETERS}
+    assert set(SPECTROGRAM_VALUES) | set(IMAGE_VALUES) == PARAMETERS
+    assert set(IMAGE_VALUES) == PARAMETERS & {*IMAGE_PARAMETERS}
 
 
 def test_the_key_changes_with_every_parameter_that_shapes_spectrograms():
-    keys = {extractor_key(MaxMViTFeatureExtractor(**{name: value})) for name, value in SHAPING.items()}
-    assert len({*keys, extractor_key(MaxMViTFeatureExtractor())}) == len(SHAPING) + 1
+    keys = {extractor_key(MaxMViTFeatureExtractor(**{name: value})) for name, value in SPECTROGRAM_VALUES.items()}
+    assert len({*keys, extractor_key(MaxMViTFeatureExtractor())}) == len(SPECTROGRAM_VALUES) + 1
 
 
 @pytest.mark.slow
-def test_parameters_of_images_do_not_open_audio_again(clips, tmp_path, no_audio):
+def test_parameters_of_images_do_not_require_the_audio_again(clips, tmp_path, no_audio):
     first = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
     no_audio()
     waveform = voice(0.5)
-    for name, values in DRAWING.items():
+    for name, values in IMAGE_VALUES.items():
         for value in values:
             other = tiny_feature_extractor(**{name: value})
             assert same(extract_features(clips, other, cache_dir=tmp_path), first), name
@@ -247,11 +247,11 @@ def test_the_key_changes_with_sources_and_libraries(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ser.data.spectrogram_cache, "getsource", lambda function: function.__name__)
         keys.add(extractor_key(extractor))
-    honest = ser.data.spectrogram_cache.version
+    original = ser.data.spectrogram_cache.version
     for name in ("librosa", "soundfile", "soxr", "numpy", "torch"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                ser.data.spectrogram_cache, "version", lambda n, name=name: "99.1" if n == name else honest(n)
+                ser.data.spectrogram_cache, "version", lambda n, name=name: "99.1" if n == name else original(n)
             )
             keys.add(extractor_key(extractor))
     assert len(keys) == 1 + len(ser.data.spectrogram_cache.SOURCES) + 1 + 5
@@ -276,7 +276,7 @@ def test_the_key_of_a_clip_changes_with_its_audio(clips, embedded):
     assert not set(clip_keys(embedded)) & set(clip_keys(embedded.map(flip_last_byte)))
 
 
-def test_the_key_outlives_saving(tmp_path):
+def test_the_key_does_not_change_by_saving(tmp_path):
     extractor = tiny_feature_extractor()
     extractor.save_pretrained(tmp_path)
     assert extractor_key(MaxMViTFeatureExtractor.from_pretrained(tmp_path)) == extractor_key(extractor)
@@ -286,21 +286,21 @@ def test_the_key_outlives_saving(tmp_path):
 
 
 def start_extraction(clips: Dataset, cache_dir: Path, workers: int, log: Path) -> int:
-    """The number of a process, with a process group of its own, that extracts clips for half a second each."""
+    """Starts a process, in a new process group, that extracts clips in half a second each; returns its id."""
     if child := os.fork():
         return child
     code = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - until the process ends
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background processes
+        sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - open until the process ends
         os.dup2(sys.stderr.fileno(), 2)
-        # Of progress bars the lock is shared with the process of the tests, which would wait for good for one that is
-        # killed while it holds it.
+        # The lock of progress bars is shared with the test process, which would wait forever if this process were
+        # killed while holding it.
         tqdm.set_lock(threading.RLock())
         torch.set_num_threads(1)
-        honest = ser.data.features.read_audio
-        ser.data.features.read_audio = lambda *args: (time.sleep(0.5), honest(*args))[1]
+        original = ser.data.features.read_audio
+        ser.data.features.read_audio = lambda *args: (time.sleep(0.5), original(*args))[1]
         extract_features(clips, tiny_feature_extractor(), num_workers=workers, cache_dir=cache_dir)
         code = 0
     except BaseException:
@@ -312,7 +312,7 @@ def start_extraction(clips: Dataset, cache_dir: Path, workers: int, log: Path) -
 def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
@@ -320,7 +320,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_extraction_leaves_no_process_and_can_be_resumed(clips, tmp_path, read, number, workers):
-    """TERM and KILL reach the parent alone; Ctrl+C reaches all processes of a terminal."""
+    """SIGTERM and SIGKILL are sent to the parent only, Ctrl+C to all processes of a terminal."""
     extractor, cache_dir, log = tiny_feature_extractor(), tmp_path / "cache", tmp_path / "log"
     parent = start_extraction(clips, cache_dir, workers, log)
     wait_until(lambda: len(finished(cache_dir)) >= 2)
@@ -347,7 +347,7 @@ def finished(cache_dir: Path) -> list[Path]:
     return [path for path in (cache_dir / FOLDER).glob("*/*/*") if not path.name.startswith(".")]
 
 
-def test_what_was_not_renamed_is_not_read(clips, tmp_path, monkeypatch, read):
+def test_an_unfinished_file_is_not_read_and_is_evicted_when_old(clips, tmp_path, monkeypatch, read):
     extractor = tiny_feature_extractor()
     monkeypatch.setattr(ser.files.os, "replace", lambda *paths: os._exit(1))
     if (child := os.fork()) == 0:
@@ -366,7 +366,7 @@ def test_what_was_not_renamed_is_not_read(clips, tmp_path, monkeypatch, read):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bad", [1, 3])
-def test_what_was_extracted_before_a_bad_clip_is_kept(clips, tmp_path, read, bad, workers):
+def test_clips_extracted_before_a_bad_clip_are_kept(clips, tmp_path, read, bad, workers):
     path = Path(clips[bad]["audio"]["path"])
     whole = path.read_bytes()
     break_clip(clips, bad)
@@ -381,7 +381,7 @@ def test_what_was_extracted_before_a_bad_clip_is_kept(clips, tmp_path, read, bad
 
 
 @pytest.mark.slow
-def test_two_runs_at_the_same_time_do_each_other_no_harm(clips, tmp_path):
+def test_two_simultaneous_runs_can_share_the_cache(clips, tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
     runs = [
         start_extraction(clips, tmp_path / "cache", workers, log) for workers, log in zip((1, 2), logs, strict=True)
@@ -394,7 +394,7 @@ def test_two_runs_at_the_same_time_do_each_other_no_harm(clips, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_clip_stops_with_its_name(clips, tmp_path, workers):
+def test_a_bad_clip_stops_the_extraction_and_is_named(clips, tmp_path, workers):
     break_clip(clips, 2)
     with pytest.raises(AudioError, match=r"clip_2\.wav"):
         extract_features(clips, tiny_feature_extractor(), num_workers=workers, cache_dir=tmp_path)
@@ -406,7 +406,7 @@ def test_an_embedded_bad_clip_is_named(embedded, tmp_path):
         extract_features(Dataset.from_list(rows), tiny_feature_extractor(), cache_dir=tmp_path)
 
 
-def test_bad_clips_are_left_out_when_asked(clips, tmp_path, no_audio, warnings):
+def test_bad_clips_are_left_out_on_request(clips, tmp_path, no_audio, warnings):
     break_clip(clips, 1)
     os.remove(clips[4]["audio"]["path"])
     extractor = tiny_feature_extractor()
@@ -421,7 +421,7 @@ def test_bad_clips_are_left_out_when_asked(clips, tmp_path, no_audio, warnings):
         extract_features(clips, extractor, cache_dir=tmp_path)
 
 
-def test_nothing_left_is_an_error(clips, tmp_path):
+def test_an_extraction_without_any_good_clip_is_an_error(clips, tmp_path):
     for row in range(5):
         break_clip(clips, row)
     with pytest.raises(AudioError, match="none of the 5 clips"):
@@ -444,12 +444,12 @@ def flip(position: float, bits: int) -> Callable[[bytes], bytes]:
 DAMAGE = {
     "a bit of the checksum": flip(0.0, 1),
     "a bit of the first line": lambda content: content.replace(b'"seconds": 0', b'"seconds": 1', 1),
-    "a bit amid the spectrograms": flip(0.6, 64),
+    "a bit of the spectrograms": flip(0.6, 64),
     "the last byte": flip(1.0, 255),
     "zeroes": lambda content: content[:2000] + bytes(4096) + content[6096:],
-    "a cut": lambda content: content[: len(content) // 2],
-    "a byte more": lambda content: content + b"\0",
-    "no content": lambda content: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "an extra byte": lambda content: content + b"\0",
+    "empty": lambda content: b"",
     "another file": lambda content: b"not an entry\n" * 9,
 }
 
@@ -457,10 +457,14 @@ DAMAGE = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, row",
-    [(damage, (0, 3)[place % 2]) for place, damage in enumerate(DAMAGE.values())],  # the first clip, and another
+    [
+        (damage, (0, 3)[place % 2]) for place, damage in enumerate(DAMAGE.values())
+    ],  # alternately the first clip and another
     ids=DAMAGE,
 )
-def test_a_damaged_entry_is_made_again_with_one_warning_that_names_it(clips, tmp_path, warnings, read, damage, row):
+def test_a_damaged_entry_is_computed_again_with_one_warning_that_names_it(
+    clips, tmp_path, warnings, read, damage, row
+):
     extractor = tiny_feature_extractor()
     first = extract_features(clips, extractor, cache_dir=tmp_path)
     path = first["spectrograms"][row].stored.cache.path(list(clip_keys(clips))[row])
@@ -486,7 +490,7 @@ def test_every_entry_is_verified_once_by_whichever_worker_reads_it(clips, tmp_pa
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 4]])
-def test_entries_deleted_during_a_run_are_made_again(clips, tmp_path, read, rows):
+def test_entries_deleted_during_a_run_are_computed_again(clips, tmp_path, read, rows):
     extractor = tiny_feature_extractor()
     features = extract_features(clips, extractor, cache_dir=tmp_path)
     whole = spectrograms(features)
@@ -500,7 +504,7 @@ def test_entries_deleted_during_a_run_are_made_again(clips, tmp_path, read, rows
 
 
 @pytest.mark.parametrize("change", ["other", "gone"])
-def test_a_clip_that_changed_under_a_run_is_not_taken_for_the_old_one(clips, tmp_path, change):
+def test_a_clip_that_changes_during_a_run_is_refused(clips, tmp_path, change):
     features = extract_features(clips, tiny_feature_extractor(), cache_dir=tmp_path)
     features["spectrograms"][2].stored.cache.path(list(clip_keys(clips))[2]).unlink()
     path = clips[2]["audio"]["path"]
@@ -513,7 +517,7 @@ def test_a_clip_that_changed_under_a_run_is_not_taken_for_the_old_one(clips, tmp
             features["spectrograms"][2][0]
 
 
-def test_random_numbers_of_a_run_do_not_depend_on_what_was_missing(clips, tmp_path):
+def test_random_numbers_do_not_depend_on_the_number_of_workers(clips, tmp_path):
     states = []
     for workers in (2, 1, 1):
         torch.manual_seed(3)
@@ -525,7 +529,7 @@ def test_random_numbers_of_a_run_do_not_depend_on_what_was_missing(clips, tmp_pa
 # --- eviction ---
 
 
-def test_what_was_used_last_longest_ago_goes_first(clips, tmp_path, no_audio):
+def test_the_least_recently_used_entry_is_evicted_first(clips, tmp_path, no_audio):
     extractor = tiny_feature_extractor()
     used: dict[int, Path] = {}
     for row in range(3):
@@ -555,15 +559,15 @@ def test_the_cache_of_an_earlier_version_is_evicted_too(clips, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[0, 1], [2, 3, 4]])
-def test_what_was_used_lately_stays_and_the_flag_is_named(clips, tmp_path, warnings, rows):
+def test_recently_used_entries_are_kept_with_a_warning_that_names_the_option(clips, tmp_path, warnings, rows):
     extractor = tiny_feature_extractor()
     used = extract_features(clips.select(rows), extractor, cache_dir=tmp_path, cache_gib=1e-9)
     assert len(entries(tmp_path)) == len(rows) and "--feature_cache_gib" in warnings[0] and len(warnings) == 1
     for path in entries(tmp_path):
         make_old(path, hours=2)
-    used["spectrograms"][0][0]  # as a run does that has been training for hours
+    used["spectrograms"][0][0]  # like a run that has been training for hours
     kept = entries(tmp_path)[-1]
     other = [row for row in range(5) if row not in rows][:1]
     extract_features(clips.select(other), extractor, cache_dir=tmp_path, cache_gib=1e-9)
     assert len(entries(tmp_path)) == 2 and kept in entries(tmp_path)
-    assert len(spectrograms(used)) == len(rows)  # what another run evicted is made again
+    assert len(spectrograms(used)) == len(rows)  # entries that another run evicted are computed again

@@ -1,4 +1,4 @@
-"""Every corpus that came after the first three, on small copies in the exact forms of the real ones."""
+"""Known corpora other than IEMOCAP, RAVDESS and EMO-DB, read from small copies in the exact forms of the real ones."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def cremad(folder: Path) -> None:
     person = {"Age": 30, "Race": "Unknown", "Ethnicity": "Not Hispanic"}
     write_table(folder / "VideoDemographics.csv", [person | {"ActorID": a, "Sex": s} for a, s in CREMAD_SEXES.items()])
     votes = []
-    for kind in (1, 2, 3):  # the voice, the face, both: only the first is of speech
+    for kind in (1, 2, 3):  # ratings of voice, face and both: only the first are of voice alone
         for index, clip in enumerate(CREMAD_CLIPS[1:]):
             row = dict.fromkeys("ADFHNS", 0)
             if kind != 1:
@@ -67,7 +67,7 @@ def tess(folder: Path) -> None:
         write_sound(folder / "TESS Toronto emotional speech set data" / place / name, seed)
         write_sound(
             folder / "data" / "TESS Toronto emotional speech set data" / place / name, seed
-        )  # Kaggle has all twice
+        )  # Kaggle's copy has every file twice
     write_sound(folder / "README.wav", 99)
 
 
@@ -151,7 +151,7 @@ def subesco(folder: Path) -> None:
 
 @dataclass
 class Form:
-    """A copy of a corpus, and what it has to be read as."""
+    """A copy of a corpus, and what must be read from it."""
 
     name: str
     write: Callable[[Path], None]
@@ -239,7 +239,7 @@ def test_every_corpus_has_a_copy_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-def test_the_original_tree(form, tmp_path):
+def test_the_original_tree_is_read(form, tmp_path):
     form.write(tmp_path)
     corpus = load_corpus(form.name, str(tmp_path))
     assert corpus.label_names == list(RECORDS[form.name].labels)
@@ -255,14 +255,14 @@ def test_the_original_tree(form, tmp_path):
     assert split.speaker_disjoint == (form.protocol in ("speaker", "tfds", "emobox"))
 
 
-# One for each kind of protocol; among them clips of two languages, and some without a speaker.
+# One corpus for each kind of protocol, with clips in two languages and clips without a speaker among them.
 REPORTED = ("cremad-perceived", "tess", "savee", "esd", "msp-podcast")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name in REPORTED], ids=lambda form: form.name)
 def test_from_the_tree_to_a_report(form, tmp_path):
-    """One epoch of the smallest network, with one branch and small images."""
+    """Trains the smallest network for one epoch, with one branch and small images."""
     form.write(tmp_path / "data")
     main([
         "--dataset_name", form.name, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"),
@@ -283,11 +283,11 @@ def test_from_the_tree_to_a_report(form, tmp_path):
     assert speakers == form.tested
 
 
-# --- what is special ---
+# --- special cases ---
 
 
 def test_the_published_actors_of_cremad_are_those_of_its_recipe():
-    """As tensorflow_datasets/audio/crema_d.py deals them."""
+    """Shuffled as in tensorflow_datasets/audio/crema_d.py."""
     actors = [str(number) for number in range(1001, 1092)]
     np.random.RandomState(0).shuffle(actors)
     for record in (RECORDS["cremad"], RECORDS["cremad-perceived"]):
@@ -295,7 +295,7 @@ def test_the_published_actors_of_cremad_are_those_of_its_recipe():
         assert record.validated["tfds"] == (tuple(sorted(actors[63:72])),)
 
 
-def test_the_published_actors_of_cremad_validate(tmp_path):
+def test_the_published_validation_actors_of_cremad_are_used(tmp_path):
     cremad(tmp_path)
     corpus = load_corpus("cremad", str(tmp_path))
     split = make_split(corpus, "tfds")
@@ -345,7 +345,7 @@ def test_savee_of_kaggle(tmp_path):
     assert Counter(corpus.speakers) == dict.fromkeys(("DC", "JE", "JK", "KL"), 16)
 
 
-def test_the_parts_of_an_old_esd_are_its_own(tmp_path):
+def test_an_old_release_of_esd_keeps_its_parts(tmp_path):
     for part, seed in (("train", 0), ("evaluation", 100), ("test", 200)):
         for k, emotion in enumerate(("Neutral", "Angry", "Happy", "Sad", "Surprise")):
             write_sound(tmp_path / "0011" / emotion / part / f"0011_{350 * k + seed:06d}.wav", seed + k)
@@ -365,7 +365,7 @@ def test_msp_podcast_of_an_old_release(tmp_path):
     assert [len(indices) for indices in split.parts.values()] == [16, 16, 16]
 
 
-def test_a_film_is_not_read_as_sound_of_meld(tmp_path):
+def test_films_of_meld_are_not_read_as_audio(tmp_path):
     meld(tmp_path)
     for path in tmp_path.glob("**/*.wav"):
         path.unlink()
@@ -398,7 +398,7 @@ HUB = {
 
 
 @pytest.mark.parametrize("hub_id", HUB)
-def test_the_copies_on_the_hub(hub_id, tmp_path):
+def test_the_copies_on_the_hub_are_read(hub_id, tmp_path):
     columns, expected = HUB[hub_id]
     classes = {"label": list(SUBESCO)} if "label" in columns else None
     write_parquet(tmp_path, "test" if "MELD" in hub_id else "train", columns, [None, None], classes)
@@ -412,7 +412,7 @@ def classes_names(corpus: Corpus) -> list[str]:
     return [corpus.label_names[label] for label in corpus.labels]
 
 
-def test_every_record_says_what_a_reader_wants_to_know():
+def test_every_record_is_complete():
     for name, record in RECORDS.items():
         assert record.licence and record.speech and (record.citation or name == "demo"), name
         assert {*record.labels} <= {*record.aliases.values()}, name
@@ -425,8 +425,8 @@ def test_the_table_of_corpora(capsys):
     with pytest.raises(SystemExit) as ending:
         main(["configs/demo.yaml", "--list_corpora"])
     assert not ending.value.code
-    said = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line for line in said[2 : 2 + len(RECORDS)]}
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines[2 : 2 + len(RECORDS)]}
     assert rows.keys() == RECORDS.keys()
     for word in ("1,440", " 8 ", " 24 ", "en", "CC BY-NC-SA 4.0", "emobox (6), luna-jimenez (5)", "narad/ravdess"):
         assert word in rows["ravdess"]

@@ -1,3 +1,5 @@
+"""Protocols: which clips train, validate and test, and which splits are refused."""
+
 import json
 import os
 from collections import Counter
@@ -16,7 +18,7 @@ RAVDESS = os.environ.get("SER_RAVDESS_DIR")
 
 
 def needs_ravdess(test):
-    """Of a test that reads all clips of RAVDESS."""
+    """Marks a test that reads all clips of RAVDESS."""
     return pytest.mark.slow(pytest.mark.skipif(not RAVDESS, reason="SER_RAVDESS_DIR names no copy of RAVDESS")(test))
 
 
@@ -25,13 +27,13 @@ def ravdess() -> Corpus:
     return load_corpus("ravdess", RAVDESS)
 
 
-def people(corpus: Corpus, indices: list[int]) -> set[str]:
+def speakers_of(corpus: Corpus, indices: list[int]) -> set[str]:
     speakers = corpus.speakers
     return {speakers[i] for i in indices}
 
 
 def voices(n_speakers: int, n_classes: int = 2, takes: int = 2, **kwargs) -> Corpus:
-    """Every speaker speaks every class `takes` times."""
+    """Returns a corpus in which every speaker speaks every class `takes` times."""
     rows = [(label, f"s{k}") for k in range(n_speakers) for label in range(n_classes) for _ in range(takes)]
     return corpus_of([label for label, _ in rows], [speaker for _, speaker in rows], **kwargs)
 
@@ -52,9 +54,9 @@ def test_emobox_folds_test_the_published_actors(ravdess, fold):
     }
     split = make_split(ravdess, "speaker", fold)
     assert split.name == f"ravdess/emobox-fold{fold}"
-    assert people(ravdess, split.test) == {f"{actor:02d}" for actor in published[fold]}
+    assert speakers_of(ravdess, split.test) == {f"{actor:02d}" for actor in published[fold]}
     assert len(split.test) == 240
-    parts = [people(ravdess, indices) for indices in split.parts.values()]
+    parts = [speakers_of(ravdess, indices) for indices in split.parts.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 24
     assert split.speaker_disjoint
 
@@ -143,21 +145,21 @@ def test_an_unknown_protocol_or_fold_is_refused():
 # --- predefined ---
 
 
-def test_predefined_cuts_whole_speakers_for_validation_where_its_test_speakers_are_apart():
+def test_predefined_validates_on_whole_speakers_if_its_test_speakers_are_not_trained_on():
     corpus = voices(6, splits=["train"] * 20 + ["test"] * 4)
     split = make_split(corpus)
     assert split.name == "mine/predefined" and split.speaker_disjoint
     assert split.test == [20, 21, 22, 23]
-    assert not people(corpus, split.train) & people(corpus, split.validation)
+    assert not speakers_of(corpus, split.train) & speakers_of(corpus, split.validation)
 
 
-def test_predefined_uses_the_own_validation_split():
+def test_predefined_uses_the_validation_split_of_the_data():
     corpus = voices(6, splits=["train"] * 16 + ["validation"] * 4 + ["test"] * 4)
     split = make_split(corpus)
     assert (split.train, split.validation, split.test) == (list(range(16)), [16, 17, 18, 19], [20, 21, 22, 23])
 
 
-def test_predefined_with_a_shared_speaker_does_not_claim_to_keep_speakers_apart():
+def test_predefined_with_a_shared_speaker_is_not_speaker_disjoint():
     split = make_split(voices(6, splits=["train"] * 18 + ["test"] * 6))
     assert not split.speaker_disjoint
     assert "SPEAKERS SHARED" in split.summary()
@@ -181,7 +183,7 @@ def test_predefined_without_splits(splits, message):
 
 def test_loso_tests_one_speaker_in_natural_order():
     corpus = voices(11)
-    assert [people(corpus, make_split(corpus, "loso", fold).test) for fold in (1, 2, 3, 11)] == [
+    assert [speakers_of(corpus, make_split(corpus, "loso", fold).test) for fold in (1, 2, 3, 11)] == [
         {"s0"},
         {"s1"},
         {"s2"},
@@ -189,9 +191,9 @@ def test_loso_tests_one_speaker_in_natural_order():
     ]
 
 
-def test_speaker_folds_of_ones_own_data_test_everyone_once():
+def test_speaker_folds_of_user_data_test_every_speaker_once():
     corpus = voices(7)
-    tested = [people(corpus, make_split(corpus, "speaker", fold).test) for fold in range(1, 6)]
+    tested = [speakers_of(corpus, make_split(corpus, "speaker", fold).test) for fold in range(1, 6)]
     assert n_folds(corpus, "speaker") == 5
     assert sorted(speaker for fold in tested for speaker in fold) == [f"s{k}" for k in range(7)]
 
@@ -223,13 +225,13 @@ def test_iemocap_tests_a_session(known):
 def test_iemocap_loso_validates_on_the_partner_in_dialogue():
     corpus = iemocap()
     split = make_split(corpus, "loso", 4)
-    assert (people(corpus, split.test), people(corpus, split.validation)) == ({"Ses02M"}, {"Ses02F"})
-    assert len(people(corpus, split.train)) == 8
+    assert (speakers_of(corpus, split.test), speakers_of(corpus, split.validation)) == ({"Ses02M"}, {"Ses02F"})
+    assert len(speakers_of(corpus, split.train)) == 8
 
 
 def test_test_speakers():
     corpus = voices(5)
-    assert people(corpus, make_split(corpus, test_speakers=["s1", "s4"]).test) == {"s1", "s4"}
+    assert speakers_of(corpus, make_split(corpus, test_speakers=["s1", "s4"]).test) == {"s1", "s4"}
     with pytest.raises(DataError, match="tests s9, but .* has no such clips; it has s0, s1"):
         make_split(corpus, test_speakers=["s1", "s9"])
 
@@ -240,7 +242,7 @@ def test_a_fold_of_an_incomplete_copy_is_refused():
         make_split(corpus, "emobox")
 
 
-def test_validation_leaves_every_class_in_training_where_that_can_be():
+def test_validation_leaves_every_class_in_training_if_possible():
     labels = [0, 1] * 3 + [2]
     for seed in range(5):
         corpus = corpus_of([*labels, 0, 1], ["a", "a", "b", "b", "c", "c", "a", "d", "d"])
@@ -265,7 +267,7 @@ def test_without_a_share_there_is_no_validation_set_and_the_test_set_is_the_same
     assert split.summary().endswith("; no validation set") and "validation clips" not in split.summary()
 
 
-def test_a_share_of_0_is_refused_where_the_data_brings_a_validation_part():
+def test_a_share_of_0_is_refused_if_the_data_has_a_validation_part():
     corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
     with pytest.raises(DataError, match="its own validation part: leave out --validation_share"):
         make_split(corpus, "predefined", validation_share=0)
@@ -273,7 +275,7 @@ def test_a_share_of_0_is_refused_where_the_data_brings_a_validation_part():
         make_split(iemocap(), "loso", validation_share=0)
 
 
-def test_all_clips_are_trained_on():
+def test_everything_trains_on_all_clips():
     corpus = voices(6, splits=["train"] * 8 + ["validation"] * 8 + ["test"] * 8)
     split = make_split(corpus, "everything")
     assert (split.name, split.train, split.validation, split.test) == ("mine/everything", list(range(24)), [], [])
@@ -281,23 +283,23 @@ def test_all_clips_are_trained_on():
     assert n_folds(corpus, "everything") == 1
 
 
-def test_training_on_all_may_keep_speakers_for_validation():
+def test_everything_may_keep_speakers_for_validation():
     corpus = voices(6)
     split = make_split(corpus, "everything", validation_share=0.3)
     assert sorted(split.train + split.validation) == list(range(24)) and not split.test and split.speaker_disjoint
-    assert len(people(corpus, split.validation)) == 2
-    assert people(corpus, split.train).isdisjoint(people(corpus, split.validation))
+    assert len(speakers_of(corpus, split.validation)) == 2
+    assert speakers_of(corpus, split.train).isdisjoint(speakers_of(corpus, split.validation))
     unknown = make_split(corpus_of([0, 1] * 10), "everything", validation_share=0.3)
     assert len(unknown.validation) == 6 and not unknown.speaker_disjoint
 
 
-# --- a validation split of its own, and no test split ---
+# --- data with a validation split but no test split ---
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", [None, "speaker", "loso", "random"])
 @pytest.mark.parametrize("n_held", [1, 2])
-def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol, n_held):
+def test_a_validation_split_is_used_although_the_protocol_chooses_the_test_part(protocol, n_held):
     splits = ["train"] * (8 - n_held) * 4 + ["validation"] * n_held * 4
     corpus = voices(8, splits=splits)
     own = [i for i, split in enumerate(splits) if split == "validation"]
@@ -311,7 +313,7 @@ def test_a_validation_split_validates_where_the_test_part_has_to_be_cut(protocol
     assert make_split(corpus, "everything").train == list(range(len(corpus)))
 
 
-def test_a_validation_split_that_shares_a_speaker_is_refused_where_speakers_are_kept_apart():
+def test_a_validation_split_that_shares_a_speaker_is_refused_by_speaker_disjoint_protocols():
     corpus = voices(6, splits=["train", "train", "train", "validation"] * 6)
     with pytest.raises(DataError, match="Speaker s. is both in .* or use --protocol random"):
         make_split(corpus)
@@ -323,13 +325,13 @@ def test_a_validation_split_that_shares_a_speaker_is_refused_where_speakers_are_
 
 
 def texts(n_speakers: int, sentences: list[str], n_classes: int = 2, **kwargs) -> Corpus:
-    """Every speaker says every sentence in every class."""
+    """Returns a corpus in which every speaker says every sentence in every class."""
     rows = [(c, f"s{k}", text) for k in range(n_speakers) for text in sentences for c in range(n_classes)]
     labels, speakers, spoken = zip(*rows, strict=True)
     return corpus_of(list(labels), list(speakers), sentences=list(spoken), **kwargs)
 
 
-def said(corpus: Corpus, indices: list[int]) -> set[str]:
+def sentences_of(corpus: Corpus, indices: list[int]) -> set[str]:
     spoken = corpus.sentences
     return {spoken[i] for i in indices}
 
@@ -341,10 +343,10 @@ def test_the_sentence_folds_of_ravdess_are_emobox_speakers_with_the_other_statem
     for fold in range(1, 13):
         split, emobox = make_split(ravdess, "sentence", fold), make_split(ravdess, "emobox", (fold - 1) % 6 + 1)
         assert split.name == f"ravdess/sentence-fold{fold}" and split.speaker_disjoint
-        assert people(ravdess, split.test) == people(ravdess, emobox.test)
+        assert speakers_of(ravdess, split.test) == speakers_of(ravdess, emobox.test)
         first, second = ("01", "02") if fold <= 6 else ("02", "01")
-        assert said(ravdess, split.train) == said(ravdess, split.validation) == {first}
-        assert said(ravdess, split.test) == {second} and len(split.test) == 120
+        assert sentences_of(ravdess, split.train) == sentences_of(ravdess, split.validation) == {first}
+        assert sentences_of(ravdess, split.test) == {second} and len(split.test) == 120
         assert len(split.train) + len(split.validation) == 600
         tested += split.test
     assert sorted(tested) == list(range(1440))
@@ -365,9 +367,9 @@ def test_sentence_tests_each_clip_once_on_speakers_and_sentences_that_are_not_tr
     assert sorted(i for split in splits for i in split.test) == list(range(len(corpus)))
     for fold, split in enumerate(splits, 1):
         trained, tested = halves if fold <= count // 2 else halves[::-1]
-        assert said(corpus, split.train) == said(corpus, split.validation) == trained
-        assert said(corpus, split.test) == tested
-        parts = [people(corpus, indices) for indices in split.parts.values()]
+        assert sentences_of(corpus, split.train) == sentences_of(corpus, split.validation) == trained
+        assert sentences_of(corpus, split.test) == tested
+        parts = [speakers_of(corpus, indices) for indices in split.parts.values()]
         assert sum(map(len, parts)) == len(set.union(*parts))
         whole = make_split(corpus, "sentence", fold, validation_share=0)
         assert whole.train == sorted(split.train + split.validation)
@@ -425,7 +427,7 @@ def test_parts_are_a_partition_without_a_leak(n_speakers, n_classes, takes, repe
     if protocol == "random":
         assert len(split.test) == -(-n // 5)
     else:
-        parts = [people(corpus, indices) for indices in split.parts.values()]
+        parts = [speakers_of(corpus, indices) for indices in split.parts.values()]
         assert sum(map(len, parts)) == n_speakers
     sounds = [{seeds[i] for i in indices} for indices in split.parts.values()]
     assert sum(map(len, sounds)) == len(set(seeds))
@@ -433,12 +435,12 @@ def test_parts_are_a_partition_without_a_leak(n_speakers, n_classes, takes, repe
     assert again == split
 
 
-def test_the_seed_moves_random_cuts():
+def test_the_seed_changes_random_splits():
     corpus = corpus_of([0, 1] * 20)
     assert make_split(corpus, "random", seed=1).test != make_split(corpus, "random", seed=2).test
 
 
-# --- what is refused ---
+# --- splits that are refused ---
 
 
 def test_a_leaked_speaker_is_named():

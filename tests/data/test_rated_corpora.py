@@ -1,4 +1,4 @@
-"""Arousal, valence, dominance and intensity in corpora, from their columns to values from 0 to 1."""
+"""Dimensions of corpora (arousal, valence, dominance, intensity), read from columns and scaled to 0 to 1."""
 
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ def iemocap(tmp_path) -> str:
     return str(tmp_path / "iemocap")
 
 
-def test_iemocap_has_its_ratings_for_every_clip_whatever_its_emotion(iemocap):
+def test_iemocap_keeps_every_rated_clip_whatever_its_emotion(iemocap):
     corpus = load_corpus("AbstractTTS/IEMOCAP", iemocap, target="dimensions")
     assert corpus.dimensions == dict.fromkeys(AVD, [1.0, 5.0]) and corpus.label_names == []
     assert corpus.labels == [-1] * 5 and corpus.dropped == {"no value of arousal, valence, dominance": 1}
@@ -61,10 +61,10 @@ def test_iemocap_has_its_ratings_for_every_clip_whatever_its_emotion(iemocap):
     assert corpus.speakers == [None if not f else f"{f[:5]}{f[-8]}" for f in corpus.files]
 
 
-def test_both_keeps_what_has_a_class_or_a_rating(iemocap):
+def test_target_both_keeps_clips_with_a_class_or_a_rating(iemocap):
     names = ["neutral", "happy", "sad"]
     corpus = load_corpus("iemocap", iemocap, target="both", labels=names)
-    assert corpus.classes == ["neutral", "happy", None, "sad", None]  # others have ratings only
+    assert corpus.classes == ["neutral", "happy", None, "sad", None]  # None: rated only
     assert corpus.dropped == {"class 'other' not among those kept": 1}
     merged = load_corpus("iemocap", iemocap, target="both", labels=["neutral", "sad"], merge_labels=["happy=sad"])
     assert merged.classes == ["neutral", "sad", None, "sad", None]
@@ -79,7 +79,7 @@ def test_a_copy_of_iemocap_without_ratings_is_refused(tmp_path):
         load_corpus("AbstractTTS/IEMOCAP", str(tmp_path), target="dimensions")
 
 
-def test_the_iemocap_release_states_valence_arousal_and_dominance(tmp_path):
+def test_the_iemocap_release_gives_valence_arousal_and_dominance(tmp_path):
     turns = {"F000": ("neu", "[2.5000, 3.5000, 2.0000]"), "M000": ("xxx", "[4.0, 1.0, 5.0]"), "F001": ("fru", "")}
     notes = tmp_path / "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt"
     lines = []
@@ -122,7 +122,7 @@ def test_msp_podcast_has_its_consensus_ratings(tmp_path, name, tested):
     assert make_split(corpus).name.endswith("predefined")
 
 
-def test_ravdess_states_its_intensity_in_names_of_any_source(tmp_path):
+def test_the_intensity_of_ravdess_is_read_from_the_file_names_of_any_source(tmp_path):
     names = [f"03-01-{emotion:02d}-{strength:02d}-01-01-{actor:02d}.wav"
              for actor in (1, 2) for emotion, strength in ((1, 1), (3, 1), (3, 2), (5, 2))]  # fmt: skip
     for seed, name in enumerate(names):
@@ -180,9 +180,9 @@ def test_lists_of_other_forms_and_columns(tmp_path):
     np.testing.assert_allclose(dimensions_of(stored.clips), [[0.1], [np.nan], [0.3]])
     assert stored.classes == ["x", "y", "x"] and stored.dimensions == {"arousal": [0.0, 1.0]}
     write_parquet(tmp_path / "plain", "train", {"valence": [0.5, 1.0]}, ["p.wav", "q.wav"])
-    assert len(load_corpus(str(tmp_path / "plain"), target="dimensions")) == 2  # no column of labels
+    assert len(load_corpus(str(tmp_path / "plain"), target="dimensions")) == 2  # without a label column
     flat = tmp_path / "flat"
-    table(flat, ["file_name,dominance", "a.wav,0.5", "b.wav,1"], "metadata.csv")  # nor folders of classes
+    table(flat, ["file_name,dominance", "a.wav,0.5", "b.wav,1"], "metadata.csv")  # without class folders
     assert values_of(load_corpus(str(flat), target="dimensions")) == {"a.wav": [0.5], "b.wav": [1.0]}
 
 
@@ -203,7 +203,7 @@ def test_values_that_cannot_be_used_are_named(tmp_path, lines, options, message)
         load_corpus(table(tmp_path, lines), target="dimensions", **options)
 
 
-def test_what_does_not_apply_is_refused(tmp_path, demo_corpus):
+def test_options_that_do_not_apply_are_refused(tmp_path, demo_corpus):
     path = table(tmp_path, LINES)
     with pytest.raises(DataError, match="no column 'label'"):
         load_corpus(path, target="both", dimension_range=[1, 5])
@@ -247,7 +247,7 @@ def test_the_demo_corpus_rates_its_clips_by_their_prosody(demo_corpus):
     assert arousal["sad"] < arousal["neutral"] < min(arousal["happy"], arousal["angry"])
     assert max(valence["angry"], valence["sad"]) < valence["neutral"] < valence["happy"]
     assert values.min() > 0 and values.max() < 1 and values[emotions == "neutral"].std(0).min() > 0.02
-    # Louder, faster, higher or more varied: more aroused. A rising contour: more pleasant.
+    # Louder and faster clips are rated higher in arousal, rising contours higher in valence.
     rated = [(prosody_of_clip("happy", voice, 0)[0], dimensions_of_clip("happy", voice, 0)) for voice in range(40)]
     for cue, dimension in (("level", "arousal"), ("rate", "arousal"), ("slope", "valence")):
         cues, ratings = [getattr(prosody, cue) for prosody, _ in rated], [rating[dimension] for _, rating in rated]

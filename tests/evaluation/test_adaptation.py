@@ -1,4 +1,4 @@
-"""Scores relative to speakers' features: evaluate_ser.py --adapt, and the benchmark of enrolment."""
+"""Adaptation to speakers in evaluation: evaluate_ser.py --adapt, and the benchmark of enrollment."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ def model_of(seed: int, has_statistics: bool = True):
 
 @pytest.fixture(scope="module")
 def run_folder(demo_corpus, feature_cache, tmp_path_factory):
-    """Two folds as a run leaves them; the second is from before statistics were kept."""
+    """Writes the folders of two folds of a run; the model of the second has no feature statistics."""
     folder = tmp_path_factory.mktemp("run")
     data = dataclasses.asdict(
         DataArguments(dataset_name=["demo"], data_dir=[str(demo_corpus)], cache_dir=str(feature_cache))
@@ -71,7 +71,7 @@ def pooled(speakers: list) -> PooledFeatures:
 @pytest.mark.slow
 @pytest.mark.parametrize("adapt", ["speaker", "table"])
 @pytest.mark.parametrize("relevance", [0.0, 4.0])
-def test_each_clip_is_answered_relative_to_its_group(adapt, relevance):
+def test_each_clip_is_classified_relative_to_its_group(adapt, relevance):
     model, clips = model_of(1), pooled([*"aabab"])
     found = adapted_logits(model, clips, adapt, relevance)
     for row, speaker in enumerate(clips.speakers):
@@ -84,7 +84,7 @@ def test_each_clip_is_answered_relative_to_its_group(adapt, relevance):
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
-def test_what_cannot_be_adapted_says_why():
+def test_clips_without_speakers_and_models_without_statistics_are_refused():
     with pytest.raises(DataError, match="2 of 5 have none: use --adapt table"):
         adapted_logits(model_of(1), pooled(["a", None, "b", None, "a"]), "speaker", 4.0)
     with pytest.raises(DataError, match="--adapt table: .* keeps no statistics"):
@@ -92,7 +92,7 @@ def test_what_cannot_be_adapted_says_why():
 
 
 @pytest.mark.slow
-def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, demo_corpus, feature_cache, tmp_path):
+def test_an_adapted_score_has_its_own_protocol(run_folder, demo_corpus, feature_cache, tmp_path):
     model = run_folder / "fold_1"
     tested = ["--test_speakers", *VOICES[:2]]
     plain = evaluated(model, demo_corpus, feature_cache, tmp_path / "plain", *tested)
@@ -112,7 +112,7 @@ def test_an_adapted_score_has_a_protocol_of_its_own(run_folder, demo_corpus, fea
 
 
 @pytest.mark.slow
-def test_the_benchmark_scores_what_evaluation_does(run_folder, demo_corpus, feature_cache, tmp_path, capsys):
+def test_the_benchmark_gives_the_scores_of_evaluation(run_folder, demo_corpus, feature_cache, tmp_path, capsys):
     flags = ["--model_dir", str(run_folder), "--json", str(tmp_path / "out.json"), "--draws", "2"]
     # All clips are scored, and none is left to enroll.
     adaptation.main(["enrollment", *flags, "--scored", "8", "--sizes", "1"])

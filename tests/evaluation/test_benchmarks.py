@@ -1,4 +1,4 @@
-"""The benchmarks: one shape of all, what they share, and small runs of those that have no file of their own."""
+"""The benchmarks: their common interface, shared helpers, and small runs of those without a separate test file."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def start(module, monkeypatch, *flags) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsys):
+def test_every_benchmark_has_help_and_writes_its_figures(name, monkeypatch, capsys):
     module = importlib.import_module(f"benchmarks.{name}")
     with pytest.raises(SystemExit, match="^0$"):
         start(module, monkeypatch, "--help")
@@ -44,7 +44,7 @@ def test_every_benchmark_has_help_and_keeps_its_figures(name, monkeypatch, capsy
 
 
 def measurements_of(name: str) -> list[str]:
-    """The sub-commands of a benchmark, as its source adds them."""
+    """Returns the sub-commands of a benchmark, read from its source."""
     source = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
     return re.findall(r'add_command\(\s*commands,\s*"(\w+)"', source)
 
@@ -58,8 +58,8 @@ def test_every_measurement_has_help_and_is_listed_by_its_benchmark(name, measure
     assert "--json FILE" in capsys.readouterr().out
 
 
-def test_commands_of_benchmarks_that_are_mentioned_exist():
-    """The changelog of released versions keeps the commands of its time."""
+def test_mentioned_commands_of_benchmarks_exist():
+    """Except in the changelog of earlier versions, which keeps their commands."""
     texts = {}
     for pattern in ("*.md", "docs/*.md", "weights/*/README.md", "configs/**/*.yaml", "ser/**/*.py", "tests/**/*.py"):
         texts |= {path: path.read_text(encoding="utf-8").partition("\n## 0.2.0")[0] for path in ROOT.glob(pattern)}
@@ -75,7 +75,7 @@ def test_commands_of_benchmarks_that_are_mentioned_exist():
             assert measured in measurements_of(name), f"{file}: benchmarks.{name} {measured}"
 
 
-def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_path, monkeypatch):
+def test_unknown_options_of_a_measurement_are_passed_on_or_refused(tmp_path, monkeypatch):
     found = []
     for takes_flags in (True, False):
         parser, commands = results.parser_of("doc")
@@ -97,7 +97,7 @@ def test_options_that_a_measurement_does_not_have_are_handed_on_or_refused(tmp_p
     ("name", "measured"),
     [("features", "accuracy"), ("features", "scale"), ("pipeline", "live"), ("baselines", "classical")],
 )
-def test_a_corpus_that_is_not_named_is_asked_for(name, measured, monkeypatch, capsys):
+def test_a_missing_corpus_is_an_error_that_names_the_remedy(name, measured, monkeypatch, capsys):
     monkeypatch.delenv("SER_RAVDESS_DIR", raising=False)
     with pytest.raises(SystemExit, match="^2$"):
         start(importlib.import_module(f"benchmarks.{name}"), monkeypatch, measured)
@@ -137,7 +137,7 @@ def test_figures_come_with_command_machine_and_versions(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_the_variations_that_come_with_the_code_are_of_flags_that_there_are():
+def test_the_shipped_variations_use_existing_options():
     paths = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
     assert paths
     for path in paths:
@@ -160,8 +160,8 @@ def test_memory_of_a_fusion_with_a_head(tmp_path, monkeypatch, capsys):
     assert other["parameters"] < figures["attention+decoder"]["parameters"]
 
 
-def test_the_memory_of_a_process_has_that_of_its_children():
-    """The parent is a process of its own: other tests of this one leave children of another size."""
+def test_the_memory_of_a_process_includes_that_of_its_children():
+    """The parent is a separate process, since other tests leave children of this one with other sizes."""
     held = "held = b'1' * 2**28; print(flush=True); input()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -207,7 +207,9 @@ def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsy
     assert {name: rows[name]["inputs"] for name in ("sounds without speech", "babble of 6 voices", "vorbis")} == {
         "sounds without speech": 3, "babble of 6 voices": 3, "vorbis": 16,
     }  # fmt: skip
-    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.01)  # the level of a clip changes no image
+    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(
+        0.5, abs=0.01
+    )  # the level of a clip does not change its images
     assert rows["babble of 6 voices"]["AUROC"] > 0.9 > rows["gain -20 dB"]["AUROC"]
     assert "16 clips of actors 03, 04" in capsys.readouterr().out
 
@@ -237,8 +239,8 @@ def test_classifiers_of_an_encoder_are_compared_on_validation_speakers(encoders,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 0.8])
-def test_the_padded_side_pads_what_the_encoder_takes(encoders, tmp_path, seconds):
-    """`padded to 30 s` of a Whisper encoder; of the tiny one, to its 1 s."""
+def test_the_padded_side_pads_the_inputs_of_the_encoder(encoders, tmp_path, seconds):
+    """To 30 s for a real Whisper encoder, to 1 s for the tiny one."""
     for part in built(encoders["whisper"]):
         part.save_pretrained(tmp_path)
     lengths = {}

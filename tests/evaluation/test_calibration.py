@@ -1,3 +1,5 @@
+"""Calibration scores against independent formulas, and the temperature with the lowest NLL."""
+
 import logging
 
 import numpy as np
@@ -17,13 +19,13 @@ from ser.evaluation.calibration import (
 
 
 def rows_of(confidence: np.ndarray, num_labels: int = 4) -> np.ndarray:
-    """Probabilities whose largest, of class 0, is as given."""
+    """Returns rows of probabilities of which the largest, that of class 0, is as given."""
     rest = (1 - confidence)[:, None] / (num_labels - 1)
     return np.column_stack([confidence[:, None], np.repeat(rest, num_labels - 1, axis=1)])
 
 
 def drawn(count: int = 300, num_labels: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and probabilities that know something of them."""
+    """Draws labels, and probabilities that are correlated with them."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(num_labels, size=count)
     return labels, probabilities_of(rng.normal(size=(count, num_labels)) + 1.5 * np.eye(num_labels)[labels])
@@ -40,7 +42,7 @@ def binned_ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return total
 
 
-def test_ece_of_answers_that_are_right_as_often_as_they_say_is_nothing():
+def test_the_ece_of_calibrated_predictions_is_zero():
     confidence = np.repeat([0.4, 0.6, 0.8, 1.0], 100)
     right = np.concatenate([np.arange(100) < 100 * share for share in (0.4, 0.6, 0.8, 1.0)])
     found = calibration_scores(np.where(right, 0, 1), rows_of(confidence), resamples=2)
@@ -51,22 +53,22 @@ def test_ece_of_answers_that_are_right_as_often_as_they_say_is_nothing():
         assert each["accuracy"] == pytest.approx(each["confidence"])
 
 
-def test_ece_is_the_gap_where_it_is_known():
-    """Right 50 times of 100 at 0.9, and 80 times of 100 at 0.7: half of 0.4 and half of 0.1."""
+def test_ece_equals_a_known_gap():
+    """50 of 100 predictions are right at 0.9, and 80 of 100 at 0.7: half of 0.4 plus half of 0.1."""
     confidence = np.repeat([0.9, 0.7], 100)
     right = np.concatenate([np.arange(100) < 50, np.arange(100) < 80])
     found = calibration_scores(np.where(right, 0, 1), rows_of(confidence), resamples=2)
     assert found["ECE"] == pytest.approx(0.25, abs=1e-12)
 
 
-def test_ece_of_labels_drawn_from_the_probabilities_vanishes_and_of_sharpened_ones_does_not():
+def test_ece_is_near_zero_for_labels_drawn_from_the_probabilities_and_not_for_sharpened_ones():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50_000, 5))
     probabilities = probabilities_of(logits)
     labels = (rng.random((50_000, 1)) > probabilities.cumsum(1)).sum(1)
     assert calibration_scores(labels, probabilities, resamples=2)["ECE"] < 0.01
     sharp = probabilities_of(logits, temperature=0.5)
-    known = np.mean(sharp.max(1) - probabilities.max(1))  # how much surer each answer is than it is likely
+    known = np.mean(sharp.max(1) - probabilities.max(1))  # the excess confidence of each prediction
     assert calibration_scores(labels, sharp, resamples=2)["ECE"] == pytest.approx(known, abs=0.01)
 
 
@@ -82,10 +84,10 @@ def test_scores_equal_scikit_learn_and_the_bin_by_bin_sum(count, num_labels, see
     assert found["ECE"] == pytest.approx(binned_ece(labels, probabilities), abs=1e-12)
 
 
-def test_edges_of_bins_and_answers_beyond_all_doubt():
+def test_bin_edges_and_predictions_of_probability_one():
     found = calibration_scores([0, 1], [[1 / 15 * 9, 1 - 1 / 15 * 9], [1.0, 0.0]], resamples=2)
     assert [each["up_to"] for each in found["bins"]] == [9 / 15, 1.0]
-    assert np.isfinite(found["NLL"]) and found["NLL"] > 300  # the truth was called impossible
+    assert np.isfinite(found["NLL"]) and found["NLL"] > 300  # the true class has probability 0
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def test_intervals_do_not_depend_on_the_size_of_blocks(monkeypatch):
 
 
 def test_risk_and_coverage_by_hand():
-    """Four answers, the surest first: right, wrong, right, wrong."""
+    """Four predictions, from the most confident on: right, wrong, right, wrong."""
     found = risk_coverage([0, 1, 0, 1], rows_of(np.array([0.9, 0.8, 0.7, 0.6])))
     assert [each["coverage"] for each in found["curve"]] == [0.25, 0.5, 0.75, 1.0]
     assert [each["risk"] for each in found["curve"]] == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
@@ -127,7 +129,7 @@ def test_risk_and_coverage_by_hand():
 def test_each_point_of_the_curve_is_what_its_min_score_gives(count, seed):
     labels, probabilities = drawn(count, seed=seed)
     probabilities = np.round(probabilities, 2) + [0, 0, 0, 1] * (1 - np.round(probabilities, 2).sum(1, keepdims=True))
-    probabilities = np.abs(probabilities) / np.abs(probabilities).sum(1, keepdims=True)  # rounded: many are alike
+    probabilities = np.abs(probabilities) / np.abs(probabilities).sum(1, keepdims=True)  # rounded, so many are equal
     found = risk_coverage(labels, probabilities)
     for point in found["curve"]:
         answered = probabilities.max(1) >= point["min_score"]
@@ -136,7 +138,7 @@ def test_each_point_of_the_curve_is_what_its_min_score_gives(count, seed):
     assert found["curve"][-1]["coverage"] == 1 and len(found["curve"]) <= 101
 
 
-def test_equal_confidence_gives_one_area_in_whatever_order():
+def test_equal_confidence_gives_one_area_in_any_order():
     labels, right = np.array([0, 0, 0, 1, 1]), rows_of(np.array([0.9, 0.5, 0.5, 0.5, 0.5]))
     orders = [[0, 1, 2, 3, 4], [0, 3, 4, 1, 2], [4, 3, 2, 1, 0]]
     assert {round(risk_coverage(labels[order], right[order])["AURC"], 12) for order in orders} == {0.271666666667}

@@ -1,4 +1,4 @@
-"""The matrix of corpora that are trained on and tested on, in miniature."""
+"""A small run of the benchmark that trains on each of two corpora and tests on each."""
 
 import csv
 import json
@@ -28,8 +28,8 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
     recipe = tmp_path / "tiny.yaml"
     settings = {flag.removeprefix("--"): value for flag, value in zip(TINY[::2], TINY[1::2], strict=True)}
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    places = [write_ravdess(tmp_path / "ravdess", 24), write_emodb(tmp_path / "emodb", ("03", "08", "09", "10"))]
-    flags = [str(recipe), "--dataset_name", "ravdess", "emodb", "--data_dir", *places, "--use_cpu"]
+    folders = [write_ravdess(tmp_path / "ravdess", 24), write_emodb(tmp_path / "emodb", ("03", "08", "09", "10"))]
+    flags = [str(recipe), "--dataset_name", "ravdess", "emodb", "--data_dir", *folders, "--use_cpu"]
     flags += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
     flags += ["--json", str(tmp_path / "found.json")]
     monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=train_in_this_process))
@@ -54,11 +54,11 @@ def test_the_matrix_of_two_corpora(tmp_path, monkeypatch):
         raise AssertionError("trained twice")
 
     monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=train_nothing))
-    recipes.main(["cross_corpus", *flags])  # all is there already
+    recipes.main(["cross_corpus", *flags])  # all runs are finished
     assert (tmp_path / "out" / "table.md").read_text() == table
 
 
-def test_as_many_folders_as_corpora(tmp_path: Path):
+def test_each_corpus_needs_a_folder(tmp_path: Path):
     write_sound(tmp_path / "a.wav", 0)
     with pytest.raises(SystemExit, match="names 1 folder.s. for 2 corpora"):
         corpora = ["--dataset_name", "ravdess", "emodb", "--data_dir", str(tmp_path)]

@@ -22,8 +22,8 @@ def rated(clips: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[
 
 def lin(x: np.ndarray, y: np.ndarray) -> float:
     """The concordance correlation coefficient as in the paper: 1 minus a ratio of expected squared differences."""
-    apart = np.mean((x - y) ** 2)
-    return 1 - apart / (np.var(x) + np.var(y) + (x.mean() - y.mean()) ** 2)
+    squared_difference = np.mean((x - y) ** 2)
+    return 1 - squared_difference / (np.var(x) + np.var(y) + (x.mean() - y.mean()) ** 2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

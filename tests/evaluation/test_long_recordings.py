@@ -1,4 +1,4 @@
-"""Small runs of the benchmarks that join clips to long recordings."""
+"""Small runs of the benchmarks that join clips into long recordings."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ PARTS = {"01": "train", "02": "validation", "03": "test"}
 
 @pytest.fixture(scope="module")
 def ravdess(tmp_path_factory):
-    """Four clips of every emotion by two actors, named as RAVDESS names them."""
+    """Writes four clips of every emotion by two actors, named as in RAVDESS."""
     folder = tmp_path_factory.mktemp("ravdess")
     for actor in ("02", "03"):
         (folder / f"Actor_{actor}").mkdir()
@@ -39,7 +39,7 @@ def ravdess(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A model that always predicts anger."""
+    """Saves a model that always predicts anger."""
     folder = tmp_path_factory.mktemp("checkpoint")
     model = tiny_model(len(RAVDESS_EMOTIONS))
     model.config.id2label = dict(enumerate(RAVDESS_EMOTIONS))
@@ -59,7 +59,7 @@ def run(benchmark, monkeypatch, *flags) -> None:
 
 
 @pytest.mark.parametrize(("flags", "actor"), [([], "03"), (["--part", "validation"], "02"), (["--actors", 2], "02")])
-def test_smoothing_is_swept_over_actors_of_the_part_that_is_asked_for(
+def test_smoothing_is_varied_for_actors_of_the_requested_part(
     ravdess, checkpoint, flags, actor, tmp_path, monkeypatch, capsys
 ):
     kept, plot = tmp_path / "figures.json", tmp_path / "glued.png"
@@ -92,7 +92,7 @@ def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
     run(long_recordings, monkeypatch, checkpoint, ravdess, "--clips", 1, 3, 8, "--smooth", "--json", kept)
     figures = json.loads(kept.read_text())["figures"]
     assert list(figures) == ["by_clips"]
-    # Of four clips of each emotion: four recordings of one, one of three, one of all four where eight are asked for.
+    # The four clips of each emotion make four recordings of one clip, one of three, and one of four for `--clips 8`.
     expected = {"1": (32, 0.4), "3": (8, 1.2), "8": (8, 1.6)}
     for clips, (recordings, seconds) in expected.items():
         row = figures["by_clips"][clips]
@@ -103,7 +103,7 @@ def test_recordings_of_one_emotion_are_scored_by_the_number_of_their_clips(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the demo recipe are those of a CPU")
 def test_a_trained_model_recognises_long_recordings_as_well_as_clips(trained_demo):
-    """Joined recordings of four and eight clips are recognised as often as single clips."""
+    """Recordings of two, four and eight clips are recognised as often as single clips."""
     classify = load_pipeline(str(trained_demo), "cpu", batch_size=16)
     config = classify.model.config
     splits = json.loads((trained_demo / "splits.json").read_text())["clips"]
@@ -120,7 +120,7 @@ def test_a_trained_model_recognises_long_recordings_as_well_as_clips(trained_dem
         assert table[clips]["UA"] >= table[1]["UA"] - 0.05, table
 
 
-def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
+def test_joined_clips_have_one_level_if_requested(ravdess):
     corpus = load_corpus("ravdess", str(ravdess))
     for equalised in (False, True):
         waveform, reference = long_recordings.join_clips(corpus, "03", 44_100, equalised, 0)
@@ -130,7 +130,7 @@ def test_glued_clips_have_one_level_where_it_is_asked_for(ravdess):
         assert sorted(segment.label for segment in reference) == sorted(2 * RAVDESS_EMOTIONS)
 
 
-def test_one_command_draws_the_hour_anew_from_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
+def test_one_command_plots_a_long_recording_by_any_checkpoint(ravdess, checkpoint, tmp_path, monkeypatch, capsys):
     plot, kept = tmp_path / "timeline.png", tmp_path / "figures.json"
     flags = ["--minutes", 0.2, "--window", 1, "--hop", 0.5, "--figure", plot, "--json", kept]
     run(pipeline, monkeypatch, "long_recording", checkpoint, ravdess, *flags)

@@ -1,3 +1,5 @@
+"""Scores against scikit-learn, intervals against a plain bootstrap, and the metrics of Trainer and of evaluate."""
+
 import json
 import warnings
 from pathlib import Path
@@ -42,7 +44,7 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 @settings(max_examples=200, deadline=None)
 @given(pairs)
 def test_scores_equal_scikit_learn(drawn):
-    """Absent classes and classes never predicted included."""
+    """Including absent classes and classes that are never predicted."""
     labels, predictions = map(list, zip(*drawn, strict=True))
     found = scores(labels, predictions, NAMES, resamples=2)
     assert {name: found[name] for name in SCORES} == pytest.approx(sklearn_scores(labels, predictions), abs=1e-12)
@@ -66,7 +68,7 @@ def test_one_class_predicted():
     assert found["per_class"]["sad"]["precision"] is None
 
 
-def test_an_absent_class_takes_no_part_in_ua():
+def test_an_absent_class_does_not_count_in_ua():
     found = scores([0, 0, 1, 1], [0, 0, 1, 2], NAMES)
     assert found["UA"] == 0.75
     assert found["per_class"]["angry"] == {"recall": None, "precision": 0.0, "f1": 0.0, "support": 0}
@@ -83,7 +85,7 @@ def test_an_absent_class_takes_no_part_in_ua():
         ([0], [-1], "0 to"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(labels, predictions, message):
+def test_invalid_labels_and_predictions_are_refused(labels, predictions, message):
     with pytest.raises(ValueError, match=message):
         scores(labels, predictions, NAMES)
 
@@ -119,7 +121,7 @@ def test_intervals_by_speaker_equal_a_bootstrap_that_copies_speakers():
     assert widths["by_speaker"] > widths["by_clip"]
 
 
-def test_intervals_hold_the_score_and_follow_the_seed():
+def test_intervals_contain_the_score_and_depend_on_the_seed():
     labels, predictions = [0, 1, 2, 3] * 30, [0, 1, 2, 0, 1, 1, 0, 3] * 15
     found = scores(labels, predictions, NAMES)
     for name in SCORES:
@@ -134,7 +136,7 @@ def test_no_interval_by_speaker_without_two_known_speakers(speakers):
     assert list(bootstrap_intervals([0, 1, 2, 3], [0, 1, 2, 2], 4, speakers, resamples=5)) == ["by_clip"]
 
 
-def test_perfect_answers_have_an_interval_of_no_width():
+def test_perfect_predictions_have_an_interval_of_width_zero():
     assert bootstrap_intervals([0, 1] * 9, [0, 1] * 9, 2)["by_clip"]["UA"] == [1.0, 1.0]
 
 

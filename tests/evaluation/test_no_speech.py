@@ -1,3 +1,5 @@
+"""The benchmark of sounds without speech: reproducible inputs, and a table of the pipeline's scores."""
+
 import json
 from collections import Counter
 
@@ -14,7 +16,7 @@ RATE = 16_000
 
 
 @pytest.mark.slow
-def test_two_hundred_inputs_are_shared_out_and_are_the_same_in_every_run():
+def test_inputs_are_divided_evenly_among_kinds_and_are_reproducible():
     assert set(Counter(map(kind_of, range(200))).values()) == {14, 15} and len(KINDS) == 14
     waveforms = [sound(index, RATE) for index in range(2 * len(KINDS))]
     for index, waveform in enumerate(waveforms):
@@ -26,7 +28,7 @@ def test_two_hundred_inputs_are_shared_out_and_are_the_same_in_every_run():
         assert waveforms[index].any() == (kind != "silence")
 
 
-def test_levels_are_those_that_are_stated():
+def test_levels_are_within_the_stated_ranges():
     for index in range(3 * len(KINDS)):
         waveform = sound(index, RATE)
         if (kind := kind_of(index)) == "silence" or np.abs(waveform).max() == 1:
@@ -45,7 +47,7 @@ def test_noise_has_its_colour(kind, db_per_octave):
 
 
 @pytest.mark.slow
-def test_the_table_is_what_the_pipeline_answers(tmp_path, capsys):
+def test_the_table_holds_the_scores_of_the_pipeline(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_feature_extractor().save_pretrained(tmp_path / "model")
     kept, n_inputs = tmp_path / "figures.json", 2 * len(KINDS)

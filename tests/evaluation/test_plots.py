@@ -1,3 +1,5 @@
+"""Plots of spectrograms, envelopes and timelines."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ RATE = 44_100
 
 
 @pytest.mark.parametrize("hertz", [262, 523, 1047, 2093])
-def test_a_tone_is_bright_where_the_axis_says_its_frequency_is(hertz):
+def test_a_tone_is_brightest_at_its_frequency_on_the_axis(hertz):
     tone = np.sin(2 * np.pi * hertz * np.arange(2 * RATE) / RATE).astype(np.float32)
     for figure in plot_spectrograms(tiny_feature_extractor(image_size=244), tone, start=5.0):
         axes = figure.axes[0]
@@ -45,7 +47,7 @@ def test_an_envelope_holds_the_extremes_and_does_not_depend_on_the_pieces(length
     np.testing.assert_array_equal(rows, np.array(expected))
 
 
-def test_a_timeline_stacks_the_scores_to_one_and_leaves_silence_free():
+def test_a_timeline_stacks_the_scores_to_one_and_leaves_silence_empty():
     rows = [
         {"start": 0.0, "end": 2.0, "label": "a", "scores": {"a": 0.75, "b": 0.25}},
         {"start": 2.0, "end": 4.0, "label": "silence", "scores": {}},
@@ -79,7 +81,7 @@ def test_a_timeline_of_dimensions_has_a_line_for_each_and_a_gap_at_silence():
 
 
 def height_at(outline: np.ndarray, time: float) -> float:
-    """The top of a filled step area at a time that is no edge of it."""
+    """Returns the top of a filled step area at a time between its edges."""
     sides = zip(outline[:-1], outline[1:], strict=True)
     return max(y for (x, y), (right, _) in sides if min(x, right) < time < max(x, right))
 
@@ -88,5 +90,5 @@ def height_at(outline: np.ndarray, time: float) -> float:
     ("seconds", "text"),
     [(0, "0:00"), (4.42, "0:04.4"), (59.96, "1:00"), (70, "1:10"), (3_600, "1:00:00"), (7_265.5, "2:01:05.5")],
 )
-def test_a_clock_reads_as_people_write_it(seconds, text):
+def test_times_are_formatted(seconds, text):
     assert clock(seconds) == text

@@ -1,3 +1,5 @@
+"""Reports of runs: metrics, predictions, plots and model cards, of one fold and of all folds."""
+
 import csv
 import json
 from pathlib import Path
@@ -36,7 +38,7 @@ HISTORY = [
 
 
 def mine(known: bool = True, **kwargs):
-    """24 clips of 6 speakers and 4 classes; one reason why rows were left out."""
+    """Returns a corpus of 24 clips of 6 speakers and 4 classes, of which 3 rows were left out."""
     speakers = [f"s{k // 4}" for k in range(24)] if known else None
     corpus = corpus_of([0, 1, 2, 3] * 6, speakers, **kwargs)
     corpus.label_names = ["neutral", "happy", "angry", "sad"]
@@ -89,8 +91,8 @@ def test_the_effect_of_temperature_scaling_is_reported_for_a_run_and_for_all_fol
         expected = {name: raw["calibration"][name] for name in (*CALIBRATION_SCORES, "intervals")}
         assert report["calibration"]["before"] == expected
         assert {name: report[name] for name in SCORES} == {name: raw[name] for name in SCORES}
-        said = f"Temperature {temperature:.3f} (mine/loso-fold{fold}), before and after: ECE {expected['ECE']:.3f} -> "
-        assert said in format_report(report) and "Temperature" not in format_report(raw)
+        line = f"Temperature {temperature:.3f} (mine/loso-fold{fold}), before and after: ECE {expected['ECE']:.3f} -> "
+        assert line in format_report(report) and "Temperature" not in format_report(raw)
         assert f"at temperature {temperature:.3f}" in (folders["calibrated"][fold - 1] / "README.md").read_text()
     pooled = {kind: summarize_folds(tmp_path / kind, of_kind)["pooled"] for kind, of_kind in folders.items()}
     assert "before" not in pooled["raw"]["calibration"]
@@ -159,7 +161,7 @@ def test_everything_about_a_run_is_in_its_metrics(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_leaves_the_machine_does_not_name_its_folders(tmp_path):
+def test_published_files_do_not_name_local_folders(tmp_path):
     arguments = {
         "data_dir": "/home/me/mine",
         "nested": [{"weights": Path("/home/me/x.pth")}],
@@ -203,11 +205,11 @@ def test_a_run_without_validation_has_a_remark_in_all_reports(tmp_path):
     corpus = mine()
     folders = [tmp_path / f"fold_{fold}" for fold in (1, 2)]
     reports = [run(folder, corpus, "loso", fold, share=0) for fold, folder in enumerate(folders, start=1)]
-    said = "No validation set: the model is the last state of the full training schedule."
+    remark = "No validation set: the model is the last state of the full training schedule."
     assert reports[0]["corpus"]["rows_used"] == {"train": 20, "validation": 0, "test": 4}
-    assert reports[0]["remarks"] == [said] and format_report(reports[0]).startswith(said)
-    assert said in (folders[0] / "README.md").read_text()
-    assert summarize_folds(tmp_path, folders)["remarks"] == [said]
+    assert reports[0]["remarks"] == [remark] and format_report(reports[0]).startswith(remark)
+    assert remark in (folders[0] / "README.md").read_text()
+    assert summarize_folds(tmp_path, folders)["remarks"] == [remark]
     usual = run(tmp_path / "usual", corpus, "loso")
     assert usual["remarks"] == [] and "No validation set" not in (tmp_path / "usual" / "README.md").read_text()
 
@@ -250,12 +252,12 @@ QUOTED = {
 }
 
 
-def test_scores_of_others_are_quoted_as_theirs(tmp_path):
+def test_scores_of_other_models_are_quoted_as_theirs(tmp_path):
     other = QUOTED | {"protocol": "mine/halves-all", "models": 2, "measured_on": "2 models trained by the same recipe"}
     metadata, text = card(tmp_path, mine(), "everything", quoted=[QUOTED, other])
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["quoted_scores"] == [QUOTED, other] and "UA" not in report
-    assert "model-index" not in metadata  # where they would pass for this model's
+    assert "model-index" not in metadata  # in which they would count as scores of this model
     rows = [line for line in text.splitlines() if line.startswith(("| 6 models", "| 2 models"))]
     assert len(rows) == 4
     assert rows[0] == (
@@ -264,9 +266,11 @@ def test_scores_of_others_are_quoted_as_theirs(tmp_path):
     )
     assert "No test set: this model has no score of its own." in text
     assert "No number in this table is a score of this model." in text
-    said = format_report(report).splitlines()[2:]
-    assert len(said) == 4 and all("models trained by the same recipe" in line for line in said)
-    assert said[0].startswith("UA (mine/loso-all) of 6 models") and ", not of this model: 0.512 +- 0.031, " in said[0]
+    lines = format_report(report).splitlines()[2:]
+    assert len(lines) == 4 and all("models trained by the same recipe" in each for each in lines)
+    assert (
+        lines[0].startswith("UA (mine/loso-all) of 6 models") and ", not of this model: 0.512 +- 0.031, " in lines[0]
+    )
 
 
 # --- predictions ---
@@ -285,7 +289,7 @@ def test_predictions_hold_a_probability_for_every_class(tmp_path):
         assert row["prediction"] == corpus.label_names[int(line.argmax())]
 
 
-def test_predictions_do_not_mind_the_format_of_the_table(tmp_path):
+def test_predictions_do_not_depend_on_the_format_of_the_table(tmp_path):
     corpus = mine()
     logits = np.eye(4)[corpus.labels]
     plain, formatted = tmp_path / "plain.csv", tmp_path / "formatted.csv"
@@ -294,7 +298,7 @@ def test_predictions_do_not_mind_the_format_of_the_table(tmp_path):
     assert plain.read_text() == formatted.read_text()
 
 
-def test_logits_that_do_not_fit_are_refused(tmp_path):
+def test_invalid_logits_are_refused(tmp_path):
     corpus = mine()
     with pytest.raises(ValueError, match=r"Logits of \(24, 3\) do not fit 24 clips and 4 classes"):
         write_predictions(tmp_path / "p.csv", corpus.clips, np.zeros((24, 3)), corpus.label_names)
@@ -305,10 +309,10 @@ def test_logits_that_do_not_fit_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- whole files ---
+# --- atomic writing ---
 
 
-def test_a_file_is_whole_or_absent(tmp_path):
+def test_a_file_is_complete_or_absent(tmp_path):
     path = tmp_path / "metrics.json"
     with pytest.raises(RuntimeError), atomic_write(path) as unfinished:
         unfinished.write_text("half")
@@ -366,7 +370,7 @@ def test_folds_of_one_sex_each_are_scored_by_sex_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unfinished_or_foreign_fold_is_refused(tmp_path):
+def test_an_unfinished_fold_and_one_of_another_protocol_are_refused(tmp_path):
     run(tmp_path / "fold_1", mine(), "loso", 1)
     with pytest.raises(DataError, match="Fold 2 is not finished: .*fold_2.metrics.json does not exist"):
         summarize_folds(tmp_path, [tmp_path / "fold_1", tmp_path / "fold_2"])
@@ -386,7 +390,7 @@ def test_one_fold_has_no_standard_deviation(tmp_path):
 
 
 def border_is_blank(path: Path) -> bool:
-    """Nothing touches the edge, so nothing is cut."""
+    """Returns whether nothing touches the edge of an image, so nothing is cut off."""
     pixels = np.asarray(Image.open(path).convert("L"))
     edges = np.concatenate([pixels[:4].ravel(), pixels[-4:].ravel(), pixels[:, :4].ravel(), pixels[:, -4:].ravel()])
     return bool((edges == 255).all()) and pixels.min() < 100
@@ -397,7 +401,7 @@ LONG = ["neutral", "calmness-and-serenity", "happiness/excitement", "sadness", "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [["no", "yes"], [*LONG, "disgust", "surprise (positive)"], [*"abcdefghij"]])
-def test_nothing_is_cut_from_the_confusion_matrix(tmp_path, names):
+def test_nothing_is_cut_off_from_the_confusion_matrix(tmp_path, names):
     counts = np.arange(len(names) ** 2).reshape(len(names), -1) * 7
     counts[1] = 0
     heading = "an-organisation-with-a-long-name/a-data-set-with-a-long-name/luna-jimenez-fold5\nUA 0.312, WA 0.331"
@@ -452,7 +456,7 @@ def test_model_card_metadata(tmp_path):
     assert "unknown label 'bored': 3" in text
     assert "No speaker of the test part" in text
     assert "labels are what annotators heard" in text and "to be signed with its authors" in text
-    assert "license" not in metadata  # the Hub has no name for that one
+    assert "license" not in metadata  # the Hub has no identifier for this licence
 
 
 @pytest.mark.slow

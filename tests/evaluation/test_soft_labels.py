@@ -1,3 +1,5 @@
+"""Scores of soft labels against independent formulas, and clips without a majority label."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +18,7 @@ from tests.helpers.soft_labels import recomputed
 
 
 def drawn(count: int, num_labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Votes of three or four annotators, and logits that know something of them."""
+    """Draws votes of three or four annotators, and logits that are correlated with them."""
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.full(num_labels, 0.5), size=count)
     votes = np.stack([rng.multinomial(rng.integers(3, 5), row) for row in chances])
@@ -36,11 +38,11 @@ def test_scores_equal_scipy_and_scikit_learn(count, num_labels, seed):
     assert found["n_without_agreement"] == sum(list(row).count(row.max()) > 1 for row in votes)
 
 
-def test_probabilities_that_are_the_votes_are_perfect_and_impossible_ones_finite():
+def test_probabilities_equal_to_the_votes_are_perfect_and_zero_ones_give_finite_scores():
     votes = np.array([[3.0, 0, 0], [1, 2, 0], [1, 1, 1]])
     found = distribution_scores(votes, shares_of(votes), resamples=2)
     assert (found["KL"], found["JS"]) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
-    assert found["soft_macro_f1"] == pytest.approx(2 / 3)  # the third has no votes above chance
+    assert found["soft_macro_f1"] == pytest.approx(2 / 3)  # no class of the third clip has votes above chance
     worst = distribution_scores([[1.0, 0]], [[0.0, 1.0]], resamples=2)
     assert np.isfinite(worst["KL"]) and worst["KL"] > 300 and worst["JS"] == pytest.approx(np.log(2))
 
@@ -69,7 +71,7 @@ def test_values_that_are_not_votes_are_refused(votes):
         shares_of(votes)
 
 
-def test_annotators_agree_where_one_class_has_most_votes():
+def test_annotators_agree_if_one_class_has_most_votes():
     votes = [[2.0, 1, 0], [1, 1, 0], [0, 0, 1], [2, 2, 3]]
     assert agreed(votes).tolist() == [True, False, True, True]
     table = Dataset.from_dict({"label": [0, 0, 2, 2], "votes": votes}).with_format("torch")
@@ -77,7 +79,7 @@ def test_annotators_agree_where_one_class_has_most_votes():
     assert with_one_label(table.remove_columns("votes")).tolist() == [True] * 4
 
 
-def test_metrics_for_trainer_count_clips_without_agreement_in_distributions_alone():
+def test_metrics_for_trainer_count_clips_without_agreement_in_distributions_only():
     votes, logits = drawn(50, 4, 1)
     sure = agreed(votes)
     found = compute_distribution_metrics(SimpleNamespace(predictions=(logits, "more"), label_ids=shares_of(votes)))
@@ -89,7 +91,7 @@ def test_metrics_for_trainer_count_clips_without_agreement_in_distributions_alon
     assert set(ties) == set(DISTRIBUTION_SCORES)
 
 
-def test_mixup_blends_shares_as_it_blends_labels():
+def test_mixup_blends_soft_labels_as_it_blends_labels():
     images = {"cqt": torch.rand(6, 1, 4, 4)}
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     blended = []

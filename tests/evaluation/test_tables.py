@@ -1,4 +1,4 @@
-"""The tables of scores: what is collected, and figures against scikit-learn's and a bootstrap written out."""
+"""Tables of scores: what is collected from runs, and scores that equal those of scikit-learn."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Windows of test clips, and the mean of what is said of them."""
+"""Windows of test clips, and the mean of their probabilities."""
 
 import io
 
@@ -19,7 +19,7 @@ RATE = 44_100
 
 
 @given(st.floats(0.01, 60), st.floats(0.1, 10), st.floats(0.05, 1))
-def test_windows_leave_nothing_out(seconds, window_s, hop_share):
+def test_windows_cover_the_whole_clip(seconds, window_s, hop_share):
     hop_s = hop_share * window_s
     starts = window_starts(seconds, window_s, hop_s)
     assert starts[0] == 0 and starts == sorted(starts)
@@ -42,8 +42,8 @@ def test_windows_of_a_table(tmp_path, trim_db, expected):
     assert windows["label"][:] == owners and windows["file"][:] == ["long"] * expected + ["short"]
     images = PairCollator(extractor)([*windows])["images"]["mel"]
     assert images.shape[0] == len(owners)
-    stretch = extractor.cut(extractor.trim(features[0]["spectrograms"][0]), windows[1]["start"], windows[1]["end"])
-    assert (images[1] == extractor.images([stretch])["mel_values"][0].half()).all()
+    crop = extractor.cut(extractor.trim(features[0]["spectrograms"][0]), windows[1]["start"], windows[1]["end"])
+    assert (images[1] == extractor.images([crop])["mel_values"][0].half()).all()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_configuration_gets_the_longest_training_clip_and_the_training_window(
 
 
 @pytest.mark.parametrize("seconds, expected", [([1.0, 2.5, 4.0], 2.5), ([3.0], 3.0), ([0.001, 0.002], 0.01)])
-def test_a_classifier_of_whole_clips_gets_windows_as_long_as_most_of_them(seconds, expected):
+def test_a_classifier_of_whole_clips_gets_windows_of_their_median_length(seconds, expected):
     clips = Dataset.from_list([{"file": str(row), "seconds": length} for row, length in enumerate(seconds)])
     assert training_lengths(clips, 2.0, whole_clips=True)["window_s"] == expected
 
@@ -80,6 +80,6 @@ def test_a_clip_whose_length_cannot_be_read_is_named():
         training_lengths(clips, 2.0)
 
 
-def test_the_mean_is_of_probabilities_by_clip():
+def test_probabilities_are_averaged_by_clip():
     logits = np.log([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9]])
     np.testing.assert_allclose(mean_over_windows(logits, [0, 0, 1]), [[0.6, 0.4], [0.1, 0.9]])

@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file: it answers as the pipeline does, holds plain operators only, and says what it is."""
+"""ONNX files of checkpoints: they give the pipeline's scores, use plain operators only, and describe themselves."""
 
 import csv
 import io
@@ -28,14 +28,14 @@ from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
 SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
-# A model of timm for one image and plain convolutions for the other, or these alone, which are exported faster.
+# A timm model for one image and a plain ConvNet for the other, or the latter alone, which is exported faster.
 ONE_BRANCH = {"cqt_backbone": None, "cqt_backbone_kwargs": None}
 ONE_BRANCH |= {"mel_backbone": "convnet", "mel_backbone_kwargs": {"channels": [8, 16]}}
 NETS = ONE_BRANCH | {"cqt_backbone": "resnet10t", "cqt_backbone_kwargs": SMALL_NET}
 
 
 def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
-    """With weights as large as trained ones: those of a new head tell hardly anything apart."""
+    """Returns a pipeline whose head has weights as large as trained ones; a new head gives nearly equal scores."""
     model = tiny_model(**config)
     with torch.no_grad():
         for parameter in model.classifier.parameters():
@@ -47,7 +47,7 @@ def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A file for any length, of two branches with trimmed images of three channels; and its pipeline."""
+    """Exports two branches with trimmed images of three channels, for any length; returns pipeline and path."""
     classify = classifier({"trim_db": 35.0, "channels": "deltas", "image_size": (48, 80)}, temperature=0.6, **NETS)
     path = tmp_path_factory.mktemp("exported") / "whole.onnx"
     export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20))
@@ -58,16 +58,16 @@ def test_waveforms_of_any_length_get_the_pipelines_probabilities(whole):
     classify, path = whole
     session = session_of(path)
     lengths = (4_410, 22_051, 61_737, 132_300, 300_000)
-    seen = []
+    found = []
     for samples in lengths:
         clip = np.concatenate([noise(9_000) * 1e-3, voice(samples / 44_100, f0=90 + samples / 2_000)])[:samples]
         (own,) = session.run(["probabilities"], {"waveform": clip[None]})
         np.testing.assert_allclose(own[0], answer(classify, clip), atol=1e-3)
-        seen.append(own[0])
-    assert np.ptp(seen, axis=0).max() > 0.05  # else all clips would have one answer
+        found.append(own[0])
+    assert np.ptp(found, axis=0).max() > 0.05  # else all clips would have equal scores
 
 
-def test_a_batch_and_what_else_comes_out(whole):
+def test_a_batch_and_all_outputs(whole):
     classify, path = whole
     clips = np.stack([voice(1.0, f0=f0) for f0 in (90, 150, 240)])
     names = ["probabilities", "logits", "embedding", "cqt_values", "mel_values", "shown"]
@@ -88,7 +88,7 @@ def test_a_batch_and_what_else_comes_out(whole):
     assert shown.shape == (3, 2) and (shown[:, 0] < shown[:, 1]).all()
 
 
-def test_the_program_beside_it_gives_the_same(whole):
+def test_the_exported_program_gives_the_same_scores(whole):
     classify, path = whole
     program = torch.export.load(path.with_suffix(".pt2")).module()
     clip = voice(0.7)
@@ -96,7 +96,7 @@ def test_the_program_beside_it_gives_the_same(whole):
     np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
 
 
-def test_the_file_says_what_it_is(whole):
+def test_the_file_describes_itself(whole):
     classify, path = whole
     about = session_of(path).get_modelmeta().custom_metadata_map
     assert about["sampling_rate"] == "44100" and about["samples"] == "" and about["min_length"] == "4096"
@@ -104,7 +104,7 @@ def test_the_file_says_what_it_is(whole):
     assert json.loads(about["extractor"])["trim_db"] == 35.0
     assert json.loads(about["model"])["cqt_backbone"] == "resnet10t"
     assert (about["scores"], about["licence"], about["quantized"]) == ("softmax", "unknown", "")
-    assert ".py" not in str(onnx.load(path).graph.node)  # no line of code, nor the folder in which it lay
+    assert ".py" not in str(onnx.load(path).graph.node)  # neither lines of code nor their folder
 
 
 def test_onnx_ser_prints_the_table_of_predict_ser(whole, tmp_path, capsys):
@@ -138,8 +138,8 @@ def test_operators_are_plain(whole):
 
 
 def test_a_maxvit_and_an_mvitv2_are_exported_for_any_length(tmp_path):
-    """With one stage of each kind: in MaxViT the first and a later one; in MViTv2, which pools keys by 4, then by 2,
-    then not at all, the first three."""
+    """With one stage of each kind: the first and a later one of MaxViT, and the first three of MViTv2, which pool keys
+    by 4, by 2 and not at all."""
     classify = classifier(
         {},
         cqt_backbone_kwargs={"embed_dim": [32] * 2, "depths": [1] * 2, "stem_width": 16, "head_hidden_size": 32},
@@ -208,7 +208,7 @@ def test_dimensions_are_exported_as_they_are_after_the_classes(tmp_path, capsys,
 
 @pytest.fixture(scope="module")
 def answered():
-    """The smaller of the weights that come with the code, 100 pieces of real speech, and the pipeline's answers."""
+    """Returns the pipeline of the smaller shipped weights, 100 pieces of real speech, and their scores."""
     classify = load_pipeline(str(Path(__file__).parents[2] / "weights" / "ravdess_small"), "cpu")
     clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
     return classify, clips, np.stack([answer(classify, clip) for clip in clips])
@@ -216,10 +216,8 @@ def answered():
 
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 @pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
-def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_does(
-    answered, tmp_path, window_s, front_end
-):
-    """Trimmed, with changes as channels, over 50 dB: all steps from the waveform to the images are in the graph."""
+def test_the_shipped_weights_give_the_scores_of_the_pipeline_for_real_speech(answered, tmp_path, window_s, front_end):
+    """With trimming, deltas and a range of 50 dB: all steps from the waveform to the images are in the graph."""
     classify, clips, expected = answered
     if window_s is not None:
         clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
@@ -235,14 +233,14 @@ def test_the_weights_that_come_with_the_code_answer_real_speech_as_the_pipeline_
         assert operators(path) <= PLAIN and path.stat().st_size < 12e6
         session = session_of(path)
         own = np.concatenate([session.run(["probabilities"], given)[0] for given in inputs])
-        if front_end:  # some of them again, since the profile takes as long as the answers
+        if front_end:  # only some, since profiling takes as long again
             again, shares = answers_of(path, clips[::20], tmp_path / "profile")
             assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
             np.testing.assert_allclose(again, own[::20], atol=1e-6)
         np.testing.assert_allclose(own, expected, atol=tolerance)
         is_other = own.argmax(1) != expected.argmax(1)
         assert not (is_other & (first - second > 2 * tolerance)).any(), quantize
-    assert len(set(expected.argmax(1))) > 4  # else they would be of one answer
+    assert len(set(expected.argmax(1))) > 4  # else the predictions would hardly differ
 
 
 class Louder(WholeModel):
@@ -250,7 +248,7 @@ class Louder(WholeModel):
         return super().forward(*(2 * image for image in inputs))
 
 
-def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
+def test_a_file_with_other_scores_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(ser.export.onnx, "WholeModel", Louder)
     with pytest.raises(
         DataError, match=r"differ from the pipeline's by up to 0\.\d+, and at most 0\.001 is tolerated"
@@ -263,7 +261,7 @@ def test_a_file_that_answers_otherwise_does_not_stay(tmp_path, monkeypatch):
     "extractor, message",
     [({"backend": "librosa"}, "backend='librosa'"), ({"min_length": 9_000}, "0.20 s with zeros")],
 )
-def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
+def test_settings_that_cannot_be_exported_are_named(tmp_path, extractor, message):
     with pytest.raises(DataError, match=message):
         export(classifier(extractor, **ONE_BRANCH), tmp_path / "a.onnx", Form(None, True, None, 20))
 
@@ -277,7 +275,7 @@ def test_what_no_file_can_do_is_refused_by_name(tmp_path, extractor, message):
         (["a.onnx", "--window", "2", "--dynamic"], "not allowed with"),
     ],
 )
-def test_mistaken_options_are_refused(flags, message, capsys):
+def test_invalid_options_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         export_ser.parse_arguments(["model", *flags])
     assert message in capsys.readouterr().err
@@ -290,5 +288,5 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(pl
     try:
         with pytest.raises(UsageError, match=f"{place} cannot be written: "):
             export_ser.main(["out/model", str(tmp_path / place)])
-    except SystemExit as refused:  # by the parser: there is no such folder
+    except SystemExit as refused:  # raised by the parser: the folder does not exist
         assert refused.code == 2

@@ -1,4 +1,4 @@
-"""The front end of plain operators gives the extractor's images, of whatever kind."""
+"""The exported front end, made of plain operators, gives the images of the extractor for all of its settings."""
 
 import os
 from itertools import product
@@ -20,14 +20,14 @@ CLIPS = {
     "silent ends": SILENT_ENDS,
     "shorter than an STFT window": voice(0.05),
     "half a hop beyond a frame": voice(1.0)[: 512 * 60 + 256],
-    "nothing": np.zeros(6_000, np.float32),
-    "as loud as a file of integers": 3e8 * voice(0.4, f0=220),
+    "zeros": np.zeros(6_000, np.float32),
+    "as loud as integer samples": 3e8 * voice(0.4, f0=220),
 }
 CHOICES = [
     dict(zip(("trim_db", "level", "mel_representation", "channels"), values, strict=True))
     for values in product((None, 35.0), ("clip", "full_scale"), ("log-mel", "mfcc"), ("repeat", "deltas"))
 ]
-# Cut to a few frames, in which neither a filter for changes nor a half of a hop fits; other sizes; other transforms.
+# Trimming to a few frames, too short for the filter of deltas and for half a hop; other sizes; other transforms.
 OTHERS = [
     {"trim_db": 3.0, "trim_margin": 0.0, "channels": "deltas", "image_size": (64, 96)},
     {"top_db": 30.0, "image_mean": (0.5,) * 3, "image_std": (0.2, 0.3, 0.4), "image_size": 244},
@@ -53,7 +53,7 @@ def assert_same_images(extractor, waveform: np.ndarray) -> None:
     for name, image in own.items():
         difference = ((image - expected[name]) * std).abs()
         assert image.shape == expected[name].shape
-        # The ends of wavelets are cut off, of which the CQT shows something where it is quiet.
+        # The ends of wavelets are cut off, which changes quiet parts of the CQT.
         most, mean = (2e-3, 5e-5) if name == "cqt_values" else (1e-4, 1e-6)
         assert difference.max() < most and difference.mean() < mean, name
 
@@ -87,7 +87,7 @@ def test_each_clip_of_a_batch_is_trimmed_by_itself():
     for name, images in together.items():
         torch.testing.assert_close(images, torch.cat([one[name] for one in alone]), atol=2e-5, rtol=0)
         least = 0.2 if images.ndim == 4 else 0.02
-        assert (images[0] - images[2]).abs().max() > least  # or nothing would have been told apart
+        assert (images[0] - images[2]).abs().max() > least  # else all clips would have equal images
 
 
 @pytest.mark.parametrize("branch", ["cqt", "mel"])
@@ -99,7 +99,7 @@ def test_a_model_of_one_branch_gets_its_image_only(branch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
-def test_a_waveform_is_resampled_as_soxr_does_it(rate):
+def test_a_waveform_is_resampled_as_by_soxr(rate):
     resample = Resample(rate, Wav2Vec2FeatureExtractor())
     for samples in (4_097, 12_345, 30_000):
         clip = torch.from_numpy(voice(samples / rate, sampling_rate=rate) + noise(samples))
@@ -109,7 +109,7 @@ def test_a_waveform_is_resampled_as_soxr_does_it(rate):
 
 
 @pytest.mark.parametrize("rate", [44_101, 15_999])
-def test_rates_of_no_simple_ratio_are_refused(rate):
+def test_rates_without_a_simple_ratio_are_refused(rate):
     with pytest.raises(DataError, match=f"sampling_rate={rate} cannot be exported beside a speech encoder"):
         Resample(rate, Wav2Vec2FeatureExtractor())
 
@@ -118,7 +118,7 @@ def test_rates_of_no_simple_ratio_are_refused(rate):
 @pytest.mark.parametrize("trim_db", [None, 35.0])
 @pytest.mark.parametrize("family", ["whisper", "wavlm", "hubert"])  # frames, samples, samples of unit variance
 def test_a_speech_encoder_gets_the_extractors_inputs(encoders, family, trim_db):
-    """Of Whisper in pieces: of the tests' encoder 1 s long."""
+    """Whisper gets pieces, which are 1 s long for the test encoder."""
     extractor = tiny_feature_extractor(trim_db=trim_db, speech_processor=read_processor(encoders[family]))
     front_end = FrontEnd(extractor, ["speech"]).eval()
     long = np.concatenate([noise(9_000, 1) * 1e-3, voice(2.31, f0=170), noise(5_000, 2) * 1e-3])

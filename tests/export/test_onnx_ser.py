@@ -1,4 +1,4 @@
-"""What answers by an ONNX file without PyTorch; with a graph that needs no model to be telling."""
+"""onnx_ser.py, which classifies recordings by an ONNX file without PyTorch; here with a tiny graph, not a model."""
 
 import ast
 import csv
@@ -25,7 +25,7 @@ LABELS = ["loud", "soft"]
 
 
 def write_model(path: Path, samples: int | None = None, **changes: str) -> str:
-    """Scores of a waveform: its mean square, and 1 less that."""
+    """Writes a graph whose scores are the mean square of a waveform, and 1 minus that."""
     nodes = [
         helper.make_node("Mul", ["waveform", "waveform"], ["squares"]),
         helper.make_node("ReduceMean", ["squares", "axis"], ["power"], keepdims=1),
@@ -54,7 +54,7 @@ def model(tmp_path) -> str:
 
 
 def level(path: Path, amplitude: float, seconds: float, rate: int = RATE) -> Path:
-    """A square wave, whose mean square is its amplitude's."""
+    """Writes a square wave, whose mean square is the square of its amplitude."""
     path.parent.mkdir(exist_ok=True, parents=True)
     signs = np.where(np.arange(round(seconds * rate)) // 20 % 2, -1, 1)
     soundfile.write(path, amplitude * signs, rate, subtype="FLOAT")
@@ -82,7 +82,7 @@ def test_a_folder_gives_a_row_for_each_file_and_its_accuracy(model, tmp_path, ca
     assert "5 files: 5 answered, 0 failed.\nWA 0.7500  UA 0.7500 on 4 labelled files\n" in printed.err
 
 
-def test_answers_below_the_least_score_are_uncertain_and_counted_apart(model, tmp_path, capsys):
+def test_predictions_below_min_score_are_uncertain_and_counted_separately(model, tmp_path, capsys):
     for name, amplitude in {"loud/a": 0.75, "soft/a": 0.25, "soft/b": 0.7}.items():
         level(tmp_path / "clips" / f"{name}.wav", amplitude, 0.5)
     assert onnx_ser.main([model, str(tmp_path / "clips"), "--min_score", "0.5625"]) == 0
@@ -106,7 +106,7 @@ def test_windows_are_smoothed_and_silence_is_left_out(model, tmp_path, capsys):
     assert [row["loud"] for row in rows] == ["0.5625", "", "0.25", "0.25"]
 
 
-# Seconds of 0.75 and of 0.25, and the mean square over the windows: of 3 s from 6 s on where the file does not say.
+# Seconds of 0.75 and of 0.25, and the mean square over the windows: by default, of 3 s for recordings from 6 s on.
 @pytest.mark.parametrize(
     "about, seconds, mean",
     [
@@ -127,7 +127,7 @@ def test_a_recording_longer_than_the_training_clips_is_the_mean_of_windows(tmp_p
 
 
 @pytest.mark.parametrize("seconds", [0.5, 4, 45])
-def test_silence_alone_is_no_label_of_the_models(model, tmp_path, capsys, seconds):
+def test_silence_alone_gets_no_label_of_the_model(model, tmp_path, capsys, seconds):
     level(tmp_path / "loud" / "a.wav", 1e-5, seconds)
     assert onnx_ser.main([model, str(tmp_path / "loud")]) == 0
     (row,) = table(capsys)
@@ -137,10 +137,10 @@ def test_silence_alone_is_no_label_of_the_models(model, tmp_path, capsys, second
 def test_other_rates_channels_and_short_clips(model, tmp_path, capsys):
     stereo = np.stack([np.full(22_050, 0.6), np.full(22_050, 0.2)], axis=1)
     soundfile.write(tmp_path / "a.wav", stereo, 44_100, subtype="FLOAT")
-    level(tmp_path / "b.wav", 0.5, 0.025)  # 200 samples, filled up to 401
+    level(tmp_path / "b.wav", 0.5, 0.025)  # 200 samples, padded to 401
     assert onnx_ser.main([model, str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]) == 0
     resampled, short = table(capsys)
-    assert float(resampled["loud"]) == pytest.approx(0.16, abs=2e-3)  # but for the ends, where it rings
+    assert float(resampled["loud"]) == pytest.approx(0.16, abs=2e-3)  # except at the ends, where the filter rings
     assert float(short["loud"]) == pytest.approx(0.25 * 200 / 401, abs=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_lists_are_read_as_by_predict_ser(name, tmp_path):
         assert onnx_ser.find([str(path)], LABELS) == expected
 
 
-def test_a_recording_with_two_labels_is_refused_and_others_of_a_folder_are_counted(tmp_path, capsys):
+def test_a_recording_with_two_labels_is_refused_and_other_files_of_a_folder_are_counted(tmp_path, capsys):
     clip = level(tmp_path / "loud" / "a.wav", 0.75, 0.5)
     (tmp_path / "loud" / "notes.TXT").write_text("no sound")
     (tmp_path / "list.csv").write_text("file,label\nloud/a.wav,soft\n")
@@ -240,7 +240,7 @@ def run(model: str, clip: Path, **streams: int) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_answers_that_cannot_be_written_get_one_error(model, tmp_path):
+def test_predictions_that_cannot_be_written_get_one_error(model, tmp_path):
     clip = level(tmp_path / "a.wav", 0.75, 0.5)
     with open("/dev/full", "w") as full:
         done = run(model, clip, stdout=full.fileno())
@@ -253,7 +253,7 @@ def test_answers_that_cannot_be_written_get_one_error(model, tmp_path):
     assert done.returncode == 141 and "Traceback" not in done.stderr
 
 
-def test_a_name_that_is_no_text_is_written_as_it_is(model, tmp_path):
+def test_a_file_name_that_is_not_valid_text_is_written_unchanged(model, tmp_path):
     clip = level(tmp_path / "a.wav", 0.75, 0.5)
     odd = os.fsencode(tmp_path) + b"/v\xe9rit\xe9.wav"
     os.rename(clip, odd)
@@ -262,7 +262,7 @@ def test_a_name_that_is_no_text_is_written_as_it_is(model, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["nothing", "text", "no samples", "NaN"])
-def test_what_cannot_be_read_is_named_and_the_rest_answered(model, tmp_path, capsys, broken):
+def test_files_that_cannot_be_read_are_named_and_the_others_classified(model, tmp_path, capsys, broken):
     path = tmp_path / "broken.wav"
     if broken == "text":
         path.write_text("this is no sound at all")
@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_answered(model, tmp_path, cap
     assert printed.out.count("\n") == 2
 
 
-def test_files_that_are_no_model_are_refused(tmp_path, capsys):
+def test_files_that_are_not_models_are_refused(tmp_path, capsys):
     clip = str(level(tmp_path / "a.wav", 0.75, 0.5))
     (tmp_path / "text.onnx").write_text("no graph")
     of_images = write_model(tmp_path / "other.onnx", labels="")
@@ -291,7 +291,7 @@ def test_files_that_are_no_model_are_refused(tmp_path, capsys):
     assert onnx_ser.main([write_model(tmp_path / "any.onnx"), str(tmp_path / "list.csv")]) == 2
 
 
-def test_it_stands_alone(model, tmp_path):
+def test_onnx_ser_needs_no_other_file_of_the_project(model, tmp_path):
     tree = ast.parse((ROOT / "onnx_ser.py").read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

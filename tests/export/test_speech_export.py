@@ -1,4 +1,4 @@
-"""A checkpoint with a speech encoder as an ONNX file: it answers as the pipeline does, for clips of any length."""
+"""ONNX files of models with a speech encoder: they give the pipeline's scores for clips of any length."""
 
 import csv
 import io
@@ -27,13 +27,13 @@ BESIDE = {f"{branch}_backbone": "convnet" for branch in ("cqt", "mel")}
 BESIDE |= {f"{branch}_backbone_kwargs": {"channels": [8, 16]} for branch in ("cqt", "mel")}
 BESIDE_MEL = BESIDE | {"cqt_backbone": None, "cqt_backbone_kwargs": None}  # which is exported faster
 STATISTICS = {"speech_pooling": "statistics", "speech_layers": "concat"}
-# The encoders of the tests divide clips into pieces of 1 s, as a real Whisper does into pieces of 30 s.
+# The test encoders split clips into pieces of 1 s, as a real Whisper does into pieces of 30 s.
 LENGTHS = (4_410, 22_051, 44_100, 44_101, 61_737, 132_300)  # samples at 44.1 kHz
 DYNAMIC = Form(window_s=None, front_end=True, quantize=None, opset=20)
 
 
 def classifier(encoder: str, extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
-    """With a head of large weights, statistics of some clips, and pooling weights that are not all the same."""
+    """Returns a pipeline with large weights in its head, statistics of some clips, and unequal pooling weights."""
     model = tiny_model(**{"speech_encoder": encoder, **config})
     model.maxmvit.load_speech_weights()
     processor = read_processor(encoder)
@@ -61,38 +61,38 @@ def clip_of(samples: int) -> np.ndarray:
     return np.concatenate([noise(4_410) * 1e-3, voice(samples / 44_100, f0=90 + samples / 900)])[-samples:]
 
 
-def assert_answers_as_the_pipeline(classify, path, clips) -> None:
+def assert_scores_of_the_pipeline(classify, path, clips) -> None:
     session, differences, answers = session_of(path), [], []
     for clip in clips:
         (own,) = session.run(["probabilities"], {"waveform": clip[None]})
         differences.append(own[0] - answer(classify, clip))
         answers.append(own[0])
-    # Far less than from clip to clip, or a file that ignores its input would pass.
+    # Differences must be far smaller than between clips, or a file that ignores its input would pass.
     spread = np.ptp(answers, axis=0).max()
     assert spread > 5e-3 and np.abs(differences).max() < min(1e-3, spread / 5)
 
 
 @pytest.fixture(scope="module")
 def whisper(encoders, tmp_path_factory):
-    """A file for any length of an encoder alone, on trimmed clips; and its pipeline."""
+    """Exports an encoder alone, for trimmed clips of any length; returns its pipeline and the path of the file."""
     classify = classifier(encoders["whisper"], {"trim_db": 35.0}, **ALONE, **STATISTICS)
     path = tmp_path_factory.mktemp("exported") / "whisper.onnx"
     assert export(classify, path, DYNAMIC) < 1e-3
     return classify, path
 
 
-def test_whisper_alone_answers_clips_of_any_length_piece_by_piece(whisper):
+def test_whisper_alone_classifies_clips_of_any_length_in_pieces(whisper):
     classify, path = whisper
     clips = [clip_of(samples) for samples in LENGTHS]
     clips += [np.concatenate([noise(20_000, 3) * 1e-4, voice(1.3), noise(9_000, 4) * 1e-4]), np.zeros(9_000, "f4")]
-    assert_answers_as_the_pipeline(classify, path, clips)
+    assert_scores_of_the_pipeline(classify, path, clips)
     program = torch.export.load(path.with_suffix(".pt2")).module()
     for clip in clips[-2:]:
         own = program(torch.from_numpy(clip)[None])["probabilities"]
         np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
 
 
-def test_its_file_takes_one_clip_and_gives_what_the_encoder_was_given(whisper):
+def test_the_file_of_whisper_takes_one_clip_and_returns_the_inputs_of_the_encoder(whisper):
     classify, path = whisper
     session = session_of(path)
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("waveform", [1, "samples"])]
@@ -146,12 +146,12 @@ def test_onnx_ser_prints_the_table_of_predict_ser_whole_and_along_windows(whispe
     ],
     ids=["wavlm", "hubert", "wav2vec2"],
 )
-def test_encoders_of_waveforms_answer_as_the_pipeline_does(encoders, tmp_path, family, extractor, config):
+def test_encoders_of_waveforms_give_the_scores_of_the_pipeline(encoders, tmp_path, family, extractor, config):
     classify = classifier(encoders[family], extractor, **config)
     assert export(classify, tmp_path / "any.onnx", DYNAMIC) < 1e-3
     assert operators(tmp_path / "any.onnx") <= PLAIN
     clips = [clip_of(samples) for samples in LENGTHS]
-    assert_answers_as_the_pipeline(classify, tmp_path / "any.onnx", clips)
+    assert_scores_of_the_pipeline(classify, tmp_path / "any.onnx", clips)
 
 
 def test_int8_of_windows_leaves_the_front_end_in_float32(encoders, tmp_path):
@@ -180,7 +180,7 @@ def test_a_checkpoint_in_half_precision_is_computed_in_float32(encoders):
 
 
 @pytest.mark.parametrize("family, config", [("whisper", ALONE), ("hubert", BESIDE)])
-def test_the_inputs_of_an_encoder_are_never_left_to_the_caller(encoders, tmp_path, family, config):
+def test_an_encoder_cannot_be_exported_without_the_front_end(encoders, tmp_path, family, config):
     classify = classifier(encoders[family], {}, **config)
     with pytest.raises(DataError, match="with its front end only.*: leave out --without_front_end"):
         export(classify, tmp_path / "a.onnx", Form(window_s=3.0, front_end=False, quantize=None, opset=20))
@@ -191,19 +191,19 @@ def test_the_inputs_of_an_encoder_are_never_left_to_the_caller(encoders, tmp_pat
     not {"SER_RAVDESS_DIR", "SER_PRETRAINED_DIR"} <= os.environ.keys(),
     reason="SER_RAVDESS_DIR and SER_PRETRAINED_DIR do not name RAVDESS and the pretrained encoder",
 )
-def test_the_real_whisper_answers_real_speech_as_the_pipeline_does(tmp_path):
+def test_the_real_whisper_gives_the_scores_of_the_pipeline_for_real_speech(tmp_path):
     encoder = str(Path(os.environ["SER_PRETRAINED_DIR"]) / "whisper-tiny.en")
     classify = classifier(encoder, {"trim_db": 35.0}, num_labels=8, **BESIDE_MEL, **STATISTICS)
     with torch.no_grad():
         for parameter in classify.model.classifier.parameters():
-            parameter.div_(8)  # of thousands of features
+            parameter.div_(8)  # since it has thousands of features
     ravdess = Path(os.environ["SER_RAVDESS_DIR"])
     clips = [*stretches_of_speech(ravdess, 5, 44_100), *stretches_of_speech(ravdess, 2, 44_100, (29.0, 35.0))]
     _, graph = build(classify, DYNAMIC)
     for quantize in (None, "fp16"):
         path = tmp_path / f"{quantize}.onnx"
         save(graph, path, quantize)
-        assert_answers_as_the_pipeline(classify, path, clips)
+        assert_scores_of_the_pipeline(classify, path, clips)
     # The statistics of BatchNorm, one number for each of 3,840 features, are not halved.
     kinds = {len(weight.dims) > 1: set() for weight in onnx.load(path).graph.initializer}
     for weight in onnx.load(path).graph.initializer:

@@ -1,5 +1,5 @@
-"""The page that needs no server, in a real browser. Needs what `python -m web.build` fetches and makes, Playwright's
-Python client and the system's Chromium."""
+"""The page without a server (web/) in a real browser. Needs the files that `python -m web.build` makes, Playwright's
+Python client and Chromium."""
 
 import base64
 import csv
@@ -45,7 +45,7 @@ WAIT_MS = 60_000
 
 
 class IsolatedFolder(Folder):
-    """Of a page that may have threads."""
+    """Sends the headers with which a page may use threads."""
 
     def end_headers(self) -> None:
         for name, value in ISOLATED.items():
@@ -55,13 +55,13 @@ class IsolatedFolder(Folder):
 
 @pytest.fixture(scope="module")
 def recognizer():
-    """Of the model that the page begins with."""
+    """Returns a recognizer with the first model of the page."""
     return onnx_ser.Recognizer(str(WEB / "vendor" / f"{MODELS[0]['name']}.onnx"), threads=1)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Speech at 44.1 kHz, which the browser has not to resample: real where there is some."""
+    """Writes speech at 44.1 kHz, which the browser need not resample: real speech if RAVDESS is available."""
     folder = tmp_path_factory.mktemp("files")
     if "SER_RAVDESS_DIR" in os.environ:
         clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
@@ -82,7 +82,7 @@ def files(tmp_path_factory):
         "blink": speech[:2_000],
     }.items():
         soundfile.write(folder / f"{name}.wav", samples, 44_100, subtype="PCM_16")
-    (folder / "nonsense.mp3").write_text("this is no sound")
+    (folder / "nonsense.mp3").write_text("this is not audio")
     return folder
 
 
@@ -97,25 +97,27 @@ def addresses():
 
 @pytest.fixture(params=["plain", "isolated"])
 def server(request, addresses):
-    """Its address, and how many threads the page may have there."""
+    """Returns the address of the page and the number of threads that it may use."""
     return addresses[request.param], 1 if request.param == "plain" else min(4, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module")
 def browse(files):
-    """Opens the page in a browser whose microphone hears a file, and sees to it that nothing leaves the machine."""
+    """Returns a function that opens the page in a browser whose microphone plays a file, and records its requests."""
     with playwright.sync_playwright() as driver:
         browsers = {}
 
-        def open_page(url: str, hears: str = "long.wav", size=DESKTOP, **kwargs):
-            if hears not in browsers:
-                microphone = f"--use-file-for-fake-audio-capture={files / hears}"
-                browsers[hears] = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS.split(), microphone])
-            context = browsers[hears].new_context(viewport=size, permissions=["microphone"], **kwargs)
+        def open_page(url: str, recording: str = "long.wav", size=DESKTOP, **kwargs):
+            if recording not in browsers:
+                microphone = f"--use-file-for-fake-audio-capture={files / recording}"
+                browsers[recording] = driver.chromium.launch(
+                    executable_path=CHROMIUM, args=[*FLAGS.split(), microphone]
+                )
+            context = browsers[recording].new_context(viewport=size, permissions=["microphone"], **kwargs)
             page = context.new_page()
             page.set_default_timeout(WAIT_MS)
-            page.asked, page.errors = [], []
-            page.on("request", lambda request: page.asked.append((request.method, request.url)))
+            page.requests, page.errors = [], []
+            page.on("request", lambda request: page.requests.append((request.method, request.url)))
             page.on("pageerror", lambda error: page.errors.append(str(error)))
             page.goto(url)
             playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=WAIT_MS)
@@ -128,7 +130,7 @@ def browse(files):
 
 @pytest.fixture(scope="module")
 def opened(browse):
-    """Returns the page at an address, which the tests of files share: one that has answered must answer again."""
+    """Returns a function that opens each address once: tests of files share a page, which must work repeatedly."""
     return functools.cache(browse)
 
 
@@ -136,13 +138,13 @@ def opened(browse):
 def page(opened, server):
     page = opened(server[0])
     yield page
-    assert_all_stays_here(page, server[0])
+    assert_nothing_is_sent(page, server[0])
 
 
-def assert_all_stays_here(page, url: str) -> None:
-    """It fetched its own files, gave nothing away, fits the screen, and no error went unsaid."""
-    assert {method for method, _ in page.asked} == {"GET"}
-    assert not [address for _, address in page.asked if not address.startswith((url, "data:", "blob:"))]
+def assert_nothing_is_sent(page, url: str) -> None:
+    """Checks that the page fetched only its own files, sent nothing, fits the screen and raised no error."""
+    assert {method for method, _ in page.requests} == {"GET"}
+    assert not [address for _, address in page.requests if not address.startswith((url, "data:", "blob:"))]
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     assert page.errors == []
 
@@ -153,7 +155,7 @@ def choose(page, path: Path, status: str) -> None:
 
 
 def scores(page) -> list[float]:
-    """As they stand on the page at one moment, unrounded; of a page that shows none, none."""
+    """Returns the unrounded scores that the page shows at one moment, if any."""
     shown = page.locator("#scores li").evaluate_all("rows => rows.map(row => row.dataset.score)")
     return [float(text) for text in shown if text]
 
@@ -166,7 +168,7 @@ def wait_for_timeline(page, rows: int) -> None:
 
 
 def is_drawn(page, selector: str) -> bool:
-    """Whether a canvas shows an image rather than one colour and some letters."""
+    """Returns whether a canvas shows an image rather than text on one colour."""
     script = """canvas => {
         const {width, height} = canvas;
         const {data} = canvas.getContext("2d").getImageData(width / 4, height / 4, width / 2, height / 2);
@@ -175,7 +177,7 @@ def is_drawn(page, selector: str) -> bool:
     return page.locator(selector).evaluate(script) > 30
 
 
-def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, recognizer):
+def test_a_file_gets_the_same_probabilities_as_in_python(page, server, files, recognizer):
     assert page.title() == "Speech emotion recognition"
     assert page.locator("body").get_attribute("data-threads") == str(server[1])
     for name, seconds in (("clip", "0:05"), ("stereo", "0:02")):
@@ -183,13 +185,13 @@ def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, rec
         (window,) = recognizer.answer(str(files / f"{name}.wav"), None, None)
         np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
         assert page.inner_text("#best") == recognizer.labels[int(window["scores"].argmax())]
-        playwright.expect(page.locator("#along")).to_be_hidden()  # one clip has one answer
+        playwright.expect(page.locator("#along")).to_be_hidden()  # a single clip has no timeline
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
     assert is_drawn(page, "#images canvas >> nth=0") and is_drawn(page, "#images canvas >> nth=1")
 
 
 @pytest.mark.parametrize(
-    "server, name, windows, said",
+    "server, name, windows, status",
     [
         ("plain", "note", 8, "0:16 of speech. The answer is the mean over 8 windows of 2 s."),
         ("plain", "pause", 6, "0:12 of speech. The answer is the mean over 4 windows of 2 s (2 more are silent)."),
@@ -198,9 +200,9 @@ def test_a_file_gets_the_probabilities_that_python_gets(page, server, files, rec
     indirect=["server"],
 )
 def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows(
-    page, files, recognizer, name, windows, said
+    page, files, recognizer, name, windows, status
 ):
-    choose(page, files / f"{name}.wav", said)
+    choose(page, files / f"{name}.wav", status)
     assert page.locator("#timeline").get_attribute("data-rows") == str(windows)
     expected = recognizer.answer(str(files / f"{name}.wav"), None, None)
     classified = [window["scores"] for window in expected if "scores" in window]
@@ -219,13 +221,15 @@ def test_a_recording_longer_than_the_training_clips_gets_the_mean_of_its_windows
     assert [float(row["end"]) for row in rows] == [pytest.approx(window["end"], abs=1e-3) for window in expected]
     with page.expect_download() as download:
         page.click("#downloads button[data-suffix=srt]")
-    said = [label for label, _ in itertools.groupby(labels) if label != "silence"]
-    assert download.value.path().read_text().splitlines()[2::4] == said
+    subtitles = [label for label, _ in itertools.groupby(labels) if label != "silence"]
+    assert download.value.path().read_text().splitlines()[2::4] == subtitles
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
 @pytest.mark.parametrize("size, scheme", [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
-def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(browse, server, files, size, scheme):
+def test_the_timeline_grows_during_a_recording_which_is_classified_whole_at_its_end(
+    browse, server, files, size, scheme
+):
     page = browse(server[0], size=size, color_scheme=scheme)
     for _ in range(3 + (len(MODELS) > 1)):  # by keyboard: the theme, the model, the file, the microphone
         page.keyboard.press("Tab")
@@ -236,28 +240,28 @@ def test_the_timeline_grows_while_one_speaks_and_all_is_answered_at_the_end(brow
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
     assert is_drawn(page, "#images canvas >> nth=0")
     page.keyboard.press("Enter")
-    said = re.compile(r"Your recording: 0:\d\d of speech")
-    playwright.expect(page.locator("#status")).to_have_text(said, timeout=WAIT_MS)
+    status = re.compile(r"Your recording: 0:\d\d of speech")
+    playwright.expect(page.locator("#status")).to_have_text(status, timeout=WAIT_MS)
     assert sum(scores(page)) == pytest.approx(1, abs=1e-5)
-    assert_all_stays_here(page, server[0])
+    assert_nothing_is_sent(page, server[0])
     page.context.close()
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
-def test_silence_is_said_while_one_does_not_speak(browse, server):
-    page = browse(server[0], hears="silence.wav")
+def test_silence_is_shown_during_a_silent_recording(browse, server):
+    page = browse(server[0], recording="silence.wav")
     page.click("#speak")
     playwright.expect(page.locator("#status")).to_contain_text("Silence.", timeout=WAIT_MS)
     wait_for_timeline(page, 3)
     assert page.inner_text("#best") == "silence" and scores(page) == []
     page.click("#speak")
     playwright.expect(page.locator("#status")).to_have_text("Your recording is silent from beginning to end.")
-    assert_all_stays_here(page, server[0])
+    assert_nothing_is_sent(page, server[0])
     page.context.close()
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
-def test_a_recording_without_an_answer_gets_a_message_and_the_last_answer_is_removed(page, files):
+def test_a_recording_that_cannot_be_classified_gets_a_message_and_the_last_scores_are_removed(page, files):
     for name, message in (
         ("nonsense.mp3", "nonsense.mp3 cannot be decoded by this browser"),
         ("silence.wav", "silence.wav is silent from beginning to end."),
@@ -296,7 +300,7 @@ def test_a_file_can_be_dropped_and_the_theme_changed(page, files):
 def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recognizer):
     names = [f"{model['name']} ({model['megabytes']} MB)" for model in MODELS]
     assert page.locator("#model option").all_inner_texts() == names
-    assert [url for _, url in page.asked if url.endswith(".onnx")][0].endswith(f"/{MODELS[0]['name']}.onnx")
+    assert [url for _, url in page.requests if url.endswith(".onnx")][0].endswith(f"/{MODELS[0]['name']}.onnx")
     other = onnx_ser.Recognizer(str(WEB / "vendor" / f"{MODELS[1]['name']}.onnx"), threads=1)
     answers = []
     for index, expected in ((1, other), (0, recognizer)):
@@ -313,7 +317,7 @@ def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recogn
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)
-def test_a_page_without_its_model_says_how_it_is_made(opened, server, tmp_path):
+def test_a_page_without_models_says_how_to_make_them(opened, server, tmp_path):
     for path in WEB.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path)

@@ -1,5 +1,5 @@
-"""The files that the page without a server offers are those of app.py for the same rows, byte for byte. Needs node
-and requirements-app.txt."""
+"""The page without a server writes the same annotation files as app.py, byte for byte. Needs node and
+requirements-app.txt."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def by_python(rows: list[dict], labels: list[str], folder: Path) -> dict[str, st
 
 
 def random_rows(seed: int, rate: int, labels: list[str]) -> list[dict]:
-    """Windows as the page makes them: the last ends with the recording, whose length is any number of samples."""
+    """Returns windows as the page makes them: the last ends with the recording, which has any number of samples."""
     rng = random.Random(seed)
     size, samples = rng.randrange(rate // 2, 4 * rate), rng.randrange(5 * rate, 4000 * rate)
     hop = max(rng.randrange(size // 4, size), (samples - size) // 60)
@@ -74,7 +74,7 @@ def test_files_are_those_of_the_page_with_a_server(labels, rate, tmp_path):
         assert by_javascript(rows, labels) == by_python(rows, labels, tmp_path)
 
 
-def test_values_in_the_middle_are_rounded_as_by_python(tmp_path):
+def test_values_halfway_between_two_are_rounded_as_in_python(tmp_path):
     labels = ["happy", "sad"]
     scores = [[0.0625, 0.9375], [0.8125, 0.1875], [0.9921875, 0.0078125], None, [0.3125, 0.6875], [0.0, 1.0]]
     rows = [{"start": k + 0.0625, "end": k + 2.1875, "scores": each} for k, each in enumerate(scores)]

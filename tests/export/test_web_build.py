@@ -1,4 +1,4 @@
-"""What the page fetches: one version of one package, and no other."""
+"""web/build.py fetches one version of one package, and refuses any other."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from web import build
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An npm that packs an archive of small files, whatever it is asked for; and that archive."""
+    """Installs an `npm` that delivers an archive of small files as the package; returns the archive."""
     archive, source = tmp_path / "package.tgz", tmp_path / "file"
     with tarfile.open(archive, "w:gz") as packed:
         for name in build.RUNTIME:
@@ -27,7 +27,7 @@ def package(tmp_path, monkeypatch):
     return archive
 
 
-def test_the_runtime_is_taken_out_of_the_package_that_was_tried(package, tmp_path, monkeypatch):
+def test_the_runtime_is_extracted_from_the_tested_package(package, tmp_path, monkeypatch):
     digest = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
     monkeypatch.setattr(build, "SHA512", digest)
     (tmp_path / "vendor").mkdir()
@@ -37,18 +37,18 @@ def test_the_runtime_is_taken_out_of_the_package_that_was_tried(package, tmp_pat
     }
 
 
-def test_another_package_under_its_name_is_refused(package, tmp_path):
+def test_another_package_of_the_same_name_is_refused(package, tmp_path):
     with pytest.raises(UsageError, match="is not the package that was tested"):
         build.fetch_runtime(tmp_path)
 
 
-def test_without_npm_it_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_npm_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="npm cannot be found"):
         build.fetch_runtime(tmp_path)
 
 
-def test_what_npm_says_is_handed_on(package, tmp_path, monkeypatch):
+def test_the_error_of_npm_is_passed_on(package, tmp_path, monkeypatch):
     (tmp_path / "bin" / "npm").write_text("#!/bin/sh\necho no such package >&2; exit 1\n")
     with pytest.raises(UsageError, match="npm cannot fetch onnxruntime-web@.*: no such package"):
         build.fetch_runtime(tmp_path)
