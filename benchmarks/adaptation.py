@@ -40,17 +40,17 @@ OTHERS = "all others"  # the row in which every clip that is not scored is enrol
 ALL = "all clips (transductive)"
 ENROLLMENT = """Measures UA over the folds of a run by the number of unlabelled clips of a speaker that are enrolled.
 
-OUT holds fold_1 to fold_k, as `run_ser.py --fold all` leaves them. In each of five draws, 30 clips of each test
-speaker are scored, of all emotions in proportion. They are the same for every n and never enrolled; the first n of the
-speaker's other clips, in random order, are the profile. So the row n = 8 is the protocol `+enrolled8`. Rows of neutral
-clips only stand apart, and so does "all clips", whose profile holds the scored clips too (transductive).
+OUT holds fold_1 to fold_k, as written by `run_ser.py --fold all`. In each of five draws, 30 clips of each test speaker
+are scored, stratified by emotion. They are the same for every n and never enrolled; the profile is that of the first n
+of the speaker's other clips, in random order. The row n = 8 is thus the protocol `+enrolled8`. Profiles of neutral
+clips only have separate rows, and so has "all clips", whose profile includes the scored clips (transductive).
 
-The features of every clip are computed once for each fold, and the model's own fusion and head answer. A model from
-before training kept the statistics of its clips gets them here, from its own training part."""
+The features of every clip are computed once for each fold, and classified by the model's fusion and head. A model
+without feature statistics (trained by an earlier version) gets those of its training part here."""
 FINETUNING = """Measures UA on a new speaker by the number of clips of each class that a model is fine-tuned on.
 
 FOLD is a fold's model. Each of its test actors, who were not in its training data, is the test set once; the training
-set is `size` random clips of each class from the other test actors. Size 0 is the model as it is. UA is the mean over
+set is `size` random clips of each class from the other test actors. Size 0 is without fine-tuning. UA is the mean over
 the test actors."""
 
 
@@ -58,18 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, commands = parser_of(__doc__)
     enrollment = add_command(commands, "enrollment", measure_enrollment, ENROLLMENT)
     enrollment.add_argument("--model_dir", type=Path, required=True, help="a finished run of all folds")
-    enrollment.add_argument(
-        "--data_dir", nargs="+", help="where the corpus lies now (default: where it was in training)"
-    )
-    enrollment.add_argument("--cache_dir", help="where features are kept (default: where they were in training)")
+    enrollment.add_argument("--data_dir", nargs="+", help="folder of the corpus (default: as in training)")
+    enrollment.add_argument("--cache_dir", help="folder of the feature cache (default: as in training)")
     enrollment.add_argument("--scored", type=int, default=30, help="clips of each test speaker that are scored")
     enrollment.add_argument(
-        "--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clips that are enrolled"
+        "--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="numbers of enrolled clips"
     )
-    enrollment.add_argument("--draws", type=int, default=5, help="how often clips are drawn")
+    enrollment.add_argument("--draws", type=int, default=5, help="random draws of clips")
     enrollment.add_argument("--neutral", default="neutral", help="class of the rows of neutral clips")
     enrollment.add_argument(
-        "--relevance", type=float, default=RELEVANCE, help="clips that the training mean counts for"
+        "--relevance", type=float, default=RELEVANCE, help="number of clips that the training mean counts as"
     )
     enrollment.add_argument("--seed", type=int, default=0)
     enrollment.add_argument("--batch_size", type=int, default=8)
@@ -110,7 +108,7 @@ def measure_enrollment(args: argparse.Namespace) -> dict[str, object]:
 
 
 def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
-    """The model of a fold, and the features of its test part."""
+    """Reads the model of a fold and computes the features of its test part."""
     parts = {clip["file"]: clip["part"] for clip in json.loads((folder / "splits.json").read_text())["clips"]}
     report = json.loads((folder / "metrics.json").read_text())
     model, extractor = load_model(folder), load_feature_extractor(folder)
@@ -122,7 +120,9 @@ def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
     corpus = with_features(read_corpus(clip_args, trainer_args), extractor, clip_args, trainer_args)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if corpus.label_names != names:
-        sys.exit(f"error: {folder} knows {', '.join(names)}, and the corpus has {', '.join(corpus.label_names)}.")
+        sys.exit(
+            f"error: {folder} has the classes {', '.join(names)}, but the corpus has {', '.join(corpus.label_names)}."
+        )
     statistics = None
     trained: Any = SimpleNamespace(**{"closed_form_classifier": False, **report["training_arguments"]})
     if can_cache_embeddings(model.config, trained):
@@ -142,7 +142,7 @@ def read_fold(folder: Path, args: argparse.Namespace) -> Fold:
 
 
 def clip_arguments(trained_on: dict[str, Any], args: argparse.Namespace) -> ClipArguments:
-    """The arguments of the corpus as in training, but for where it lies."""
+    """Returns the arguments of the corpus as in training, except for its folders."""
     own = {name: value for name, value in trained_on.items() if name in ClipArguments.__dataclass_fields__}
     own |= {"protocol": None, "fold": "1", "test_speakers": None, "cache_features": True}
     own |= {name: getattr(args, name) for name in ("data_dir", "cache_dir") if getattr(args, name) is not None}
@@ -154,8 +154,8 @@ def part_of(corpus: Corpus, parts: dict[str, str], part: str) -> Any:
 
 
 def rows_of(folds: Sequence[Fold], args: argparse.Namespace) -> list[tuple[str, int | str, str | None]]:
-    """Name of each row, how many clips are enrolled, and of which class alone. Rows for which a speaker has too few
-    clips are left out, and named."""
+    """Returns the name of each row, the number of enrolled clips, and their class (`None`: all classes). Rows for
+    which a speaker has too few clips are left out with a message."""
     rows: list[tuple[str, int | str, str | None]] = [("none", 0, None)]
     rows += [(f"{size}", size, None) for size in args.sizes]
     rows += [(OTHERS, OTHERS, None)]
@@ -178,7 +178,7 @@ def rows_of(folds: Sequence[Fold], args: argparse.Namespace) -> list[tuple[str, 
 
 
 def rows_by_speaker(fold: Fold) -> dict[str | None, list[int]]:
-    """The rows of each test speaker's clips."""
+    """Returns the rows of each test speaker's clips."""
     rows: dict[str | None, list[int]] = defaultdict(list)
     for row, speaker in enumerate(fold.test.speakers):
         rows[speaker].append(row)
@@ -188,7 +188,7 @@ def rows_by_speaker(fold: Fold) -> dict[str | None, list[int]]:
 def pool_of(
     fold: Fold, rows: Sequence[int], kind: str | None, args: argparse.Namespace, draw: int
 ) -> tuple[list[int], list[int]]:
-    """Of a speaker's clips those that are scored in one draw, and those that may be enrolled, in random order."""
+    """Returns the clips of a speaker that are scored in one draw, and those that may be enrolled, in random order."""
     rng = np.random.default_rng((args.seed, draw, *rows[:2]))
     order = rng.permutation(rows).tolist()
     scored = stratified([fold.test.labels[row] for row in order], args.scored)
@@ -201,8 +201,8 @@ def pool_of(
 
 
 def stratified(labels: Sequence[int], count: int) -> set[int]:
-    """Places of `count` labels, of each class in proportion: those of a class are spread evenly from 0 to 1, and the
-    lowest are taken."""
+    """Returns the indices of `count` labels with each class in proportion: the labels of a class are spread evenly
+    from 0 to 1, and the lowest ones are chosen."""
     of_class: dict[int, list[int]] = defaultdict(list)
     for place, label in enumerate(labels):
         of_class[label].append(place)
@@ -213,7 +213,7 @@ def stratified(labels: Sequence[int], count: int) -> set[int]:
 def measure_row(
     row: tuple[str, int | str, str | None], folds: Sequence[Fold], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Mean UA over the folds, and its standard deviation over draws."""
+    """Returns the mean UA over the folds, and its standard deviation over draws."""
     name, size, kind = row
     of_draws = [[fold_score(fold, size, kind, args, draw) for fold in folds] for draw in range(args.draws)]
     means = np.mean(of_draws, axis=1)
@@ -226,7 +226,7 @@ def measure_row(
 
 
 def fold_score(fold: Fold, size: int | str, kind: str | None, args: argparse.Namespace, draw: int) -> float:
-    """UA of the scored clips of all test speakers of a fold, each relative to its speaker's profile."""
+    """Returns the UA of the scored clips of all test speakers of a fold, each relative to its speaker's profile."""
     features = fold.test.features.numpy()
     rows, shifts = [], []
     for own in rows_by_speaker(fold).values():

@@ -85,7 +85,7 @@ def describe_clip(path: str) -> np.ndarray:
 def report(corpus: Corpus, features: np.ndarray, protocol: str) -> dict[str, object]:
     """Trains and tests every fold; prints UA of each, its mean and standard deviation, and the pooled UA."""
     labels, speakers = np.array(corpus.labels), np.array(corpus.speakers)
-    per_fold, tested, answered = [], [], []
+    per_fold, tested, predicted = [], [], []
     for fold in range(1, n_folds(corpus, protocol) + 1):
         split = make_split(corpus, protocol, fold)
         training = split.train + split.validation
@@ -96,9 +96,9 @@ def report(corpus: Corpus, features: np.ndarray, protocol: str) -> dict[str, obj
         result = scores(labels[split.test], predictions, corpus.label_names, resamples=100)
         per_fold.append(result["UA"])
         tested += split.test
-        answered += predictions.tolist()
+        predicted += predictions.tolist()
         print(f"{split.name}: UA {result['UA']:.3f}, WA {result['WA']:.3f} ({search.best_params_})", flush=True)
-    pooled = scores(labels[tested], answered, corpus.label_names, speakers[tested].tolist())
+    pooled = scores(labels[tested], predicted, corpus.label_names, speakers[tested].tolist())
     low, high = pooled["intervals"]["by_speaker"]["UA"]
     print(
         f"{corpus.name}/{protocol}: UA {np.mean(per_fold):.3f} +- {np.std(per_fold, ddof=1):.3f}, pooled "
@@ -130,8 +130,8 @@ def measure_speech(own: argparse.Namespace) -> dict[str, object]:
             features, labels, speakers = training_features(branch, clips, kept)
             statistics = torch.stack([kept[versions.contents[0]] for versions in validation["spectrograms"]])
             held_out = encoder_features(branch, statistics)
-            for name, answers in answers_of(features, labels, speakers, held_out, len(corpus.label_names)):
-                counts = confusion_matrix(truth, answers, len(corpus.label_names))
+            for name, predictions in predictions_of(features, labels, speakers, held_out, len(corpus.label_names)):
+                counts = confusion_matrix(truth, predictions, len(corpus.label_names))
                 found[f"{name}, {kind}"][fold] = float(scores_from_confusion(counts)["UA"])
                 print(f"fold {fold}: {name}, {kind}: UA {found[f'{name}, {kind}'][fold]:.3f}", flush=True)
     for name, by_fold in found.items():
@@ -139,10 +139,10 @@ def measure_speech(own: argparse.Namespace) -> dict[str, object]:
     return {name: {str(fold): ua for fold, ua in by_fold.items()} for name, by_fold in found.items()}
 
 
-def answers_of(
+def predictions_of(
     features: torch.Tensor, labels: torch.Tensor, speakers: list[int], held_out: torch.Tensor, num_labels: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name of each classifier and its answers for the held-out features."""
+    """Yields the name of each classifier and its predictions for the held-out features."""
     for strength in C:
         machine = LogisticRegression(C=strength, max_iter=500, class_weight="balanced")
         yield f"logistic regression, C {strength:g}", machine.fit(features, labels).predict(held_out)
@@ -150,11 +150,11 @@ def answers_of(
     scatter = Scatter.of(features - center, labels, num_labels)
     for shrinkage in SHRINKAGES:
         weight, bias = scatter.discriminant(shrinkage)
-        answers = ((held_out - center) @ weight.T + bias).argmax(1).numpy()
-        yield f"discriminant analysis, shrinkage {shrinkage:g}", answers
+        predictions = ((held_out - center) @ weight.T + bias).argmax(1).numpy()
+        yield f"discriminant analysis, shrinkage {shrinkage:g}", predictions
     fitted = fit_discriminant(features, labels, speakers, num_labels)
-    answers = (held_out @ fitted.weight.T + fitted.bias).argmax(1).numpy()
-    yield "discriminant analysis, shrinkage chosen in training", answers
+    predictions = (held_out @ fitted.weight.T + fitted.bias).argmax(1).numpy()
+    yield "discriminant analysis, shrinkage chosen in training", predictions
 
 
 if __name__ == "__main__":

@@ -24,39 +24,38 @@ from typing import Any
 
 import numpy as np
 
-# Heavy modules are imported where they are used: each side of `speed` is a process that imports this file, and its
-# memory and the time to its first answer shall be its own.
+# Heavy modules are imported where they are used: each side of `speed` is a process that imports this file, and only
+# what the side needs may count in its memory and in the time to its first prediction.
 
 ALONE = ("eager", "channels_last", "bfloat16", "torch.compile")
 PADDED = "padded to 30 s"
 WHOLE = ("pipeline", "onnxruntime", PADDED)
 FORMS = ("float32", "fp16", "int8")
-LENGTHS_S = (0.5, 10.0)  # of the shortest and the longest stretch
+LENGTHS_S = (0.5, 10.0)  # of the shortest and the longest crop
 SHORTEST_CLIP_S = 2.9  # of RAVDESS
 MOST_OPERATORS = 8
 SPEED = """Measures speed and memory of a model on a CPU: PyTorch in several settings, and onnxruntime.
 
-The first table is of the model alone, on ready images; the second goes from waveforms of so many seconds to answers,
-and adds how many times real time a core is, and the seconds from a process that has imported nothing to its first
-answer. A model with a speech encoder has the second table only, of one clip at a time; with a Whisper encoder,
-`padded to 30 s` is the pipeline with every clip padded as transformers does it, instead of the encoder on the clip's
-own length. Each side is a process of its own, so that its peak of memory is its own, and computes in turns with the
-others; a figure is the median over rounds: milliseconds a clip, and those of core time, which other work on the
-machine changes less. With --calibration (clips that training saw: files, a folder, or a .csv list of files), static
-int8 is among the sides; with --test (clips with labels, in folders named after them or in the list), UA stands beside
-every side."""
-ACCURACY = """Compares a checkpoint's ONNX files with its pipeline: their size, their answers, and where the time goes.
+The first table is of the model alone, on prepared images. The second is from waveforms of --seconds to predictions; it
+adds the speed of one core relative to real time, and the seconds to the first prediction of a process that has
+imported nothing. A model with a speech encoder has the second table only, for one clip at a time; with a Whisper
+encoder, `padded to 30 s` is the pipeline with every clip padded as in transformers, instead of the encoder on the
+length of the clip. Each side runs in a separate process, so that its peak memory can be measured, and takes turns with
+the others. Figures are medians over rounds: milliseconds per clip of wall-clock time and of core time, which other
+work on the machine changes less. --calibration (training clips: files, a folder, or a .csv list of files) adds a side
+with static int8; --test (clips with labels, in folders named after them or in a list) adds the UA of every side."""
+ACCURACY = """Compares a checkpoint's ONNX files with its pipeline: size, predictions, and the time of each operator.
 
-Of each form, with front end, for waveforms of any length: its size, the largest difference of a probability over real
-clips of so many seconds, and how many labels differ. Then the shares of the first form's time in onnxruntime by
-operator, one thread."""
+For each form, with front end and for waveforms of any length, the command prints the size, the largest difference of a
+probability over real clips (of 0.5 to 10 s, see --lengths), and how many labels differ; then the share of each
+operator in the time of the first form in onnxruntime, with one thread."""
 Inputs = dict[str, np.ndarray]
 Run = Callable[[Inputs], np.ndarray]
 
 
 @dataclass
 class Work:
-    """What every side is given: the checkpoint, the files of onnxruntime's sides, and labelled images."""
+    """Input of every side: the checkpoint, the files of onnxruntime's sides, and labelled images."""
 
     model: str
     files: dict[str, Path]
@@ -71,13 +70,13 @@ def main() -> None:
     accuracy = add_command(commands, "accuracy", measure_accuracy, ACCURACY)
     for each in (speed, accuracy):
         each.add_argument("model", help="checkpoint folder, or its name on the Hugging Face Hub")
-    speed.add_argument("--sides", nargs="+", help="only these, by the names that they have in the tables")
+    speed.add_argument("--sides", nargs="+", help="names of the sides to measure, as in the tables (default: all)")
     speed.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     speed.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     speed.add_argument("--rounds", type=int, default=5)
-    speed.add_argument("--seconds", type=float, default=3.0, help="of each waveform (default 3)")
-    speed.add_argument("--calibration", help="clips by which static int8 chooses its ranges")
-    speed.add_argument("--test", help="clips with labels, by which UA is counted")
+    speed.add_argument("--seconds", type=float, default=3.0, help="length of each waveform (default 3)")
+    speed.add_argument("--calibration", help="clips that calibrate static int8")
+    speed.add_argument("--test", help="clips with labels, for UA")
     accuracy.add_argument("ravdess", type=Path)
     accuracy.add_argument("--clips", type=int, default=100)
     accuracy.add_argument("--lengths", type=float, nargs=2, default=LENGTHS_S, help="seconds, shortest and longest")
@@ -126,7 +125,8 @@ def measure_speed(args: argparse.Namespace) -> dict[str, object]:
 
 
 def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """Sides of onnxruntime, and the file of each: the model in each kind of number, and with its front end."""
+    """Writes the file of each side of onnxruntime, the model in each number format and the model with its front end;
+    returns {side: path}."""
     from ser.export.onnx import Form, build, save
 
     kinds = {f"onnxruntime {name}": name for name in FORMS}
@@ -151,7 +151,7 @@ def write_files(classify: Any, folder: Path, args: argparse.Namespace) -> dict[s
 
 
 def add_speed(found: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
-    """Adds how many seconds of audio are answered in a second of one core, of the first batch size."""
+    """Adds the seconds of audio that one core classifies per second, with the first batch size."""
     for row in found.values():
         for threads in args.threads:
             milliseconds = row[f"core, {threads} thr., batch {args.batches[0]}"]
@@ -209,7 +209,8 @@ def names_of(classify: Any) -> list[str]:
 def time_sides(
     sides: Sequence[str], work: Work, inputs: Inputs, args: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """Side -> milliseconds a clip for each number of threads and of clips at once, peak memory, and UA where known."""
+    """Returns, by side, the milliseconds per clip for each number of threads and batch size, the peak memory, and the
+    UA if there are labelled images."""
     context = multiprocessing.get_context("spawn")
     workers = {}
     for side in sides:
@@ -217,7 +218,7 @@ def time_sides(
         process = context.Process(target=work_on, args=(there, side, work, inputs), daemon=True)
         process.start()
         workers[side] = (process, here)
-        here.recv()  # it has loaded
+        here.recv()  # the model is loaded
     found: dict[str, dict[str, float]] = {side: {} for side in sides}
     for threads in args.threads:
         for batch in args.batches:
@@ -238,23 +239,23 @@ def time_sides(
 
 
 def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> None:
-    """The process of a side: says that it is ready, then how many seconds each batch that it is asked for took, and at
-    the end how much memory it had and how right it was."""
+    """Runs a side in its process: sends "ready", then the seconds of each requested batch, and at the end its peak
+    memory and UA."""
     begin = time.perf_counter()
     make = of_file(work.files[side]) if side in work.files else of_torch(side, work.model)
     first = time.perf_counter() - begin
     connection.send("ready")
-    run, made_for, has_answered = None, 0, False
-    while (asked := connection.recv()) is not None:
+    run, made_for, has_predicted = None, 0, False
+    while (requested := connection.recv()) is not None:
         begin = time.perf_counter()
-        if run is None or asked[0] != made_for:
-            run, made_for = make(asked[0]), asked[0]
-        batch = {name: values.repeat(asked[1], axis=0) for name, values in inputs.items()}
+        if run is None or requested[0] != made_for:
+            run, made_for = make(requested[0]), requested[0]
+        batch = {name: values.repeat(requested[1], axis=0) for name, values in inputs.items()}
         start, busy = time.perf_counter(), time.process_time()
         run(batch)
         end, busy = time.perf_counter(), time.process_time() - busy
-        if not has_answered:
-            first, has_answered = first + end - begin, True
+        if not has_predicted:
+            first, has_predicted = first + end - begin, True
         connection.send((end - start, busy))
     figures = {"peak, MiB": peak_mib()}
     if "waveform" in inputs:
@@ -270,14 +271,14 @@ def work_on(connection: Connection, side: str, work: Work, inputs: Inputs) -> No
 
 
 def peak_mib() -> float:
-    """Of this process since it began; that of `getrusage` includes its parent's. NaN where there is no /proc."""
+    """Returns the peak memory of this process (that of `getrusage` includes its parent's), or NaN without /proc."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), math.nan)
 
 
 def of_file(path: Path) -> Callable[[int], Run]:
-    """Number of threads -> what runs a file in onnxruntime."""
+    """Returns a function from a number of threads to a function that runs a file in onnxruntime."""
     import onnxruntime
 
     def make(threads: int) -> Run:
@@ -291,7 +292,7 @@ def of_file(path: Path) -> Callable[[int], Run]:
 
 
 def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
-    """Number of threads -> what runs a checkpoint in PyTorch."""
+    """Returns a function from a number of threads to a function that runs a checkpoint in PyTorch."""
     import torch
 
     from ser.models import load_pipeline
@@ -309,8 +310,8 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
     @torch.no_grad()
     def run(inputs: Inputs) -> np.ndarray:
         if side in WHOLE:
-            answers = classify(list(inputs["waveform"]), sampling_rate=rate, window_s=None)
-            return np.array([[row["score"] for row in answer] for answer in answers])
+            predictions = classify(list(inputs["waveform"]), sampling_rate=rate, window_s=None)
+            return np.array([[row["score"] for row in rows] for rows in predictions])
         return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.float().numpy()
 
     def make(threads: int) -> Run:
@@ -321,13 +322,13 @@ def of_torch(side: str, checkpoint: str) -> Callable[[int], Run]:
 
 
 def prepare_side(classify: Any, side: str) -> None:
-    """Makes the pipeline compute as the side does, unless it is about the model alone."""
+    """Changes the pipeline to compute as the side does; sides of the model alone do not change it."""
     if side == PADDED:
         classify.feature_extractor.waveform_inputs = partial(padded_to_30_s, classify.feature_extractor)
 
 
 def padded_to_30_s(extractor: Any, spectrograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a Whisper encoder's inputs as transformers computes them: padded to 30 s, and the padding not masked."""
+    """Returns a Whisper encoder's inputs as transformers computes them: padded to 30 s, without a mask of padding."""
     import torch
 
     from feature_extraction_maxmvit import WAVEFORM, make_processor
@@ -353,12 +354,12 @@ def measure_accuracy(args: argparse.Namespace) -> dict[str, object]:
     from ser.models import load_pipeline
 
     classify = load_pipeline(args.model, "cpu")
-    clips = stretches_of_speech(args.ravdess, args.clips, classify.feature_extractor.sampling_rate, args.lengths)
-    expected = np.stack([answer(classify, clip) for clip in clips])
+    clips = crops_of_speech(args.ravdess, args.clips, classify.feature_extractor.sampling_rate, args.lengths)
+    expected = np.stack([pipeline_scores(classify, clip) for clip in clips])
     start = time.perf_counter()
     _, graph = build(classify, Form(window_s=None, front_end=True, quantize=None, opset=20))
     seconds = time.perf_counter() - start
-    print(f"built in {seconds:.0f} s; {len(clips)} clips, {len(set(expected.argmax(1)))} labels among the answers")
+    print(f"built in {seconds:.0f} s; {len(clips)} clips, {len(set(expected.argmax(1)))} labels among the predictions")
     print("| form | MiB | largest difference | other labels |\n|---|---|---|---|")
     figures: dict[str, dict[str, float]] = {}
     shares: dict[str, float] = {}
@@ -366,7 +367,7 @@ def measure_accuracy(args: argparse.Namespace) -> dict[str, object]:
         for form in args.forms:
             path = Path(folder, f"{form}.onnx")
             save(graph, path, None if form == "float32" else form)
-            own, took = answers_of(path, clips, Path(folder, form))
+            own, took = profiled_scores(path, clips, Path(folder, form))
             shares = shares or took
             figures[form] = {
                 "size_mib": path.stat().st_size / 2**20,
@@ -380,33 +381,33 @@ def measure_accuracy(args: argparse.Namespace) -> dict[str, object]:
     return {"build_s": seconds, "forms": figures, "shares_of_time": shares}
 
 
-def stretches_of_speech(
+def crops_of_speech(
     ravdess: Path, count: int, sampling_rate: int, lengths_s: Sequence[float] = LENGTHS_S
 ) -> list[np.ndarray]:
-    """Real clips strung together and cut to lengths from the first to the second, each from another place."""
+    """Returns `count` crops of joined real clips, of lengths from the first to the second, each from other clips."""
     from audio_maxmvit import read_audio
 
     files = sorted(ravdess.glob("Actor_*/*"))
-    strung = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a stretch may begin 0.6 s after the first
+    joined = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a crop may begin 0.6 s after the first
     found = []
     for number, seconds in enumerate(np.linspace(lengths_s[0], lengths_s[1], count)):
-        some = [files[(14 * number + further) % len(files)] for further in range(strung)]
+        some = [files[(14 * number + further) % len(files)] for further in range(joined)]
         speech = np.concatenate([read_audio(path, sampling_rate) for path in some])
         start = sampling_rate // 10 * (number % 7)
         found.append(speech[start : start + round(seconds * sampling_rate)])
     return found
 
 
-def answer(classify: Any, clip: np.ndarray) -> np.ndarray:
-    """`(labels,)`: the pipeline's scores of a clip taken as one, in the order of the model's labels."""
+def pipeline_scores(classify: Any, clip: np.ndarray) -> np.ndarray:
+    """Returns the pipeline's scores of a whole clip, `(labels,)`, in the order of the model's labels."""
     rate = classify.feature_extractor.sampling_rate
     rows = classify(clip, sampling_rate=rate, window_s=None, silence_db=None, top_k=None)
     scores = {row["label"]: row["score"] for row in rows}
     return np.array([scores[label] for label in classify.model.config.id2label.values()])
 
 
-def answers_of(path: Path, clips: list[np.ndarray], profile: Path) -> tuple[np.ndarray, dict[str, float]]:
-    """`(clips, labels)` probabilities of a file, and the share of time of each operator, the largest first."""
+def profiled_scores(path: Path, clips: list[np.ndarray], profile: Path) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns a file's probabilities, `(clips, labels)`, and the share of time of each operator, the largest first."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

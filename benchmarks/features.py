@@ -125,12 +125,13 @@ def against_definition(paths: list[Path]) -> float:
             other = relative_rms(np.abs(librosa.cqt(y, sr=RATE)), truth)
             worst = max(worst, own)
             print(f"{seconds:8} {own:10.1e} {other:10.1e}")
-    print(f"worst: {worst:.1e} (wanted: at most 1e-4)\n")
+    print(f"worst: {worst:.1e} (target: at most 1e-4)\n")
     return worst
 
 
 def cqt_by_definition(y: np.ndarray, hop_length: int = 512) -> np.ndarray:
-    """(84, 1 + T // hop_length): |sum_n y[t hop_length + n] conj(wavelet_k[n])| sqrt(length_k), zeros around y."""
+    """Returns |sum_n y[t hop_length + n] conj(wavelet_k[n])| sqrt(length_k), `(84, 1 + T // hop_length)`, with zeros
+    around y."""
     frequencies = librosa.cqt_frequencies(84, fmin=C1)
     wavelets, lengths = librosa.filters.wavelet(freqs=frequencies, sr=RATE, norm=1, dtype=np.complex128)
     size = wavelets.shape[1]
@@ -151,7 +152,7 @@ def against_librosa(paths: list[Path]) -> dict[str, float]:
         own, other = fast.extract(y), reference.extract(y)
         differences.append([(own[name] - other[name]).abs().mean() for name in ("cqt_values", "mel_values")])
     cqt, mel = np.array(differences).T
-    print(f"mean absolute difference per clip from the librosa back end, {len(paths)} clips: median, worst (wanted)")
+    print(f"mean absolute difference per clip from the librosa back end, {len(paths)} clips: median, worst (target)")
     print(f"CQT images: {np.median(cqt):.1e} {cqt.max():.1e} (0.003), {np.mean(cqt <= 0.003):.2%} of the clips within")
     print(f"Mel images: {np.median(mel):.1e} {mel.max():.1e} (1e-5)")
     y = read_audio(paths[cqt.argmax()], RATE)
@@ -349,7 +350,7 @@ def measure_scale(args: argparse.Namespace) -> dict[str, object]:
     paths = spread(sorted(map(str, Path(args.data_dir).glob("Actor_*/*"))), args.clips)
     speech_s = sum(soundfile.info(path).duration for path in paths)
     byte_rate = sum(os.path.getsize(path) for path in paths) / speech_s
-    print(f"{len(paths)} clips, {speech_s:.0f} s of speech, {byte_rate / 1e3:.0f} kB a second of it")
+    print(f"{len(paths)} clips, {speech_s:.0f} s of speech, {byte_rate / 1e3:.0f} kB per second of speech")
 
     measured: dict[str, float] = {}
     for count in PROCESSES:
@@ -398,7 +399,7 @@ def gpu_rate(paths: list[str]) -> float:
     extractor = MaxMViTFeatureExtractor()
     waveforms = [read_audio(path, extractor.sampling_rate) for path in paths]
     batches = [waveforms[start : start + GPU_BATCH] for start in range(0, len(waveforms), GPU_BATCH)]
-    extractor.spectrograms(batches[0], device="cuda")  # its filters, once
+    extractor.spectrograms(batches[0], device="cuda")  # computes the filters once
     torch.cuda.synchronize()
     start = time.perf_counter()
     for batch in batches:

@@ -1,6 +1,6 @@
 """Scores a checkpoint on recordings that are joined from clips by speakers that were not trained on.
 
-    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--figure glued.png]
+    python -m benchmarks.long_recordings CHECKPOINT RAVDESS [--part validation] [--smooth 1 3 5] [--figure joined.png]
     python -m benchmarks.long_recordings CHECKPOINT CORPUS --dataset_name NAME --clips 1 2 4 8 --smooth
 
 The first table is by length, for recordings of 1, 2, 4 and 8 consecutive clips (`--clips`) of one speaker and one
@@ -35,7 +35,7 @@ from ser.models import load_pipeline
 TRIM_DB = 35
 PAUSE_S = 0.3
 ROUNDS = 2
-LEVEL = 0.05  # RMS of every clip where levels are equalised
+LEVEL = 0.05  # RMS of every clip if levels are equalised
 
 
 def main() -> None:
@@ -95,8 +95,8 @@ def scores_by_clips(
             "recordings": len(recordings), "mean_s": sum(map(len, recordings)) / len(recordings) / rate
         }  # fmt: skip
         for name, window_s in {"UA": "auto", "UA_as_one": None}.items():
-            answers = classify(recordings, sampling_rate=rate, window_s=window_s, silence_db=None)
-            found = [names.index(answer[0]["label"]) for answer in answers]
+            predictions = classify(recordings, sampling_rate=rate, window_s=window_s, silence_db=None)
+            found = [names.index(rows[0]["label"]) for rows in predictions]
             row[name] = float(scores_from_confusion(confusion_matrix(labels, found, len(names)))["UA"])
         table[count] = row
         print(f"| {count} | {row['recordings']} | {row['mean_s']:.1f} s | {row['UA']:.3f} | {row['UA_as_one']:.3f} |",
@@ -121,8 +121,8 @@ def scores_along(
             scores = []
             for waveform, reference in recordings:
                 rows = classify(waveform, window_s=args.window, hop_s=args.hop, smooth=smooth)
-                answer = timeline_segments(rows)
-                scores.append(diarization_scores(reference, answer, max(len(waveform) / rate, rows[-1]["end"])))
+                predicted = timeline_segments(rows)
+                scores.append(diarization_scores(reference, predicted, max(len(waveform) / rate, rows[-1]["end"])))
             pooled = pooled_scores(scores)
             figures[levels][smooth] = pooled
             print(f"| {levels} | {smooth} | {pooled['time_right']:.3f} | "

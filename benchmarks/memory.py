@@ -74,7 +74,7 @@ def main() -> None:
     model.add_argument("--batch_size", type=int, default=16, help="batch size for which the total is reported")
     model.add_argument("--pairs", nargs="+", metavar="FUSION+HEAD", help="fusions and heads to measure, or all")
     model.add_argument("--config", type=json.loads, default={}, help="JSON: changes to the model, for --pairs")
-    model.add_argument("--step", metavar="FUSION+HEAD", help=argparse.SUPPRESS)  # in the process of one pair
+    model.add_argument("--step", metavar="FUSION+HEAD", help=argparse.SUPPRESS)  # for the process of one pair
     streaming = add_command(commands, "streaming", measure_streaming, STREAMING)
     add_ravdess(streaming)
     streaming.add_argument(
@@ -116,7 +116,7 @@ def measure_model(args: argparse.Namespace) -> Mapping[str, object]:
 
 
 def in_a_process(pair: str, clips: int, changes: dict) -> dict[str, float]:
-    """Runs [`step`] in a process of its own, and prints its result."""
+    """Runs [`step`] in a separate process, and prints its result."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks.memory", "model", "--step", pair, "--clips", str(clips)]
@@ -227,7 +227,7 @@ def cut_clips(folder: Path) -> list[dict]:
 
 
 def write_shards(folder: Path, clips: list[dict], count: int) -> None:
-    """Writes so many rows, with each clip equally often, in the form of `datasets` and the Hub."""
+    """Writes `count` rows, with each clip equally often, in the format of `datasets` and the Hub."""
     folder.mkdir()
     schema, files = FEATURES.arrow_schema, -(-count // ROWS_OF_FILE)
     for file in range(files):

@@ -1,4 +1,4 @@
-"""The pipeline: its overhead over the model, long recordings in windows and by turns, and recordings as they arrive.
+"""The pipeline: its overhead over the model, long recordings by windows and by turns, and streamed recordings.
 
     python -m benchmarks.pipeline overhead [CHECKPOINT]
     python -m benchmarks.pipeline long_recording CHECKPOINT RAVDESS [--figure timeline.png]
@@ -44,7 +44,7 @@ RATE = 48_000
 CODES = {"angry": "05", "calm": "02"}
 CLIPS = 5  # of each emotion and voice in the demo corpus
 NEAR_S = 1.0
-LONGEST_CHUNK_S = 2.0  # of a recording that arrives
+LONGEST_CHUNK_S = 2.0  # of a streamed recording
 WARM_S = 60
 OVERHEAD = """Measures the overhead of the pipeline; the target is at most 10 %.
 
@@ -65,14 +65,14 @@ emotions."""
 SEGMENTS = """Compares the time to classify an hour by its 1,000 speaker turns with the time to classify it by windows.
 
 The hour is synthetic. The turns last from 0.5 to 6 s at random, and are scaled and spread so that they cover the whole
-hour; the windows do not overlap, so that both read every second once. Both are timed in turn, by the clock and by the
-CPU seconds of all threads, which other processes on the machine do not change."""
-LIVE = """Compares answers while a recording arrives with those along all of it, and measures memory and CPU time.
+hour; the windows do not overlap, so that both read every second once. Both are timed in turn, in wall-clock time and
+in the CPU time of all threads, which other processes on the machine do not change."""
+LIVE = """Compares predictions for a streamed recording with those for the whole one, and measures memory and CPU time.
 
-The recordings are RAVDESS clips of all actors in random order, which arrive in chunks of random length (up to 2 s). Of
-each recording, the command prints by how much the probabilities differ from those of a call for all of it, the CPU
-seconds of one thread for a second of sound, and the resident memory of the process after the first minute and at most
-after that, when the stream alone is in memory."""
+The recordings are RAVDESS clips of all actors in random order, which arrive in chunks of random length (up to 2 s).
+For each recording, the command prints by how much the probabilities differ from those of a call for the whole
+recording, the CPU seconds of one thread per second of audio, and the resident memory of the process after the first
+minute and its maximum after that, while only the stream is in memory."""
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     demo.add_argument("--window", type=float, default=2.0)
     demo.add_argument("--hop", type=float, default=1.0)
     segments = add_command(commands, "segments", measure_segments, SEGMENTS)
-    segments.add_argument("--model", help="default: the checkpoint that comes with the code")
+    segments.add_argument("--model", help="default: the shipped checkpoint")
     segments.add_argument("--minutes", type=float, default=60)
     segments.add_argument("--turns", type=int, default=1000)
     segments.add_argument("--window", type=float, default=3.0)
@@ -107,7 +107,7 @@ def main() -> None:
     segments.add_argument("--device")
     live = add_command(commands, "live", measure_live, LIVE)
     add_ravdess(live)
-    live.add_argument("--model", help="default: the checkpoint that comes with the code")
+    live.add_argument("--model", help="default: the shipped checkpoint")
     live.add_argument("--minutes", type=float, nargs="+", default=[2.0, 10.0])
     live.add_argument("--window", type=float, default=3.0)
     live.add_argument("--hop", type=float, default=1.0)
@@ -357,7 +357,7 @@ def spread_turns(count: int, seconds: float) -> list[tuple[float, float, str]]:
     ]
 
 
-# --- recordings as they arrive ---
+# --- streamed recordings ---
 
 
 def measure_live(args: argparse.Namespace) -> dict[str, object]:
@@ -385,7 +385,7 @@ def compare_stream(
     hop_s: float,
     seed: int,
 ) -> dict[str, float]:
-    """Streams a recording, then compares its rows with those of a call for all of it."""
+    """Streams a recording, then compares its rows with those of a call for the whole recording."""
     process, memory, rows = psutil.Process(), [], []
     used = time.process_time()
     for row in classify.stream(chunks(clips, seconds, seed), RATE, window_s, hop_s):

@@ -1,4 +1,4 @@
-"""Recipes: variations of one over folds and seeds, and one recipe on each of several corpora.
+"""Comparisons of recipes: variations of a recipe over folds and seeds, and a recipe on each of several corpora.
 
     python -m benchmarks.recipes ablation configs/ravdess_small.yaml configs/ablations/ravdess_small.yaml \\
         --data_dir RAVDESS --output_dir out/ablation --folds 1 4 --seeds 42
@@ -36,7 +36,7 @@ ABLATION = """Compares named variations of a recipe over folds and seeds in one 
 
 VARIATIONS.yaml maps a name to the options that differ from the recipe (`without SpecAugment: {specaugment_masks: 0}`);
 the recipe itself is the first row. Every run has its own output directory. Scores are those of the validation
-speakers, by which choices are made; `--part test` is for choices that have been made already. The command writes
+speakers, on which choices should be made; `--part test` is for choices that are already made. The command writes
 table.md, table.csv and table.png: UA with its 95 % interval over clips, the difference to the recipe with the interval
 of a paired bootstrap (the same clips for both), parameters and time."""
 CROSS_CORPUS = """Trains on each of several corpora and tests on all: a matrix of UA with a row per training corpus.
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     crossed = add_command(commands, "cross_corpus", measure_cross_corpus, CROSS_CORPUS, takes_flags=True)
     crossed.add_argument("recipe", type=Path)
     crossed.add_argument("--dataset_name", nargs="+", required=True)
-    crossed.add_argument("--data_dir", nargs="+", help="a folder for each, or none")
+    crossed.add_argument("--data_dir", nargs="+", help="a folder for each corpus, or none")
     crossed.add_argument("--label_map", default="default", help="YAML file of classes and their spellings")
     crossed.add_argument("--seed", type=int, default=42)
-    crossed.add_argument("--cache_dir", help="where features are kept")
+    crossed.add_argument("--cache_dir", help="folder of the feature cache")
     crossed.add_argument("--output_dir", type=Path, default=Path("out/cross_corpus"))
     run(parser, arguments)
 
@@ -258,7 +258,7 @@ def part_of(model: Path) -> list[str]:
     """Returns the options for the test part of a run's own corpus."""
     protocol = json.loads((model / "metrics.json").read_text(encoding="utf-8"))["protocol"].partition("/")[2]
     named = re.fullmatch(r"(?P<name>.+?)(-fold(?P<fold>\d+))?", protocol)
-    assert named is not None  # anything is a name
+    assert named is not None  # the pattern matches any name
     return ["--protocol", named["name"], "--fold", named["fold"] or "1"]
 
 

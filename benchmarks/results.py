@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, results as JSON (`--json FILE`), and the speakers of a checkpoint."""
+"""Helpers of the benchmarks: their options, results as JSON (`--json FILE`), and the speakers of a checkpoint."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from ser.files import versions, write_json
 
 
 def parser_of(doc: str | None) -> tuple[argparse.ArgumentParser, Any]:
-    """Returns the parser of a benchmark that measures several things, and what [`add_command`] adds them to."""
+    """Returns the parser of a benchmark with several measurements, and the subparsers for [`add_command`]."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     return parser, parser.add_subparsers(dest="measured", required=True)
 
@@ -67,7 +67,7 @@ def add_ravdess(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file to which the figures are written, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to which the figures are also written")
 
 
 def write_results(path: Path | None, figures: Mapping[str, object]) -> None:

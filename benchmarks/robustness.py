@@ -30,7 +30,7 @@ SHORTEST_S, LONGEST_S = 2.0, 6.0
 LEVELS_DB = (-35.0, -15.0)
 NEAR_SILENCE_DB = (-90.0, -50.0)
 SOUNDS = BABBLE = 200
-GLUED = 4  # clips of an actor in a recording
+JOINED = 4  # clips of an actor in a recording
 DISTORTIONS = """Measures the robustness to noise, rooms, telephones and codecs on actors outside the training data.
 
 For each condition it prints UA, the loss of UA relative to clean clips, the share of unchanged predictions, and the
@@ -47,9 +47,9 @@ FAMILIARITY = """Measures how well familiarity separates speech like the trainin
 
 MODEL is the checkpoint of one fold. Clips of the actors of its test part are compared by their distance from the
 training data with the 200 sounds of `no_speech`, with babble (sums of clips of 3 and of 6 other actors) and with the
-same clips reversed in time: the AUROC of each. Then the share that is turned away at --min_familiarity: of all these,
-of the clips changed as in `distortions`, of windows of recordings glued from several clips, and of the clips of
-another corpus."""
+same clips reversed in time: the AUROC of each. Then follows the share below --min_familiarity (turned away): of all
+these inputs, of the clips distorted as in `distortions`, of windows of recordings joined from several clips, and of
+the clips of another corpus."""
 Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
@@ -67,9 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     familiarity = add_command(commands, "familiarity", measure_familiarity, FAMILIARITY)
     familiarity.add_argument("model", type=Path)
     familiarity.add_argument("ravdess")
-    familiarity.add_argument("--min_familiarity", type=float, default=0.05, help="(default 0.05)")
+    familiarity.add_argument("--min_familiarity", type=float, default=0.05, help="lowest familiarity (default 0.05)")
     familiarity.add_argument("--clips", type=int, help="clips of the test part, drawn at random (default: all)")
-    familiarity.add_argument("--dataset_name", help="another corpus, for its share of clips that are turned away")
+    familiarity.add_argument("--dataset_name", help="another corpus whose clips are tested")
     familiarity.add_argument("--data_dir", help="its folder")
     run(parser, arguments)
 
@@ -92,14 +92,14 @@ def measure_distortions(args: argparse.Namespace) -> dict[str, object]:
     for name, change in conditions(crowd(corpus, chosen, rate), rate).items():
         scores = probabilities(classify, changed(clips, change), corpus.label_names)
         clean = scores if clean is None else clean
-        answers = scores.argmax(1)
-        ua = float(scores_from_confusion(confusion_matrix(labels, answers, scores.shape[1]))["UA"])
+        predicted = scores.argmax(1)
+        ua = float(scores_from_confusion(confusion_matrix(labels, predicted, scores.shape[1]))["UA"])
         kept = np.arange(len(clips)), clean.argmax(1)
         row = {
             "condition": name,
             "UA": ua,
             "lost": table[0]["UA"] - ua if table else 0.0,
-            "same": float((answers == kept[1]).mean()),
+            "same": float((predicted == kept[1]).mean()),
             "change": float(np.abs(scores[kept] - clean[kept]).mean()),
         }
         table.append(row)
@@ -152,7 +152,7 @@ def conditions(voices: list[torch.Tensor], rate: int) -> dict[str, Change]:
 
 
 def changed(clips: list[torch.Tensor], change: Change) -> Iterator[np.ndarray]:
-    """The clips under a condition, each with noise of its own."""
+    """Yields the clips under a condition, each with its own noise."""
     for index, clip in enumerate(clips):
         yield change(clip, torch.Generator().manual_seed(index)).numpy()
 
@@ -170,8 +170,8 @@ def probabilities(
     classify: MaxMViTAudioClassificationPipeline, waveforms: Iterator[np.ndarray], label_names: list[str]
 ) -> np.ndarray:
     """Returns the probabilities `(clips, labels)`."""
-    answers = classify((waveform for waveform in waveforms), silence_db=None)  # however soft clips become
-    by_label = ({row["label"]: row["score"] for row in answer} for answer in answers)
+    predictions = classify((waveform for waveform in waveforms), silence_db=None)  # even if clips become very quiet
+    by_label = ({row["label"]: row["score"] for row in rows} for rows in predictions)
     return np.array([[scores[label] for label in label_names] for scores in by_label])
 
 
@@ -289,7 +289,7 @@ def drums(random: np.random.Generator, time: np.ndarray) -> np.ndarray:
 
 
 def coloured(slope: float) -> Callable[[np.random.Generator, np.ndarray], np.ndarray]:
-    """Returns a source of noise whose power is inverse to the frequency to the power of `slope`, from 20 Hz on."""
+    """Returns a source of noise whose power falls as 1 / frequency^slope, from 20 Hz on."""
 
     def noise(random: np.random.Generator, time: np.ndarray) -> np.ndarray:
         spectrum = np.fft.rfft(random.standard_normal(len(time)))
@@ -370,7 +370,7 @@ KINDS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 def measure_familiarity(args: argparse.Namespace) -> dict[str, object]:
     classify = load_pipeline(str(args.model), batch_size=16)
     if not classify.model.config.familiarity:
-        sys.exit(f"error: {args.model} does not keep the distribution of its training data: train it anew.")
+        sys.exit(f"error: {args.model} does not keep the distribution of its training data: train it again.")
     chosen, rate = speakers_of(args.model), classify.feature_extractor.sampling_rate
     corpus = load_corpus("ravdess", args.ravdess)
     own = rows_of(corpus, chosen)
@@ -398,13 +398,13 @@ def measure_familiarity(args: argparse.Namespace) -> dict[str, object]:
     for name, waveforms in others.items():
         table.append(familiarity_row(name, classify, distances(classify, waveforms), base, bound))
     speakers = [corpus.speakers[index] for index in own]
-    windows = glued(classify, clips, speakers, bound)
-    print(f"| windows of {GLUED} clips glued | {windows['inputs']} | | {windows['turned_away']:.3f} |")
+    windows = joined_windows(classify, clips, speakers, bound)
+    print(f"| windows of {JOINED} joined clips | {windows['inputs']} | | {windows['turned_away']:.3f} |")
     return {"min_familiarity": bound, "inputs": [*table, windows]}
 
 
 def distances(classify: MaxMViTAudioClassificationPipeline, waveforms: Iterable[np.ndarray]) -> torch.Tensor:
-    """`(N,)`: the distance of each waveform, taken as one clip."""
+    """Returns the distance of each waveform from the training data, `(N,)`, each taken as one clip."""
     model, found = classify.model, []
     features: list[torch.Tensor] = []
     handle = model.maxmvit.register_forward_hook(lambda *each: features.append(each[-1].pooler_output))
@@ -422,7 +422,7 @@ def distances(classify: MaxMViTAudioClassificationPipeline, waveforms: Iterable[
 def familiarity_row(
     name: str, classify: MaxMViTAudioClassificationPipeline, own: torch.Tensor, base: torch.Tensor, bound: float
 ) -> dict[str, Any]:
-    """One row of the table: AUROC of distances against those of clean clips, and the share below the bound."""
+    """Returns a row of the table: AUROC of distances against those of clean clips, and the share below the bound."""
     kept = classify.model.familiarity.distances.cpu()
     familiarity = (kept > own[:, None]).float().mean(1)
     truth = np.r_[np.zeros(len(base)), np.ones(len(own))]
@@ -434,23 +434,23 @@ def familiarity_row(
 
 
 def babble_clip(voices: list[torch.Tensor], count: int, index: int) -> np.ndarray:
-    """The sum of so many voices at equal power, as long as the longest, at a peak of a half."""
+    """Returns the sum of `count` voices at equal power, as long as the longest, with a peak of 0.5."""
     drawn = torch.randperm(len(voices), generator=torch.Generator().manual_seed(index))[:count].tolist()
     some = [voices[number] for number in drawn]
     mixed = corruptions.babble(some, max(map(len, some)))
     return (mixed / mixed.abs().max().clamp(min=1e-8) / 2).numpy()
 
 
-def glued(
+def joined_windows(
     classify: MaxMViTAudioClassificationPipeline, clips: list[torch.Tensor], speakers: list[str | None], bound: float
 ) -> dict[str, Any]:
-    """The share of windows turned away along recordings of several clips of one actor."""
+    """Returns the share of windows below the bound along recordings of several clips of one actor."""
 
     def recordings() -> Iterator[np.ndarray]:
         for speaker in dict.fromkeys(speakers):
             of_speaker = [clip for clip, each in zip(clips, speakers, strict=True) if each == speaker]
-            for first in range(0, len(of_speaker), GLUED):
-                yield torch.cat(of_speaker[first : first + GLUED]).numpy()
+            for first in range(0, len(of_speaker), JOINED):
+                yield torch.cat(of_speaker[first : first + JOINED]).numpy()
 
     config = classify.model.config
     timelines = classify(recordings(), window_s=config.window_s, min_familiarity=bound)

@@ -59,15 +59,15 @@ def collect(output_dir: Path, recipe: str, results: Path) -> None:
     for path in folders:
         report = json.loads(path.read_text(encoding="utf-8"))
         protocol, _, fold = report["protocol"].rpartition("-fold")
-        for own in sorted(path.parent.glob("predictions*.csv")):
-            name = recipe + own.stem.removeprefix("predictions")
+        for predictions in sorted(path.parent.glob("predictions*.csv")):
+            name = recipe + predictions.stem.removeprefix("predictions")
             target = results / protocol / name / f"seed{report['seed']}" / f"fold{fold}.csv"
-            copy_predictions(own, target)
+            copy_predictions(predictions, target)
             print(target)
 
 
 def copy_predictions(source: Path, target: Path) -> None:
-    """Writes what tables are made of, without what only a report needs."""
+    """Writes the columns that tables need, without those that only a report needs."""
     with open(source, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     classes = [name for name in rows[0] if name.startswith("p_")]
@@ -76,8 +76,8 @@ def copy_predictions(source: Path, target: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["clip", "speaker", "label", "prediction", *classes])
         for row in rows:
-            facts = [Path(row["file"]).name, row["speaker"], row["label"], row["prediction"]]
-            table.writerow([*facts, *(f"{float(row[name]):.4f}" for name in classes)])
+            cells = [Path(row["file"]).name, row["speaker"], row["label"], row["prediction"]]
+            table.writerow([*cells, *(f"{float(row[name]):.4f}" for name in classes)])
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

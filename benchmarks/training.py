@@ -91,8 +91,8 @@ def main() -> None:
     openmp = add_command(commands, "openmp", measure_openmp, OPENMP)
     openmp.add_argument("--seconds", type=float, default=10, help="training time of each process, at least one step")
     openmp.add_argument("--rounds", type=int, default=3, help="processes for each figure")
-    openmp.add_argument("--busy", type=int, default=1, help="number of busy processes beside the training")
-    openmp.add_argument("--only_train", action="store_true", help=argparse.SUPPRESS)  # in the process of one figure
+    openmp.add_argument("--busy", type=int, default=1, help="number of busy processes during the training")
+    openmp.add_argument("--only_train", action="store_true", help=argparse.SUPPRESS)  # for the process of one figure
     rates = add_command(commands, "learning_rates", measure_learning_rates, LEARNING_RATES)
     rates.add_argument("--figure", default="docs/learning_rates.png", help="file of the plot")
     rates.add_argument("--cache_dir", help="folder for the demo corpus and its features")
@@ -191,7 +191,7 @@ def bare_loop(model: MaxMViTForAudioClassification, trainer: SERTrainer, args: S
     return now(args.device) - started
 
 
-# --- an epoch beside that of the reference implementation ---
+# --- an epoch compared with that of the reference implementation ---
 
 
 def measure_epoch(args: argparse.Namespace) -> dict[str, object]:

@@ -62,7 +62,7 @@ def run(benchmark, monkeypatch, *flags) -> None:
 def test_smoothing_is_varied_for_actors_of_the_requested_part(
     ravdess, checkpoint, flags, actor, tmp_path, monkeypatch, capsys
 ):
-    kept, plot = tmp_path / "figures.json", tmp_path / "glued.png"
+    kept, plot = tmp_path / "figures.json", tmp_path / "joined.png"
     windows = ["--window", 1, "--hop", 1, "--smooth", 1, 3]
     run(long_recordings, monkeypatch, checkpoint, ravdess, *flags, *windows, "--json", kept, "--figure", plot)
     corpus = load_corpus("ravdess", str(ravdess))

@@ -16,7 +16,7 @@ import torch
 import onnx_ser
 import ser.export.onnx
 import ser.models
-from benchmarks.export import answer, answers_of, stretches_of_speech
+from benchmarks.export import crops_of_speech, pipeline_scores, profiled_scores
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import export as export_ser
 from ser.commands import predict as predict_ser
@@ -62,7 +62,7 @@ def test_waveforms_of_any_length_get_the_pipelines_probabilities(whole):
     for samples in lengths:
         clip = np.concatenate([noise(9_000) * 1e-3, voice(samples / 44_100, f0=90 + samples / 2_000)])[:samples]
         (own,) = session.run(["probabilities"], {"waveform": clip[None]})
-        np.testing.assert_allclose(own[0], answer(classify, clip), atol=1e-3)
+        np.testing.assert_allclose(own[0], pipeline_scores(classify, clip), atol=1e-3)
         found.append(own[0])
     assert np.ptp(found, axis=0).max() > 0.05  # else all clips would have equal scores
 
@@ -93,7 +93,7 @@ def test_the_exported_program_gives_the_same_scores(whole):
     program = torch.export.load(path.with_suffix(".pt2")).module()
     clip = voice(0.7)
     own = program(torch.from_numpy(clip)[None])["probabilities"]
-    np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
+    np.testing.assert_allclose(own[0].detach(), pipeline_scores(classify, clip), atol=1e-3)
 
 
 def test_the_file_describes_itself(whole):
@@ -165,7 +165,7 @@ def test_int8_of_one_branch_and_a_window(tmp_path):
     assert session.get_modelmeta().custom_metadata_map["samples"] == "17640"
     clip = voice(0.4)
     (own,) = session.run(["probabilities"], {"waveform": clip[None]})
-    np.testing.assert_allclose(own[0], answer(classify, clip), atol=0.1)
+    np.testing.assert_allclose(own[0], pipeline_scores(classify, clip), atol=0.1)
 
 
 def test_fp16_of_a_model_of_images_with_attention_and_queries(tmp_path):
@@ -207,21 +207,23 @@ def test_dimensions_are_exported_as_they_are_after_the_classes(tmp_path, capsys,
 
 
 @pytest.fixture(scope="module")
-def answered():
+def real_speech():
     """Returns the pipeline of the smaller shipped weights, 100 pieces of real speech, and their scores."""
     classify = load_pipeline(str(Path(__file__).parents[2] / "weights" / "ravdess_small"), "cpu")
-    clips = stretches_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
-    return classify, clips, np.stack([answer(classify, clip) for clip in clips])
+    clips = crops_of_speech(Path(os.environ["SER_RAVDESS_DIR"]), 100, 44_100)
+    return classify, clips, np.stack([pipeline_scores(classify, clip) for clip in clips])
 
 
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR does not name a RAVDESS folder")
 @pytest.mark.parametrize("window_s, front_end", [(None, True), (3.0, True), (None, False)], ids=str)
-def test_the_shipped_weights_give_the_scores_of_the_pipeline_for_real_speech(answered, tmp_path, window_s, front_end):
+def test_the_shipped_weights_give_the_scores_of_the_pipeline_for_real_speech(
+    real_speech, tmp_path, window_s, front_end
+):
     """With trimming, deltas and a range of 50 dB: all steps from the waveform to the images are in the graph."""
-    classify, clips, expected = answered
+    classify, clips, expected = real_speech
     if window_s is not None:
         clips = [clip[: round(window_s * 44_100)] for clip in clips if len(clip) >= window_s * 44_100]
-        expected = np.stack([answer(classify, clip) for clip in clips])
+        expected = np.stack([pipeline_scores(classify, clip) for clip in clips])
     inputs = [{"waveform": clip[None]} for clip in clips]
     if not front_end:
         inputs = [dict(classify.feature_extractor(clip, sampling_rate=44_100)) for clip in clips]
@@ -234,7 +236,7 @@ def test_the_shipped_weights_give_the_scores_of_the_pipeline_for_real_speech(ans
         session = session_of(path)
         own = np.concatenate([session.run(["probabilities"], given)[0] for given in inputs])
         if front_end:  # only some, since profiling takes as long again
-            again, shares = answers_of(path, clips[::20], tmp_path / "profile")
+            again, shares = profiled_scores(path, clips[::20], tmp_path / "profile")
             assert sum(shares.values()) == pytest.approx(1) and {"Conv", "ConvInteger"} & set(shares)
             np.testing.assert_allclose(again, own[::20], atol=1e-6)
         np.testing.assert_allclose(own, expected, atol=tolerance)

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 import onnx_ser
-from benchmarks.export import answer, stretches_of_speech
+from benchmarks.export import crops_of_speech, pipeline_scores
 from feature_extraction_maxmvit import read_processor
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import predict as predict_ser
@@ -57,18 +57,18 @@ def classifier(encoder: str, extractor: dict, **config) -> MaxMViTAudioClassific
 
 
 def clip_of(samples: int) -> np.ndarray:
-    """A voice of this many samples after 0.1 s of noise, which trimming cuts off, if there is room for it."""
+    """Returns a voice of this many samples, with another pitch for every length."""
     return np.concatenate([noise(4_410) * 1e-3, voice(samples / 44_100, f0=90 + samples / 900)])[-samples:]
 
 
 def assert_scores_of_the_pipeline(classify, path, clips) -> None:
-    session, differences, answers = session_of(path), [], []
+    session, differences, scores = session_of(path), [], []
     for clip in clips:
         (own,) = session.run(["probabilities"], {"waveform": clip[None]})
-        differences.append(own[0] - answer(classify, clip))
-        answers.append(own[0])
+        differences.append(own[0] - pipeline_scores(classify, clip))
+        scores.append(own[0])
     # Differences must be far smaller than between clips, or a file that ignores its input would pass.
-    spread = np.ptp(answers, axis=0).max()
+    spread = np.ptp(scores, axis=0).max()
     assert spread > 5e-3 and np.abs(differences).max() < min(1e-3, spread / 5)
 
 
@@ -89,7 +89,7 @@ def test_whisper_alone_classifies_clips_of_any_length_in_pieces(whisper):
     program = torch.export.load(path.with_suffix(".pt2")).module()
     for clip in clips[-2:]:
         own = program(torch.from_numpy(clip)[None])["probabilities"]
-        np.testing.assert_allclose(own[0].detach(), answer(classify, clip), atol=1e-3)
+        np.testing.assert_allclose(own[0].detach(), pipeline_scores(classify, clip), atol=1e-3)
 
 
 def test_the_file_of_whisper_takes_one_clip_and_returns_the_inputs_of_the_encoder(whisper):
@@ -167,7 +167,7 @@ def test_int8_of_windows_leaves_the_front_end_in_float32(encoders, tmp_path):
     assert session.get_inputs()[0].shape == [1, 35_280]
     clip = clip_of(35_280)
     np.testing.assert_allclose(
-        session.run(["probabilities"], {"waveform": clip[None]})[0][0], answer(classify, clip), atol=0.15
+        session.run(["probabilities"], {"waveform": clip[None]})[0][0], pipeline_scores(classify, clip), atol=0.15
     )
 
 
@@ -198,7 +198,7 @@ def test_the_real_whisper_gives_the_scores_of_the_pipeline_for_real_speech(tmp_p
         for parameter in classify.model.classifier.parameters():
             parameter.div_(8)  # since it has thousands of features
     ravdess = Path(os.environ["SER_RAVDESS_DIR"])
-    clips = [*stretches_of_speech(ravdess, 5, 44_100), *stretches_of_speech(ravdess, 2, 44_100, (29.0, 35.0))]
+    clips = [*crops_of_speech(ravdess, 5, 44_100), *crops_of_speech(ravdess, 2, 44_100, (29.0, 35.0))]
     _, graph = build(classify, DYNAMIC)
     for quantize in (None, "fp16"):
         path = tmp_path / f"{quantize}.onnx"

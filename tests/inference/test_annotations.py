@@ -1,4 +1,4 @@
-"""Answers are written as annotations, read back by the formats' own libraries, and summed up by speaker."""
+"""Predictions are written as annotation files, read by the libraries of each format, and summed up by speaker."""
 
 import random
 from itertools import pairwise
@@ -137,11 +137,11 @@ def test_subtitles_are_read_by_pysubs2(tmp_path, suffix):
     ]  # fmt: skip
     texts = [each.get("text") for each in read_segment_file(path)]
     assert texts[1:] == ["ben: sad", "ben: [happy] ja, größer", "anna: too short", "[silence] (pause)"]
-    if suffix == ".vtt":  # SRT has no escapes: what looks like a tag is taken for one
+    if suffix == ".vtt":  # SRT has no escapes: text that looks like a tag is read as a tag
         assert texts[0] == 'anna: [happy] well <then> "x" -> & {y}'
 
 
-def test_rttm_is_what_segments_are_scored_by(tmp_path):
+def test_rttm_can_be_read_as_reference_segments(tmp_path):
     write_annotations(tmp_path / "a.rttm", "/x/my talk.wav", annotations_of(WINDOWS, LABELS))
     (found,) = read_segments(tmp_path / "a.rttm").items()
     assert found[0] == "my_talk" and [each[:3] for each in found[1]] == [each[:3] for each in MERGED]
@@ -149,7 +149,7 @@ def test_rttm_is_what_segments_are_scored_by(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "count"), [(WINDOWS, 4), (TURNS, 5), ([window(0, 1, "silence", 0)], 0)])
-def test_labels_of_audacity_and_empty_answers(tmp_path, rows, count):
+def test_labels_of_audacity_and_files_without_annotations(tmp_path, rows, count):
     for suffix in (".txt", ".TextGrid", ".eaf", ".srt", ".vtt", ".rttm"):
         write_annotations(tmp_path / f"a{suffix}", "a.wav", annotations_of(rows, LABELS))
     found = read_segment_file(tmp_path / "a.txt")
@@ -159,12 +159,12 @@ def test_labels_of_audacity_and_empty_answers(tmp_path, rows, count):
         ".txt", ".TextGrid", ".eaf", ".srt", ".vtt", ".rttm"))  # fmt: skip
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UsageError, match="a.srt cannot be written: No such file"):
         write_annotations(tmp_path / "none" / "a.srt", "a.wav", MERGED[1:2])
 
 
-def test_each_recording_has_a_file_of_its_own():
+def test_each_recording_has_its_own_file():
     files = ["/x/a/1.wav", "/x/b/1.wav", "/x/b/2.wav", "/x/b/2.mp3", "https://y/z/3.ogg"]
     found = annotation_paths("out", files, [".textgrid", ".srt"])
     assert [str(found[file][1]) for file in files] == [
@@ -174,7 +174,7 @@ def test_each_recording_has_a_file_of_its_own():
     assert list(map(str, annotation_paths("out", ["/x/a/1.wav"], [".srt"])["/x/a/1.wav"])) == ["out/1.srt"]
 
 
-def test_numbers_are_speakers_of_one_recording_and_names_of_all():
+def test_numbered_speakers_are_of_one_recording_and_named_ones_of_all():
     assert identity("/x/a.wav", "SPEAKER_00") == "SPEAKER_00 (a.wav)" != identity("/x/b.wav", "SPEAKER_00")
     assert identity("/x/a.wav", "spk1") == "spk1 (a.wav)"
     assert identity("/x/a.wav", "anna") == identity("/x/b.wav", "anna") == "anna"

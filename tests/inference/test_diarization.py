@@ -1,3 +1,5 @@
+"""Scores of predicted segments against reference segments."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,15 +9,15 @@ from ser.inference.segments import Segment, diarization_scores, pooled_scores, t
 REFERENCE = [Segment(0, 4, "sad"), Segment(4, 8, "surprise"), Segment(10, 12, "angry")]
 
 
-def test_errors_by_hand():
-    answer = [Segment(0, 3, "sad"), Segment(4, 9, "sad"), Segment(10, 12, "angry")]
-    scores = diarization_scores(REFERENCE, answer, duration=20)
+def test_errors_equal_those_counted_by_hand():
+    predicted = [Segment(0, 3, "sad"), Segment(4, 9, "sad"), Segment(10, 12, "angry")]
+    scores = diarization_scores(REFERENCE, predicted, duration=20)
     assert (scores["missed"], scores["false"], scores["confused"], scores["right"]) == (1, 1, 4, 5)
     assert scores["EDER"] == 6 / 20 and scores["time_right"] == 5 / 10
     assert scores["found_segments"] == 2 and scores["segment_F1"] == 2 * 2 / 6
 
 
-def test_two_emotions_of_one_first_letter_are_two():
+def test_emotions_with_the_same_first_letter_are_different():
     scores = diarization_scores([Segment(0, 2, "sad")], [Segment(0, 2, "surprise")])
     assert scores["EDER"] == 1 and scores["time_right"] == scores["segment_F1"] == 0
 
@@ -28,12 +30,12 @@ def segments(draw):
 
 
 @given(segments(), segments())
-def test_agrees_with_counting_second_by_second(reference, answer):
+def test_agrees_with_counting_second_by_second(reference, predicted):
     def label(side, second):
         return next((s.label for s in side if s.start <= second < s.end and s.label != "silence"), None)
 
-    pairs = [(label(reference, t), label(answer, t)) for t in range(40)]
-    scores = diarization_scores(reference, answer, duration=40)
+    pairs = [(label(reference, t), label(predicted, t)) for t in range(40)]
+    scores = diarization_scores(reference, predicted, duration=40)
     assert scores["missed"] == sum(a is not None and b is None for a, b in pairs)
     assert scores["false"] == sum(a is None and b is not None for a, b in pairs)
     assert scores["confused"] == sum(None not in (a, b) and a != b for a, b in pairs)
@@ -41,7 +43,7 @@ def test_agrees_with_counting_second_by_second(reference, answer):
     assert diarization_scores(reference, reference)["EDER"] == 0
 
 
-def test_a_window_speaks_for_its_middle_and_neighbours_join():
+def test_windows_label_their_middle_and_equal_neighbours_are_joined():
     rows = [{"start": k, "end": k + 3, "label": label} for k, label in enumerate(["sad", "sad", "silence", "happy"])]
     assert timeline_segments(rows) == [Segment(0, 3, "sad"), Segment(4, 6, "happy")]
     assert timeline_segments([]) == []

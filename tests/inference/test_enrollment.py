@@ -1,4 +1,4 @@
-"""Speaker profiles: how they are made, kept, checked and used, by the pipeline and the command."""
+"""Speaker profiles: how the pipeline and predict_ser.py make, save, check and use them."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ CLIPS = [sound(0.5 + 0.1 * index, f0=100 + 15 * index, seed=index) for index in 
 @pytest.mark.slow
 @pytest.mark.parametrize("relevance", [0, 2.5, 4])
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_profile_is_the_mean_of_the_clips_shrunk_to_the_training_clips(classify, count, relevance):
+def test_a_profile_is_the_mean_of_the_clips_shrunk_to_the_training_mean(classify, count, relevance):
     profile = classify.enroll(CLIPS[:count], relevance=relevance)
     features = np.stack([features_of(classify, clip) for clip in CLIPS[:count]])
     np.testing.assert_allclose(profile.mean, features.mean(0), atol=1e-5)
@@ -79,7 +79,7 @@ def test_a_profile_is_the_mean_of_the_clips_shrunk_to_the_training_clips(classif
     np.testing.assert_allclose(profile.shift(population), shrunk - population, atol=1e-5)
 
 
-def test_answers_are_relative_to_the_profile_and_without_one_as_ever(classify, tmp_path):
+def test_predictions_are_relative_to_the_profile_and_unchanged_without_one(classify, tmp_path):
     profile = classify.enroll(CLIPS[:3])
     plain = classify(CLIPS[4])
     profile.save(tmp_path / "voice.json")
@@ -94,18 +94,18 @@ def test_answers_are_relative_to_the_profile_and_without_one_as_ever(classify, t
     np.testing.assert_allclose(scores_of(own(CLIPS[4])), expected, atol=1e-5)
 
 
-def test_each_recording_may_have_a_profile_of_its_own(classify):
+def test_each_recording_may_have_its_own_profile(classify):
     one, other = classify.enroll(CLIPS[:2]), classify.enroll(CLIPS[2:4])
     speakers = [one, None, other, one, None]
     together = classify(CLIPS, speaker=(each for each in speakers), batch_size=4)
-    apart = [classify(clip, speaker=speaker) for clip, speaker in zip(CLIPS, speakers, strict=True)]
-    for answer, expected in zip(together, apart, strict=True):
+    separate = [classify(clip, speaker=speaker) for clip, speaker in zip(CLIPS, speakers, strict=True)]
+    for answer, expected in zip(together, separate, strict=True):
         np.testing.assert_allclose(scores_of(answer), scores_of(expected), atol=1e-5)
     with pytest.raises(ValueError, match="fewer profiles than there are recordings"):
         classify(CLIPS, speaker=[one, other])
 
 
-def test_windows_of_a_long_recording_are_clips_and_each_is_answered_relative_to_the_profile(classify):
+def test_windows_of_a_long_recording_count_as_clips_and_are_classified_relative_to_the_profile(classify):
     long = sound(2.0)
     profile = classify.enroll(long, window_s=0.5, hop_s=0.1)
     assert profile.clips == 4 and profile.seconds == pytest.approx(2.0)
@@ -114,7 +114,7 @@ def test_windows_of_a_long_recording_are_clips_and_each_is_answered_relative_to_
     np.testing.assert_allclose([rows[0]["scores"][label] for label in LABELS], scores_of(alone), atol=1e-5)
 
 
-def test_silence_is_left_out_and_nothing_else_is_refused(classify):
+def test_silence_is_left_out_and_silence_alone_is_refused(classify):
     silent = {"array": np.zeros(RATE, np.float32), "sampling_rate": RATE}
     profile = classify.enroll([silent, CLIPS[0], silent])
     assert profile.clips == 1
@@ -124,7 +124,7 @@ def test_silence_is_left_out_and_nothing_else_is_refused(classify):
             classify.enroll(recordings)
 
 
-def test_what_cannot_be_read_is_named_or_left_out(classify, tmp_path):
+def test_recordings_that_cannot_be_read_are_named_or_left_out(classify, tmp_path):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     with pytest.raises(AudioError, match="broken.wav"):
@@ -133,12 +133,12 @@ def test_what_cannot_be_read_is_named_or_left_out(classify, tmp_path):
 
 
 @pytest.mark.parametrize("relevance", [-1, -0.1, float("nan"), float("inf"), "4", None, True])
-def test_a_relevance_that_is_no_number_from_0_on_is_refused(classify, relevance):
+def test_an_invalid_relevance_is_refused(classify, relevance):
     with pytest.raises(ValueError, match="relevance=.* 0 or more"):
         classify.enroll(CLIPS[:1], relevance=relevance)
 
 
-def test_models_that_cannot_enroll_say_why():
+def test_models_that_cannot_enroll_give_the_reason():
     with pytest.raises(ValueError, match="keeps no statistics .* train it again"):
         pipeline_of(tiny_model()).enroll(CLIPS[:1])
     for changes in ({"fusion": "attention"}, {"head": "decoder"}):
@@ -179,7 +179,7 @@ def test_a_profile_is_read_as_it_was_saved(classify, tmp_path):
         (lambda text: text.replace('"seconds"', '"minutes"'), "is a broken speaker profile"),
     ],
 )
-def test_a_file_that_is_no_whole_profile_is_refused(classify, tmp_path, change, message):
+def test_an_incomplete_or_invalid_profile_is_refused(classify, tmp_path, change, message):
     path = tmp_path / "voice.json"
     classify.enroll(CLIPS[:1]).save(path)
     text = path.read_text()
@@ -199,7 +199,7 @@ def test_joined_profiles_are_those_of_all_clips(classify):
 
 
 @pytest.mark.slow
-def test_clips_that_look_like_two_speakers_are_warned_of():
+def test_clips_that_seem_to_be_of_two_speakers_give_a_warning():
     model = model_with_statistics()
     classify = pipeline_of(model)
     one = [sound(0.5, f0=118 + index, seed=index) for index in range(8)]
@@ -215,7 +215,7 @@ def test_clips_that_look_like_two_speakers_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classify.enroll(one)
-        classify.enroll(two[2:6])  # too few to say
+        classify.enroll(two[2:6])  # too few for a warning
         classify.enroll(two, several_speakers=True)
 
 
@@ -232,7 +232,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two speakers' clips, a list of them, and a list without speakers."""
+    """Writes clips of two speakers, a list of them, and a list in which one speaker is missing."""
     folder = tmp_path_factory.mktemp("clips")
     for name, f0 in (("ann", 220), ("bob", 110)):
         (folder / name).mkdir()
@@ -255,7 +255,7 @@ def run(checkpoint, *arguments) -> int:
 
 
 @pytest.mark.slow
-def test_a_voice_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys):
+def test_a_speaker_is_enrolled_and_adapted_to(checkpoint, clips, tmp_path, capsys):
     profile, output = tmp_path / "voice.json", tmp_path / "out.csv"
     assert run(checkpoint, "--enroll", clips / "ann", "--speaker_profile", profile, "--relevance", 2) == 0
     assert "a profile of 3 clips, 1.5 s of audio" in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_a_list_is_adapted_to_its_speakers_or_as_a_whole(checkpoint, clips, tmp_
 
 
 @pytest.mark.slow
-def test_rows_adapted_otherwise_are_not_added_to(checkpoint, clips, tmp_path, capsys):
+def test_a_table_with_another_adaptation_is_not_continued(checkpoint, clips, tmp_path, capsys):
     output = tmp_path / "out.csv"
     assert run(checkpoint, clips / "list.csv", "--adapt", "table", "--output", output) == 0
     assert run(checkpoint, clips / "list.csv", "--adapt", "table", "--output", output) == 0  # the same again
@@ -303,7 +303,7 @@ def test_rows_adapted_otherwise_are_not_added_to(checkpoint, clips, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_rows_from_before_there_were_profiles_are_added_to(checkpoint, clips, tmp_path):
+def test_a_table_of_a_version_without_profiles_is_continued(checkpoint, clips, tmp_path):
     output = tmp_path / "out.csv"
     assert run(checkpoint, clips / "ann", "--output", output) == 0
     origin = tmp_path / "out.csv.origin.json"
@@ -314,7 +314,7 @@ def test_rows_from_before_there_were_profiles_are_added_to(checkpoint, clips, tm
 
 
 @pytest.mark.slow
-def test_what_cannot_be_adapted_to_is_refused_in_a_line(checkpoint, clips, tmp_path, capsys):
+def test_invalid_adaptations_are_refused_with_one_line(checkpoint, clips, tmp_path, capsys):
     silent = tmp_path / "silent"
     silent.mkdir()
     soundfile.write(silent / "0.wav", np.zeros(RATE), RATE)
@@ -337,8 +337,8 @@ def test_what_cannot_be_adapted_to_is_refused_in_a_line(checkpoint, clips, tmp_p
     ]
     for model, arguments, message in cases:
         assert run(model, *arguments) == 2, arguments
-        said = capsys.readouterr().err
-        assert re.search(message, said), said
+        stderr = capsys.readouterr().err
+        assert re.search(message, stderr), stderr
     for arguments, message in [
         ([], "are required"),
         (["--enroll", clips / "ann"], "must be given together"),

@@ -1,4 +1,4 @@
-"""Answers for given segments, and answers that are restricted to some labels, from the pipeline."""
+"""Predictions of the pipeline for given segments, and predictions restricted to some labels."""
 
 import numpy as np
 import pytest
@@ -32,13 +32,13 @@ def classify():
 
 
 def recording(seconds: float = 8.0, rate: int = RATE) -> np.ndarray:
-    """A voice whose pitch changes twice a second, so that any two parts differ."""
+    """Returns a voice whose pitch changes twice a second, so that any two parts differ."""
     parts = [voice(0.5, f0=80.0 + 25 * k, sampling_rate=rate, seed=k) for k in range(round(2 * seconds))]
     return np.concatenate(parts)
 
 
-def scores(answer: list[dict]) -> dict[str, float]:
-    return {row["label"]: row["score"] for row in answer}
+def scores(prediction: list[dict]) -> dict[str, float]:
+    return {row["label"]: row["score"] for row in prediction}
 
 
 def assert_near(one: dict, other: dict, tolerance: float = 1e-4) -> None:
@@ -48,7 +48,7 @@ def assert_near(one: dict, other: dict, tolerance: float = 1e-4) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "rate"), [("array", RATE), ("file", 16_000), ("file", 48_000)])
-def test_a_segment_is_answered_like_its_cut_audio(classify, tmp_path, form, rate):
+def test_a_segment_is_classified_like_its_audio_alone(classify, tmp_path, form, rate):
     sound = recording(rate=rate)
     source = {"array": sound, "sampling_rate": rate}
     if form == "file":
@@ -60,8 +60,8 @@ def test_a_segment_is_answered_like_its_cut_audio(classify, tmp_path, form, rate
     assert [row.get("text") for row in rows] == [None, "well then", None, None]
     for row, (start, end, *_) in zip(rows, SEGMENTS, strict=True):
         assert (row["start"], row["end"]) == (start, end)
-        cut = {"array": sound[round(start * rate) : round(end * rate)], "sampling_rate": rate}
-        alone = classify(cut)
+        crop = {"array": sound[round(start * rate) : round(end * rate)], "sampling_rate": rate}
+        alone = classify(crop)
         assert_near(row["scores"], scores(alone))
         if row["label"] != "too short":
             assert row["label"] == alone[0]["label"]
@@ -69,19 +69,19 @@ def test_a_segment_is_answered_like_its_cut_audio(classify, tmp_path, form, rate
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [{}, {"window_s": 1.0, "hop_s": 0.5}, {"window_s": 0.8}])
-def test_windows_within_long_segments_are_those_of_the_cut_audio(classify, window):
+def test_windows_within_long_segments_are_those_of_their_audio_alone(classify, window):
     sound = recording()
     (row,) = classify({"array": sound, "sampling_rate": RATE}, segments=[(3.0, 7.7)], **window)
-    cut = {"array": sound[round(3.0 * RATE) : round(7.7 * RATE)], "sampling_rate": RATE}
-    assert_near(row["scores"], scores(classify(cut, **window, timeline=False)))
+    crop = {"array": sound[round(3.0 * RATE) : round(7.7 * RATE)], "sampling_rate": RATE}
+    assert_near(row["scores"], scores(classify(crop, **window, timeline=False)))
     assert ("windows" in row) == bool(window)
-    for own, alone in zip(row.get("windows", []), classify(cut, **window) if window else [], strict=True):
+    for own, alone in zip(row.get("windows", []), classify(crop, **window) if window else [], strict=True):
         assert (own["start"], own["end"]) == pytest.approx((alone["start"] + 3, alone["end"] + 3), abs=2e-3)
         assert own["label"] == alone["label"]
         assert_near(own["scores"], alone["scores"])
 
 
-def test_the_order_and_what_else_a_segment_has_are_kept(classify):
+def test_the_order_and_other_keys_of_segments_are_kept(classify):
     source = {"array": recording(), "sampling_rate": RATE}
     given = [{"start": 5.0, "end": 6.0, "id": 7, "place": "line 3"}, {"start": 1, "end": 2.5, "note": "x"}]
     rows = classify(source, segments=given)
@@ -94,7 +94,7 @@ def test_the_order_and_what_else_a_segment_has_are_kept(classify):
     assert classify(source, segments=[]) == []
 
 
-def test_a_short_or_silent_segment_says_so(classify):
+def test_short_and_silent_segments_have_such_labels(classify):
     sound = recording()
     sound[RATE : 3 * RATE] = 0
     spans = [(1.2, 2.8), (1.2, 1.3), (5.0, 5.0), (5.0, 5.39), (1.0, 1.4), (5.0, 5.4)]
@@ -128,7 +128,7 @@ def test_an_end_beyond_the_recording_is_an_error_that_names_the_line(classify, t
         ("ab", "segments='ab' does not work"),
     ],
 )
-def test_what_is_no_segment_is_refused(classify, segments, message):
+def test_invalid_segments_are_refused(classify, segments, message):
     with pytest.raises(ValueError, match=message):
         classify({"array": recording(2.0), "sampling_rate": RATE}, segments=segments)
 
@@ -143,19 +143,19 @@ def test_fewer_lists_than_recordings_are_refused(classify):
         )
 
 
-def test_each_speaker_is_answered_relative_to_their_own_profile(classify):
+def test_segments_are_classified_relative_to_the_profile_of_their_speaker(classify):
     sound = recording()
     source = {"array": sound, "sampling_rate": RATE}
     turns = {"anna": [(0.0, 1.0), (2.0, 3.5)], "ben": [(4.0, 5.0), (6.1, 6.3)]}
     profiles = {name: classify.enroll(source, segments=spans) for name, spans in turns.items()}
     for name, spans in turns.items():
-        cuts = [
+        crops = [
             {"array": sound[round(start * RATE) : round(end * RATE)], "sampling_rate": RATE}
             for start, end in spans
             if end - start > 0.4
         ]
-        np.testing.assert_allclose(profiles[name].mean, classify.enroll(cuts).mean, atol=1e-4)
-        assert profiles[name].clips == len(cuts)
+        np.testing.assert_allclose(profiles[name].mean, classify.enroll(crops).mean, atol=1e-4)
+        assert profiles[name].clips == len(crops)
     given = [(0.2, 1.2, "anna"), (0.2, 1.2, "ben"), (0.2, 1.2, "carl"), (0.2, 1.2)]
     rows = classify(source, segments=given, speaker=profiles)
     alone = [classify(source, segments=[(0.2, 1.2)], speaker=profiles.get(name))[0] for name in ("anna", "ben", "")]
@@ -169,15 +169,15 @@ def test_each_speaker_is_answered_relative_to_their_own_profile(classify):
 @pytest.mark.parametrize("only", [["happy", "sad"], ["sad", "angry", "neutral"]])
 def test_scores_of_some_labels_are_divided_by_their_sum(classify, only):
     source = {"array": recording(1.0), "sampling_rate": RATE}
-    all_scores, answer = scores(classify(source)), classify(source, only=only)
+    all_scores, prediction = scores(classify(source)), classify(source, only=only)
     total = sum(all_scores[label] for label in only)
-    assert_near(scores(answer), {label: all_scores[label] / total for label in only}, 1e-6)
-    assert all(row["only"] == [label for label in LABELS if label in only] for row in answer)
+    assert_near(scores(prediction), {label: all_scores[label] / total for label in only}, 1e-6)
+    assert all(row["only"] == [label for label in LABELS if label in only] for row in prediction)
     (row,) = classify(source, only=only, segments=[(0.0, 1.0)])
     (window,) = classify(source, only=only, timeline=True)
     for each in (row, window):
-        assert_near(each["scores"], scores(answer), 1e-5)
-        assert each["label"] == answer[0]["label"] and set(each["only"]) == set(only)
+        assert_near(each["scores"], scores(prediction), 1e-5)
+        assert each["label"] == prediction[0]["label"] and set(each["only"]) == set(only)
     assert "only" not in classify(source)[0]
 
 
@@ -190,6 +190,6 @@ def test_scores_of_some_labels_are_divided_by_their_sum(classify, only):
         ("happy", "a list of labels"),
     ],
 )
-def test_labels_that_leave_no_choice_are_refused(classify, only, message):
+def test_invalid_selections_of_labels_are_refused(classify, only, message):
     with pytest.raises(ValueError, match=message):
         classify({"array": recording(1.0), "sampling_rate": RATE}, only=only)

@@ -1,3 +1,5 @@
+"""Reference segments: how they are read, matched with recordings, and used to score predictions."""
+
 import pytest
 
 from ser.inference.segments import Segment, format_scores, read_references, read_segments, reference_scores
@@ -63,7 +65,7 @@ def write(folder, lines):
     return path
 
 
-def test_a_name_is_the_end_of_a_path_and_the_whole_of_one_first(tmp_path):
+def test_a_name_matches_a_whole_path_first_and_the_end_of_a_path_next(tmp_path):
     files = ["/data/talks/a.wav", "/data/talks/b.wav", "https://host/talks/c.mp3?x=1", "a.wav", f"{tmp_path}/d.flac"]
     names = ["talks/a", "b", "https://host/talks/c.mp3?x=1", "a.wav", "d.flac"]
     found = read_references(write(tmp_path, [f"{name},0,1,sad" for name in names]), files, LABELS)
@@ -87,20 +89,20 @@ def test_a_name_is_the_end_of_a_path_and_the_whole_of_one_first(tmp_path):
         ),
     ],
 )
-def test_lines_that_fit_no_recording_or_label_are_named(tmp_path, lines, message):
+def test_lines_without_a_matching_recording_or_label_are_named(tmp_path, lines, message):
     path = write(tmp_path, lines)
     with pytest.raises(DataError, match=message) as refused:
         read_references(path, ["a.wav", "x/b.wav", "y/b.wav"], LABELS)
     assert str(path) in str(refused.value)
 
 
-def test_scores_go_to_the_end_of_a_recording_and_no_further(tmp_path):
+def test_scores_stop_at_the_end_of_a_recording(tmp_path):
     lines = ["a.wav,0,1,sad", "a.wav,1,3.04,happy", "b.wav,0,2,silence", "late.wav,0,1,sad"]
     path = write(tmp_path, lines)
     references = read_references(path, ["a.wav", "b.wav", "late.wav"], LABELS)
-    answers = {"b.wav": ([Segment(0, 1, "sad")], 2.0), "a.wav": ([Segment(0, 3, "sad")], 3.0)}
-    scores = reference_scores(references, answers, path)
-    assert list(scores) == ["a.wav", "b.wav"]  # late.wav could not be answered
+    predictions = {"b.wav": ([Segment(0, 1, "sad")], 2.0), "a.wav": ([Segment(0, 3, "sad")], 3.0)}
+    scores = reference_scores(references, predictions, path)
+    assert list(scores) == ["a.wav", "b.wav"]  # late.wav has no predictions
     assert (scores["a.wav"]["total"], scores["a.wav"]["right"], scores["a.wav"]["confused"]) == (3, 1, 2)
     assert (scores["b.wav"]["false"], scores["b.wav"]["EDER"]) == (1, 0.5)
     assert format_scores(scores["a.wav"]) == (

@@ -1,4 +1,4 @@
-"""Segments to classify are read from what annotators, recognizers and diarizers write."""
+"""Segments to classify are read from the files of annotation tools, speech recognizers and diarizers."""
 
 import pytest
 
@@ -97,7 +97,7 @@ def test_tiers_of_elan_have_participants(tmp_path):
         ("a.TextGrid", "xmin = 0.5 ", "xmin = half ", "is not a TextGrid, or is damaged"),
     ],
 )  # fmt: skip
-def test_what_is_broken_is_named_by_its_line(tmp_path, name, old, new, message):
+def test_invalid_entries_are_named_by_their_line(tmp_path, name, old, new, message):
     assert old in FILES[name]
     path = write(tmp_path, name, FILES[name].replace(old, new, 1 if old != "}" else 99))
     with pytest.raises(DataError, match=message) as error:
@@ -141,7 +141,7 @@ def test_one_file_names_several_recordings(tmp_path, name):
         read_given_segments(tmp_path / name, [*talks, "/data/b.wav"])
 
 
-def test_an_rttm_of_one_recording_may_carry_another_name(tmp_path):
+def test_an_rttm_of_one_recording_may_use_another_name(tmp_path):
     (tmp_path / "talk.rttm").write_text("SPEAKER waveform 1 0 1 <NA> <NA> x <NA> <NA>\n")
     assert len(read_given_segments(tmp_path / "talk.rttm", ["talk.wav"])["talk.wav"]) == 1
     assert len(read_given_segments(tmp_path, ["talk.wav"])["talk.wav"]) == 1

@@ -1,4 +1,4 @@
-"""Predictions by several processes."""
+"""Prediction by several processes: how files are divided, tables joined, and interrupted runs continued."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from ser.commands import evaluate, train
 from ser.commands import predict as predict_ser
-from ser.inference import shards as shares
+from ser.inference import shards
 from ser.inference.predictions import Item, Table
 from ser.inference.shards import Share, connect_processes, join_parts, parts_folder
 from ser.utils import RANK_VARIABLES, UsageError
@@ -30,7 +30,7 @@ ITEMS = [Item(f"{number}.wav") for number in range(7)]
 
 
 class State:
-    """One of several processes that are played one after the other, so that none waits for the next."""
+    """The state of one of several processes that run one after the other, so that none waits for another."""
 
     def __init__(self, process_index: int, num_processes: int):
         self.process_index, self.num_processes = process_index, num_processes
@@ -43,23 +43,23 @@ class State:
     def split_between_processes(self, inputs: Sequence[Any]):
         real: Any = PartialState.__new__(PartialState)
         real.__dict__ = {"num_processes": self.num_processes, "process_index": self.process_index}
-        with PartialState.split_between_processes(real, inputs) as own:
-            yield own
+        with PartialState.split_between_processes(real, inputs) as part:
+            yield part
 
 
 @pytest.fixture
 def one_by_one(monkeypatch):
-    """What the processes could not answer, gathered in the order in which they end."""
+    """Gathers the failed files of processes that run one after the other, in the order in which they end."""
     gathered: list[str] = []
 
     def gather(failed: list[str]) -> list[str]:
         gathered.extend(failed)
         return list(gathered)
 
-    monkeypatch.setattr(shares, "gather_object", gather)
+    monkeypatch.setattr(shards, "gather_object", gather)
 
 
-def answer_of(item: Item) -> list[dict]:
+def prediction_of(item: Item) -> list[dict]:
     best = int(item.file[0]) % len(LABELS)
     return [{"label": LABELS[(best + k) % 4], "score": score} for k, score in enumerate((0.4, 0.3, 0.2, 0.1))]
 
@@ -76,7 +76,7 @@ def started(output: Path, count: int, items=ITEMS, table=open_at) -> list[tuple[
 def end(share: Share, table: Table, todo: list[Item], failed: Sequence[str] = ()):
     for item in todo:
         if item.file not in failed:
-            table.add(item, answer_of(item))
+            table.add(item, prediction_of(item))
     table.close()
     return share.end([item.file for item in todo if item.file in failed])
 
@@ -86,11 +86,11 @@ def files_of(processes) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
+def test_the_first_process_joins_all_parts_in_the_order_of_the_input(one_by_one, tmp_path, suffix):
     alone, output = tmp_path / f"alone{suffix}", tmp_path / f"out{suffix}"
     table = open_at(str(alone))
     for item in ITEMS:
-        table.add(item, answer_of(item))
+        table.add(item, prediction_of(item))
     table.close()
     first, *others = started(output, 3)
     assert files_of([first, *others]) == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
@@ -98,13 +98,13 @@ def test_the_first_joins_all_shares_in_the_order_of_the_input(one_by_one, tmp_pa
     joined, failed = end(*first)
     assert output.read_bytes() == alone.read_bytes()
     assert Path(f"{output}.origin.json").read_text() == Path(f"{alone}.origin.json").read_text()
-    assert joined.done == {item.file: answer_of(item)[0]["label"] for item in ITEMS} and failed == []
+    assert joined.done == {item.file: prediction_of(item)[0]["label"] for item in ITEMS} and failed == []
     assert not parts_folder(str(output)).exists()
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_tables_that_cannot_be_joined_on_a_full_disk_keep_every_answer(
+def test_tables_that_cannot_be_joined_on_a_full_disk_keep_every_prediction(
     one_by_one, tmp_path, suffix, reason, monkeypatch
 ):
     output = tmp_path / f"out{suffix}"
@@ -124,22 +124,23 @@ def test_tables_that_cannot_be_joined_on_a_full_disk_keep_every_answer(
 
 
 def killed(output: Path) -> None:
-    """A process alone that was stopped after two files, then three that were killed: one amid its second row."""
+    """Leaves the tables of one process that stopped after two files, then of three that were killed, one of them while
+    it wrote its second row."""
     first = open_at(str(output))
     for item in ITEMS[:2]:
-        first.add(item, answer_of(item))
+        first.add(item, prediction_of(item))
     first.file.close()
     processes = started(output, 3)
     assert files_of(processes) == [["2", "3"], ["4", "5"], ["6"]]
     _, table, todo = processes[1]
-    table.add(todo[0], answer_of(todo[0]))
+    table.add(todo[0], prediction_of(todo[0]))
     table.file.write("5.wav,sad,0.4")
     for share, table, _ in processes:
         table.file.close()
         share.lock.release()
 
 
-def test_what_earlier_starts_left_is_answered_already_however_many_they_were(one_by_one, tmp_path):
+def test_predictions_of_earlier_runs_are_reused_whatever_their_number_of_processes(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
     killed(output)
     first, second = started(output, 2)
@@ -149,7 +150,7 @@ def test_what_earlier_starts_left_is_answered_already_however_many_they_were(one
     assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS] == [*joined.done]
 
 
-def test_a_process_alone_goes_on_from_what_several_left(one_by_one, tmp_path):
+def test_a_single_process_continues_the_tables_of_several(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
     killed(output)
     table, todo = predict_ser.begin(str(output), ITEMS, open_at)
@@ -159,7 +160,7 @@ def test_a_process_alone_goes_on_from_what_several_left(one_by_one, tmp_path):
     assert [row["file"] for row in read_rows(output)] == ["0.wav", "1.wav", "4.wav"]
 
 
-def test_what_one_process_could_not_answer_is_counted_by_the_first_and_tried_again(one_by_one, tmp_path):
+def test_failed_files_of_all_processes_are_counted_by_the_first_and_tried_again(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
     first, second = started(output, 2)
     end(*second, failed=["5.wav"])
@@ -172,7 +173,7 @@ def test_what_one_process_could_not_answer_is_counted_by_the_first_and_tried_aga
     assert [row["file"] for row in read_rows(output)] == [item.file for item in ITEMS]
 
 
-def test_rows_of_another_model_or_a_table_that_others_write_are_refused(one_by_one, tmp_path):
+def test_tables_of_another_model_and_tables_in_use_are_refused(one_by_one, tmp_path):
     output = tmp_path / "out.csv"
     first, second = started(output, 2)
     with pytest.raises(UsageError, match="Other processes are writing .*out.csv: wait until they have ended"):
@@ -201,27 +202,27 @@ def test_several_processes_need_a_table(monkeypatch, capsys):
         {"WORLD_SIZE": "1.5"}, {"LOCAL_RANK": ""}, {"RANK": "1"},
     ],
 )  # fmt: skip
-def test_variables_that_number_no_processes_are_refused_by_name(variables, monkeypatch, capsys):
+def test_invalid_rank_variables_are_named(variables, monkeypatch, capsys):
     for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert connect_processes() is None
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     assert predict_ser.main(["a.wav"]) == 2
-    said = capsys.readouterr().err
-    assert all(f"{name}={text!r}" in said for name, text in variables.items()) and "unset these variables" in said
+    stderr = capsys.readouterr().err
+    assert all(f"{name}={text!r}" in stderr for name, text in variables.items()) and "unset these variables" in stderr
     for main in (train.main, evaluate.main):
         with pytest.raises(UsageError, match="unset these variables"):
             main(["somewhere"])
 
 
-# --- two real ones ---
+# --- two real processes ---
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
-    clips, output, log = tmp_path / "clips", tmp_path / "out.csv", tmp_path / "asked"
+def test_two_processes_of_which_one_is_killed_classify_every_file_once(tmp_path):
+    clips, output, log = tmp_path / "clips", tmp_path / "out.csv", tmp_path / "log"
     checkpoint = save_checkpoint(tmp_path / "model")
     for number in range(12):
         (clips / LABELS[number % 2]).mkdir(parents=True, exist_ok=True)
@@ -237,15 +238,15 @@ def test_two_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
     for each in log.iterdir():
         each.unlink()
 
-    assert exit_codes(start_group(2, worker, "go on", log, arguments)) == [0, 0]
+    assert exit_codes(start_group(2, worker, "continue", log, arguments)) == [0, 0]
     notes = [json.loads((log / f"{rank}.json").read_text()) for rank in (0, 1)]
-    asked = [file for note in notes for file in note["asked"]]
-    said = "".join(note["said"] for note in notes)
+    attempted = [file for note in notes for file in note["attempted"]]
+    stderr = "".join(note["stderr"] for note in notes)
     broken = str(clips / "angry" / "99.wav")
-    assert len(asked) == len({*asked}) and {*asked} | kept == {*map(str, clips.rglob("*.wav"))}
-    assert not {*asked} & kept
-    assert "13 files: 12 answered, 1 failed." in said and "on 12 labelled files" in said, said
-    assert notes[0]["code"] == 1 and broken in said
+    assert len(attempted) == len({*attempted}) and {*attempted} | kept == {*map(str, clips.rglob("*.wav"))}
+    assert not {*attempted} & kept
+    assert "13 files: 12 answered, 1 failed." in stderr and "on 12 labelled files" in stderr, stderr
+    assert notes[0]["code"] == 1 and broken in stderr
     assert not parts_folder(str(output)).exists()
 
     alone = tmp_path / "alone.csv"
@@ -254,21 +255,21 @@ def test_two_processes_of_which_one_is_killed_answer_every_file_once(tmp_path):
 
 
 def worker(task: str, log: Path, arguments: list[str]) -> None:
-    """Predicts, noting what is asked for; in the second process, to be killed after two rows."""
-    asked: list[str] = []
+    """Predicts, and notes the files that are attempted; the task "kill" kills the second process after two rows."""
+    attempted: list[str] = []
     predict, add = predict_ser.predict, Table.add
 
-    def noting(classify, todo, *others):
-        asked.extend(item.file for item in todo)
+    def predict_and_note(classify, todo, *others):
+        attempted.extend(item.file for item in todo)
         return predict(classify, todo, *others)
 
-    def killing(table, item, answer):
+    def add_and_kill(table, item, answer):
         add(table, item, answer)
         if task == "kill" and os.environ["RANK"] == "1" and len(table.done) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    predict_ser.predict, Table.add = noting, killing
-    with redirect_stderr(io.StringIO()) as said:
+    predict_ser.predict, Table.add = predict_and_note, add_and_kill
+    with redirect_stderr(io.StringIO()) as stderr:
         code = predict_ser.main(arguments)
-    note = {"asked": asked, "code": code, "said": said.getvalue()}
+    note = {"attempted": attempted, "code": code, "stderr": stderr.getvalue()}
     (log / f"{os.environ['RANK']}.json").write_text(json.dumps(note))

@@ -1,4 +1,4 @@
-"""Answers while a recording arrives, against those along the whole recording."""
+"""Predictions while a recording arrives, against those for the whole recording."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def classify():
 
 
 def recording(seconds: float, rate: int) -> np.ndarray:
-    """A voice whose pitch changes twice a second, with a pause."""
+    """Returns a voice whose pitch changes twice a second, with a pause."""
     parts = [voice(0.5, f0=80.0 + 25 * (k % 9), sampling_rate=rate, seed=k) for k in range(round(2 * seconds))]
     sound = np.concatenate(parts)
     sound[3 * rate : 4 * rate] = 0
@@ -68,7 +68,7 @@ def assert_same(rows: list[dict], expected: list[dict]) -> None:
     "windows, rate",
     first_fast([((1.5, 0.5), 16_000), ((1.0, 0.9), 44_100), ((0.5, 0.2), 44_100), ((2.0, 2.0), 16_000)], 2),
 )
-def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
+def test_rows_are_those_of_the_whole_recording(classify, windows, rate):
     sound, (window_s, hop_s) = recording(7.3, rate), windows
     expected = classify({"array": sound, "sampling_rate": rate}, window_s=window_s, hop_s=hop_s)
     for seed, most in ((0, 3_000), (1, 3 * rate)):
@@ -79,8 +79,8 @@ def test_rows_are_those_along_the_whole_recording(classify, windows, rate):
 @pytest.mark.slow
 @pytest.mark.skipif("SER_RAVDESS_DIR" not in os.environ, reason="SER_RAVDESS_DIR names no folder of RAVDESS clips")
 @pytest.mark.parametrize("hop_s", [1.0, 0.5])
-def test_rows_of_real_speech_are_those_along_the_whole_recording(hop_s):
-    """By the shipped model; `python -m benchmarks.pipeline live` does the same for minutes."""
+def test_rows_of_real_speech_are_those_of_the_whole_recording(hop_s):
+    """With the shipped model; `python -m benchmarks.pipeline live` does the same for minutes."""
     classify = load_pipeline(None, "cpu")
     clips = sorted(Path(os.environ["SER_RAVDESS_DIR"]).glob("Actor_*/*"))
     sound = np.concatenate([read_audio(clip, 48_000) for clip in clips[5::293]])
@@ -90,7 +90,7 @@ def test_rows_of_real_speech_are_those_along_the_whole_recording(hop_s):
 
 
 @pytest.mark.slow
-def test_options_of_answers_apply_as_along_a_recording(classify):
+def test_options_apply_as_for_a_whole_recording(classify):
     sound = recording(4.0, 16_000)
     for options in ({"only": ["sad", "happy"]}, {"min_score": 0.9}, {"silence_db": None}):
         expected = classify({"array": sound, "sampling_rate": 16_000}, window_s=1.5, **options)
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_stream(classify):
     assert peak(40) < peak(10) + 2**20
 
 
-def test_what_a_stream_cannot_use_is_refused(classify):
+def test_invalid_chunks_and_options_are_refused(classify):
     sound = recording(2.0, 16_000)
     for chunk in (sound.astype(np.int32), sound[None, None], np.array(["a"])):
         with pytest.raises(AudioError, match="The stream has a chunk of"):

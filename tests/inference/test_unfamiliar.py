@@ -1,4 +1,4 @@
-"""How familiar a recording is, as the pipeline, the command and the page tell it."""
+"""Familiarity of recordings in the pipeline, in predict_ser.py and on the page."""
 
 import csv
 from pathlib import Path
@@ -20,7 +20,7 @@ LABELS = ["angry", "happy", "neutral", "sad"]
 
 @pytest.fixture(scope="module")
 def parts():
-    """A model fitted to forty voices of 0.5 s."""
+    """Returns a model whose familiarity is fitted to forty voices of 0.5 s, and its feature extractor."""
     model, feature_extractor = tiny_model(), tiny_feature_extractor()
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
@@ -51,7 +51,7 @@ def checkpoint(parts, tmp_path_factory) -> str:
 
 
 def mixed() -> np.ndarray:
-    """A second of a voice, one of silence, and one of noise."""
+    """Returns a second of a voice, one of silence, and one of noise."""
     return np.concatenate([voice(1.0, f0=120.0, seed=50), np.zeros(RATE, np.float32), noise(RATE)])
 
 
@@ -61,10 +61,10 @@ def test_clips_like_the_training_data_are_familiar_and_noise_is_not(classify):
     noises = [answer[0] for answer in classify([noise(RATE // 2, seed) for seed in (1, 2)], min_familiarity=0.0)]
     assert min(row["familiarity"] for row in voices) > max(row["familiarity"] for row in noises)
     assert [row["familiarity"] for row in noises] == [0.0, 0.0]
-    assert all(row["label"] in LABELS for row in voices + noises)  # 0 turns nothing away
+    assert all(row["label"] in LABELS for row in voices + noises)  # 0 rejects nothing
 
 
-def test_below_the_least_familiarity_an_answer_is_unfamiliar_and_keeps_its_scores(classify):
+def test_a_prediction_below_min_familiarity_is_unfamiliar_and_keeps_its_scores(classify):
     candidates = [voice(0.5, f0=float(f0), seed=f0) for f0 in range(60, 400, 20)]
     answers = classify(candidates, min_familiarity=0)
     clip = next(clip for clip, answer in zip(candidates, answers, strict=True) if 0 < answer[0]["familiarity"] < 1)
@@ -75,15 +75,15 @@ def test_below_the_least_familiarity_an_answer_is_unfamiliar_and_keeps_its_score
     assert known == [row | {"familiarity": familiarity} for row in plain]
     assert classify(clip, min_familiarity=familiarity) == known
     above = float(np.nextafter(familiarity, 2))
-    unlike = known[0] | {"label": "unfamiliar"}
-    assert classify(clip, min_familiarity=above) == [unlike, *known]
-    assert classify(clip, min_familiarity=above, min_score=1.0, top_k=1) == [unlike, known[0]]
+    rejected = known[0] | {"label": "unfamiliar"}
+    assert classify(clip, min_familiarity=above) == [rejected, *known]
+    assert classify(clip, min_familiarity=above, min_score=1.0, top_k=1) == [rejected, known[0]]
     assert classify(clip, min_familiarity=familiarity, min_score=1.0)[0]["label"] == "uncertain"
     assert classify(np.zeros(RATE), min_familiarity=1.0) == [{"label": "silence", "score": 1.0}]
 
 
 @pytest.mark.parametrize("smooth", [1, 3])
-def test_windows_have_their_own_and_an_answer_has_their_mean(classify, smooth):
+def test_windows_have_a_familiarity_and_recordings_have_their_mean(classify, smooth):
     rows = classify(mixed(), window_s=0.5, min_familiarity=0.01)
     plain = classify(mixed(), window_s=0.5)
     assert [row["scores"] for row in rows] == [row["scores"] for row in plain]
@@ -93,23 +93,23 @@ def test_windows_have_their_own_and_an_answer_has_their_mean(classify, smooth):
     assert rows[0]["label"] in LABELS and values[0] > 0.01
     smoothed = classify(mixed(), window_s=0.5, min_familiarity=0.01, smooth=smooth)
     for index, row in enumerate(smoothed):
-        around = [
+        neighbours = [
             value for value in values[max(0, index - smooth // 2) : index + smooth // 2 + 1] if value is not None
         ]
         if row["label"] != "silence":
-            assert row["familiarity"] == pytest.approx(np.mean(around))
+            assert row["familiarity"] == pytest.approx(np.mean(neighbours))
     answer = classify(mixed(), window_s=0.5, timeline=False, min_familiarity=0.0)
     mean = np.mean([value for value in values if value is not None])
     assert [row["familiarity"] for row in answer] == pytest.approx([mean] * 4)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "0.5", True])
-def test_a_bound_that_is_no_share_is_refused(classify, value):
+def test_a_min_familiarity_that_is_not_from_0_to_1_is_refused(classify, value):
     with pytest.raises(ValueError, match=f"min_familiarity={value!r} does not work; min_familiarity must be a share"):
         classify(voice(0.1), min_familiarity=value)
 
 
-def test_a_model_without_is_refused_before_anything_is_read(tmp_path, capsys):
+def test_a_model_without_familiarity_is_refused_before_anything_is_read(tmp_path, capsys):
     model, feature_extractor = tiny_model(), tiny_feature_extractor()
     parts = {"model": model, "feature_extractor": feature_extractor, "task": "audio-classification"}
     message = "min_familiarity=0.05 needs a checkpoint that keeps the distribution of its training data"
@@ -132,7 +132,7 @@ def rows_of(path: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", first_fast([[], ["--window", "0.5"]]))
-def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp_path, capsys, window):
+def test_the_command_adds_a_column_and_counts_unfamiliar_recordings(checkpoint, tmp_path, capsys, window):
     clips = tmp_path / "clips"
     for label, sound in (("angry", voice(1.0, f0=130.0, seed=80)), ("sad", noise(RATE)), ("happy", np.zeros(RATE))):
         (clips / label).mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp
     plain, bounded = tmp_path / "plain.csv", tmp_path / "bounded.csv"
     arguments = ["--model", checkpoint, str(clips), *window]
     assert predict_ser.main([*arguments, "--output", str(plain)]) == 0
-    for _ in range(2):  # anew, and from the finished table
+    for _ in range(2):  # from the start, and from the finished table
         capsys.readouterr()
         assert predict_ser.main([*arguments, "--output", str(bounded), "--min_familiarity", "0.005"]) == 0
         assert "on 1 labelled files (1 silent ones left out) (1 unfamiliar ones left out)" in capsys.readouterr().err
@@ -148,9 +148,9 @@ def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp
         familiarity = row.pop("familiarity")
         kind = Path(row["file"]).stem
         assert (familiarity == "") == (kind == "happy")
-        unlike = kind != "happy" and float(familiarity) < 0.005
-        assert unlike == (kind == "sad")
-        assert row == before | {"prediction": "unfamiliar" if unlike else before["prediction"]}
+        is_rejected = kind != "happy" and float(familiarity) < 0.005
+        assert is_rejected == (kind == "sad")
+        assert row == before | {"prediction": "unfamiliar" if is_rejected else before["prediction"]}
     assert predict_ser.main([*arguments, "--output", str(bounded), "--min_familiarity", "0.2"]) == 2
     assert "holds rows made with another min_familiarity" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -158,7 +158,7 @@ def test_the_command_adds_a_column_and_counts_what_it_turns_away(checkpoint, tmp
 
 
 @pytest.mark.slow
-def test_the_page_says_how_familiar_a_recording_is(classify, tmp_path):
+def test_the_page_shows_the_familiarity_of_a_recording(classify, tmp_path):
     page = pytest.importorskip("ser.commands.app", reason="the page needs gradio")
     messages = {}
     for name, sound in (("voice", voice(0.5, f0=150.0, seed=70)), ("noise", noise(RATE // 2))):
