@@ -312,7 +312,7 @@ def test_evaluation_and_checkpoints_by_steps_as_in_transformers(caplog):
 
 
 @pytest.mark.parametrize("chosen", [["do_train"], ["do_predict"], ["do_train", "do_eval"], ["do_train", "do_predict"]])
-def test_do_train_and_do_predict_choose_what_is_done(chosen):
+def test_do_train_and_do_predict_are_as_given(chosen):
     args = parse(*(f"--{name}" for name in chosen))[2]
     assert (args.do_train, args.do_predict) == ("do_train" in chosen, "do_predict" in chosen)
 

@@ -37,8 +37,7 @@ KEPT = ["mine.flac", "mine_emotions.TextGrid", "mine_emotions.csv", "mine_emotio
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """Starts the page with limits of 1 MB, 0.1 minutes and one waiting request; yields it, its address and its files'
-    folder."""
+    """Starts the page with limits of 1 MB, 0.1 minutes and one waiting request; yields page, address and uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr(app, "CHECK_S", 0.1)
     model = tiny_model(max_clip_s=2.0, window_s=1.0)

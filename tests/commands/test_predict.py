@@ -79,7 +79,7 @@ def test_a_model_among_the_inputs_is_refused_with_the_right_option(checkpoint, c
         assert f"{checkpoint} is a checkpoint: give the model with --model, as --model" in capsys.readouterr().err
 
 
-def test_windows_give_rows_with_times_and_the_mean_is_what_is_scored(checkpoint, clips, tmp_path, capsys):
+def test_windows_give_rows_with_times_and_their_mean_is_scored(checkpoint, clips, tmp_path, capsys):
     output = tmp_path / "out.csv"
     arguments = ["--model", checkpoint, str(clips), "--window", "0.5", "--hop", "0.25", "--output", str(output)]
     assert predict_ser.main(arguments) == 0
@@ -381,10 +381,12 @@ def test_a_table_without_a_valid_origin_file_is_not_continued(checkpoint, clips,
     arguments = ["--model", checkpoint, str(clips / "angry" / "0.wav"), "--output", str(output)]
     assert predict_ser.main(arguments) == 0
     whole = output.read_text()
-    beside = Path(f"{output}.origin.json")
-    beside.unlink() if origin is None else beside.write_text(origin)
+    origin_file = Path(f"{output}.origin.json")
+    origin_file.unlink() if origin is None else origin_file.write_text(origin)
     assert predict_ser.main(arguments) == 2
-    assert f"{beside}, which says how they were made, is missing or broken; give another" in capsys.readouterr().err
+    assert (
+        f"{origin_file}, which says how they were made, is missing or broken; give another" in capsys.readouterr().err
+    )
     assert output.read_text() == whole
 
 

@@ -517,7 +517,7 @@ def test_a_clip_that_changes_during_a_run_is_refused(clips, tmp_path, change):
             features["spectrograms"][2][0]
 
 
-def test_random_numbers_do_not_depend_on_the_number_of_workers(clips, tmp_path):
+def test_random_numbers_do_not_depend_on_workers_or_the_cache(clips, tmp_path):
     states = []
     for workers in (2, 1, 1):
         torch.manual_seed(3)

@@ -161,7 +161,7 @@ def test_memory_of_a_fusion_with_a_head(tmp_path, monkeypatch, capsys):
 
 
 def test_the_memory_of_a_process_includes_that_of_its_children():
-    """The parent is a separate process, since other tests leave children of this one with other sizes."""
+    """The parent is a separate process, since this one may have children of other tests."""
     held = "held = b'1' * 2**28; print(flush=True); input()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -73,8 +73,8 @@ def test_a_folder_gives_a_row_for_each_file_and_its_accuracy(model, tmp_path, ca
     printed = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert list(rows[0]) == ["file", "label", "prediction", "loud", "soft"]
-    answers = {row["file"][len(str(tmp_path / "clips")) + 1 :]: (row["label"], row["prediction"]) for row in rows}
-    assert answers == {
+    predictions = {row["file"][len(str(tmp_path / "clips")) + 1 :]: (row["label"], row["prediction"]) for row in rows}
+    assert predictions == {
         "SOFT/c.wav": ("soft", "soft"), "loud/a.wav": ("loud", "loud"), "loud/b.wav": ("loud", "soft"),
         "other/a.wav": ("", "soft"), "soft/a.wav": ("soft", "soft"),
     }  # fmt: skip
@@ -265,7 +265,7 @@ def test_a_file_name_that_is_not_valid_text_is_written_unchanged(model, tmp_path
 def test_files_that_cannot_be_read_are_named_and_the_others_classified(model, tmp_path, capsys, broken):
     path = tmp_path / "broken.wav"
     if broken == "text":
-        path.write_text("this is no sound at all")
+        path.write_text("this is not audio")
     elif broken != "nothing":
         soundfile.write(path, np.full(0 if broken == "no samples" else 900, np.nan), RATE, subtype="FLOAT")
     assert onnx_ser.main([model, str(path), str(level(tmp_path / "a.wav", 0.75, 0.5))]) == 1

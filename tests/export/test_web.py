@@ -302,7 +302,7 @@ def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recogn
     assert page.locator("#model option").all_inner_texts() == names
     assert [url for _, url in page.requests if url.endswith(".onnx")][0].endswith(f"/{MODELS[0]['name']}.onnx")
     other = onnx_ser.Recognizer(str(WEB / "vendor" / f"{MODELS[1]['name']}.onnx"), threads=1)
-    answers = []
+    found = []
     for index, expected in ((1, other), (0, recognizer)):
         page.select_option("#model", str(index))
         playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=WAIT_MS)
@@ -312,8 +312,8 @@ def test_another_model_can_be_chosen_and_the_first_one_again(page, files, recogn
         np.testing.assert_allclose(scores(page), window["scores"], atol=1e-3)
         assert page.inner_text("#best") == expected.labels[int(window["scores"].argmax())]
         assert page.locator("#images figure").count() == len(MODELS[index]["images"])
-        answers.append(scores(page))
-    assert np.abs(np.subtract(*answers)).max() > 0.01
+        found.append(scores(page))
+    assert np.abs(np.subtract(*found)).max() > 0.01
 
 
 @pytest.mark.parametrize("server", ["plain"], indirect=True)

@@ -57,7 +57,7 @@ def test_windows_with_one_label_become_one_annotation(as_text):
     assert annotations_of(rows, LABELS) == MERGED
 
 
-def test_segments_stay_as_they_are():
+def test_segments_are_not_merged():
     found = annotations_of(TURNS, LABELS)
     assert [(each.start, each.end, each.label, each.speaker) for each in found] == [
         (row["start"], row["end"], row["prediction"], row["speaker"]) for row in TURNS

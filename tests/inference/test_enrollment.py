@@ -56,8 +56,8 @@ def features_of(classify, clip: dict) -> np.ndarray:
         return classify.model.base_model(**inputs).pooler_output[0].numpy()
 
 
-def scores_of(answer: list[dict]) -> list[float]:
-    by_label = {row["label"]: row["score"] for row in answer}
+def scores_of(prediction: list[dict]) -> list[float]:
+    by_label = {row["label"]: row["score"] for row in prediction}
     return [by_label[label] for label in LABELS]
 
 
@@ -99,8 +99,8 @@ def test_each_recording_may_have_its_own_profile(classify):
     speakers = [one, None, other, one, None]
     together = classify(CLIPS, speaker=(each for each in speakers), batch_size=4)
     separate = [classify(clip, speaker=speaker) for clip, speaker in zip(CLIPS, speakers, strict=True)]
-    for answer, expected in zip(together, separate, strict=True):
-        np.testing.assert_allclose(scores_of(answer), scores_of(expected), atol=1e-5)
+    for prediction, expected in zip(together, separate, strict=True):
+        np.testing.assert_allclose(scores_of(prediction), scores_of(expected), atol=1e-5)
     with pytest.raises(ValueError, match="fewer profiles than there are recordings"):
         classify(CLIPS, speaker=[one, other])
 

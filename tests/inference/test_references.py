@@ -70,9 +70,9 @@ def test_a_name_matches_a_whole_path_first_and_the_end_of_a_path_next(tmp_path):
     names = ["talks/a", "b", "https://host/talks/c.mp3?x=1", "a.wav", "d.flac"]
     found = read_references(write(tmp_path, [f"{name},0,1,sad" for name in names]), files, LABELS)
     assert {file: segments[0].line for file, segments in found.items()} == dict(zip(files, range(2, 7), strict=True))
-    beside = [f"{tmp_path}/a.wav", f"{tmp_path}/x/a.wav"]
-    found = read_references(write(tmp_path, ["x/a.wav,0,1,sad", "a.wav,1,2,happy"]), beside, LABELS)
-    assert found == {beside[1]: [Segment(0, 1, "sad", 2)], beside[0]: [Segment(1, 2, "happy", 3)]}
+    paths = [f"{tmp_path}/a.wav", f"{tmp_path}/x/a.wav"]
+    found = read_references(write(tmp_path, ["x/a.wav,0,1,sad", "a.wav,1,2,happy"]), paths, LABELS)
+    assert found == {paths[1]: [Segment(0, 1, "sad", 2)], paths[0]: [Segment(1, 2, "happy", 3)]}
 
 
 @pytest.mark.parametrize(

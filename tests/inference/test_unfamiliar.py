@@ -56,9 +56,11 @@ def mixed() -> np.ndarray:
 
 
 def test_clips_like_the_training_data_are_familiar_and_noise_is_not(classify):
-    voices = [answer[0] for answer in classify([voice(0.5, 93.0, seed=60), voice(0.5, 201.0, seed=61)],
+    voices = [prediction[0] for prediction in classify([voice(0.5, 93.0, seed=60), voice(0.5, 201.0, seed=61)],
                                                min_familiarity=0.0)]  # fmt: skip
-    noises = [answer[0] for answer in classify([noise(RATE // 2, seed) for seed in (1, 2)], min_familiarity=0.0)]
+    noises = [
+        prediction[0] for prediction in classify([noise(RATE // 2, seed) for seed in (1, 2)], min_familiarity=0.0)
+    ]
     assert min(row["familiarity"] for row in voices) > max(row["familiarity"] for row in noises)
     assert [row["familiarity"] for row in noises] == [0.0, 0.0]
     assert all(row["label"] in LABELS for row in voices + noises)  # 0 rejects nothing
@@ -66,8 +68,10 @@ def test_clips_like_the_training_data_are_familiar_and_noise_is_not(classify):
 
 def test_a_prediction_below_min_familiarity_is_unfamiliar_and_keeps_its_scores(classify):
     candidates = [voice(0.5, f0=float(f0), seed=f0) for f0 in range(60, 400, 20)]
-    answers = classify(candidates, min_familiarity=0)
-    clip = next(clip for clip, answer in zip(candidates, answers, strict=True) if 0 < answer[0]["familiarity"] < 1)
+    predictions = classify(candidates, min_familiarity=0)
+    clip = next(
+        clip for clip, prediction in zip(candidates, predictions, strict=True) if 0 < prediction[0]["familiarity"] < 1
+    )
     plain = classify(clip)
     assert "familiarity" not in plain[0]
     known = classify(clip, min_familiarity=0)
@@ -98,9 +102,9 @@ def test_windows_have_a_familiarity_and_recordings_have_their_mean(classify, smo
         ]
         if row["label"] != "silence":
             assert row["familiarity"] == pytest.approx(np.mean(neighbours))
-    answer = classify(mixed(), window_s=0.5, timeline=False, min_familiarity=0.0)
+    prediction = classify(mixed(), window_s=0.5, timeline=False, min_familiarity=0.0)
     mean = np.mean([value for value in values if value is not None])
-    assert [row["familiarity"] for row in answer] == pytest.approx([mean] * 4)
+    assert [row["familiarity"] for row in prediction] == pytest.approx([mean] * 4)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "0.5", True])
