@@ -89,7 +89,7 @@ LAYER_CHOICES = ("weighted_sum", "concat")
 # Fields of an encoder's configuration that do not describe the encoder, or describe only its checkpoint.
 NOT_KEPT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version"}
 # All layers are summed, so none may be dropped, and an adapter would follow the last one.
-SETTLED = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "add_adapter": False}
+FIXED_VALUES = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "add_adapter": False}
 
 
 def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
@@ -103,17 +103,17 @@ def read_encoder_config(name: str | os.PathLike) -> dict[str, Any]:
         OSError: The configuration can be neither downloaded nor found.
         ValueError: The encoder does not belong to a supported family.
     """
-    with_remedy = f"speech_encoder={os.fspath(name)!r}"
+    option = f"speech_encoder={os.fspath(name)!r}"
     try:
         config = AutoConfig.from_pretrained(name)
     except OSError as error:
         raise OSError(
-            f"{with_remedy} could not be loaded ({error}). Either run where the Hugging Face Hub can be reached (or "
+            f"{option} could not be loaded ({error}). Either run where the Hugging Face Hub can be reached (or "
             "its cache holds it), or name a local folder."
         ) from error
     kept = {key: value for key, value in config.to_dict().items() if key not in NOT_KEPT}
-    kept |= {key: value for key, value in SETTLED.items() if key in kept}
-    check_encoder_config(kept, with_remedy)
+    kept |= {key: value for key, value in FIXED_VALUES.items() if key in kept}
+    check_encoder_config(kept, option)
     return json.loads(json.dumps(kept))  # as a checkpoint stores it: tuples become lists
 
 
@@ -354,11 +354,11 @@ class MaxMViTConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         for branch in self.image_names:
             _check_backbone_name(f"{branch}_backbone", getattr(self, f"{branch}_backbone"))
-        self._settle_speech_encoder()
+        self._complete_speech_encoder()
         self._check_filter_bank()
         if not self.branch_names:
             fields = [branch.field for branch in BRANCHES.values()]
-            raise ValueError(f"{', '.join(fields[:-1])} and {fields[-1]} are all None: a model needs one of them.")
+            raise ValueError(f"{', '.join(fields[:-1])} and {fields[-1]} are all None: a model needs at least one.")
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
         self._check_image_size()
@@ -420,7 +420,7 @@ class MaxMViTConfig(PretrainedConfig):
         height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         return height, width
 
-    def _settle_speech_encoder(self) -> None:
+    def _complete_speech_encoder(self) -> None:
         if self.speech_encoder is None:
             if self.speech_encoder_config is not None:
                 raise ValueError("speech_encoder_config was given without speech_encoder: name the encoder too.")
@@ -498,7 +498,7 @@ class MaxMViTConfig(PretrainedConfig):
                     below = max(side // 32 * 32, 32)
                     raise ValueError(
                         f"image_size={self.image_size} does not work: {branch}_backbone={name!r} halves the image "
-                        f"five times, so it has to be a multiple of 32, such as {below} or {below + 32}."
+                        f"five times, so its size must be a multiple of 32, such as {below} or {below + 32}."
                     )
             if is_mvitv2 and self.image_shape[0] != self.image_shape[1]:
                 raise ValueError(
@@ -510,7 +510,7 @@ class MaxMViTConfig(PretrainedConfig):
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         content = super()._dict_from_json_file(json_file)
         if not isinstance(content, dict):  # transformers' own error would not name the file
-            raise ValueError(f"{os.fspath(json_file)!r} does not hold a configuration, which is a JSON object.")
+            raise ValueError(f"{os.fspath(json_file)!r} does not contain a configuration, which is a JSON object.")
         return content
 
     @classmethod
@@ -529,7 +529,7 @@ class MaxMViTConfig(PretrainedConfig):
             raise ValueError(
                 f"{os.fspath(pretrained_model_name_or_path)!r} holds a model of type "
                 f"{config_dict.get('model_type')!r}, not {cls.model_type!r}. Name a checkpoint of MaxMViT, or load "
-                "this one by its own class."
+                "this one with its own class."
             )
         return config_dict, kwargs
 
@@ -582,8 +582,8 @@ def _checked_labels(id2label: Mapping[Any, Any]) -> dict[int, str]:
     is_named = all(isinstance(name, str) and name for name in names) and len({*names}) == len(names)
     if not (labels and is_named and sorted(labels) == list(range(len(id2label)))):
         raise ValueError(
-            f"id2label={shortened(dict(id2label), 200)} does not work: it has to give the classes "
-            "0, 1, ... distinct names, such as {0: 'angry', 1: 'sad'}."
+            f"id2label={shortened(dict(id2label), 200)} does not work: it must map 0, 1, ... to distinct names, "
+            "such as {0: 'angry', 1: 'sad'}."
         )
     return dict(sorted(labels.items()))
 
@@ -594,7 +594,7 @@ def _check_backbone_name(field: str, name: str) -> None:
     timm = import_timm()
     if not (isinstance(name, str) and timm.is_model(name)):
         close = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.4)
-        hint = f" Close to it are {', '.join(close)}." if close else ""
+        hint = f" Similar names are {', '.join(close)}." if close else ""
         raise ValueError(f"{field}={shortened(name)}: timm {timm.__version__} has no such model.{hint}")
 
 

@@ -215,7 +215,7 @@ def image_settings(extractor: Any) -> dict[str, Any]:
 
 def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns image settings from the `filter_bank_config` of a model, with the defaults of those that were added since.
+    Returns the image settings in the `filter_bank_config` of a model, with defaults for those that were added later.
 
     Raises:
         ValueError: A setting is unknown or missing, or has the wrong type.
@@ -280,7 +280,7 @@ def clip_range(db: torch.Tensor, top_db: float) -> tuple[torch.Tensor, torch.Ten
 
 
 def between(db: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Scales a spectrogram to [0, 1]: `low` or less is 0, `high` or more is 1. If the two are equal, all is 0."""
+    """Scales a spectrogram to [0, 1]: `low` or less is 0, `high` or more is 1; all is 0 if they are equal."""
     return (db - low).div_(torch.where(high > low, high - low, 1)).clamp_(0, 1)
 
 
@@ -308,7 +308,7 @@ def with_deltas(image: torch.Tensor) -> torch.Tensor:
 
     The differences are those of `librosa.feature.delta(image, width=9, order=1 or 2, mode="interp")`: slope and
     curvature of the line and the parabola that fit 9 frames best (Savitzky and Golay, 1964); the four frames at each
-    end have those of the first and the last 9. An image of fewer frames is padded with its last one. 0.5 stands for
+    end have those of the first and the last 9. An image of fewer frames is padded with its last frame. 0.5 stands for
     no change, 0 and 1 for a fall and a rise by 1/12 of the image's range per frame (by 1/24 per frame squared in the
     third channel) or more.
 
@@ -495,7 +495,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     runs all three, `extract` the first two. A clip's images do not depend on the rest of the batch. On a CPU one
     thread is used, whatever torch is set to.
 
-    Clips of any length are accepted and never cropped: an hour becomes one image as wide as that of a second. Spectra
+    Clips of any length are accepted and never cropped: the image of an hour is as wide as that of a second. Spectra
     are computed in pieces, so an hour at 44.1 kHz (0.6 GB as float32) needs about 2 GB beyond the waveform.
 
     Args:
@@ -651,7 +651,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: The sampling rate differs, or an item is empty, not one-dimensional, or holds NaN or infinity.
-            TypeError: There is any other keyword.
+            TypeError: Another keyword is given.
         """
         refuse_unknown(kwargs, PADDING_KEYWORDS, type(self).__call__)
         if sampling_rate is None:
@@ -673,7 +673,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(values, tensor_type=return_tensors)
 
     def extract(self, waveforms: Any, device: str | torch.device = "cpu") -> BatchFeature:
-        """Computes `images` of `spectrograms`; see there."""
+        """Computes `spectrograms` of waveforms, and `images` of these."""
         return self.images(self.spectrograms(waveforms, device=device))
 
     @torch.no_grad()
@@ -721,7 +721,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         Args:
             pieces (`Iterable[np.ndarray]`): consecutive pieces of the recording, of any lengths.
             device (`str`, defaults to `"cpu"`): as in `spectrograms`.
-            block_s (`float`, defaults to 16.0): seconds per block; each block costs as much as 1.2 s more.
+            block_s (`float`, defaults to 16.0): seconds per block; each block takes the computation of 1.2 s more.
 
         Raises:
             ValueError: the recording is empty, or holds NaN or infinity.
@@ -732,11 +732,11 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
         """Returns the segment from `start` to `end`: views of as many frames as a waveform of this length has, from
         the one nearest to `start`, up to the end of the clip; at least one frame.
 
-        This differs from `spectrograms` of a waveform cut there, whose first and last frames cover zeros where these
-        cover the recording before and after: half a wavelet on each side, 0.6 s at C1. Further inside, and where
-        `start` is a whole number of hops, the two differ by less than 0.005 dB down to 60 dB below the maximum
-        (windows of 3 and 10 s of RAVDESS speech). Over whole windows of 3 s, pixels differ by 0.0017 (CQT) and 0.0004
-        (Mel) on average; with frames up to half a hop beside those of the waveform, by 0.014 and 0.0025.
+        The result differs from `spectrograms` of the same segment of the waveform: the first and last frames here
+        cover parts of the recording before and after the segment, and there zeros (half a wavelet on each side, 0.6 s
+        at C1). Further inside, and if `start` is a whole number of hops, the two differ by less than 0.005 dB down to
+        60 dB below the maximum (windows of 3 and 10 s of RAVDESS speech). Over whole windows of 3 s, pixels differ by
+        0.0017 (CQT) and 0.0004 (Mel) on average; if the frames are offset by up to half a hop, by 0.014 and 0.0025.
 
         Args:
             spectrogram: one clip, from `spectrograms`.
@@ -765,7 +765,7 @@ class MaxMViTFeatureExtractor(SequenceFeatureExtractor):
     def images(
         self, spectrograms: Sequence[Mapping[str, torch.Tensor]], branches: Sequence[str] = ("cqt", "mel")
     ) -> BatchFeature:
-        """Renders images of spectrograms in [0, 1], before normalisation: trimmed, levelled, represented, resized.
+        """Renders images of spectrograms in [0, 1], before normalisation: trims, scales, converts and resizes them.
 
         Args:
             spectrograms: clips from `spectrograms` or `cut`, any float type, on any device; not modified.
@@ -832,13 +832,13 @@ IMAGE_PARAMETERS = tuple(
     for name, kind in get_type_hints(MaxMViTFeatureExtractor.__init__, include_extras=True).items()
     if get_origin(kind) is Annotated
 )
-# What shapes a Mel image, given the power spectrogram of a trimmed clip -> type. Learnable filters keep all of these.
+# Parameters that shape a Mel image, given the power spectrogram of a trimmed clip -> type. Learnable filters keep all.
 IMAGE_SETTINGS = {
     name: PARAMETER_TYPES[name]
     for name in ("sampling_rate", "mel_n_fft", "n_mels", *IMAGE_PARAMETERS)
     if name not in ("trim_db", "trim_margin", "image_size")
 } | {"image_shape": Sequence[int], "image_mean": Sequence[float], "image_std": Sequence[float]}
-# Those in every checkpoint with learnable filters. Others were added later, and have their default where missing.
+# Settings in every checkpoint with learnable filters. The others were added later; a missing one has its default.
 FIRST_SETTINGS = {
     "sampling_rate", "mel_n_fft", "n_mels", "level", "top_db", "full_scale_db", "mel_representation", "n_mfcc",
     "channels", "image_shape", "image_mean", "image_std",

@@ -1,7 +1,5 @@
-"""The model MaxMViT-MLP: backbones on constant-Q and Mel images, a speech encoder, a fusion and a head.
-
-A speech encoder may process the waveform as a third branch.
-"""
+"""The model MaxMViT-MLP: backbones on constant-Q and Mel images, an optional speech encoder on the waveform, a fusion
+and a head."""
 
 import math
 import os
@@ -51,7 +49,7 @@ except ImportError:
     from spectrograms_maxmvit import MIN_POWER, mel_filters
 
 if TYPE_CHECKING:
-    # transformers copies the files that are imported relatively here with every checkpoint, these included.
+    # With every checkpoint, transformers copies the files that this one imports relatively: these two as well.
     from .audio_maxmvit import AudioError  # noqa: F401
     from .pipeline_maxmvit import MaxMViTAudioClassificationPipeline  # noqa: F401
 
@@ -68,7 +66,7 @@ def create_branch(branch: str, config: MaxMViTConfig) -> nn.Module:
     Builds a branch, with the interface of a timm model: [`create_backbone`] or [`SpeechEncoder`].
 
     Raises:
-        ValueError: if it cannot be built.
+        ValueError: The branch cannot be built.
     """
     if branch == "speech":
         return SpeechEncoder(config.speech_encoder_config or {}, config.speech_pooling, config.speech_layers)
@@ -162,7 +160,7 @@ def backbone_input(images: torch.Tensor | None, name: str, size: tuple[int, int]
     Converts images `(B, 1 or 3, height, width)` to the input of a backbone: `(B, 3, *size)` of `dtype`.
 
     Raises:
-        ValueError: They are missing, or of another shape; the message begins with `name`.
+        ValueError: The images are missing or have the wrong shape; the message begins with `name`.
     """
     if images is None:
         raise ValueError(f"{name} is missing: this model has a branch that needs it.")
@@ -181,8 +179,8 @@ def create_pretrained_backbone(branch: str, config: MaxMViTConfig, weights: str 
     Builds the backbone of a branch with timm's pretrained weights, or those of a local file.
 
     Raises:
-        OSError: if the weights can neither be downloaded nor found; the message names both ways out.
-        ValueError: if the weights do not fit the backbone.
+        OSError: The weights can neither be downloaded nor found; the message names both remedies.
+        ValueError: The weights do not fit the backbone.
     """
     if weights is not None and not os.path.isfile(weights):
         raise OSError(f"{branch}_weights={os.fspath(weights)!r} is not a file.")
@@ -207,7 +205,7 @@ def checkpoint_gradients(backbone: Any, enable: bool, name: str) -> None:
     Turns gradient checkpointing of a backbone on or off: its activations are recomputed in the backward pass.
 
     Raises:
-        ValueError: if timm cannot do that with this one; the message begins with `name`.
+        ValueError: timm does not support it for this backbone; the message begins with `name`.
     """
     try:
         backbone.set_grad_checkpointing(enable)
@@ -219,7 +217,7 @@ def checkpoint_gradients(backbone: Any, enable: bool, name: str) -> None:
 
 
 def block_names(module: nn.Module) -> Iterator[str]:
-    """Returns the class names of the outermost blocks, which must not be split between devices."""
+    """Yields the class names of the outermost blocks, which must not be split between devices."""
     for child in module.children():
         kind = type(child).__name__
         if kind.endswith(("Block", "Bottleneck")) or "EncoderLayer" in kind:
@@ -234,10 +232,11 @@ def block_names(module: nn.Module) -> Iterator[str]:
 
 class ConvNet(nn.Module):
     """
-    Stages of a 3 x 3 convolution, BatchNorm and ReLU, each on a map of half the size of the one before it (2 x 2 max
-    pooling); mean and maximum over the last map. The receptive field is local (38 x 38 pixels with four stages), and
-    pooling discards the position. On RAVDESS' thousand clips this generalised better to other speakers than the
-    residual networks and vision transformers of timm that were tried (docs/experiments.md).
+    A small convolutional network. Each stage is a 3 x 3 convolution, BatchNorm and ReLU on a map half the size of the
+    previous one (2 x 2 max pooling); the output is the mean and the maximum over the last map. The receptive field is
+    local (38 x 38 pixels with four stages), and pooling discards the position. On RAVDESS' thousand clips this
+    generalised better to other speakers than the residual networks and vision transformers of timm that were tried
+    (docs/experiments.md).
 
     Args:
         channels (`Sequence[int]`, defaults to `(16, 32, 64, 128)`): Width of each stage.
@@ -317,8 +316,8 @@ class SpeechFeatures(NamedTuple):
     Args:
         pooled (`torch.Tensor` of shape `(B, head_hidden_size)`): The features of the clip.
         tokens (`torch.Tensor` of shape `(B, 1 or 1 + 16, num_features)`): The mean over time of the weighted sum of
-            all layers (weighted by attention where there is one) and, of a pooling by attention, the means of 16
-            segments of equal length: as many for a short clip as for a long one, so that no mask is needed.
+            all layers (weighted by attention, if any) and, with pooling by attention, the means of 16 segments of
+            equal length: as many for a short clip as for a long one, so that no mask is needed.
     """
 
     pooled: torch.Tensor
@@ -332,11 +331,10 @@ class SpeechEncoder(nn.Module):
     Whisper runs on the clip's own length (its positional embeddings cut to it) instead of 30 s: a fourteenth of the
     time for a clip of 3.7 s. For a clip of exactly 30 s the output equals that of transformers' encoder.
 
-    In evaluation, clips of one length go through the encoder together and none is padded, so that the features of a
-    clip do not depend on the other clips of the batch, which holds for no padded batch of an encoder with GroupNorm.
-    In training, a batch is padded and goes through at once. Padding is masked in all layers, and is never part of the
-    pooling. In training the encoder also masks spans of time by itself where its configuration says so
-    (`apply_spec_augment`).
+    In evaluation, only clips of equal length are run together, without padding, so that the features of a clip do not
+    depend on the other clips of the batch; in an encoder with GroupNorm, padding would make them depend on it. In
+    training, a batch is padded and run at once. Padding is masked in all layers, and is never part of the pooling. In
+    training, the encoder also masks spans of time if its configuration enables that (`apply_spec_augment`).
 
     Args:
         config (`Mapping`): Of the encoder, from [`read_encoder_config`].
@@ -380,8 +378,8 @@ class SpeechEncoder(nn.Module):
         Runs the encoder and pools its layers.
 
         Args:
-            input_values, attention_mask (`torch.Tensor`): From [`speech_inputs`]. Or, of a pooling without attention,
-                `layer_statistics` computed before, and None.
+            input_values, attention_mask (`torch.Tensor`): From [`speech_inputs`]; or, for pooling without attention,
+                precomputed `layer_statistics` and None.
         """
         if attention_mask is None:
             means, deviations = input_values.unbind(2)
@@ -407,11 +405,11 @@ class SpeechEncoder(nn.Module):
         return torch.stack(_statistics_of_layers(*self._layers(input_values, attention_mask)), dim=2)
 
     def _summed(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
-        shares = self.layer_weights.softmax(0)
-        return sum(share * state for share, state in zip(shares, states, strict=True))
+        weights = self.layer_weights.softmax(0)
+        return sum(weight * state for weight, state in zip(weights, states, strict=True))
 
     def _joined(self, means: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
-        """Means and deviations of all layers, `(B, layers + 1, width)` each, as the features of the clip."""
+        """Joins the means and deviations of all layers, `(B, layers + 1, width)` each, into the features of a clip."""
         values = torch.cat([means, deviations], dim=-1) if self.has_deviations else means
         features = values.flatten(1) if self.concatenates else self._summed(values.unbind(1))
         if self.norm is None:
@@ -454,12 +452,12 @@ class SpeechEncoder(nn.Module):
     def _layers_of_parts(
         self, values: torch.Tensor, parts: Sequence[tuple[int, int, int]], frames: int
     ) -> list[torch.Tensor]:
-        """Returns the hidden states of parts of clips (row, start and length of each), at their places along time."""
-        together = defaultdict(list)
+        """Returns the hidden states of parts of clips (row, start and length of each), joined along time."""
+        groups = defaultdict(list)
         for part in parts:
-            together[0 if self.encoder.training else part[2]].append(part)
+            groups[0 if self.encoder.training else part[2]].append(part)
         states: list[torch.Tensor] = []
-        for group in together.values():
+        for group in groups.values():
             lengths = [length for *_, length in group]
             given = torch.stack(
                 [F.pad(values[row, ..., first : first + own], (0, max(lengths) - own)) for row, first, own in group]
@@ -477,9 +475,9 @@ class SpeechEncoder(nn.Module):
         return states
 
     def _run(self, values: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
-        answer = self.encoder(values, attention_mask=mask, output_hidden_states=True, return_dict=True)
-        # The last one as the encoder gives it, past the norm that some have at their end.
-        return [*answer.hidden_states[:-1], answer.last_hidden_state]
+        output = self.encoder(values, attention_mask=mask, output_hidden_states=True, return_dict=True)
+        # The last layer's state is taken after the final norm that some encoders have.
+        return [*output.hidden_states[:-1], output.last_hidden_state]
 
     def _run_whisper(self, values: torch.Tensor, lengths: torch.Tensor | None) -> list[torch.Tensor]:
         """
@@ -506,7 +504,7 @@ class SpeechEncoder(nn.Module):
         return [*states[:-1], encoder.layer_norm(hidden)]
 
     def _count_frames(self, length: int) -> int:
-        """Frames of the encoder for so many samples, or log-Mel frames of Whisper."""
+        """Returns the number of encoder frames for `length` samples (for Whisper, log-Mel frames)."""
         if self.piece is not None:
             return -(-length // 2)
         config = self.encoder.config
@@ -518,11 +516,10 @@ class SpeechEncoder(nn.Module):
         self, input_values: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Returns the inputs in the encoder's precision, with a mask of ones where none is given, unless they are
-        `layer_statistics`.
+        Returns the inputs in the encoder's precision; a missing mask is all ones, and None for `layer_statistics`.
 
         Raises:
-            ValueError: They are missing, or of another shape.
+            ValueError: The inputs are missing or have the wrong shape.
         """
         if input_values is None:
             raise ValueError(
@@ -546,7 +543,7 @@ class SpeechEncoder(nn.Module):
         return values, attention_mask
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Sets whether each layer computes its activations again in the backward pass instead of keeping them."""
+        """Sets whether each layer recomputes its activations in the backward pass instead of keeping them."""
         if enable:
             self.encoder.activation_checkpointing_enable({"use_reentrant": False})
         else:
@@ -561,7 +558,7 @@ class SpeechEncoder(nn.Module):
         Yields the encoder's parameters that training may change: all but those that transformers itself keeps fixed.
 
         Args:
-            frozen_layers (`int`, *optional*): Leave out this many of the lowest layers, and what is in no layer.
+            frozen_layers (`int`, *optional*): Number of lowest layers to leave out, with all parameters in no layer.
         """
         for name, parameter in self.named_parameters():
             layer = LAYER.match(name)
@@ -648,7 +645,7 @@ def pretrained_encoder(name: str | os.PathLike, config: Mapping[str, Any]) -> di
 # initialised to those of the Mel scale and stay positive, as exponentials of the learned parameters.
 
 FLOOR_DB = 10 * math.log10(MIN_POWER)
-MIN_RELATIVE_POWER = 1e-30  # to a clip's loudest: more than float32 has left of what is below the floor
+MIN_RELATIVE_POWER = 1e-30  # relative to the clip's loudest frequency: far below the floor, and more than 0
 
 
 class MelFilterBank(nn.Module):
@@ -690,7 +687,7 @@ class MelFilterBank(nn.Module):
             `(B, 3, height, width)`, float32 in any autocast.
 
         Raises:
-            ValueError: They are missing, or of another shape.
+            ValueError: The inputs are missing or have the wrong shape.
         """
         if power_values is None:
             raise ValueError(
@@ -723,7 +720,8 @@ def _mels(filters: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # the cached tensors are used in training too
 def _slaney(sampling_rate: int, n_fft: int, n_mels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the initial filters, and where they are positive. Not buffers, which a bfloat16 model would round."""
+    """Returns the initial filters, and where they are positive. They are not buffers, which a bfloat16 model would
+    round."""
     bank = torch.from_numpy(mel_filters(sampling_rate, n_fft, n_mels)).to(device)
     return bank, bank > 0
 
@@ -736,7 +734,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 def tokens_of(backbone: Any, feature_map: Any) -> torch.Tensor:
     """Returns the last feature map of a timm model, `(B, C, H, W)`, `(B, H, W, C)` or `(B, L, C)`, as tokens
-    `(B, L, C)`; the speech branch has its own."""
+    `(B, L, C)`; or the tokens of [`SpeechFeatures`]."""
     if hasattr(feature_map, "tokens"):
         return feature_map.tokens
     if feature_map.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") != "NHWC":
@@ -773,10 +771,9 @@ class GatedFusion(ConcatFusion):
 
 class AttentionFusion(ConcatFusion):
     """
-    Each branch's tokens attend to those of the others (crossmodal attention, Tsai et al. 2019,
-    https://arxiv.org/abs/1906.00295): projected to `config.fusion_size`, `LayerNorm(own + attention)`, mean over the
-    tokens. Returns the branches' features, then these means: `(B, sum of the widths + branches *
-    fusion_size)`.
+    Each branch's tokens, projected to `config.fusion_size`, attend to those of the other branches (crossmodal
+    attention, Tsai et al. 2019, https://arxiv.org/abs/1906.00295); `LayerNorm(tokens + attention)` is averaged over
+    the tokens. Returns the branches' features, then these means: `(B, sum of the widths + branches * fusion_size)`.
     """
 
     def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
@@ -799,9 +796,9 @@ class AttentionFusion(ConcatFusion):
 
 class BilinearFusion(nn.Module):
     """
-    Products of features of different branches, by their low-rank form (Kim et al. 2017,
-    https://arxiv.org/abs/1610.04325): each branch is projected to `config.fusion_size`, and the projections are
-    multiplied; then signed square root and L2 norm (Lin et al. 2015, https://arxiv.org/abs/1504.07889).
+    Multiplies the features of different branches, in low-rank form (Kim et al. 2017,
+    https://arxiv.org/abs/1610.04325): each branch is projected to `config.fusion_size`, the projections are
+    multiplied, and signed square root and L2 norm are applied (Lin et al. 2015, https://arxiv.org/abs/1504.07889).
     """
 
     def __init__(self, config: MaxMViTConfig, widths: Mapping[str, int], token_widths: Mapping[str, int]):
@@ -852,9 +849,9 @@ class HiddenLayer(nn.Module):
 
 class MLPHead(HiddenLayer):
     """
-    Dense, BatchNorm, Dropout, ReLU, and again for each further one of `config.head_layers`, Dense:
-    `(B, in_features)` -> `(B, config.num_labels)`, and no attention. Raises `ValueError` if attention is requested
-    (`return_attention`), and for a batch of one clip in training, which has no variance for BatchNorm.
+    `config.head_layers` times Dense, BatchNorm, Dropout and ReLU, then Dense: `(B, in_features)` ->
+    `(B, config.num_labels)`, and no attention. Raises `ValueError` if attention is requested (`return_attention`),
+    and for a batch of one clip in training, which has no variance for BatchNorm.
     """
 
     def __init__(self, config: MaxMViTConfig, in_features: int, token_widths: Mapping[str, int]):
@@ -993,17 +990,17 @@ QUANTILES = 512
 
 class Familiarity(nn.Module):
     """
-    The share of training-like clips that lie farther from the training data than a clip does: `(B, num_features)`
-    pooled features -> `(B,)`, 0 to 1, float32 in any autocast.
+    Computes the share of training-like clips that lie farther from the training data than a clip does:
+    `(B, num_features)` pooled features -> `(B,)`, 0 to 1, float32 in any autocast.
 
-    The features of each class are taken as Gaussian, with one covariance shared by all classes. Of several thousand
-    features it is kept as probabilistic PCA has it (Tipping and Bishop 1999): the principal components of the
-    standardised features about their class means, each with its variance, and one variance for all directions besides.
+    The features of each class are assumed to be Gaussian, with one covariance for all classes. Since there are several
+    thousand features, it is that of probabilistic PCA (Tipping and Bishop 1999): the principal components of the
+    standardised features about their class means, each with its variance, and one variance for all other directions.
     The distance of a clip is the squared Mahalanobis distance from the nearest class mean, divided by the number of
-    features. Most of what makes other sounds than speech stand out lies outside of the principal components.
+    features. Most of what distinguishes other sounds from speech lies outside the principal components.
 
-    All buffers are part of the checkpoint. `ser/training/familiarity.py` fits them. Until then the class means are not
-    a number, and every clip has 0.
+    All buffers are part of the checkpoint, and fitted by `ser/training/familiarity.py`. Until then, the class means
+    are NaN, and the familiarity of every clip is 0.
 
     Args:
         num_features (`int`): Features of all branches, as in `pooler_output`.
@@ -1014,7 +1011,7 @@ class Familiarity(nn.Module):
         scale (`torch.Tensor` of shape `(num_features,)`): 1 / standard deviation of each feature; 0 if it is constant.
         components (`torch.Tensor` of shape `(components, num_features)`): Orthonormal; rows of zeros where there are
             fewer. There are at most 64, and at most half as many as features.
-        variances (`torch.Tensor` of shape `(components + 1,)`): Of each component, and of any direction besides.
+        variances (`torch.Tensor` of shape `(components + 1,)`): Of each component, and of all other directions.
         distances (`torch.Tensor` of shape `(512,)`): Quantiles, in ascending order, of the distances of clips of
             speakers that the distribution was fitted without.
     """
@@ -1043,9 +1040,9 @@ class Familiarity(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             deviations = (features.float()[:, None] - self.class_means.float()) * self.scale.float()
             along = (deviations @ self.components.float().T).square()
-            besides = (deviations.square().sum(-1) - along.sum(-1)).clamp(min=0)
+            rest = (deviations.square().sum(-1) - along.sum(-1)).clamp(min=0)
             variances = self.variances.float()
-            squared = (along / variances[:-1]).sum(-1) + besides / variances[-1]
+            squared = (along / variances[:-1]).sum(-1) + rest / variances[-1]
         return squared.amin(1) / features.shape[1]
 
 
@@ -1062,8 +1059,8 @@ def loss_of(
     logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None, num_classes: int | None = None
 ) -> torch.Tensor:
     """Returns the mean loss of `problem_type`; see [`MaxMViTForAudioClassification.forward`] for the labels. If only
-    the first `num_classes` outputs are classes, the loss is the sum of theirs and of the squared error of the
-    others."""
+    the first `num_classes` outputs are classes, the loss is the sum of their loss and the squared error of the
+    other outputs."""
     per_class, per_clip = labels.shape == logits.shape, labels.shape == logits.shape[:1]
     if problem_type == "regression":
         if per_class or per_clip and logits.shape[1] == 1:
@@ -1082,7 +1079,7 @@ def loss_of(
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         needed = "0 or 1 for each class of each clip"
     elif logits.shape[1] == 1:
-        needed = "two classes or more; for a single number, problem_type='regression' is there"
+        needed = "two classes or more, and a single number needs problem_type='regression'"
     else:
         if per_class and labels.is_floating_point():
             return F.cross_entropy(logits, labels.to(logits.dtype))
@@ -1098,13 +1095,13 @@ def loss_of(
 # ---- Statistics of the training clips ----
 
 
-TELLING_SHARE = 0.05  # fraction of the features, by which speakers differ most
+DISTINCTIVE_SHARE = 0.05  # fraction of the features by which speakers differ most
 
 
 class FeatureStatistics(nn.Module):
     """
-    Statistics of the pooled features (`pooler_output`) of the training clips. All speakers count alike, however many
-    clips each of them has.
+    Statistics of the pooled features (`pooler_output`) of the training clips. All speakers have the same weight,
+    however many clips each of them has.
 
     Args:
         num_features (`int`): Pooled features of all branches.
@@ -1138,9 +1135,9 @@ class FeatureStatistics(nn.Module):
             deviation (`torch.Tensor` of shape `(num_features,)`): Standard deviation of the features of the clips.
         """
         own = self.deviation.float().clamp(min=1e-6)
-        count = math.ceil(TELLING_SHARE * len(own))
-        telling = (self.speaker_deviation.float() / own).topk(count).indices
-        return float((deviation.to(own.device, own.dtype)[telling] / own[telling]).square().mean())
+        count = math.ceil(DISTINCTIVE_SHARE * len(own))
+        distinctive = (self.speaker_deviation.float() / own).topk(count).indices
+        return float((deviation.to(own.device, own.dtype)[distinctive] / own[distinctive]).square().mean())
 
 
 # ---- Checks ----
@@ -1219,7 +1216,7 @@ class MaxMViTPreTrainedModel(PreTrainedModel):
     main_input_name = "cqt_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # forward takes further keywords, from which Trainer would conclude that the loss divides by the items it names.
+    # Since forward accepts further keywords, Trainer would assume that the loss is divided by num_items_in_batch.
     accepts_loss_kwargs = False
 
     def branches(self) -> dict[str, Any]:
@@ -1309,8 +1306,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # timm initialises the backbones when it builds them, so transformers must not initialise them again. Buffers
-        # that no checkpoint holds, such as MaxViT's relative-position tables, come off the meta device, on which
-        # `from_pretrained` builds, as uninitialised memory.
+        # that no checkpoint contains, such as MaxViT's relative-position tables, are uninitialised memory after
+        # `from_pretrained`, which builds the model on the meta device.
         if callable(initialise := getattr(module, "init_non_persistent_buffers", None)):
             initialise()
         if isinstance(module, MelFilterBank):
@@ -1360,11 +1357,11 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
             kwargs:
                 `output_hidden_states` (`bool`, *optional*, defaults to `config.output_hidden_states`): True adds the
                 maps of all stages. `return_dict` (`bool`, *optional*, defaults to `config.return_dict`): False gives
-                a plain tuple. What else transformers passes to models of other kinds has no effect, except that
-                attention maps are refused.
+                a plain tuple. Other keywords of transformers have no effect, except that a request for attention
+                maps is refused.
 
         Raises:
-            ValueError: Images have the wrong shape, or their numbers differ.
+            ValueError: Images have the wrong shape, or the branches get different numbers of clips.
             TypeError: A keyword is unknown to transformers.
         """
         check_call(kwargs)
@@ -1415,8 +1412,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 The same for `config.mel_backbone`.
 
         Raises:
-            OSError: if the weights can neither be downloaded nor found; the message names both ways out.
-            ValueError: if the backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
+            OSError: The weights can neither be downloaded nor found; the message names both remedies.
+            ValueError: The backbone was reshaped by its kwargs, so that the pretrained weights do not fit.
         """
         weights = {"cqt": cqt_weights, "mel": mel_weights}
         for branch in self.config.image_names:
@@ -1432,8 +1429,8 @@ class MaxMViTModel(MaxMViTPreTrainedModel):
                 A name on the Hub, which its cache may hold, or a folder.
 
         Raises:
-            OSError: if they can neither be downloaded nor found; the message names both ways out.
-            ValueError: if they do not fit, or are not whole.
+            OSError: The weights can neither be downloaded nor found; the message names both remedies.
+            ValueError: The weights do not fit the encoder, or are incomplete.
         """
         name, settings = weights or self.config.speech_encoder, self.config.speech_encoder_config
         self.pretrained_parts()["speech"].load_state_dict(pretrained_encoder(name, settings))
@@ -1458,7 +1455,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
     With `config.familiarity`, `familiarity` is the [`Familiarity`] of the training data, else None.
     """
 
-    # Training from a checkpoint omits it, since it was fitted for other weights.
+    # Training from a checkpoint leaves it out, since it was fitted for other weights.
     _keys_to_ignore_on_load_unexpected = [r"^familiarity\."]
     _keep_in_fp32_modules_strict = ["familiarity"]
 
@@ -1488,9 +1485,9 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
-        As [`~MaxMViTPreTrainedModel.save_pretrained`]. A fitted `config.temperature` is folded into the last layer
-        that is saved, and the saved configuration says 1: the logits of the checkpoint are calibrated for every
-        caller, not only for this project's pipeline. This model itself stays as it is.
+        Saves the model like [`~MaxMViTPreTrainedModel.save_pretrained`]. A fitted `config.temperature` is folded into
+        the saved last layer, and is 1 in the saved configuration: the logits of the checkpoint are calibrated for
+        every caller, not only for this project's pipeline. The model in memory does not change.
         """
         temperature = self.config.temperature
         if temperature == 1 or self.config.problem_type not in (None, "single_label_classification"):
@@ -1526,11 +1523,11 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             mel_values (`torch.FloatTensor` of shape `(batch_size, 1 or 3, height, width)`):
                 Mel images of the same clips.
             labels (`torch.Tensor`, *optional*):
-                The truth, of the kind that `config.problem_type` names:
+                The targets, whose form `config.problem_type` sets:
                 - None or `"single_label_classification"` (cross-entropy): class indices of shape `(batch_size,)`, or
                   float probabilities of shape `(batch_size, num_labels)` as mixup makes them;
                 - `"multi_label_classification"` (binary cross-entropy): 0 or 1 per class, `(batch_size, num_labels)`;
-                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` where that is one; NaN
+                - `"regression"` (squared error): `(batch_size, num_labels)`, or `(batch_size,)` for one label; NaN
                   where a value is unknown;
                 - classes and `config.dimensions` together (the sum of cross-entropy and squared error): float
                   probabilities of the classes, then the values of the dimensions, `(batch_size, num_labels)`, NaN
@@ -1547,15 +1544,15 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 *optional*) for what the queries of `head="decoder"` attend to.
 
         Returns:
-            The mean `loss` where labels are given, `logits` of shape `(batch_size, num_labels)`, the scores before the
-            softmax in the order of `config.id2label`, `hidden_states` as in [`MaxMViTModelOutput`], and where asked
-            for `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder; in evaluation
-            `familiarity` of shape `(batch_size,)` where `config.familiarity` is set. In training, a model with
+            The mean `loss` if labels are given; `logits` of shape `(batch_size, num_labels)`, the scores before the
+            softmax in the order of `config.id2label`; `hidden_states` as in [`MaxMViTModelOutput`]; if requested,
+            `attentions`, one `(batch_size, num_labels, 1 + tokens)` for each layer of the decoder; in evaluation,
+            `familiarity` of shape `(batch_size,)` if `config.familiarity` is set. In training, a model with
             `fusion="late"` also returns `branch_logits`, and its loss is the sum over them.
 
         Raises:
-            ValueError: as [`MaxMViTModel.forward`], for labels of another kind than `config.problem_type` names, for
-                a batch of one clip in training, and as [`~MaxMViTForAudioClassification.shifted`].
+            ValueError: As in [`MaxMViTModel.forward`] and [`~MaxMViTForAudioClassification.shifted`]; or the labels
+                do not have the form for `config.problem_type`, or a batch has one clip in training.
         """
         output_attentions = kwargs.pop("output_attentions", None)
         inputs = (cqt_values, mel_values, input_values, attention_mask, power_values, power_lengths)
@@ -1598,7 +1595,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
                 or one for each.
 
         Raises:
-            ValueError: The shift has another shape, or the fusion or the head reads tokens, which it does not change.
+            ValueError: The shift has the wrong shape, or the fusion or the head uses tokens, which it does not change.
         """
         if self.config.uses_tokens:
             raise ValueError(
@@ -1623,7 +1620,7 @@ class MaxMViTForAudioClassification(MaxMViTPreTrainedModel):
             The logits, `(batch_size, num_labels)`.
 
         Raises:
-            ValueError: The fusion or the head reads tokens, which pooled features do not hold.
+            ValueError: The fusion or the head uses tokens, which pooled features do not contain.
         """
         if self.config.uses_tokens:
             raise ValueError(

@@ -7,8 +7,8 @@ Classifies the emotion of recordings with a file from export_ser.py, without PyT
 
 This file needs no other file of the project: copy it and OUT.onnx to where they are needed. It prints the table that
 predict_ser.py prints, treats silence and long recordings in the same way, reads the same lists, and has the same exit
-codes (0: every file has an answer, 1: some could not be read or answers not be written, 2: the command could not
-start, 130: interrupted, 141: the program that it was piped into ended first). Three things differ. URLs are not
+codes (0: every file was classified, 1: some could not be read, or the table not be written, 2: the command could not
+start, 130: interrupted, 141: the program that reads its output ended first). Three things differ. URLs are not
 fetched. Files that are cut off or damaged are classified as far as they can be read. And overlapping windows are
 classified separately, whereas predict_ser.py cuts them out of spectrograms of the whole recording, which changes their
 first and last half second.
@@ -75,7 +75,7 @@ class Recognizer:
         options.intra_op_num_threads = threads
         options.add_session_config_entry(
             "session.intra_op.allow_spinning", "0"
-        )  # spinning is slow beside a busy process
+        )  # spinning is slow when other processes are busy
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
@@ -145,7 +145,8 @@ def read(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
     Reads a recording in consecutive float32 pieces, `(samples,)`: the mean of its channels, resampled.
 
     Raises:
-        InputError: It is missing, empty or not audio, has samples that are not finite, or channels that cancel out.
+        InputError: The file is missing, empty or not audio, has samples that are not finite, or channels that cancel
+            out.
     """
     length = 0
     try:
@@ -218,8 +219,8 @@ def _windows(pieces: Iterator[np.ndarray], length: float, hop: float) -> Iterato
 
 def find(inputs: list[str], labels: list[str]) -> dict[str, str | None]:
     """
-    Returns every recording that files, folders and lists name, once, with its label if known. Files of a folder whose
-    suffix is not that of a recording are counted in a line on the standard error.
+    Returns every recording in the given files, folders and lists, once, with its label if known. Files of a folder
+    without the suffix of a recording are counted in a line on the standard error.
 
     Raises:
         InputError: A folder holds no recording, a list cannot be used, or a recording has two labels.
@@ -413,7 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
             unnamed[overall["prediction"]] += 1
         elif label:
             judged.append((label, overall["prediction"]))
-    print(f"{len(items)} files: {len(items) - n_failed} answered, {n_failed} failed.", file=sys.stderr)
+    print(f"{len(items)} files: {len(items) - n_failed} classified, {n_failed} failed.", file=sys.stderr)
     if judged:
         kinds = zip(("silent", "uncertain"), unnamed.values(), strict=True)
         left_out = "".join(f" ({count} {kind} ones left out)" for kind, count in kinds if count)
@@ -422,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _accuracy(judged: list[tuple[str, str]]) -> str:
-    """Formats WA, the share of right answers, and UA, its mean over the classes of the recordings."""
+    """Formats WA, the share of correct predictions, and UA, its mean over the classes of the recordings."""
     right: dict[str, list[bool]] = {}
     for label, prediction in judged:
         right.setdefault(label, []).append(label == prediction)
@@ -448,7 +449,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--smooth", type=int, default=1, help="odd number of windows to average around each one (default 1)"
     )
     parser.add_argument(
-        "--min_score", type=float, default=0.0, help='from 0 to 1; an answer whose best score is lower is "uncertain"'
+        "--min_score", type=float, default=0.0, help='from 0 to 1; a prediction with a lower score is "uncertain"'
     )
     parser.add_argument("--threads", type=int, default=0, help="number of threads (default: one per core)")
     args = parser.parse_args(arguments)

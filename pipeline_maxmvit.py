@@ -34,7 +34,7 @@ try:
     )
     from .spectrograms_maxmvit import STEP_S, SpectrogramStream, twice
 except ImportError:
-    if "." in __name__:  # the sibling exists: an import that fails inside it is the real error
+    if "." in __name__:  # in a package: the error comes from within the sibling module
         raise
     from audio_maxmvit import (
         HIGHEST_RATE,
@@ -223,10 +223,10 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
     [{"start": 0.4, "end": 2.9, "speaker": "anna", "label": "happy", "scores": {"happy": 0.74, ...}}, ...]
     ```
 
-    A model with dimensions (`config.dimensions`) answers `[{"label": "arousal", "score": 0.62}, ...]`, in the order of
-    the configuration and after the classes if it has any: estimates from about 0 to 1, the ends of the rating scale,
-    which are not limited to it. `top_k`, `function_to_apply`, `min_score` and `only` apply to classes. Without
-    classes, the `label` of a row is None.
+    A model with dimensions (`config.dimensions`) returns `[{"label": "arousal", "score": 0.62}, ...]`, in the order of
+    the configuration and after the classes if it has any. 0 and 1 are the ends of the rating scale, which estimates
+    may exceed slightly. `top_k`, `function_to_apply`, `min_score` and `only` apply to classes. Without classes, the
+    `label` of a row is None.
 
     Overlapping windows of 1 s or more are cut out of spectrograms that are computed once along the recording, if the
     extractor's backend is `"torch"`; otherwise, the spectrograms of each window are computed from its own waveform.
@@ -247,32 +247,32 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             memory as a whole, but models are unreliable on clips that are much longer than those of their training.
         hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next, from 0.01 to
             `window_s`. If the last window would leave out the end of the recording, one more window covers it.
-        timeline (`bool`, *optional*): True for the timeline, False for one answer (the mean of the windows' scores).
-            With `window_s="auto"`, the timeline consists of the windows whose mean is the answer.
+        timeline (`bool`, *optional*): True for the timeline, False for one prediction (the mean of the windows'
+            scores). With `window_s="auto"`, the timeline consists of the windows whose mean is the prediction.
         smooth (`int`, *optional*, defaults to 1): Odd number of windows, centred on each window of a timeline, whose
             scores are averaged.
-        min_score (`float`, *optional*): Minimum of the best score of an answer, from 0 to 1. Below it, the answer is
+        min_score (`float`, *optional*): Minimum of the best score, from 0 to 1. Below it, the prediction is
             "uncertain", with that best score, followed by the labels with their scores; a window of a timeline keeps
-            its scores. `selective` in the `metrics.json` of a run lists how many answers each bound rejects and how
-            good the others are.
-        only (`list[str]`, *optional*): At least two labels of the model, to which answers are restricted: the scores
-            are those of a softmax over their logits, that is, divided by their sum. Rows have the key `only`.
+            its scores. `selective` in the `metrics.json` of a run lists how many predictions each minimum rejects and
+            how good the others are.
+        only (`list[str]`, *optional*): At least two labels of the model, to which predictions are restricted: the
+            scores are those of a softmax over their logits, that is, divided by their sum. Rows have the key `only`.
         segments (`list`, *optional*; for a call): Parts of the recording to classify, such as speaker turns:
             `(start, end[, speaker[, text]])`, or dicts with `start`, `end` (seconds) and any other keys, which are
             kept. They may overlap, in any order. For several recordings, an iterable with one such list for each.
             Each segment is classified like a recording of its own, without the sound around it, and has one row:
             its keys, `label` and `scores` (the mean over windows if it is long). If a number is given as `window_s`,
             the row of a segment longer than that also has its timeline, `windows`. A segment shorter than 0.4 s is
-            labelled "too short", which takes precedence over other labels; its scores are kept. One that ends more
-            than 0.05 s after the recording is an error, which names `place` (a string, such as "turns.csv, line 3")
-            if its dict has it.
+            labelled "too short", which takes precedence over other labels; its scores are kept. A segment that ends
+            more than 0.05 s after the recording raises an error, which names its `place` (a string, such as
+            "turns.csv, line 3") if its dict has this key.
         speaker ([`SpeakerProfile`] or path, *optional*): Profile from [`~MaxMViTAudioClassificationPipeline.enroll`]:
             the recordings are classified relative to that voice. Or an iterable with one profile, path or None for
             each recording. With `segments`, a dict (or one for each recording) of profiles by the segments' speakers;
             segments of other speakers are classified without one.
         min_familiarity (`float`, *optional*): Minimum familiarity of a recording, from 0 to 1: the share of
             training-like clips that lie farther from the training data than the recording does (the mean over
-            windows). Below it, the answer is "unfamiliar", with the best score, followed by the labels with their
+            windows). Below it, the prediction is "unfamiliar", with the best score, followed by the labels with their
             scores, and so is the label of a window of a timeline; "unfamiliar" takes precedence over "uncertain". With
             any number, rows have `familiarity`; 0 rejects nothing. Needs a checkpoint whose configuration has
             `familiarity`.
@@ -303,15 +303,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
     def check_model_type(self, supported_models: Any) -> None:
         """
-        Refuses a checkpoint that was saved without its head, which every load would initialise at random. The list of
-        audio classifiers in transformers cannot contain a checkpoint that comes with its own code.
+        Refuses a checkpoint that was saved without its head, which every load would initialise at random. This
+        replaces transformers' check, whose list of audio classifiers cannot contain a model that comes with its code.
         """
         saved = self.model.config.architectures
         if saved and type(self.model).__name__ not in saved:
             raise ValueError(
                 f"{self.model.name_or_path!r} was saved as {', '.join(saved)}, without the head of "
-                f"{type(self.model).__name__}: its answers would be random. Name a checkpoint that was saved with its "
-                "head."
+                f"{type(self.model).__name__}: its predictions would be random. Name a checkpoint that was saved with "
+                "its head."
             )
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -394,15 +394,15 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[Any]:
-        """Yields the answer to each input in turn. A batch may span recordings; `num_workers` is not used."""
+        """Yields the prediction for each input in turn. A batch may span recordings; `num_workers` is not used."""
         if "window_s" in preprocess_params:
             timeline = preprocess_params["window_s"] not in (None, "auto")
             postprocess_params = {"timeline": timeline, **postprocess_params}
         on_error = forward_params.get("on_error", "raise")
         shifts = self._shifts(forward_params.get("speaker"))
         segment_lists = _segment_lists(forward_params.get("segments"))
-        waiting: list[dict] = []  # recordings that are not classified completely, the oldest first
-        batch: list[dict] = []  # their windows that are not classified yet
+        waiting: list[dict] = []  # recordings of which some windows are not classified yet, the oldest first
+        batch: list[dict] = []  # windows for the next forward pass
         for index, source in enumerate(inputs):
             has_name = isinstance(source, (str, os.PathLike))
             name = name_of(source) if has_name else f"Input {index}"
@@ -465,7 +465,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
                 yield {"start": segments[index]["start"], "end": segments[index]["end"], "sound": None,
                        "segment": index}  # fmt: skip
                 continue
-            # Cut before it is resampled, the segment is what a file of its own would be.
+            # Since the segment is cut before resampling, it gives the same result as a file of its own.
             clip_name = f"{name}, {_place(segments[index], index)}"
             own = {"path": clip_name, "array": clip, "sampling_rate": own_rate}
             for window in self._windows_along(stream_audio(own, rate, max_s=longest_s), window_s, hop_s, silence_db):
@@ -500,7 +500,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             pieces, again = twice(pieces)
             frames = SpectrogramStream(again, self.feature_extractor, self.device, step_s)
         for start, waveform in _windows(pieces, window_s * rate, hop_s * rate):
-            sound = frames.cut(start, len(waveform)) if frames else waveform  # if silent too: none is skipped
+            sound = frames.cut(start, len(waveform)) if frames else waveform  # silent windows too, to go on in order
             is_silent = silence_db is not None and loudness(waveform, rate) < silence_db
             end = (start + len(waveform)) / rate
             yield {"start": start / rate, "end": end, "sound": None if is_silent else sound}
@@ -554,7 +554,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
 
         Args:
             chunks: Iterable of arrays or tensors of any lengths, of the shape `(T,)` or `(T, channels)`: floats in
-                [-1, 1], or int16. It is read as far as the next row needs.
+                [-1, 1], or int16. Only as much is read as the next row needs.
             sampling_rate (`int`, *optional*): Rate of the chunks in Hz; by default the model's.
             window_s (`float`, *optional*): Length of a window in seconds; by default the configuration's `window_s`.
             hop_s (`float`, *optional*, defaults to `window_s`): Seconds from one window's start to the next.
@@ -615,8 +615,8 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
             several_speakers (`bool`, defaults to False): True for a profile of recording conditions, which suppresses
                 the warning that the clips may be of several speakers.
             kwargs: The parameters of the class for reading recordings (`window_s`, `silence_db`, `sampling_rate`,
-                `max_s`, `allow_private_urls`); `segments`, which are then all that is used, without those shorter
-                than 0.4 s; and `on_error`: `"skip"` leaves out what cannot be read.
+                `max_s`, `allow_private_urls`); `segments`: only these are used, without those shorter than 0.4 s; and
+                `on_error`: `"skip"` leaves out recordings that cannot be read.
 
         Raises:
             AudioError: A recording, which the message names, cannot be used; or all of them are silent.
@@ -628,7 +628,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         population_mean(self.model)
         preprocess_params, forward_params, others = self._sanitize_parameters(**kwargs)
         if others or "speaker" in forward_params:
-            raise TypeError(f"enroll takes no {', '.join([*others, *forward_params])}: they apply to answers.")
+            raise TypeError(f"enroll takes no {', '.join([*others, *forward_params])}: they apply to predictions.")
         preprocess_params = {**self._preprocess_params, **preprocess_params}
         preprocess_params.pop("hop_s", None)  # windows that overlap would count a clip several times
         on_error = {**self._forward_params, **forward_params}.get("on_error", "raise")
@@ -734,7 +734,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         min_familiarity: float | None = None,
         only: Sequence[str] | None = None,
     ) -> Any:
-        """Returns the answer to one recording, from its windows with their logits."""
+        """Returns the prediction for one recording, from its windows with their logits."""
         if recording["error"]:
             return {"error": recording["error"]}
         if recording.get("segments") is not None:
@@ -754,24 +754,25 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         familiarities = [window.get("familiarity") for window in windows]
 
         def mean_over(some: slice) -> tuple[np.ndarray, str | None, dict[str, Any]]:
-            """Returns the mean scores of classified windows, the answer if it is no label, and further columns."""
+            """Returns the mean scores of classified windows, what replaces the best label if any, and more columns."""
             mean = np.mean([row for row in scores[some] if row is not None], axis=0)
             instead = UNCERTAIN if min_score is not None and float(mean[:count].max()) < min_score else None
-            said: dict[str, Any] = {} if only is None else {"only": labels[:count]}
+            columns: dict[str, Any] = {} if only is None else {"only": labels[:count]}
             if min_familiarity is None:
-                return mean, instead, said
+                return mean, instead, columns
             familiarity = float(np.mean([value for value in familiarities[some] if value is not None]))
-            return mean, UNFAMILIAR if familiarity < min_familiarity else instead, {"familiarity": familiarity} | said
+            instead = UNFAMILIAR if familiarity < min_familiarity else instead
+            return mean, instead, {"familiarity": familiarity} | columns
 
         if not timeline:
             if all(row is None for row in scores):
                 return [{"label": SILENCE, "score": 1.0}]
             mean, instead, columns = mean_over(slice(None))
             best = [*np.argsort(-mean[:count], kind="stable")[:top_k], *range(count, len(labels))]
-            answer = [{"label": labels[index], "score": float(mean[index])} | columns for index in best]
+            entries = [{"label": labels[index], "score": float(mean[index])} | columns for index in best]
             if instead is None:
-                return answer
-            return [answer[0] | {"label": instead} | ({} if count else {"score": 1.0}), *answer]
+                return entries
+            return [entries[0] | {"label": instead} | ({} if count else {"score": 1.0}), *entries]
         rows = []
         for index, window in enumerate(windows):
             row = {"start": round(window["start"], 3), "end": round(window["end"], 3), "label": SILENCE, "scores": {}}
@@ -784,7 +785,7 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         return rows
 
     def _segment_rows(self, recording: dict[str, Any], timeline: bool, **options: Any) -> list[dict[str, Any]]:
-        """Returns a row for each segment, whose windows are answered like those of a recording of its own."""
+        """Returns a row for each segment, which is classified like a recording of its own."""
         windows: list[list[dict[str, Any]]] = [[] for _ in recording["segments"]]
         for window in recording["windows"]:
             windows[window["segment"]].append(window)
@@ -793,14 +794,14 @@ class MaxMViTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipel
         rows = []
         for segment, parts in zip(recording["segments"], windows, strict=True):
             own = {"error": None, "windows": parts}
-            answer = self.postprocess(own, **options)
-            scores = {each["label"]: each["score"] for each in answer if each["label"] in labels}
-            label = TOO_SHORT if _is_short(segment) else answer[0]["label"]
+            entries = self.postprocess(own, **options)
+            scores = {each["label"]: each["score"] for each in entries if each["label"] in labels}
+            label = TOO_SHORT if _is_short(segment) else entries[0]["label"]
             row = {
                 "label": None if label in values else label,
                 "scores": {name: scores[name] for name in labels if name in scores},
             }
-            row |= {name: value for name, value in answer[0].items() if name not in ("label", "score")}
+            row |= {name: value for name, value in entries[0].items() if name not in ("label", "score")}
             if timeline and len(parts) > 1:
                 row["windows"] = self.postprocess(own, timeline=True, **options)
             rows.append({name: value for name, value in segment.items() if name != "place"} | row)
@@ -963,8 +964,8 @@ _PARAMETERS = {
     "top_k": (2, lambda value: _is_number(value, 1, kind=Integral), "a whole number of at least 1, or None for all"),
     "function_to_apply": (2, lambda value: value in ("softmax", "sigmoid", "none"), '"softmax", "sigmoid" or "none"'),
     "timeline": (2, lambda value: isinstance(value, bool), "True or False"),
-    "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for any answer"),
-    "min_familiarity": (2, lambda value: _is_number(value, 0, 1), "a share from 0 to 1, or None for any recording"),
+    "min_score": (2, lambda value: _is_number(value, 0, 1), "a score from 0 to 1, or None for no minimum"),
+    "min_familiarity": (2, lambda value: _is_number(value, 0, 1), "a share from 0 to 1, or None for no minimum"),
     "only": (
         2,
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value),
@@ -1009,9 +1010,9 @@ def _cut(
     """
     spans = [(round(each["start"] * rate), round(each["end"] * rate)) for each in segments]
     order = sorted(range(len(spans)), key=lambda index: spans[index][1])
-    # From which sample on the segments that are left need the recording.
+    # The first sample that the remaining segments need.
     needed = list(accumulate((spans[index][0] for index in reversed(order)), min))[::-1]
-    kept: deque[tuple[int, np.ndarray]] = deque()  # pieces after the position of their first sample
+    kept: deque[tuple[int, np.ndarray]] = deque()  # (position of its first sample, piece)
     done = length = 0
 
     def samples(first: int, last: int) -> np.ndarray:
@@ -1031,7 +1032,7 @@ def _cut(
     for index in order[done:]:
         if spans[index][1] > length + ROUNDING_S * rate:
             raise AudioError(
-                f"{_place(segments[index], index)}: the segment ends at {segments[index]['end']:g} s, and {name} at "
+                f"{_place(segments[index], index)}: the segment ends at {segments[index]['end']:g} s, but {name} at "
                 f"{length / rate:g} s. Correct its times, which are in seconds, or the recording."
             )
         yield index, samples(*spans[index])

@@ -3,10 +3,10 @@ Classifies the emotion of recordings in files, folders and lists:
 
     python predict_ser.py FILE_OR_FOLDER... [--model MODEL] [--window 3 --hop 1] [--output out.csv]
 
-For a recording longer than the longest training clip of the model, the answer is the mean over windows.
+For a recording longer than the longest training clip of the model, the prediction is the mean over windows.
 
 Rows are written one by one. An interrupted run continues where it stopped when the same command is given again.
-out.csv.origin.json, beside out.csv, records the model and windows of its rows; rows of others are not added.
+out.csv.origin.json, beside out.csv, records the model and windows of its rows; rows with others are not added.
 Several processes can divide the work, on any number of machines that share the folder of --output:
 
     accelerate launch --multi_gpu predict_ser.py FILE_OR_FOLDER... --output out.csv
@@ -15,9 +15,9 @@ Each writes its part to out.csv.parts, beside out.csv, and the first joins the p
 
 Without --output, a terminal gets a readable table, and a pipe or a file gets the rows as CSV.
 
-Exit codes: 0 if every file has an answer, 1 if some could not be read (they are named, and have no row) or answers
-could not be written, 2 if the command could not start, 130 if it was interrupted (Ctrl+C), and 141 if the program that
-it was piped into ended first.
+Exit codes: 0 if every file was classified, 1 if some could not be read (they are named, and have no row) or rows could
+not be written, 2 if the command could not start, 130 if it was interrupted (Ctrl+C), and 141 if the program that reads
+its output ended first.
 
 A model can be adapted to a voice, or to recording conditions, without labels. --enroll writes a profile of a speaker's
 recordings, which must be of several emotions, and --adapt uses it:
@@ -25,22 +25,23 @@ recordings, which must be of several emotions, and --adapt uses it:
     python predict_ser.py --enroll FOLDER --speaker_profile voice.json
     python predict_ser.py RECORDINGS --adapt voice.json
 
---adapt speaker makes a profile of each speaker's recordings (of a list with a column speaker), --adapt table one of
-all recordings of the command. Do not adapt to recordings of one emotion: it would be attributed to the voice.
+--adapt speaker makes a profile of each speaker's recordings (from a list with a column speaker), and --adapt table one
+of all recordings of the command. Do not adapt to recordings of one emotion: it would be attributed to the voice.
 
-With --segments_from, speaker turns, subtitles or annotations of the recordings are classified, one row for each, and
-summed up by speaker:
+With --segments_from, speaker turns, subtitles or annotations of the recordings are classified, one row for each, with
+totals by speaker:
 
     python predict_ser.py talk.wav --segments_from talk.rttm --adapt speaker --output talk.csv
 
-Answers along a recording can be written as annotations for Praat, ELAN, Audacity or players, by the suffix of
---output or, for several recordings, to a folder:
+Predictions along a recording can be written as annotations for Praat, ELAN, Audacity or video players, in the format
+that the suffix of --output names or, for several recordings, to a folder:
 
     python predict_ser.py talk.wav --window 3 --hop 1 --output talk.TextGrid
     python predict_ser.py RECORDINGS --output_dir out --output_format TextGrid srt
 
-With --segments, the true emotions along the recordings, answers are scored at the end: the emotion diarization error
-rate, the share of emotional time with the right label, and the F1 of segments (defined in ser/inference/segments.py).
+With --segments, a file of the true emotions along the recordings, predictions are scored at the end: the emotion
+diarization error rate, the share of emotional time with the right label, and the F1 of segments (defined in
+ser/inference/segments.py).
 """
 
 import argparse
@@ -237,7 +238,7 @@ def enroll(args: argparse.Namespace, processes: PartialState | None) -> None:
 
 
 def check_output(args: argparse.Namespace, processes: PartialState | None) -> None:
-    """Checks, before the model is loaded, that answers can be written, and sets the device of each process.
+    """Checks, before the model is loaded, that the output can be written, and sets the device of each process.
 
     Raises:
         UsageError: The output cannot be written.
@@ -290,20 +291,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--smooth", type=int, default=1, help="odd number of windows to average around each one (default 1)"
     )
-    parser.add_argument(
-        "--min_score", type=float, help='from 0 to 1; an answer whose best score is lower is "uncertain"'
-    )
+    parser.add_argument("--min_score", type=float, help='from 0 to 1; a prediction with a lower score is "uncertain"')
     parser.add_argument(
         "--min_familiarity",
         type=float,
-        help='from 0 to 1, such as 0.05; a recording whose familiarity is lower is "unfamiliar". Familiarity is the '
+        help='from 0 to 1, such as 0.05; a recording with a lower familiarity is "unfamiliar". Familiarity is the '
         "share of training-like clips that are less like the training data. Adds the column familiarity (0 rejects "
         "nothing)",
     )
     parser.add_argument(
         "--segments",
-        help="true emotions along the recordings, to score the answers of --window: a .csv, .tsv or .jsonl list of "
-        'file,start,end,label in seconds (which may also be an input), or an .rttm file; "silence" is no emotion',
+        help="true emotions along the recordings, to score predictions with --window: a .csv, .tsv or .jsonl list of "
+        'file,start,end,label in seconds (which may also be an input), or an .rttm file; "silence" means no emotion',
     )
     parser.add_argument(
         "--output",
@@ -358,7 +357,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.hop is not None and args.window is None:
         parser.error("--hop needs --window")
     if args.segments is not None and args.window is None:
-        parser.error("--segments needs --window: it scores the answers along a recording")
+        parser.error("--segments needs --window: it scores predictions along a recording")
     if args.window is not None:
         hop = args.window if args.hop is None else args.hop
         if not SHORTEST_WINDOW_S <= hop <= args.window <= LONGEST_CLIP_S:
@@ -385,8 +384,8 @@ def check_segments(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error("--tiers needs --segments_from")
     if args.segments_from and args.segments:
         parser.error(
-            "--segments scores answers along whole recordings, and --segments_from answers parts of them: leave out "
-            "one of the two"
+            "--segments scores predictions along whole recordings, and --segments_from classifies parts of them: "
+            "leave out one of the two"
         )
 
 
@@ -432,7 +431,7 @@ def check_adaptation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 
 def begin(output: str | None, items: list[Item], open_at: Callable[[str | None], Table]) -> tuple[Table, list[Item]]:
-    """Opens the table for the answers, and returns it with the recordings that are still to be classified."""
+    """Opens the table of predictions, and returns it with the recordings that are still to be classified."""
     if output is not None:
         join_parts(output, items, open_at)
     table = open_at(output)
@@ -449,37 +448,38 @@ def predict(
     is_shown: bool = True,
     profiles: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Classifies items, or their segments, writes them to a table, closes it, and returns the files that cannot be
-    classified. With `profiles` by file, from [`profiles_of`], each file is classified relative to its own, if any."""
+    """Classifies items, or their segments, writes their rows to a table, closes it, and returns the files that cannot
+    be classified. With `profiles` by file, from [`profiles_of`], each file is classified relative to its own, if
+    any."""
     failed: list[str] = []
     files = (item.file for item in todo)
     options: dict[str, Any] = {} if profiles is None else {"speaker": [profiles.get(item.file) for item in todo]}
     if any(item.segments is not None for item in todo):
         options["segments"] = [item.segments for item in todo]
-    answers = classify(files, **options)
+    predictions = classify(files, **options)
     with tqdm(total=len(todo), unit="file", file=sys.stderr, disable=not is_shown) as progress:
-        for item, answer in zip(todo, answers, strict=True):
-            if isinstance(answer, dict):
+        for item, prediction in zip(todo, predictions, strict=True):
+            if isinstance(prediction, dict):
                 failed.append(item.file)
-                progress.write(answer["error"], file=sys.stderr)
+                progress.write(prediction["error"], file=sys.stderr)
                 progress.set_postfix(failed=len(failed), refresh=False)
             else:
-                table.add(item, answer)
+                table.add(item, prediction)
             progress.update()
     table.close()
     return failed
 
 
 def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[str]) -> None:
-    print(f"{len(items)} files: {len(items) - n_failed} answered, {n_failed} failed.", file=sys.stderr)
+    print(f"{len(items)} files: {len(items) - n_failed} classified, {n_failed} failed.", file=sys.stderr)
     labelled = [(item.label, table.done[item.file]) for item in items if item.label and item.file in table.done]
-    judged = [(label_names.index(label), label_names.index(answer)) for label, answer in labelled
-              if answer in label_names]  # fmt: skip
+    judged = [(label_names.index(label), label_names.index(predicted)) for label, predicted in labelled
+              if predicted in label_names]  # fmt: skip
     if judged:
-        truth, answers = zip(*judged, strict=True)
-        scores = scores_from_confusion(confusion_matrix(truth, answers, len(label_names)))
+        truth, predictions = zip(*judged, strict=True)
+        scores = scores_from_confusion(confusion_matrix(truth, predictions, len(label_names)))
         unnamed = Counter(
-            "silent" if answer is None else answer for _, answer in labelled if answer not in label_names
+            "silent" if predicted is None else predicted for _, predicted in labelled if predicted not in label_names
         )
         left_out = "".join(f" ({count} {kind} ones left out)" for kind, count in sorted(unnamed.items()))
         print(
@@ -488,7 +488,7 @@ def summarise(items: list[Item], table: Table, n_failed: int, label_names: list[
 
 
 def compare(references: dict[str, list[Segment]], table: Table, path: str) -> None:
-    """Prints the scores of the answers along the recordings against the segments read from `path`."""
+    """Prints the scores of the predictions along the recordings against the segments read from `path`."""
     scores = reference_scores(references, table.along, path)
     if len(scores) <= MAX_PRINTED:
         for file, own in scores.items():

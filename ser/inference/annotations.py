@@ -1,8 +1,8 @@
 """
-Writes answers along recordings as annotations for Praat, ELAN, Audacity and players of subtitles, and sums them up by
-speaker.
+Writes predictions along recordings as annotations for Praat, ELAN, Audacity and players of subtitles, and sums them up
+by speaker.
 
-Neighbouring windows with one label become one annotation, and silence has none; given segments stay as they are.
+Neighbouring windows with one label become one annotation, and silence none; given segments stay as they are.
 TextGrid and ELAN files have tiers for emotions, scores (the mean over the windows) and the texts of given segments:
 separate ones for each speaker, and for segments that overlap others. In RTTM, the emotion takes the place of the
 speaker, as `--segments` reads it, and its score that of the confidence.
@@ -50,7 +50,7 @@ def annotations_of(rows: Sequence[Row], label_names: Sequence[str]) -> list[Anno
     Returns the annotations of one recording.
 
     Args:
-        rows: Those of a table for this recording: of its windows, or of its segments (with the column `segment`).
+        rows: The recording's rows in a table: of its windows, or of its segments (with the column `segment`).
         label_names: The columns that hold scores.
     """
     found = []
@@ -75,7 +75,7 @@ def _merged(rows: Sequence[Row]) -> Iterator[tuple[tuple[float, float], list[Row
 
 
 def spans(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Returns the time that each window stands for: what is nearer to its middle than to that of any other."""
+    """Returns the time that each window stands for: the time nearer to its middle than to that of any other."""
     times = [(float(row["start"]), float(row["end"])) for row in rows]
     middles = [(start + end) / 2 for start, end in times]
     return list(pairwise([times[0][0], *((one + other) / 2 for one, other in pairwise(middles)), times[-1][1]]))
@@ -212,8 +212,8 @@ def write_annotations(path: str | Path, recording: str, annotations: Sequence[An
 
 
 def annotation_paths(folder: str | Path, files: Sequence[str], suffixes: Iterable[str]) -> dict[str, list[Path]]:
-    """Returns where the annotations of recordings are written: below `folder` as the recordings are below the folder
-    that they have in common, with their names; names that differ only in their suffix keep it (`a.wav.srt`)."""
+    """Returns the paths of the annotations of recordings: below `folder`, in the same sub-folders as the recordings
+    below their common folder, and with their names; names that differ only in their suffix keep it (`a.wav.srt`)."""
     local = [os.path.abspath(file) for file in files if "://" not in file]
     common = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     places = {
@@ -233,8 +233,8 @@ LOCAL_NAME = re.compile(r"(?:speaker|spkr|spk|s)?[ _-]*\d+", re.IGNORECASE)
 
 
 def identity(file: str, speaker: str | None) -> str:
-    """Returns the name of a speaker among all recordings. Numbers as diarization gives them (SPEAKER_00) are of one
-    recording only; other names are of one speaker in all recordings."""
+    """Returns a speaker's name that is unique among all recordings. Numbers from diarization (SPEAKER_00) identify a
+    speaker in one recording only; another name is one speaker in all recordings."""
     if not speaker:
         return ""
     return f"{speaker} ({Path(file).name})" if LOCAL_NAME.fullmatch(speaker) else speaker
@@ -254,7 +254,7 @@ def speaker_totals(
     Returns:
         For each speaker `speaker`, `segments`, `seconds`; for each label its share of these seconds (`happy_time`) and
         its mean score (`happy_score`), weighted by time, over what is classified and not too short; and `other_time`,
-        the share of silence and of other answers that are no label.
+        the share of silence and of other predictions that are not a label of the model.
     """
     seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -267,8 +267,8 @@ def speaker_totals(
             counts[name] += 1
             for (start, end), row in zip(spans(own), own, strict=True):
                 label = row["prediction"]
-                is_answer = label in label_names or not label  # None or "" for a row of dimensions only
-                seconds[name][(label or "") if is_answer else "other"] += end - start
+                is_label = label in label_names or not label  # None or "" for a row of dimensions only
+                seconds[name][(label or "") if is_label else "other"] += end - start
                 if row[scored[0]] not in (None, "") and label != TOO_SHORT:
                     sums[name][""] += end - start
                     for each in scored:

@@ -1,4 +1,4 @@
-"""Makes the speaker profiles of a command: reads one, or enrolls each speaker or all recordings."""
+"""Makes the speaker profiles for a command: reads a profile, or enrolls each speaker or all recordings."""
 
 import hashlib
 import json
@@ -39,8 +39,8 @@ def check_speakers(items: Sequence[Item]) -> None:
 
 
 def adaptation_origin(adapt: str | None, relevance: float, items: Sequence[Item]) -> str | None:
-    """Returns a text that identifies how answers are adapted: by profiles of which recordings, or by a file of which
-    content.
+    """Returns a text that identifies how predictions are adapted: the recordings of the profiles, or the content of
+    the file.
 
     Raises:
         UsageError: The file cannot be read.
@@ -53,9 +53,9 @@ def adaptation_origin(adapt: str | None, relevance: float, items: Sequence[Item]
                 return f"profile sha256-{hashlib.sha256(file.read()).hexdigest()}"
         except OSError as error:
             raise UsageError(f"--adapt {adapt} cannot be read: {error.strerror}.") from error
-    # The segments, if any, are a part of the origin of their own.
-    whose = sorted((item.file, (item.speaker or "") if adapt == SPEAKER else "") for item in items)
-    digest = hashlib.sha256(json.dumps(whose).encode("utf-8", "surrogateescape")).hexdigest()
+    # The origin of a table has a separate entry for segments.
+    speakers = sorted((item.file, (item.speaker or "") if adapt == SPEAKER else "") for item in items)
+    digest = hashlib.sha256(json.dumps(speakers).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{adapt}, relevance {relevance:g}, recordings sha256-{digest}"
 
 
@@ -97,7 +97,7 @@ def profiles_of(
     parts: dict[str, list[SpeakerProfile]] = defaultdict(list)
     for name, part in found:
         parts[name].append(part)
-    profiles = {name: SpeakerProfile.joined(those) for name, those in parts.items()}
+    profiles = {name: SpeakerProfile.joined(own) for name, own in parts.items()}
     if adapt == SPEAKER and (processes is None or processes.is_main_process):
         _warn_of_several(classify, profiles)
     found_for: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def profiles_of(
 
 
 def _by_speaker(adapt: str, item: Item) -> dict[str, list[dict[str, Any]] | None]:
-    """Returns the segments of a recording from which each profile is made, by name; None for the whole recording."""
+    """Returns the segments from which each profile is made, by the profile's name; None for the whole recording."""
     if item.segments is None:
         return {item.speaker or "" if adapt == SPEAKER else "": None}
     parts: dict[str, list[dict[str, Any]] | None] = {}
@@ -136,7 +136,7 @@ def _enrolled(
             chosen = None if own[0][1] is None else [segments for _, segments in own]
             options = {} if chosen is None else {"segments": chosen}
             files = _counted([file for file, _ in own], progress)
-            with suppress(AudioError):  # all are silent, or are reported when they are classified
+            with suppress(AudioError):  # all are silent, or unreadable, which is reported when they are classified
                 profiles.append((name, classify.enroll(files, relevance, several_speakers=True, **options)))
     return profiles
 
@@ -152,7 +152,7 @@ def _warn_of_several(classify: MaxMViTAudioClassificationPipeline, profiles: Map
         if classify.looks_like_several(profile):
             print(
                 f"The {profile.clips} clips of the speaker {name!r} differ more, in the features that distinguish "
-                "speakers, than those of any training speaker: they may be of several.",
+                "speakers, than those of any training speaker: they may be of several speakers.",
                 file=sys.stderr,
             )
 

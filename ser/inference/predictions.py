@@ -1,4 +1,4 @@
-"""Finds the recordings to classify, and writes their answers to a table."""
+"""Finds the recordings to classify, and writes the predictions for them to a table."""
 
 import argparse
 import csv
@@ -27,7 +27,7 @@ from ser.models import checkpoint_digest
 from ser.utils import DataError, UsageError
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
-ORIGIN = ".origin.json"  # suffix of the file, beside a table, that says how its rows were made
+ORIGIN = ".origin.json"  # suffix of the file, beside a table, that records how its rows were made
 ANY_NAME: dict[str, Any] = {
     "encoding": "utf-8",
     "errors": "surrogateescape",
@@ -38,7 +38,7 @@ ANY_NAME: dict[str, Any] = {
 @dataclass
 class Item:
     """A recording to classify: its path or URL, its true label and speaker if the input gives them, and the segments
-    of it that are to be classified if they are given."""
+    to classify, if only these are."""
 
     file: str
     label: str | None = None
@@ -47,8 +47,8 @@ class Item:
 
 
 def find_items(inputs: Iterable[str], label_names: list[str], with_speakers: bool = False) -> list[Item]:
-    """Returns every recording that the inputs name, once, in a fixed order. Files of a folder whose suffix is not that
-    of a recording are counted in a line on the standard error.
+    """Returns every recording in the inputs, once, in a fixed order. Files of a folder without the suffix of a
+    recording are counted in a line on the standard error.
 
     Args:
         with_speakers: Whether the column `speaker` of a list is read.
@@ -223,7 +223,7 @@ class Table:
                     unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UsageError(
-                f"{path} cannot be written: {error.strerror}. Earlier answers are kept: free some space and run the "
+                f"{path} cannot be written: {error.strerror}. Earlier rows are kept: free some space and run the "
                 "same command again."
             ) from error
 
@@ -238,30 +238,30 @@ class Table:
             known = dict(json.loads(Path(beside).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError) as error:
             raise UsageError(
-                f"{path} holds rows, but {beside}, which says how they were made, is missing or broken; {remedy}"
+                f"{path} holds rows, but {beside}, which records how they were made, is missing or broken; {remedy}"
             ) from error
         if differing := [name for name, value in self.origin.items() if known.get(name) != value]:
             raise UsageError(f"{path} holds rows made with another {' and '.join(differing)}; {remedy}")
 
-    def add(self, item: Item, answer: list[dict[str, Any]]) -> None:
-        """Adds the rows of one recording: its answer or its timeline."""
+    def add(self, item: Item, entries: list[dict[str, Any]]) -> None:
+        """Adds the rows of one recording, from the pipeline's prediction for it, its timeline or its segments."""
         if "segment" in self.columns:
-            rows = _segment_rows(answer)
+            rows = _segment_rows(entries)
         elif "windows" not in self.columns:
-            scores_by_label = {row["label"]: round(row["score"], 6) for row in answer}
-            best = answer[0]["label"]
+            scores_by_label = {entry["label"]: round(entry["score"], 6) for entry in entries}
+            best = entries[0]["label"]
             rows = [scores_by_label | {"prediction": None if best in self.dimensions else best}]
         else:
             rows = [
-                {"start": window["start"], "end": window["end"], "windows": len(answer), "prediction": window["label"]}
-                | {label: round(score, 6) for label, score in window["scores"].items()}
-                for window in answer
+                {"start": entry["start"], "end": entry["end"], "windows": len(entries), "prediction": entry["label"]}
+                | {label: round(score, 6) for label, score in entry["scores"].items()}
+                for entry in entries
             ]
-        for row, answered in zip(rows, answer, strict=False):
-            if "familiarity" in answered:
-                row["familiarity"] = round(answered["familiarity"], 6)
-            if "only" in answered:
-                row["only"] = " ".join(answered["only"])
+        for row, entry in zip(rows, entries, strict=False):
+            if "familiarity" in entry:
+                row["familiarity"] = round(entry["familiarity"], 6)
+            if "only" in entry:
+                row["only"] = " ".join(entry["only"])
         given = {"file": item.file, "label": item.label}
         rows = [{column: (given | row).get(column) for column in self.columns} for row in rows]
         self._write(self._text(rows))
@@ -292,10 +292,10 @@ class Table:
         if self.keeps_rows:
             self.rows[file] = rows
         if "windows" in self.columns:
-            # A segment without a label counts as silence.
-            no_name = {None: SILENCE, "": SILENCE, UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}
+            # A window without a label of the model counts as silence.
+            replaced = {None: SILENCE, "": SILENCE, UNCERTAIN: SILENCE, UNFAMILIAR: SILENCE}
             windows = [
-                {"start": float(row["start"]), "end": float(row["end"]), "label": no_name.get(label, label)}
+                {"start": float(row["start"]), "end": float(row["end"]), "label": replaced.get(label, label)}
                 for row, label in ((row, row["prediction"]) for row in rows)
             ]
             middles = [window["start"] + window["end"] for window in windows]
@@ -372,10 +372,10 @@ class Table:
         return rows
 
 
-def _segment_rows(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _segment_rows(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows of the segments of a recording, or of the windows within those that have windows."""
     rows = []
-    for number, segment in enumerate(answer, start=1):
+    for number, segment in enumerate(segments, start=1):
         for window in segment.get("windows", [segment]):
             label = segment["label"] if segment["label"] == TOO_SHORT else window["label"]
             row = {"segment": number, "start": window["start"], "end": window["end"], "prediction": label}
@@ -391,7 +391,7 @@ def _segment_rows(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class MemoryTable(Table):
-    """Keeps answers in memory only, for files that are written when all answers are there."""
+    """Keeps rows in memory only, for files that are written when all rows are complete."""
 
     def _start(self) -> None:
         self.keeps_rows = True
@@ -402,7 +402,7 @@ class MemoryTable(Table):
 
 class TerminalTable(Table):
     """
-    Prints answers as lines for a terminal: file, label if there is one, times of a window or segment, speaker of a
+    Prints rows as lines for a terminal: file, label if there is one, times of a window or segment, speaker of a
     segment, emotion, score, familiarity if requested, the two next emotions, and the text of a segment. Progress bars
     of tqdm stay below.
     """
@@ -483,11 +483,11 @@ def open_table(
         in_memory: Whether the rows are kept in memory and written nowhere.
 
     Raises:
-        UsageError: As for [`Table`]; or a label of the model is the name of a column or of an answer such as silence.
+        UsageError: As for [`Table`]; or a label of the model is a column's name, or a reserved label such as silence.
     """
     if taken := sorted(RESERVED & {name.casefold() for name in label_names}):
         raise UsageError(
-            f"The model has a label {taken[0]!r}, which is a reserved name in the table of answers: rename it in "
+            f"The model has a label {taken[0]!r}, which is a reserved name in the table of predictions: rename it in "
             "id2label and label2id of the model's config.json."
         )
     segments = [segment for item in items for segment in item.segments or ()]

@@ -4,8 +4,8 @@ Reads the segments of recordings that are to be classified, such as speaker turn
 Every segment is a dict for the pipeline's `segments`: `start` and `end` in seconds, `speaker` and `text` if the file
 has them, and `place`, which names its line in error messages.
 
-praatio reads TextGrids. The other formats are read here: of the libraries for them, pysubs2 passes over lines that it
-does not understand, and pympi raises no specific exception for a damaged file.
+praatio reads TextGrids. The other formats are read here, since pysubs2 skips lines that it does not understand, and
+pympi raises no specific exception for a damaged file.
 """
 
 import html
@@ -51,15 +51,15 @@ def read_given_segments(
 
     Args:
         source: A file, or a folder with one for each recording: the names without suffixes must be equal
-            (`talk.wav`, `talk.srt` or `talk.wav.srt`), and of several such files, the one whose folders agree most.
-            A file that names recordings (RTTM, or a list with a column `file`) names them as in
+            (`talk.wav`, `talk.srt` or `talk.wav.srt`), and if there are several such files, the one whose folders
+            agree best is used. A file that names recordings (RTTM, or a list with a column `file`) names them as in
             [`read_references`]; a file that does not must be for a single recording.
         files: The recordings: paths and URLs.
         tiers: Names of the tiers to read from TextGrid and ELAN files; may be left out if there is only one.
 
     Raises:
-        DataError: A segment cannot be used, which the message names by its line; or a recording has no file, no line,
-            or several files.
+        DataError: A segment cannot be used (the message names its line), or a recording has no file, no line, or
+            several files.
         UsageError: The library for a format is not installed.
     """
     source = Path(source)
@@ -347,7 +347,7 @@ def _read_textgrid(path: Path, tiers: Sequence[str]) -> Iterator[GivenSegment]:
     try:
         content = path.read_bytes()
         text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8")
-        if text.count('"') % 2:  # praatio would read on from another place
+        if text.count('"') % 2:  # praatio would continue at another place
             raise DataError(damaged.format("a double quote is missing"))
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="error")
         kinds = {tier.name: tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)}

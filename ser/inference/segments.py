@@ -1,4 +1,4 @@
-"""Reads reference segments of recordings, and scores answers along a recording against them."""
+"""Reads reference segments of recordings, and scores predictions along a recording against them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ from ser.utils import DataError
 #
 # EDER = (missed + false + confused) / total time
 #
-# missed: emotion in the reference, none in the answer; false: the other way round; confused: two different emotions.
+# missed: emotion in the reference, none predicted; false: the other way round; confused: two different emotions.
 
-MIN_IOU = 0.5  # intersection over union with a segment of the same label from which a segment is found
+MIN_IOU = 0.5  # minimum intersection over union for a segment to count as found
 
 
 class Segment(NamedTuple):
-    """`label` from `start` to `end`, in seconds, and the line of the file that it was read from, if any."""
+    """An emotion, `label`, from `start` to `end` in seconds, and the line of the file it was read from, if any."""
 
     start: float
     end: float
@@ -52,14 +52,14 @@ def timeline_segments(rows: Sequence[Mapping[str, Any]]) -> list[Segment]:
 
 
 def diarization_scores(
-    reference: Iterable[Segment], answer: Iterable[Segment], duration: float | None = None
+    reference: Iterable[Segment], predicted: Iterable[Segment], duration: float | None = None
 ) -> dict[str, float]:
     """
     Computes the scores of one recording.
 
     Args:
         reference: Segments that do not overlap, in any order.
-        answer: Segments of the model, likewise; see [`timeline_segments`].
+        predicted: Segments of the model, likewise; see [`timeline_segments`].
         duration: Length of the recording in seconds; by default the end of the last segment.
 
     Returns:
@@ -72,7 +72,7 @@ def diarization_scores(
     """
     sides = [
         [segment for segment in in_order(name, segments) if segment.label != SILENCE]
-        for name, segments in (("reference", reference), ("answer", answer))
+        for name, segments in (("reference", reference), ("prediction", predicted))
     ]
     last = max((segment.end for side in sides for segment in side), default=0.0)
     duration = last if duration is None else duration
@@ -148,8 +148,8 @@ def _label_at(segments: Sequence[Segment], time: float) -> str | None:
     return next((segment.label for segment in segments if segment.start <= time < segment.end), None)
 
 
-def _found(reference: Sequence[Segment], answer: Sequence[Segment]) -> int:
-    left, found = list(answer), 0
+def _found(reference: Sequence[Segment], predicted: Sequence[Segment]) -> int:
+    left, found = list(predicted), 0
     for segment in reference:
         match = next(
             (other for other in left if other.label == segment.label and _iou(segment, other) >= MIN_IOU), None
@@ -270,7 +270,7 @@ def read_references(path: str | Path, files: Sequence[str], label_names: Sequenc
         candidates = recordings.denoted(name, path.parent)
         line = min(segment.line or 0 for segment in segments)
         if not candidates:
-            raise DataError(f"{path}, line {line}: {name!r} is none of the recordings of the command; add it, or "
+            raise DataError(f"{path}, line {line}: {name!r} is not a recording of the command; add it, or "
                             "remove its lines.")  # fmt: skip
         if len(candidates) > 1:
             raise DataError(f"{path}, line {line}: {name!r} may be {candidates[0]} or {candidates[1]}; give more of "
@@ -308,14 +308,14 @@ def _ends(file: str) -> set[tuple[str, ...]]:
 
 
 def reference_scores(
-    references: Mapping[str, list[Segment]], answers: Mapping[str, tuple[list[Segment], float]], path: str | Path
+    references: Mapping[str, list[Segment]], predictions: Mapping[str, tuple[list[Segment], float]], path: str | Path
 ) -> dict[str, dict[str, float]]:
     """
-    Returns the scores of every recording with an answer, see [`diarization_scores`], in the order of the references.
+    Returns the scores of every recording with predictions, see [`diarization_scores`], in the order of the references.
 
     Args:
         references: From [`read_references`].
-        answers: The model's segments by recording, and the end of each recording in seconds.
+        predictions: The model's segments by recording, and the end of each recording in seconds.
         path: File of the references, for messages.
 
     Raises:
@@ -323,17 +323,17 @@ def reference_scores(
     """
     scores = {}
     for file, segments in references.items():
-        if file not in answers:
+        if file not in predictions:
             continue
-        answer, end = answers[file]
+        predicted, end = predictions[file]
         for segment in segments:
             if segment.end > end + ROUNDING_S:
                 raise DataError(
-                    f"{path}, line {segment.line}: the segment ends at {segment.end:g} s, and {file} at {end:g} s. "
+                    f"{path}, line {segment.line}: the segment ends at {segment.end:g} s, but {file} at {end:g} s. "
                     "Correct its times, or the name of its recording."
                 )
         reference = [each._replace(end=min(each.end, end)) for each in segments if each.start < end]
-        scores[file] = diarization_scores(reference, answer, end)
+        scores[file] = diarization_scores(reference, predicted, end)
     return scores
 
 

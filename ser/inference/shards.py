@@ -1,8 +1,8 @@
 """Divides predictions among several processes, as `accelerate launch` starts them.
 
-Each process writes a table of its own to the folder `answers.csv.parts` beside `answers.csv`, and the first process
-joins them at the end. Tables that an interrupted run left there, of any number of processes, are joined at the start,
-and their recordings are not classified again. The processes may be on several machines that share the folder.
+Each process writes a table of its own to the folder `out.csv.parts` beside `out.csv`, and the first process joins them
+at the end. Tables that an interrupted run of any number of processes left there are joined at the start, and their
+recordings are not classified again. The processes may run on several machines that share the folder.
 """
 
 import shutil
@@ -61,11 +61,11 @@ def join_parts(output: str, items: Sequence[Item], open_table: Callable[[str], T
 
 class Share:
     """
-    The recordings that one of several processes classifies.
+    Divides recordings among processes; this is the share of one process.
 
     Args:
         state: State of the processes.
-        output: The table for all answers.
+        output: The table for all predictions.
         items: All recordings, the same in every process.
         open_table: Path -> a table of these recordings.
     """
@@ -103,8 +103,8 @@ class Share:
             )
         place = f"{state.process_index + 1}-of-{state.num_processes}{Path(self.output).suffix}"
         table = self.open_table(str(folder / place))
-        answered = table.recordings_at(self.output)
-        todo = [item for item in self.items if item.file not in answered]
+        done = table.recordings_at(self.output)
+        todo = [item for item in self.items if item.file not in done]
         with state.split_between_processes(todo) as own:
             return table, own
 

@@ -115,7 +115,7 @@ def test_each_speaker_of_the_segments_is_enrolled(checkpoint, talk, tmp_path):
 @pytest.mark.parametrize(
     ("turns", "code", "message"),
     [
-        (TURNS + "5.0,7.0,ben,x\n", 1, "talk.csv, line 6: the segment ends at 7 s, and .*talk.wav at 6 s"),
+        (TURNS + "5.0,7.0,ben,x\n", 1, "talk.csv, line 6: the segment ends at 7 s, but .*talk.wav at 6 s"),
         (TURNS + "5.0,4.0,ben,x\n", 2, "talk.csv, line 6: not a segment"),
         (TURNS.replace("ben", ""), 2, "needs the speaker of every segment, which .*talk.csv, line 3 does not have"),
     ],

@@ -79,7 +79,7 @@ def test_a_folder_gives_a_row_for_each_file_and_its_accuracy(model, tmp_path, ca
         "other/a.wav": ("", "soft"), "soft/a.wav": ("soft", "soft"),
     }  # fmt: skip
     assert rows[1]["loud"] == "0.5625"
-    assert "5 files: 5 answered, 0 failed.\nWA 0.7500  UA 0.7500 on 4 labelled files\n" in printed.err
+    assert "5 files: 5 classified, 0 failed.\nWA 0.7500  UA 0.7500 on 4 labelled files\n" in printed.err
 
 
 def test_predictions_below_min_score_are_uncertain_and_counted_separately(model, tmp_path, capsys):
@@ -270,7 +270,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_classified(model, tm
         soundfile.write(path, np.full(0 if broken == "no samples" else 900, np.nan), RATE, subtype="FLOAT")
     assert onnx_ser.main([model, str(path), str(level(tmp_path / "a.wav", 0.75, 0.5))]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith(str(path)) and "2 files: 1 answered, 1 failed." in printed.err
+    assert printed.err.startswith(str(path)) and "2 files: 1 classified, 1 failed." in printed.err
     assert printed.out.count("\n") == 2
 
 

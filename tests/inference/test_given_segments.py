@@ -109,7 +109,7 @@ def test_an_end_beyond_the_recording_is_an_error_that_names_the_line(classify, t
     source = tmp_path / "talk.wav"
     soundfile.write(source, recording(), RATE)
     given = [{"start": 0, "end": 1}, {"start": 7.0, "end": end, "place": "turns.csv, line 3"}]
-    with pytest.raises(AudioError, match=rf"turns.csv, line 3: the segment ends at {end:g} s, and .*talk.wav at 8 s"):
+    with pytest.raises(AudioError, match=rf"turns.csv, line 3: the segment ends at {end:g} s, but .*talk.wav at 8 s"):
         classify(source, segments=given)
     assert "line 3" in classify([source], segments=[given], on_error="skip")[0]["error"]
     assert len(classify(source, segments=[(7.0, 8.04)])) == 1  # annotations are rounded

@@ -79,8 +79,8 @@ def test_a_name_matches_a_whole_path_first_and_the_end_of_a_path_next(tmp_path):
     ("lines", "message"),
     [
         (["a.wav,0,1,sad", "b.wav,0,1,bored"], "line 3: the model has no label 'bored'; it has happy, sad. Rename it"),
-        (["a.wav,0,1,sad", "x/b.wav,3,4,sad", "c.wav,0,1,sad"], "line 4: 'c.wav' is none of the recordings"),
-        (["a.wav,0,1,silence", "z.wav,1,2,silence"], "line 3: 'z.wav' is none of the recordings"),
+        (["a.wav,0,1,sad", "x/b.wav,3,4,sad", "c.wav,0,1,sad"], "line 4: 'c.wav' is not a recording of the command"),
+        (["a.wav,0,1,silence", "z.wav,1,2,silence"], "line 3: 'z.wav' is not a recording of the command"),
         (["a.wav,0,1,sad", "b.wav,0,1,sad"], "line 3: 'b.wav' may be x/b.wav or y/b.wav; give more of its path"),
         (["a.wav,0,1,sad", "x/b.wav,0,1,sad"], "has no line for y/b.wav: add its segments .* or leave the recording"),
         (
@@ -108,5 +108,5 @@ def test_scores_stop_at_the_end_of_a_recording(tmp_path):
     assert format_scores(scores["a.wav"]) == (
         "EDER 0.667 (missed 0.000, false 0.000, confused 0.667), time labelled right 0.333, segment F1 0.000"
     )
-    with pytest.raises(DataError, match="line 3: the segment ends at 3.04 s, and a.wav at 2.98 s. Correct its times"):
+    with pytest.raises(DataError, match="line 3: the segment ends at 3.04 s, but a.wav at 2.98 s. Correct its times"):
         reference_scores(references, {"a.wav": ([], 2.98)}, path)
