@@ -39,7 +39,7 @@ WITHOUT_VALIDATION: dict[str, Any] = {
     **{"eval_strategy": "no", "eval_delay": 0, "early_stopping_patience": 0, "save_total_limit": 1},
 }
 """Options that have no effect without a validation set, and the values that they are then set to."""
-MUST_VALIDATE = {"load_best_model_at_end", "calibrate", "early_stopping_patience"}  # refused then, not just ignored
+MUST_VALIDATE = {"load_best_model_at_end", "calibrate", "early_stopping_patience"}  # refused, not only ignored
 BRANCH_OPTIMIZERS = ("optim", "cqt_optimizer", "mel_optimizer", "head_optimizer", "speech_optimizer")
 DECIDING = {
     **dict.fromkeys(("an optimizer with betas", "an optimizer with eps"), BRANCH_OPTIMIZERS),
@@ -62,7 +62,7 @@ UNSUPPORTED = {
     "eval_file": "name a CSV of file,label[,speaker][,split] with --dataset_name",
     "token": "log in with `hf auth login`, or set HF_TOKEN",
 }
-"""Its options that are not supported here, and what to do instead."""
+"""Options of that script that are not supported here, and what to do instead."""
 
 
 def refuse(message: str) -> NoReturn:
@@ -234,7 +234,7 @@ def command_parser(with_inherited: bool = True) -> Parser:
     return Parser(kinds, EXAMPLE_OPTIONS, usage="run_ser.py [RECIPE.yaml] [--OPTION VALUE ...]")
 
 
-def answer_at_once(arguments: Sequence[str], description: str) -> None:
+def handle_help(arguments: Sequence[str], description: str) -> None:
     """
     Handles `--help`, `--help_all` and `--list_corpora`, and refuses misspelt options and unreadable recipes.
 
@@ -299,14 +299,14 @@ def read_recipe(path: str) -> dict[str, list[str]]:
 
 
 def _parse_yaml(text: str) -> object:
-    """Parses YAML; raises if it has a key twice, or aliases or nesting that could take minutes or gigabytes."""
+    """Parses YAML; raises if a key occurs twice, or aliases or nesting could take minutes or gigabytes."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise yaml.YAMLError(f"it nests more than {MAX_DEPTH} lists and mappings")
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"it repeats a value by *{event.anchor}; write it out")
+            raise yaml.YAMLError(f"it repeats a value with *{event.anchor}; write it out")
     nodes = [yaml.compose(text, yaml.SafeLoader)]
     while nodes:
         node = nodes.pop()
@@ -387,12 +387,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     kinds = (ModelArguments, DataArguments, SERTrainingArguments)
     given = Given(*command_parser().read(arguments))
     defaults = {each.name: default_of(each) for kind in kinds for each in fields(kind) if each.init}
-    _settle_example_options(given)
-    _settle_parts_to_do(given)
-    _settle_model(given)
-    _settle_schedule(given)
-    _settle_validation(given)
-    _settle_target(given)
+    _resolve_example_options(given)
+    _resolve_parts_to_do(given)
+    _resolve_model(given)
+    _resolve_schedule(given)
+    _resolve_validation(given)
+    _resolve_target(given)
     while (unused := next(_unused(given, defaults), None)) is not None:
         given.drop(*unused)
     names = [{each.name for each in fields(kind) if each.init} for kind in kinds]
@@ -411,7 +411,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple["ModelArguments", "DataAr
     return model_args, data_args, args
 
 
-def _settle_example_options(given: Given) -> None:
+def _resolve_example_options(given: Given) -> None:
     for name, reason in EXAMPLE_OPTIONS.items():
         if name in given.values:
             given.drop(name, f"has no effect: {reason}", ())
@@ -419,14 +419,14 @@ def _settle_example_options(given: Given) -> None:
         given.drop("remove_unused_columns", "has no effect: images are computed from columns that forward lacks", ())
 
 
-def _settle_parts_to_do(given: Given) -> None:
+def _resolve_parts_to_do(given: Given) -> None:
     """Applies `--do_train`, `--do_eval` and `--do_predict` as in transformers' examples; none of them means all."""
     chosen = [name for name in ("do_train", "do_eval", "do_predict") if given.values.get(name)]
     for name in ("do_train", "do_predict"):
         given.values[name] = name in chosen or not chosen
 
 
-def _settle_model(given: Given) -> None:
+def _resolve_model(given: Given) -> None:
     """Drops a recipe's options about the model if the command line names a checkpoint, which has its own."""
     if given.line.get("model_name_or_path"):
         for each in fields(ModelArguments):
@@ -441,7 +441,7 @@ def _validation_share(chosen: Mapping[str, Any]) -> float:
     return default_validation_share(chosen.get("protocol")) if share is None else share
 
 
-def _settle_schedule(given: Given) -> None:
+def _resolve_schedule(given: Given) -> None:
     """Sets defaults that depend on other options, so that these work as in transformers."""
     chosen = dict(given.values)
     if chosen.get("warmup_steps") and "lr_scheduler_type" not in chosen:
@@ -468,7 +468,7 @@ def _settle_schedule(given: Given) -> None:
             )
 
 
-def _settle_target(given: Given) -> None:
+def _resolve_target(given: Given) -> None:
     """Sets the metric for dimensions, unless there is no validation set or the command line names one."""
     if given.values.get("target", "emotion") == "emotion" or "metric_for_best_model" in given.line:
         return
@@ -476,7 +476,7 @@ def _settle_target(given: Given) -> None:
         given.values["metric_for_best_model"] = "CCC"
 
 
-def _settle_validation(given: Given) -> None:
+def _resolve_validation(given: Given) -> None:
     """Without a validation set, resets the options that depend on it."""
     from ser.data.protocols import EVERYTHING
 

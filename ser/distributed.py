@@ -56,7 +56,7 @@ def all_true(args: TrainingArguments, value: bool) -> bool:
 
 
 def broadcast_from_first(args: TrainingArguments, number: int) -> int:
-    """Returns the number of the first process in every process."""
+    """Returns, in every process, the number that the first process passes."""
     if args.world_size == 1:
         return number
     sent = torch.tensor([number], dtype=torch.int64)
@@ -70,7 +70,7 @@ def all_or_none(args: TrainingArguments, work: str) -> Iterator[None]:
     Runs work that is divided among processes; all wait until the slowest has finished.
 
     Raises:
-        DataError: another process failed, which raises its own error; raised in every process.
+        DataError: work failed in another process, which raises its own error; raised in all others.
     """
     done = False
     try:

@@ -1,4 +1,4 @@
-"""Atomic writing of files, JSON, and the versions of packages that it records."""
+"""Writes files atomically and JSON strictly, and lists the versions of packages for reports."""
 
 import errno
 import json

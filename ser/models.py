@@ -39,7 +39,7 @@ PROVENANCE = (
     "auto_map",
     "transformers_version",
     "speech_encoder",
-)  # settings that do not change any score
+)  # settings that do not affect scores
 DRAWN = "drawn at random"
 SHIPPED = "weights/ravdess"
 ROOTS = (Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)  # of a clone, of an installation
@@ -65,7 +65,7 @@ def make_config(model_args: "ModelArguments") -> MaxMViTConfig:
     if not start:
         if chosen["filter_bank"] == "learnable":
             image_args = copy.copy(model_args)
-            image_args.speech_encoder = None  # its configuration is to be read first, below
+            image_args.speech_encoder = None  # its configuration must be read first, below
             chosen["filter_bank_config"] = image_settings(make_feature_extractor(image_args))
         config = MaxMViTConfig(**chosen)
         if config.speech_encoder and os.path.isdir(config.speech_encoder):  # a checkpoint holds no local paths
@@ -180,8 +180,8 @@ def load_config(checkpoint: str | os.PathLike) -> MaxMViTConfig:
 
 
 def _check_place(checkpoint: str | os.PathLike) -> None:
-    """Raises `DataError` unless a name is a folder with a config.json or can be a name on the Hugging Face Hub, which
-    would otherwise get several requests for it."""
+    """Raises `DataError` unless a name is a folder with a config.json or can be a name on the Hugging Face Hub, to
+    which transformers would otherwise send several requests."""
     name, path = os.fspath(checkpoint), Path(checkpoint)
     if (path / "config.json").is_file():
         return
@@ -211,8 +211,8 @@ def load_model(checkpoint: str | os.PathLike, config: MaxMViTConfig | None = Non
             the checkpoint has too keep their weights in the last layer, the others start at random.
 
     Raises:
-        DataError: The checkpoint is one of another model, or cannot be found or read; or a weight is missing, has
-            another shape, does not belong to the model, or is not finite.
+        DataError: The checkpoint belongs to another model, or cannot be found or read; or a weight is missing, has
+            the wrong shape, does not belong to the model, or is not finite.
     """
     own = load_config(checkpoint)
     config = own if config is None else config
@@ -284,7 +284,7 @@ def _incomplete(checkpoint: str | os.PathLike, model: MaxMViTForAudioClassificat
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppresses transformers' report of a load: what it lists is either an error here, or intended."""
+    """Suppresses transformers' report on loading: what it lists is either intended, or raises an error here."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -307,7 +307,7 @@ def load_feature_extractor(checkpoint: str | os.PathLike, **changes: Any) -> Max
     Returns the feature extractor of a checkpoint.
 
     Raises:
-        DataError: It is that of another model, or there is none.
+        DataError: The feature extractor belongs to another model, or there is none.
     """
     _check_place(checkpoint)
     with _named(checkpoint):
@@ -386,7 +386,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def checkpoint_digest(classify: MaxMViTAudioClassificationPipeline) -> str:
-    """Returns a hash of all that a checkpoint's scores depend on: both configurations and the weights."""
+    """Returns a hash of everything that a checkpoint's scores depend on: both configurations and the weights."""
     digest = hashlib.sha256()
     for part in (classify.model.config, classify.feature_extractor):
         settings = {name: value for name, value in part.to_dict().items() if name not in PROVENANCE}

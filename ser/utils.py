@@ -17,7 +17,7 @@ class UsageError(Exception):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """Raised where the loss or its gradient is not finite more often than tolerated."""
+    """Raised if the loss or its gradient is non-finite more often than tolerated."""
 
 
 # ---- Environment ----
@@ -25,9 +25,9 @@ class NonFiniteLossError(FloatingPointError):
 
 def wait_passively() -> None:
     """
-    Makes OpenMP's threads sleep at a barrier instead of spinning, which may keep a core from the thread that they wait
-    for: beside one busy process a training step is 1.6 times as fast, beside eight 2.9 times. On an idle machine the
-    demo's tiny model, whose steps have hundreds of barriers, is 2 to 16 % slower
+    Makes OpenMP's threads sleep at a barrier instead of spinning, which may occupy the core that the thread they wait
+    for needs: beside one busy process, a training step is 1.6 times as fast, beside eight 2.9 times. On an idle
+    machine the demo's tiny model, whose steps have hundreds of barriers, is 2 to 16 % slower
     (`python -m benchmarks.training openmp`). Variables that the user has set are kept.
     """
     if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
@@ -48,9 +48,9 @@ def count_processes() -> int:
     numbers = {name: int(text) if text.strip().isdecimal() else -1 for name, text in given.items()}
     count = numbers.get("WORLD_SIZE", 1)
     if -1 in numbers.values() or count < 1 or numbers.get("RANK", 0) >= count:
-        said = ", ".join(f"{name}={text!r}" for name, text in given.items())
+        shown = ", ".join(f"{name}={text!r}" for name, text in given.items())
         raise UsageError(
-            f"the environment says {said}, which is not a valid numbering of processes: unset these variables, or "
+            f"the environment has {shown}, which is not a valid numbering of processes: unset these variables, or "
             "start with `accelerate launch`, which sets them."
         )
     return count

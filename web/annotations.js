@@ -1,4 +1,4 @@
-// Writes the answers along a recording as CSV, TextGrid and SRT: the files that app.py offers for the same rows.
+// Writes the predictions along a recording as CSV, TextGrid and SRT: the files that app.py offers for the same rows.
 // Rows are the windows of a recording in order: {start, end, scores}, in seconds, with null scores for silence.
 
 // Rounds like Python: to the even digit if the value is exactly in the middle, where toFixed rounds up.

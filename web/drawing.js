@@ -12,8 +12,8 @@ const MAGMA = [
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300];
 const FONT = "12px system-ui, sans-serif";
 
-// Returns a function that redraws `canvas` by `draw(context, width, height)`, and calls it when the size or the page's
-// colours change.
+// Returns a function that redraws `canvas` with `draw(context, width, height)`, and calls it when the size or the
+// page's colours change.
 export function keepDrawn(canvas, draw) {
   const redraw = () => {
     const { clientWidth: width, clientHeight: height } = canvas;

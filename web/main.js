@@ -1,4 +1,4 @@
-// The page: takes files and microphone input, and shows the answers.
+// The page: takes files and microphone input, and shows the predictions.
 
 import { toCsv, toSrt, toTextGrid } from "./annotations.js";
 import { AudioError, LONGEST_S, Microphone, SHORTEST_S, decode, isSilent, resampled } from "./audio.js";
@@ -15,7 +15,7 @@ const controls = [element("file"), element("speak"), element("model")];
 let models; // models.json
 let about; // the entry of the model that is loaded
 let recognizer = null;
-let turn = 0; // answers for an earlier turn are dropped
+let turn = 0; // results for an earlier turn are dropped
 let microphone = null;
 let canvases = []; // of the images: {entry, figure, canvas, shown, redraw}
 
@@ -71,7 +71,7 @@ function clear(seconds = 0) {
 const likeliest = (scores) => scores.indexOf(Math.max(...scores));
 
 // Shows scores by label, or `instead` if they are null.
-function showScores(scores, instead = "No answer yet") {
+function showScores(scores, instead = "No result yet") {
   const best = scores ? likeliest(scores) : -1;
   element("best").textContent = scores ? about.labels[best] : instead;
   element("best").classList.toggle("none", !scores);
@@ -106,19 +106,19 @@ function addToTimeline(start, end, scores) {
   redrawTimeline();
 }
 
-// Returns the model's answer to `samples`, or null if they are silent.
+// Returns the model's output for `samples`, or null if they are silent.
 function classify(samples) {
   return isSilent(samples, about.samplingRate) ? null : recognizer.answer(samples);
 }
 
-async function answerRecording(name, samples) {
+async function classifyRecording(name, samples) {
   const mine = ++turn;
   const seconds = samples.length / about.samplingRate;
   clear();
   if (seconds < SHORTEST_S) throw new AudioError(`${name} is shorter than ${SHORTEST_S} seconds.`);
   if (isSilent(samples, about.samplingRate)) throw new AudioError(`${name} is silent from beginning to end.`);
   // As in pipeline_maxmvit.py, a recording up to the length of the longest training clip is one clip.
-  if (samples.length > Math.ceil(about.maxClipS * about.samplingRate)) return answerInWindows(mine, name, samples);
+  if (samples.length > Math.ceil(about.maxClipS * about.samplingRate)) return classifyInWindows(mine, name, samples);
   say(`${name}: classifying …`);
   const answer = await recognizer.answer(samples);
   if (mine !== turn) return;
@@ -128,7 +128,7 @@ async function answerRecording(name, samples) {
 }
 
 // Classifies the windows of a recording one by one and averages their scores; the last window ends with the recording.
-async function answerInWindows(mine, name, samples) {
+async function classifyInWindows(mine, name, samples) {
   const { samplingRate: rate, windowS } = about;
   const size = Math.round(windowS * rate);
   const count = Math.ceil((samples.length - size) / (windowS * rate) - 1e-6) + 1;
@@ -153,7 +153,7 @@ async function answerInWindows(mine, name, samples) {
   element("downloads").hidden = false;
   const silent = classified < count ? ` (${count - classified} more are silent)` : "";
   const windows = classified > 1 ? `the mean over ${classified} windows` : "that of one window";
-  say(`${name}: ${clock(timeline.seconds)} of speech. The answer is ${windows} of ${windowS} s${silent}.`);
+  say(`${name}: ${clock(timeline.seconds)} of speech. The result is ${windows} of ${windowS} s${silent}.`);
 }
 
 function download(suffix) {
@@ -169,21 +169,21 @@ async function takeFile(file) {
   clear();
   say(`${file.name}: decoding …`);
   const samples = await decode(file, about.samplingRate);
-  if (mine === turn) await answerRecording(file.name, samples);
+  if (mine === turn) await classifyRecording(file.name, samples);
 }
 
 async function startSpeaking() {
   const mine = ++turn;
   clear(LIVE_S);
-  let answered = 0; // half seconds
-  let isAnswering = false;
+  let classified = 0; // half seconds
+  let isClassifying = false;
   const opened = await Microphone.open(async () => {
     const reached = Math.floor(opened.length / opened.rate / HOP_S);
-    if (mine !== turn || reached === answered || isAnswering) return; // a slow machine skips half seconds
-    answered = reached;
-    isAnswering = true;
-    await answerLatest(mine, opened, reached * HOP_S).catch(alarm);
-    isAnswering = false;
+    if (mine !== turn || reached === classified || isClassifying) return; // a slow machine skips half seconds
+    classified = reached;
+    isClassifying = true;
+    await classifyLatest(mine, opened, reached * HOP_S).catch(alarm);
+    isClassifying = false;
     if (reached * HOP_S >= LONGEST_S && mine === turn) await speakOrStop().catch(alarm);
   });
   if (mine !== turn) return opened.close();
@@ -194,7 +194,7 @@ async function startSpeaking() {
 }
 
 // Classifies the window of the microphone's recording that ends at `seconds`.
-async function answerLatest(mine, opened, seconds) {
+async function classifyLatest(mine, opened, seconds) {
   const start = Math.max(0, seconds - about.windowS);
   const latest = opened.between(Math.round(start * opened.rate), Math.round(seconds * opened.rate));
   const answer = await classify(await resampled(latest, opened.rate, about.samplingRate));
@@ -220,7 +220,7 @@ function showButton() {
 
 async function speakOrStop() {
   if (!microphone) return startSpeaking();
-  return answerRecording("Your recording", await stopSpeaking());
+  return classifyRecording("Your recording", await stopSpeaking());
 }
 
 async function load(index) {

@@ -36,12 +36,12 @@ from ser.utils import UsageError, exit_code  # noqa: E402
 ENVELOPE_POINTS = 1200
 FORMATS = {"TextGrid": ".TextGrid", "SRT": ".srt", "CSV": ".csv"}  # of the files that are offered
 KEEP_S, CHECK_S = 600, 30  # age at which recordings and their tables are deleted, and interval of the check
-MIN_FAMILIARITY = 0.05  # below it, the page warns
+MIN_FAMILIARITY = 0.05  # below it, the page shows a warning
 TITLE = "Speech emotion recognition"
 INTRODUCTION = (
-    "Upload or record speech. MaxMViT-MLP classifies its emotion from spectrograms; the answer for a recording longer "
-    "than {max_clip_s:.3g} s, the longest clip that the model was trained on, is the mean over windows. Uploads are "
-    f"deleted after {KEEP_S // 60} minutes."
+    "Upload or record speech. MaxMViT-MLP classifies its emotion from spectrograms. For a recording longer than "
+    "{max_clip_s:.3g} s, the longest clip that the model was trained on, scores are averaged over windows. "
+    f"Uploads are deleted after {KEEP_S // 60} minutes."
 )
 STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
@@ -233,7 +233,7 @@ def analyse(
     step_s = duration / ENVELOPE_POINTS
     shape = envelope(stream_audio(path, rate), rate, step_s)
     return images | {
-        "message": f"**{clock(duration)}** of speech. The answer is {_over(classified, rows, window_s)}; the images "
+        "message": f"**{clock(duration)}** of speech. The result is {_over(classified, rows, window_s)}; the images "
         f"show where “{best}” is {highest}, from {clock(clearest['start'])} on.{_familiarity(classified)}",
         "scores": scores,
         "timeline": plot_timeline(rows, shape, step_s, classes, dimensions),
@@ -242,7 +242,7 @@ def analyse(
 
 
 def _over(classified: list[dict], rows: list[dict], window_s: float) -> str:
-    """Describes the number of windows that an answer is the mean of, and the number of silent ones."""
+    """Describes the number of windows over which scores are averaged, and the number of silent ones."""
     silent = len(rows) - len(classified)
     windows = "that of one window" if len(classified) == 1 else f"the mean over {len(classified)} windows"
     return f"{windows} of {window_s:g} s" + (f" ({silent} more are silent)" if silent else "")
@@ -254,7 +254,7 @@ def _familiarity(classified: list[dict]) -> str:
         return ""
     mean = float(np.mean([row["familiarity"] for row in classified]))
     warning = (
-        " The recording is unlike the training data, so do not rely on the answer." if mean < MIN_FAMILIARITY else ""
+        " The recording is unlike the training data, so do not rely on the result." if mean < MIN_FAMILIARITY else ""
     )
     return f" Familiarity: {100 * mean:.0f} % of training-like clips are less like the training data.{warning}"
 
@@ -276,9 +276,9 @@ def _read_span(path: str, rate: int, start: float, end: float) -> np.ndarray:
 def write_files(
     rows: list[dict[str, Any]], folder: Path, recording: str, n_classes: int | None = None
 ) -> list[str | None]:
-    """Writes a timeline in each of `FORMATS` to a new folder below `folder`, that of gradio, which deletes it when it
-    deletes uploads; returns the paths. Annotations are of the first `n_classes` labels (default: all): without
-    classes, their paths are None."""
+    """Writes a timeline in each of `FORMATS` to a new folder below gradio's `folder`, which gradio deletes together
+    with uploads; returns the paths. Annotations contain the first `n_classes` labels (default: all): without classes,
+    their paths are None."""
     labels = next(list(row["scores"]) for row in rows if row["scores"])
     classes = labels[:n_classes]
     folder = folder / uuid.uuid4().hex

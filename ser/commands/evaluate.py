@@ -7,7 +7,7 @@ Without --protocol (or --test_speakers) all clips are scored. Speakers and clips
 according to its splits.json, are refused. Classes are matched by name: the table may have fewer than the model.
 
 With --adapt speaker or --adapt table, clips are classified relative to the mean features of all clips of their
-speaker, or of the table. This uses no labels, but all test clips, which the report states in the protocol's name.
+speaker, or of the table. This uses no labels, but it uses all test clips; the protocol's name in the report says so.
 """
 
 from ser.utils import count_processes, exit_code, wait_passively

@@ -6,8 +6,9 @@ Exports a model to one ONNX file, from waveform to emotion, that needs neither P
 The input is `waveform`, float32 (batch, samples), mono, at the rate in the file's metadata; for a model with a speech
 encoder, one clip: (1, samples). The outputs are `probabilities` and `logits` (batch, labels), `embedding` (batch,
 features), and the model's inputs: images, and the samples or log-Mel frames of a speech encoder. OUT.pt2, beside it,
-holds the same model in float32 as a program of torch.export. The answers of the file in onnxruntime are compared with
-those of the pipeline on synthesised clips; if they differ, no file is written. Needs requirements-export.txt.
+contains the same model in float32 as a program of torch.export. The probabilities of the file in onnxruntime are
+compared with those of the pipeline on synthesised clips; if they differ, no file is written. Needs
+requirements-export.txt.
 """
 
 import argparse
@@ -71,4 +72,4 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def command() -> int:
-    return exit_code(main, "Interrupted: nothing is written.")
+    return exit_code(main, "Interrupted: nothing was written.")

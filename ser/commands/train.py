@@ -10,16 +10,16 @@ transformers can load, its scores on clips that were not used to choose it, and 
 
 import sys
 
-from ser.cli import answer_at_once
+from ser.cli import handle_help
 from ser.utils import count_processes, exit_code, wait_passively
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    answer_at_once(arguments, __doc__)
+    handle_help(arguments, __doc__)
     count_processes()
     wait_passively()
-    # torch takes seconds to import: help and errors of misspelt options do without it.
+    # Imported here, since torch takes seconds to import, and help and errors of misspelt options do not need it.
     from ser.cli import check_model, check_writable, parse_arguments
     from ser.data.prepare import read_corpus, set_up_logging, with_features
     from ser.distributed import run_lock

@@ -109,7 +109,7 @@ def test_a_long_recording_gets_a_timeline_and_its_csv(page, files, tmp_path):
     upload(page, files / "long.flac")
     wait_for_answer(page)
     playwright.expect(page.locator("#message")).to_contain_text(
-        "0:10 of speech. The answer is the mean over 4 windows of 3 s; the images show where"
+        "0:10 of speech. The result is the mean over 4 windows of 3 s; the images show where"
     )
     page.wait_for_selector("#timeline img")
     for name in ("csv", "textgrid", "srt"):

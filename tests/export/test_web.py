@@ -193,9 +193,9 @@ def test_a_file_gets_the_same_probabilities_as_in_python(page, server, files, re
 @pytest.mark.parametrize(
     "server, name, windows, status",
     [
-        ("plain", "note", 8, "0:16 of speech. The answer is the mean over 8 windows of 2 s."),
-        ("plain", "pause", 6, "0:12 of speech. The answer is the mean over 4 windows of 2 s (2 more are silent)."),
-        ("isolated", "long", 22, "0:43 of speech. The answer is the mean over"),
+        ("plain", "note", 8, "0:16 of speech. The result is the mean over 8 windows of 2 s."),
+        ("plain", "pause", 6, "0:12 of speech. The result is the mean over 4 windows of 2 s (2 more are silent)."),
+        ("isolated", "long", 22, "0:43 of speech. The result is the mean over"),
     ],
     indirect=["server"],
 )
@@ -272,7 +272,7 @@ def test_a_recording_that_cannot_be_classified_gets_a_message_and_the_last_score
         choose(page, files / "clip.wav", "classified as one clip")
         assert len(scores(page)) == 8
         choose(page, files / name, message)
-        assert scores(page) == [] and page.inner_text("#best") == "No answer yet"
+        assert scores(page) == [] and page.inner_text("#best") == "No result yet"
         playwright.expect(page.locator("#images figure").first).to_be_hidden()
         playwright.expect(page.locator("#along")).to_be_hidden()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from ser.arguments import DataArguments, ModelArguments
-from ser.cli import answer_at_once, parse_arguments
+from ser.cli import handle_help, parse_arguments
 from ser.training.arguments import SERTrainingArguments
 from ser.utils import exit_code
 from tests.fuzz.kinds import Case
@@ -69,7 +69,7 @@ def make(rng: random.Random) -> Case:
 
 
 def _parse(flags: list[str]) -> None:
-    answer_at_once(flags, "")
+    handle_help(flags, "")
     parse_arguments(flags)
 
 
