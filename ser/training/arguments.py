@@ -73,10 +73,10 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         check_bounds(self, BOUNDS)
-        self._set_back_unused()
-        self._settle_optimizers()
+        self._reset_unused()
+        self._resolve_optimizers()
         self._check_packages()
-        self._settle_metric()
+        self._resolve_metric()
         try:
             super().__post_init__()
         except TypeError as error:  # JSON with an unknown name
@@ -85,7 +85,7 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
             ) from error
         self._check_training()
         self._check_checkpoints()
-        self._settle_plateau()
+        self._resolve_plateau()
         if self.unfreeze_epoch is not None:
             self.ddp_find_unused_parameters = True
         if self.skip_nonfinite_steps:
@@ -96,7 +96,7 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
 
-    def _set_back_unused(self) -> None:
+    def _reset_unused(self) -> None:
         self.remove_unused_columns = False  # images are computed from columns that the model's forward lacks
         if str(getattr(self, "resume_from_checkpoint", None)).lower() in ("true", "false", "yes", "no", "1", "0"):
             self.resume_from_checkpoint = None  # a run always resumes from its newest checkpoint
@@ -113,8 +113,8 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
         if self.train_sampling_strategy == "batch_rebalance":
             raise ValueError("--train_sampling_strategy batch_rebalance counts tokens: use group_by_length.")
 
-    def _settle_optimizers(self) -> None:
-        """Sets the optimizer of each branch without one of its own to `optim` or else to that of the paper."""
+    def _resolve_optimizers(self) -> None:
+        """Sets the optimizer of each branch without its own to `optim` or, if that is not given, to the paper's."""
         chosen = NAMES_OF_TRANSFORMERS.get(str(getattr(self.optim, "value", self.optim)), self.optim)
         given = {f"{branch}_optimizer": getattr(self, f"{branch}_optimizer") for branch in (*REFERENCE, "filter")}
         for option, name in {"optim": chosen, **given}.items():
@@ -129,15 +129,15 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
         )
         if not is_copy:
             self.filter_optimizer = self.filter_optimizer or chosen
-        self.optim = OptimizerNames.ADAMW_TORCH  # the optimizer of Trainer itself, which is never created
+        self.optim = OptimizerNames.ADAMW_TORCH  # Trainer's own optimizer, which is never created
 
     def _check_packages(self) -> None:
-        """Refuses options whose packages are missing, which Trainer would only notice after features are extracted."""
-        asked = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
-        for name in asked:
+        """Refuses options whose packages are missing, which Trainer would only check after features are extracted."""
+        trackers = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
+        for name in trackers:
             if name in ("all", "none"):
-                if len(asked) > 1:
-                    raise ValueError(f"--report_to {' '.join(asked)} contradicts itself: give {name} alone.")
+                if len(trackers) > 1:
+                    raise ValueError(f"--report_to {' '.join(trackers)} contradicts itself: give {name} alone.")
                 continue
             if name not in INTEGRATION_TO_CALLBACK:
                 raise ValueError(
@@ -160,7 +160,7 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
             except ImportError as error:
                 raise ValueError("--lora_rank needs peft 0.18 or newer: pip install -U peft") from error
 
-    def _settle_metric(self) -> None:
+    def _resolve_metric(self) -> None:
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric == "accuracy":
             metric = self.metric_for_best_model = "WA"  # the usual name of the accuracy in this field
@@ -188,7 +188,7 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
                 f"{self.save_steps:g} and --eval_steps {self.eval_steps:g} to the same number."
             )
 
-    def _settle_plateau(self) -> None:
+    def _resolve_plateau(self) -> None:
         if self.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
             return
         mode = "max" if self.greater_is_better else "min"
@@ -200,7 +200,7 @@ class SERTrainingArguments(TrainingOptions, TrainingArguments):
             raise ValueError("--warmup_steps needs another --lr_scheduler_type: reduce_lr_on_plateau has no warm-up.")
 
     def by_branch(self, setting: Literal["optimizer", "learning_rate", "weight_decay"]) -> dict[str, Any]:
-        """Returns the `setting` of each branch: its own or, if it has none, the one for all branches."""
+        """Returns the `setting` of each branch: its own or, if it has none, that of all branches."""
         branches = [each.name.removesuffix("_optimizer") for each in fields(self) if each.name.endswith("_optimizer")]
         own = {branch: getattr(self, f"{branch}_{setting}") for branch in branches}
         if setting == "learning_rate" and own["speech"] is None:

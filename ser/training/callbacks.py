@@ -7,7 +7,7 @@ from transformers.trainer_callback import ExportableState
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """`transformers.EarlyStoppingCallback` that also stops a resumed run if it had stopped the run before."""
+    """`transformers.EarlyStoppingCallback` that stops a resumed run at once if the run had been stopped before."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -31,7 +31,7 @@ class NonFiniteSteps(TrainerCallback, ExportableState):
 
 class TrainerEvents(TrainerCallback):
     """
-    Calls methods of a trainer at events of its training: `begin_training` once the model, the optimizer and the state
+    Calls methods of a trainer during its training: `begin_training` once the model, the optimizer and the state
     are ready, and `end_step` after each update and each epoch, before anything is logged, evaluated or saved.
     """
 

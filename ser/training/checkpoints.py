@@ -60,8 +60,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    Returns the newest undamaged checkpoint in a run's folder. Newer ones that are damaged are renamed to
-    `damaged-checkpoint-*`, with one warning, so that they are neither taken for the newest nor lost.
+    Returns the newest undamaged checkpoint in a run's folder. Newer, damaged ones are renamed to
+    `damaged-checkpoint-*`, with one warning, so that they are kept but not used as the newest.
 
     Raises:
         DataError: All checkpoints are damaged.
@@ -93,8 +93,8 @@ def sound_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 def damage_of(checkpoint: Path) -> str | None:
     """
-    Describes the first damage to a checkpoint in a few words that name the file; None if it is undamaged. In old
-    checkpoints without checksums only the state is checked.
+    Describes the first damage to a checkpoint, and names the file; None if the checkpoint is undamaged. In old
+    checkpoints without checksums, only the state is checked.
     """
     try:
         json.loads((checkpoint / "trainer_state.json").read_bytes())
@@ -128,8 +128,8 @@ def _checksum(path: Path) -> int:
 
 
 def complete(unfinished: Path, folder: Path) -> None:
-    """Adds checksums to a checkpoint, and renames it once all of it is on the disk, so that not even a power failure
-    leaves an incomplete one."""
+    """Adds checksums to a checkpoint, and renames it once all of it is on the disk, so that even a power failure
+    leaves no incomplete checkpoint."""
     files = {str(file.relative_to(unfinished)): file for file in sorted(unfinished.rglob("*")) if file.is_file()}
     checksums = {name: (os.path.getsize(file), _checksum(file)) for name, file in files.items() if name != CHECKSUMS}
     write_json(unfinished / CHECKSUMS, checksums)
@@ -145,14 +145,14 @@ def keep_best_and_newest(
     run_dir: Path, metric: str, scores: Mapping[int, float], limit: int | None, greater_is_better: bool
 ) -> None:
     """
-    Deletes all but the newest checkpoint and the `limit` best ones, and lists those in `checkpoints.json`.
+    Deletes all but the newest checkpoint and the `limit` best ones, and lists what remains in `checkpoints.json`.
 
     Args:
         run_dir: folder of the run.
         metric: name of the scores in the list.
         scores: score by step; a checkpoint without a finite score is not among the best.
         limit: number of the best checkpoints to keep; None for all checkpoints.
-        greater_is_better: whether greater scores are better. Of equal scores the earlier is better.
+        greater_is_better: whether greater scores are better. Among equal scores, the earlier one is better.
     """
     scores = {step: score for step, score in scores.items() if math.isfinite(score)}
     kept = list_checkpoints(run_dir)
@@ -169,9 +169,9 @@ def keep_best_and_newest(
 def remove(folder: Path) -> None:
     """Deletes a checkpoint. It is renamed first, so that a kill leaves nothing that looks like a checkpoint."""
     if folder.exists():
-        doomed = folder.with_name(UNFINISHED + "removed-" + folder.name)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        removed = folder.with_name(UNFINISHED + "removed-" + folder.name)
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 def remove_leftovers(run_dir: Path) -> None:
@@ -210,8 +210,8 @@ def checkpoint_of_first(args: TrainingArguments, checkpoint: str | None) -> str 
 
 
 # ---- The resumable Trainer ----
-# Its process can be killed at any moment: checkpoints are complete and ranked, and a resumed run continues exactly.
-# The methods of transformers' Trainer on which it relies are listed below it.
+# The process can be killed at any moment: checkpoints are complete and ranked, and a resumed run continues exactly.
+# The methods of transformers' Trainer on which it relies are listed below.
 
 # Files of a run's folder (not of its sub-folders) that are pushed to the Hub.
 PUBLISHED = (
@@ -221,7 +221,8 @@ PUBLISHED = (
 
 
 class ResumableTrainer(Trainer):
-    """`transformers.Trainer` with complete, synced and ranked checkpoints, which are found after a run is moved."""
+    """`transformers.Trainer` with complete, synced and ranked checkpoints, which are also found after a run's folder
+    was moved."""
 
     args: SERTrainingArguments
     model: PreTrainedModel
@@ -242,8 +243,8 @@ class ResumableTrainer(Trainer):
         first process.
 
         Raises:
-            DataError: another run is training in the output directory, there is no checkpoint although one is
-                requested, or one of several processes does not find it.
+            DataError: another run is training in the output directory, a requested checkpoint does not exist, or one
+                of several processes does not find it.
         """
         with run_lock(self.args):
             checkpoint = resume_from_checkpoint or None
@@ -304,7 +305,7 @@ class ResumableTrainer(Trainer):
         """Called after each update and each epoch, before anything is logged, evaluated or saved."""
 
     def save_progress(self, folder: Path) -> None:
-        """Writes what else a resumed run needs into the folder of a new checkpoint; called in every process."""
+        """Writes further files that a resumed run needs to the folder of a new checkpoint; called in every process."""
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._require_best_checkpoint()
@@ -316,7 +317,7 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def _require_best_checkpoint(self) -> None:
-        # Without it, Trainer's own method only warns, and takes the last weights for the best.
+        # Without the best checkpoint, Trainer's own method only warns, and uses the last weights.
         best = self.state.best_model_checkpoint
         if not (self.args.load_best_model_at_end and self.state.best_global_step):
             return
@@ -387,18 +388,18 @@ class ResumableTrainer(Trainer):
 TESTED = ("5.23.0", "5.24.0")  # the lowest version that pyproject.toml allows, and the one that requirements.txt pins
 # method -> (digests of its source in these versions, what is relied on)
 RELIED_ON: dict[str, tuple[str, str]] = {
-    "train": ("0bc847a1e101", "it locks and settles the checkpoint first, and `True` stands for the newest one"),
+    "train": ("0bc847a1e101", "the override locks the folder and chooses the checkpoint first; `True`: the newest"),
     "_inner_training_loop": (
         "3b8b7359ad08",
         "the order: loaders, _init_training_state, _prepare_for_training, on_train_begin, epochs, _finalize_training",
     ),
     "_init_training_state": (
         "4104b60f5233",
-        "called before on_train_begin; it drops a best checkpoint that is not where the state says",
+        "called before on_train_begin; it drops a best checkpoint that is not at the path in the state",
     ),
     "_prepare_for_training": (
         "7196fc64ea53 5d0572e9918e",
-        "weights of a checkpoint are loaded before it, optimizer and scheduler in it; it wraps the optimizer",
+        "the weights of a checkpoint are loaded before, optimizer and scheduler during it; it wraps the optimizer",
     ),
     "_run_epoch": (
         "20e0f3da0199",
@@ -425,15 +426,15 @@ RELIED_ON: dict[str, tuple[str, str]] = {
         "27e2667f3741",
         "called at every update between backward and step, and its norm is that of all processes",
     ),
-    "create_optimizer": ("72027ca5f62c", "called without a model but under FSDP1, and only for a side effect"),
-    "get_train_dataloader": ("db950023cc90", "what it prepares by accelerate, for the override does the same"),
+    "create_optimizer": ("72027ca5f62c", "called without a model except under FSDP1, and only for its side effect"),
+    "get_train_dataloader": ("db950023cc90", "what it prepares with accelerate, since the override does the same"),
     "get_eval_dataloader": ("7eb9fa5663b4", "evaluate takes its loader from it"),
     "get_test_dataloader": ("600e812d9657", "predict takes its loader from it"),
     "_get_train_sampler": (
         "f3d15b81f2b0",
         "without grouping by length it is a RandomSampler that accelerate makes seedable",
     ),
-    "_get_eval_sampler": ("e3c9847a0000", "one process reads in order, and several by no sampler of their own"),
+    "_get_eval_sampler": ("e3c9847a0000", "one process reads in order, and several have no sampler"),
     "_remove_unused_columns": ("0e09f6fa84f9", "it returns the data set without them"),
     "_get_collator_with_removed_columns": ("df0633f183e6", "it returns the collator, wrapped or not"),
     "evaluation_loop": (
@@ -442,24 +443,24 @@ RELIED_ON: dict[str, tuple[str, str]] = {
     ),
     "_save_checkpoint": (
         "4638fc7aeef9",
-        "the parts that it calls, for the override calls the same and neither pushes nor rotates",
+        "the parts that it calls, since the override calls the same ones, and neither pushes nor rotates",
     ),
     "_save_optimizer_and_scheduler": ("bc4e124e0996", "the folder is its first argument, and it writes into it"),
     "_save_scaler": ("a7e078f7afec", "the folder is its argument"),
     "_save_rng_state": ("87f4e3c83b0f", "each process writes a file rng_state_N.pth of its own"),
-    "_save": ("d7432eef4d5f", "what else it writes beside model, processor and the pickled arguments"),
+    "_save": ("d7432eef4d5f", "what it writes in addition to model, processor and the pickled arguments"),
     "save_model": ("482f6c2c688c", "everything is saved through _save"),
     "_load_from_checkpoint": ("1fa7425d1ea7", "weights come from model.safetensors, and nothing is unpickled"),
     "_load_best_model": ("27a2385b6ad1", "weights come from model.safetensors, and nothing is unpickled"),
     "_load_optimizer_and_scheduler": ("d8b86ea0410f", "nothing is unpickled: weights_only=True"),
     "_load_rng_state": ("5d66257d34a3", "nothing is unpickled: weights_only=True"),
     "_load_scaler": ("66f98be0205e", "nothing is unpickled: weights_only=True"),
-    "_load_callback_state": ("5f5e2dede16b", "callbacks are replaced by new ones, made of what state() returned"),
+    "_load_callback_state": ("5f5e2dede16b", "callbacks are replaced by new ones, built from what state() returned"),
     "_get_output_dir": ("a0570e0382da", "the folder of checkpoints"),
     "_determine_best_metric": ("a895fcc6f2d1", "it sets best_global_step before the checkpoint of that step is saved"),
     "push_to_hub": ("35ab3316b4f2", "save_model(_internal_call=False) calls it; the override pushes fewer files"),
     "init_hf_repo": ("f82787ce9b9c", "it sets hub_model_id"),
-    "log": ("24a8b511d38d", "it appends to log_history, and is given the learning rate once an update"),
+    "log": ("24a8b511d38d", "it appends to log_history, and receives the learning rate once per update"),
     "floating_point_ops": ("40091c767aed", "called at every step"),
     "store_flos": ("69b97771644e", "called before a checkpoint's state is written"),
 }

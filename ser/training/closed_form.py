@@ -1,12 +1,12 @@
-"""A linear classifier on a frozen speech encoder in closed form: shrunk linear discriminant analysis; for dimensions,
-ridge regression.
+"""Fits a linear classifier on a frozen speech encoder in closed form: shrunk linear discriminant analysis or, for
+dimensions, ridge regression.
 
 The classifier of Gaussian classes with one covariance (Fisher 1936) needs the inverse of the covariance within
 classes, which a thousand clips do not determine for thousands of features. It is shrunk towards a multiple of the
 identity (regularised discriminant analysis, Friedman 1989, doi 10.1080/01621459.1989.10478752, with one covariance).
-How much, and the scale of the logits, are chosen by cross-validation over the training speakers, so that no validation
-part is needed. The penalty of the ridge regression (Hoerl and Kennard 1970) is chosen likewise, by the concordance
-correlation coefficient of each dimension.
+The amount of shrinkage and the scale of the logits are chosen by cross-validation over the training speakers, so that
+no validation part is needed. The penalty of the ridge regression (Hoerl and Kennard 1970) is chosen in the same way,
+by the concordance correlation coefficient of each dimension.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,13 +86,13 @@ def fit_discriminant(
     features: torch.Tensor, labels: torch.Tensor, groups: Sequence[int], num_labels: int
 ) -> LinearClassifier:
     """
-    Fits a linear discriminant analysis whose shrinkage and scale suit clips of other groups.
+    Fits a linear discriminant analysis, with shrinkage and scale chosen by cross-validation over groups.
 
     Args:
         features (`torch.Tensor` of shape `(clips, num_features)`): Of one scale.
         labels (`torch.Tensor` of shape `(clips,)`): Indices of classes.
-        groups (`Sequence[int]`): The group of each clip, such as its speaker; a clip and its altered copies are in
-            one. Two or more.
+        groups (`Sequence[int]`): The group of each clip, such as its speaker; a clip and its altered copies have the
+            same. There must be at least two.
         num_labels (`int`): Number of classes.
     """
     center = features.mean(0)
@@ -108,7 +108,7 @@ def fit_discriminant(
             logits.append(features[folds == fold] @ weight.T + bias)
             truth.append(labels[folds == fold])
         scores, indices = torch.cat(logits).double().numpy(), torch.cat(truth).numpy()
-        scale = scores.std()  # with little shrinkage logits are far from any temperature
+        scale = scores.std()  # with little shrinkage, logits are outside the range of temperatures that are tried
         scores /= scale
         temperature = fit_temperature(indices, scores)
         right = probabilities_of(scores, temperature)[np.arange(len(indices)), indices]
@@ -124,7 +124,7 @@ def fit_ridge(
     features: torch.Tensor, values: torch.Tensor, groups: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Fits a ridge regression of one dimension whose penalty suits clips of other groups.
+    Fits a ridge regression of one dimension, with a penalty chosen by cross-validation over groups.
 
     Args:
         features (`torch.Tensor` of shape `(clips, num_features)`): Of one scale.
@@ -150,7 +150,7 @@ def fit_ridge(
 
 
 def _ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Solves for as many unknowns as there are clips, which are fewer than features."""
+    """Solves the dual problem, which has one unknown for each clip, since there are fewer clips than features."""
     centre, mean = x.mean(0), y.mean()
     x = x - centre
     products = x @ x.T
@@ -161,7 +161,7 @@ def _ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> tuple[torch.Tens
 
 def check_closed_form(config: MaxMViTConfig, args: SERTrainingArguments, keeps_features: bool) -> None:
     """
-    Raises `DataError` if a classifier cannot be fitted in closed form: its features vary, or it is not linear.
+    Raises `DataError` if a classifier cannot be fitted in closed form, since its features vary or it is not linear.
     """
     lacking = [
         name
@@ -188,8 +188,9 @@ def fit_speech_classifier(
     Fits the classifier of a frozen speech encoder on clips and their altered copies, and freezes it.
 
     Args:
-        model: Its speech branch pools by `"mean"` or `"statistics"` and concatenates its layers; the linear classifier
-            follows it. Changed in place, with the running statistics that standardise the features.
+        model: Model whose speech branch pools by `"mean"` or `"statistics"`, concatenates its layers and is followed
+            by the linear classifier. It is changed in place, with the running statistics that standardise the
+            features.
         clips: The training part, from `extract_features`.
         layer_statistics: From `layer_statistics_of`.
     """
@@ -212,9 +213,9 @@ def training_features(
     branch: SpeechEncoder, clips: datasets.Dataset, layer_statistics: Mapping[str, torch.Tensor], column: str = "label"
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """
-    Returns the features of clips and of their altered copies, `(N, head_hidden_size)`, their labels `(N,)` or, from
-    the column `dimensions`, the values of these `(N, D)`, and numbers of their speakers (of the clips if speakers are
-    unknown), and fits the statistics that standardise the features.
+    Fits the statistics that standardise features, and returns the features of clips and of their altered copies,
+    `(N, head_hidden_size)`; their labels, `(N,)` or, from the column `dimensions`, the values of these, `(N, D)`; and
+    the numbers of their speakers (or of the clips if speakers are unknown).
     """
     versions = clips["spectrograms"]
     rows = [(content, row) for row, clip in enumerate(versions) for content in dict.fromkeys(clip.contents)]

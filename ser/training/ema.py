@@ -12,11 +12,11 @@ UNAVERAGED = "unaveraged.safetensors"  # in a checkpoint, the weights with which
 
 class AveragedWeights:
     """
-    Exponential moving average of a model's weights (Polyak and Juditsky 1992): the weights after the first update, and
-    after each further one `decay * average + (1 - decay) * weights`. BatchNorm's running means and variances are
-    averaged like the weights, to match them.
+    Exponential moving average of a model's weights (Polyak and Juditsky 1992): at first the weights after the first
+    update, then `decay * average + (1 - decay) * weights` after each further update. BatchNorm's running means and
+    variances are averaged like the weights, to match them.
 
-    The arithmetic is torch's. Its `AveragedModel` is not used, since it fetches a count from the device at every
+    The arithmetic is torch's. torch's `AveragedModel` is not used, since it fetches a count from the device at every
     update, and also averages integer buffers, rounding indices down.
 
     Args:

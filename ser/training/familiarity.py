@@ -1,4 +1,4 @@
-"""Fits the distribution of the training clips' features, which shows how much a clip is like them."""
+"""Fits the distribution of the training clips' features, which shows how similar a clip is to them."""
 
 from collections.abc import Hashable, Sequence
 
@@ -13,7 +13,7 @@ logger = logging.get_logger(__name__)
 MAX_CLIPS = 5_000  # more would cost time and memory, and change little
 CLIPS_PER_COMPONENT = 8
 GROUPS = 10  # of speakers, each of which is held out in turn
-CONSTANT = 1e-5  # of the largest standard deviation: that of a feature that does not vary
+CONSTANT = 1e-5  # of the largest standard deviation, below which a feature counts as constant
 
 
 def fit_familiarity(
@@ -24,12 +24,12 @@ def fit_familiarity(
     seed: int = 0,
 ) -> None:
     """
-    Fits a [`Familiarity`] for a model, and sets `config.familiarity`. If the clips are too few, or their features do
-    not vary, it logs a warning and adds none.
+    Fits a [`Familiarity`] for a model, and sets `config.familiarity`. If there are too few clips, or their features do
+    not vary, the function logs a warning and adds none.
 
-    The distances that a clip is compared with are those of held-out speakers: for each of ten groups of speakers, the
-    distribution is fitted on the others. If speakers are unknown, groups of clips are held out instead, and clips of
-    new speakers get a lower familiarity than these.
+    The distances with which a clip is compared are those of held-out speakers: for each of ten groups of speakers, the
+    distribution is fitted on the other groups. If speakers are unknown, groups of clips are held out instead, and
+    clips of new speakers get a lower familiarity.
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Pooled features of the training clips, of which some
@@ -53,7 +53,7 @@ def fit_familiarity(
             held_out.append(fitted.distance(torch.from_numpy(values[own])))
     if final is None or not held_out:
         logger.warning(
-            f"{len(rows)} training clips are too few, or their features do not vary: answers will have no familiarity."
+            f"{len(rows)} training clips are too few, or their features do not vary: predictions have no familiarity."
         )
         return
     middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
@@ -81,7 +81,7 @@ def _fit(values: np.ndarray, labels: np.ndarray, num_labels: int) -> Familiarity
     scale = np.divide(1, deviations, where=varies, out=np.zeros_like(deviations))
     means = np.stack([values[labels == label].mean(0) for label in np.unique(labels)])
     nearest = np.searchsorted(np.unique(labels), np.arange(num_labels)).clip(max=len(means) - 1)
-    means = means[nearest]  # that of another class for a class without clips, which so is never the nearest alone
+    means = means[nearest]  # a class without clips has the mean of another class
     within = (values - means[labels]) * scale
     count = min(MAX_COMPONENTS, int(varies.sum()) // 2, len(values) // CLIPS_PER_COMPONENT)
     power = float(np.square(within).sum()) / len(values)
@@ -89,12 +89,12 @@ def _fit(values: np.ndarray, labels: np.ndarray, num_labels: int) -> Familiarity
         return None
     _, singular, components = randomized_svd(within, count, n_iter=3, random_state=0)
     variances = np.square(singular) / len(values)
-    besides = (power - variances.sum()) / (varies.sum() - count)
-    if besides <= 0:
+    rest = (power - variances.sum()) / (varies.sum() - count)
+    if rest <= 0:
         return None
     module.class_means.copy_(torch.from_numpy(means))
     module.scale.copy_(torch.from_numpy(scale))
     module.components[:count] = torch.from_numpy(components)
     module.variances[:count] = torch.from_numpy(variances)
-    module.variances[-1] = float(besides)
+    module.variances[-1] = float(rest)
     return module

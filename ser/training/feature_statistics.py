@@ -17,18 +17,18 @@ from ser.training.familiarity import fit_familiarity
 from ser.training.trainer import SERTrainer
 
 logger = logging.get_logger(__name__)
-MIN_CLIPS = 8  # of a speaker, for the spread of his clips
+MIN_CLIPS = 8  # of a speaker, for the spread of their clips
 MAX_CLIPS = 10_000  # more would cost time and memory, and change a mean by less than a hundredth of a deviation
 
 
 def pooled_features(trainer: SERTrainer, clips: datasets.Dataset) -> PooledFeatures:
     """
-    Computes the pooled features of clips as they are evaluated: originals, without augmentation, by the statistics of
-    a frozen speech encoder's layers where the trainer's collator has them.
+    Computes the pooled features of clips as in evaluation: of the originals, without augmentation, from cached layer
+    statistics of a frozen speech encoder if the trainer's collator has them.
 
     Args:
-        trainer: Of the model. All of its processes have to call this, and all get the features of all clips.
-        clips: With columns `label` and `speaker`, and those that the trainer evaluates.
+        trainer: Trainer of the model. All of its processes must call this, and all get the features of all clips.
+        clips: Clips with the columns `label` and `speaker`, and those that evaluation needs.
     """
     batches: list[torch.Tensor] = []
 
@@ -48,8 +48,8 @@ def features_with_copies(
     trainer: SERTrainer, clips: datasets.Dataset, originals: PooledFeatures
 ) -> tuple[torch.Tensor, list[int], list[Hashable]]:
     """
-    Returns pooled features of clips and of their altered copies, at most 5,000 in all, chosen at random; their labels;
-    and their speakers, or the numbers of the clips if fewer than two speakers are known.
+    Returns the pooled features of clips and of their altered copies, at most 5,000 in all, chosen at random; their
+    labels; and their speakers, or the numbers of the clips if fewer than two speakers are known.
 
     Args:
         trainer: The trainer of the model.
@@ -76,7 +76,7 @@ def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) 
 
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): Of N clips.
-        speakers: Of each clip; clips whose speaker is None count as those of one speaker.
+        speakers: The speaker of each clip; clips whose speaker is None count as those of one speaker.
     """
     rows_of: dict[Hashable, list[int]] = defaultdict(list)
     for row, speaker in enumerate(speakers):
@@ -98,18 +98,18 @@ def population_statistics(features: torch.Tensor, speakers: Sequence[Hashable]) 
 def fit_feature_statistics(trainer: SERTrainer, clips: datasets.Dataset) -> None:
     """
     Fits the statistics of pooled features that a checkpoint stores, on at most 10,000 training clips, drawn at random,
-    and on altered copies: the mean and standard deviation, for enrolment (none if the fusion or the head reads
-    tokens), and the distribution for `familiarity`.
+    and on altered copies: the mean and standard deviation, for enrolment (unless the fusion or the head uses tokens),
+    and the distribution for `familiarity`.
 
     Args:
-        trainer: Of the model, whose training has ended.
+        trainer: Trainer of the model, whose training has ended.
         clips: The training part.
     """
     model = trainer.model
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         logger.warning(
             "The checkpoint has no statistics of pooled features, because the weights are sharded: speakers cannot be "
-            "enrolled, and answers have no familiarity."
+            "enrolled, and predictions have no familiarity."
         )
         return
     if len(clips) > MAX_CLIPS:

@@ -45,8 +45,8 @@ def set_trained(model: nn.Module, names: Iterable[str], trained: bool) -> None:
 
 def compact_weights(model: MaxMViTForAudioClassification) -> dict[str, torch.Tensor]:
     """
-    Returns the weights of a model for its checkpoint, those of a frozen speech encoder in float16 where that is exact,
-    as for Whisper, whose own checkpoints are in float16. Loading restores float32 without loss.
+    Returns the weights of a model for its checkpoint. Those of a frozen speech encoder are in float16 if that is
+    exact, as for Whisper, whose own checkpoints are in float16. Loading restores float32 without loss.
     """
     weights = model.state_dict()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -59,7 +59,7 @@ def compact_weights(model: MaxMViTForAudioClassification) -> dict[str, torch.Ten
 
 def add_adapters(encoder: nn.Module, rank: int) -> Any:
     """
-    Adds low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) to a speech encoder, by peft:
+    Adds low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) to a speech encoder with peft:
     queries and values of every layer are projected by `W + B A`, where `A` and `B` are trained, and `B` is 0 at first.
 
     Args:
@@ -67,7 +67,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> Any:
         rank (`int`): Number of rows of `A` and columns of `B`.
 
     Returns:
-        peft's `LoraModel` of it, whose `merge_and_unload` adds the adapters to the weights and removes them.
+        peft's `LoraModel` of the encoder, whose `merge_and_unload` adds the adapters to the weights and removes them.
     """
     from peft import LoraConfig, LoraModel  # an optional package
     from peft.tuners.lora import Linear

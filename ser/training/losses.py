@@ -1,4 +1,4 @@
-"""Losses of training: weighted, smoothed and focal cross-entropy of classes, and losses of dimensions."""
+"""Training losses: weighted, smoothed and focal cross-entropy for classes, and losses for dimensions."""
 
 from typing import Literal
 
@@ -33,9 +33,9 @@ class ClassificationLoss:
 
     Args:
         weights (`torch.Tensor` of shape `(num_labels,)`, *optional*):
-            A weight for each class, see [`class_weights`]. Weighted losses are divided by the number of clips and not,
-            as in `torch.nn.CrossEntropyLoss`, by the sum of the batch's weights, so that accumulated small batches
-            give the gradient of the large one.
+            A weight for each class, see [`class_weights`]. Weighted losses are divided by the number of clips, not by
+            the sum of the batch's weights as in `torch.nn.CrossEntropyLoss`, so that accumulated small batches give
+            the gradient of the large one.
         label_smoothing (`float`, defaults to 0.0):
             Share of the target that is spread evenly over all classes.
         focal_gamma (`float`, defaults to 0.0):
@@ -77,8 +77,8 @@ class ClassificationLoss:
 
 def concordance_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
-    Returns 1 minus the concordance correlation coefficient (Lin 1989, doi 10.2307/2532051), the mean over dimensions
-    of which a batch has at least two values.
+    Returns 1 minus the concordance correlation coefficient (Lin 1989, doi 10.2307/2532051), averaged over the
+    dimensions for which a batch has at least two values.
 
     Args:
         outputs (`torch.FloatTensor` of shape `(batch_size, D)`): Estimates.
@@ -106,7 +106,7 @@ DIMENSION_LOSSES = {"ccc": concordance_loss, "mse": squared_error, "mae": absolu
 
 class DimensionLoss:
     """
-    Loss of dimensions and, if there are classes, of those.
+    Loss of dimensions and, if the model has classes, of these.
 
     Args:
         kind (`str`, defaults to `"ccc"`): `"ccc"` for [`concordance_loss`], `"mse"` or `"mae"`.

@@ -1,5 +1,5 @@
-"""An optimizer that trains each branch by its own algorithm, as in the paper: Adam for the CQT backbone and the head,
-RAdam for the Mel backbone. A speech encoder and learnable Mel filters have algorithms of their own, too."""
+"""An optimizer that trains each branch with its own algorithm, as in the paper: Adam for the CQT backbone and the
+head, RAdam for the Mel backbone. A speech encoder and learnable Mel filters can have their own algorithms, too."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ class BranchOptimizer(torch.optim.Optimizer):
         Restores a `state_dict` of the same groups.
 
         Raises:
-            ValueError: The groups differ, or were updated by other algorithms.
+            ValueError: The groups differ, or were updated with other algorithms.
         """
         saved = [group.get("algorithm") for group in state_dict["param_groups"]]
         own = [group["algorithm"] for group in self.param_groups]

@@ -94,7 +94,7 @@ def plan_folds(
     for reason, clips in corpus.dropped.items():
         print_main(args, f"Left out: {clips:,} clips: {reason}")
     folder = Path(args.output_dir)
-    args.run_name = args.run_name or folder.name  # trackers know the run by it, and continue it when it is resumed
+    args.run_name = args.run_name or folder.name  # trackers identify the run by it, and continue a resumed one
     if data_args.fold.isdecimal() and 1 <= int(data_args.fold) <= count:
         return {int(data_args.fold): args}
     if data_args.fold != "all":
@@ -135,7 +135,7 @@ def check_runs(
         check_closed_form(config, args, data_args.cache_features)
     start = starting_weights(make_model(config, model_args), model_args)
     unread = dataclasses.replace(corpus)
-    unread.contents = corpus.files  # equal sound is found later, when clips are decoded
+    unread.contents = corpus.files  # equal audio is found later, when clips are decoded
     for fold, fold_args in runs.items():
         split = split_of(unread, fold, data_args, fold_args)
         batch = args.per_device_train_batch_size * args.world_size
@@ -167,7 +167,7 @@ def split_of(corpus: Corpus, fold: int, data_args: DataArguments, args: SERTrain
 
 
 def _some(indices: list[int], most: int | None, seed: int) -> list[int]:
-    """Returns at most so many of the indices, chosen at random."""
+    """Returns at most `most` of the indices, chosen at random."""
     if most is None or most >= len(indices):
         return indices
     order = np.random.default_rng(seed).permutation(len(indices))[:most]
@@ -183,7 +183,7 @@ def make_trainer(
     kind: Callable[..., SERTrainer] = SERTrainer,
     **kwargs: Any,
 ) -> SERTrainer:
-    """Returns the trainer for the part `train`, with augmentation, and the part `validation`, if that has clips."""
+    """Returns the trainer for the part `train`, with augmentation, and the part `validation` if it has clips."""
     collator = partial(
         PairCollator,
         feature_extractor,
@@ -269,7 +269,7 @@ def train_and_test(
     over_windows = None
     if is_tested:
         over_windows = score_windows(trainer, parts["test"], corpus, shared, feature_extractor, args)
-    trainer.save_model(_internal_call=True)  # which does not push to the Hub, as the report is to be pushed with it
+    trainer.save_model(_internal_call=True)  # does not push to the Hub yet, since the report is pushed with the model
     if args.should_save:
         report = write_report(
             args.output_dir,
@@ -387,7 +387,7 @@ def select_parts(
 
 
 def on_shared_classes(corpus: Corpus, clips: datasets.Dataset) -> tuple[SharedClasses, datasets.Dataset]:
-    """Returns the classes that the training corpora share with a tested one, and its clips with indices of these."""
+    """Returns the classes that the training corpora share with a test corpus, and its clips with indices of these."""
     assert corpus.shared_labels is not None
     shared = shared_classes(corpus.shared_labels, {name: name for name in corpus.label_names})
     labels = [shared.names.index(corpus.label_names[label]) for label in clips["label"][:]]
@@ -402,7 +402,7 @@ def score_windows(
     feature_extractor: MaxMViTFeatureExtractor,
     args: SERTrainingArguments,
 ) -> dict | None:
-    """Scores the mean over each test clip's windows, like the pipeline; returns None without `--test_window`."""
+    """Scores the mean over the windows of each test clip, as in the pipeline; returns None without `--test_window`."""
     if args.test_window is None:
         return None
     hop_s = args.test_hop or args.test_window

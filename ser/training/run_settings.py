@@ -42,7 +42,7 @@ logger = logging.get_logger(__name__)
 RUN_FILE = "run.json"
 DURATION_FILE = "duration.json"
 KEEP_EVERY_S = 10
-# Options that no score depends on, or whose effect is recorded in the clips of splits.json.
+# Options that do not affect scores, or whose effect is recorded in the clips of splits.json.
 IGNORED_DATA = {
     *("dataset_name", "data_dir", "dataset_config_name", "dataset_revision", "cache_dir"),
     *("train_split_name", "eval_split_name", "test_split_name"),
@@ -57,7 +57,7 @@ IGNORED_TRAINING = re.compile(
     "parallelism_config|(activation|gradient)_checkpointing.*|torch_empty_cache_steps|remove_unused_columns|debug|"
     "skip_memory_metrics|local_rank|resume_from_checkpoint|restore_callback_states_from_checkpoint|ignore_data_skip"
 )
-# Fields of the model's configuration that no result of training depends on, or that follow from clips and options.
+# Fields of the model's configuration that do not affect training, or that follow from clips and options.
 IGNORED_MODEL = {"speech_encoder", "max_clip_s", "window_s", "feature_statistics", "familiarity"}
 FINISHED_MARK = "FINISHED"
 # Options in which two models of one recipe may differ: seeds, additional tests, and calibration.
@@ -110,7 +110,7 @@ def run_settings(
 ) -> dict[str, dict[str, Any]]:
     """
     Returns the content of `run.json`: everything that determines the result of a run, except its clips (which are in
-    `splits.json`). It has no paths, but descriptions of their content.
+    `splits.json`). Instead of paths, it contains descriptions of their content.
 
     Args:
         start (`str`): Result of [`starting_weights`] for the model.
@@ -187,8 +187,8 @@ def _refuse_differing(folder: Path, differing: Sequence[str]) -> None:
 
 def check_output_folder(args: SERTrainingArguments, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """
-    Compares the settings of a run with those of the run in its output directory, except for its clips, of which some
-    may yet be left out.
+    Compares the settings of a run with those of the run in its output directory. Clips are not compared, since some
+    may still be left out.
 
     Raises:
         DataError: The folder holds a run with other settings; the message names the differences.
@@ -206,10 +206,10 @@ def check_named_checkpoint(
     Compares the settings of a run with those of the checkpoint given by `--resume_from_checkpoint`.
 
     Args:
-        splits (`dict`, *optional*): The clips of the run, if they are to be compared, too.
+        splits (`dict`, *optional*): The clips of the run, to compare them too.
 
     Raises:
-        DataError: It is not a checkpoint of training, or has other settings or clips; the message names the
+        DataError: It is not a checkpoint of this command, or has other settings or clips; the message names the
             differences.
     """
     checkpoint = Path(args.resume_from_checkpoint or "")
@@ -255,7 +255,7 @@ def fold_folder(output_dir: str | os.PathLike, fold: int) -> Path:
 
 def quoted_scores(folders: Sequence[str | os.PathLike], settings: Mapping[str, Mapping[str, Any]]) -> list[dict]:
     """
-    Returns scores of other models by the same recipe, for the report of a model without a test set.
+    Returns scores of other models with the same recipe, for the report of a model without a test set.
 
     Args:
         folders: Output directories of finished runs with `--fold all`.
@@ -266,8 +266,8 @@ def quoted_scores(folders: Sequence[str | os.PathLike], settings: Mapping[str, M
         (score -> number) over them, and `pooled`: each score over all their test clips, `n_clips` and `intervals`.
 
     Raises:
-        DataError: A folder holds no pooled scores of folds that keep speakers apart, or is of another recipe, corpus
-            or classes; the message names the differences.
+        DataError: A folder holds no pooled scores of folds that keep speakers apart, or has another recipe, corpus or
+            classes; the message names the differences.
     """
     return [_quoted(Path(folder), settings) for folder in folders]
 
@@ -298,7 +298,7 @@ def _quoted(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict:
         "protocol": summary["protocol"],
         "seed": summary["seed"],
         "models": len(folds),
-        "measured_on": f"{len(folds)} models trained by the same recipe, each tested on speakers not trained on",
+        "measured_on": f"{len(folds)} models trained with the same recipe, each tested on unseen speakers",
         "mean": summary["mean"],
         "std": summary["std"],
         "pooled": {name: pooled[name] for name in ("n_clips", *SCORES, "intervals")},
@@ -318,8 +318,8 @@ def _recipe(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 class RunClock(TrainerCallback):
     """
-    Measures the duration of a run, including earlier sessions that were interrupted. It is stored in the folder of the
-    run at every checkpoint and every ten seconds.
+    Measures the duration of a run, including earlier, interrupted sessions, and stores it in the run's folder at every
+    checkpoint and every ten seconds.
 
     Args:
         folder: Folder of the run.
@@ -369,7 +369,7 @@ def _read(path: Path) -> dict | None:
 
 
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
-    """Returns `setting: before -> now` for settings that both have, with different values."""
+    """Returns `setting: before -> now` for settings that are in both and differ."""
     before, now = as_json(before), as_json(now)
     return [
         f"{name}: {_short(before[section][name])} -> {_short(value)}"

@@ -1,4 +1,4 @@
-"""Training and testing on streamed clips, in an order that is fixed beforehand and read batch by batch.
+"""Trains and tests on streamed clips, which are read batch by batch in an order that is fixed beforehand.
 
 The training process reads the shards, and passes undecoded clips to the loader's workers, which decode them and render
 the images. So each shard is read once, whatever the number of workers.
@@ -63,7 +63,7 @@ class StreamedBatches(Sampler[list[Item]]):
         self.begin(0)
 
     def begin(self, epoch: int, skipped: int = 0) -> None:
-        """Sets the epoch, and the number of its first batches that are skipped: they are empty, and not read."""
+        """Sets the epoch, and the number of its first batches to skip, which are empty and not read."""
         self._epoch = epoch
         self._skipped = skipped
 
@@ -124,7 +124,7 @@ class ShuffledBatches(StreamedBatches):
 
 
 class _Given(Dataset):
-    """Dataset whose items come from the sampler."""
+    """A dataset that returns the items that its sampler yields."""
 
     def __init__(self, count: int):
         self.count = count

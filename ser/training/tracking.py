@@ -1,9 +1,9 @@
 """
-Logs what a run is of, its scores on the test part and its confusion matrix to the trackers of `--report_to`.
+Logs facts about a run, its scores on the test part and its confusion matrix to the trackers of `--report_to`.
 
 transformers logs the options, the model's configuration, the losses and the scores on the validation part. Its runs
-end with the training, before the test part is scored, so that they are opened again here, and then closed, since the
-next fold is a run of its own.
+end with the training, before the test part is scored; so they are opened again here, and then closed, since the next
+fold is a separate run.
 """
 
 import importlib
@@ -24,10 +24,10 @@ IMAGE = "test/confusion_matrix"
 class RunTracking(TrainerCallback):
     """
     Logs facts about a run when its training begins, and its scores by [`RunTracking.log_report`], to TensorBoard,
-    Trackio, Weights & Biases and MLflow. Other trackers have what transformers logs.
+    Trackio, Weights & Biases and MLflow. Other trackers only get what transformers logs.
 
     Args:
-        facts (`dict`): What the run is of, such as its protocol and fold: name -> number or text.
+        facts (`dict`): Facts about the run, such as its protocol and fold: name -> number or text.
     """
 
     def __init__(self, facts: Mapping[str, int | str]):

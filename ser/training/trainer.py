@@ -1,4 +1,4 @@
-"""The training engine: a resumable Trainer with one algorithm per branch, which stops at a non-finite loss."""
+"""The project's Trainer: it resumes, has one optimizer algorithm per branch, and stops at a non-finite loss."""
 
 import math
 from collections.abc import Callable
@@ -49,8 +49,7 @@ class SERTrainer(ResumableTrainer):
 
     The last short batch of an epoch is left out of training (BatchNorm cannot handle a single clip), but not of
     evaluation or prediction. Gradient accumulation averages over equal batches, so it gives the gradient of the large
-    batch, except that BatchNorm uses the statistics of each small batch, and that a concordance correlation
-    coefficient is that of each small batch.
+    batch, except that BatchNorm and the concordance correlation coefficient use the statistics of each small batch.
     """
 
     model: MaxMViTForAudioClassification
@@ -144,7 +143,7 @@ class SERTrainer(ResumableTrainer):
         return self._grouped
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        # Trainer's own method would group these by length, too, but predictions must be in the order of the table.
+        # Trainer's own method would group clips by length here, too, but predictions must be in the table's order.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _check_one_batch(self) -> None:
@@ -168,7 +167,7 @@ class SERTrainer(ResumableTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Returns a batch whose `images` are normalised, on the device, and called as the model calls them."""
+        """Returns a batch whose `images` are normalised, on the device, and named as arguments of the model."""
         if "images" not in inputs:
             return inputs
         images = {branch: values.to(self.args.device) for branch, values in inputs["images"].items()}
@@ -225,7 +224,7 @@ class SERTrainer(ResumableTrainer):
         if self.args.unfreeze_epoch is not None:
             self._frozen = epoch < self.args.unfreeze_epoch
             set_trained(self.model, self._trainable, not self._frozen)
-        if self._grouped is not None:  # accelerate does not set it in a resumed run of several processes
+        if self._grouped is not None:  # accelerate does not set its epoch in a resumed run of several processes
             self._grouped.epoch = epoch
         super()._run_epoch(epoch=epoch, **kwargs)
 
@@ -298,7 +297,7 @@ class SERTrainer(ResumableTrainer):
 
     def _skip_or_stop(self, model: nn.Module) -> None:
         step = self.state.global_step + 1
-        # Not kept in an attribute, since resuming replaces the callback that was created with the trainer.
+        # It is not an attribute, since resuming replaces the callback that was created with the trainer.
         steps = next(each for each in self.callback_handler.callbacks if isinstance(each, NonFiniteSteps))
         steps.count += 1
         if steps.count > self.args.skip_nonfinite_steps:
@@ -335,7 +334,7 @@ class SERTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         with self._averaged():
-            # They differ between processes, since DDP synchronises them only in its forward pass.
+            # The buffers differ between processes, since DDP synchronises them only in its forward pass.
             if self.args.world_size > 1:
                 for buffer in self._batchnorm_buffers():
                     torch.distributed.broadcast(buffer, src=0)
@@ -405,7 +404,7 @@ class SERTrainer(ResumableTrainer):
 def _count_batches_once(model: MaxMViTForAudioClassification) -> None:
     """
     Corrects the momentum of BatchNorm layers in the backbones' stages, which checkpointing runs twice for each batch:
-    two updates by m' keep (1 - m') ** 2 of the running statistics, one by m keeps 1 - m.
+    two updates with m' keep (1 - m') ** 2 of the running statistics, one with m keeps 1 - m.
     """
     for backbone in model.branches().values():
         if getattr(backbone, "counts_batches_once", False):  # corrected by an earlier trainer of the same model

@@ -117,7 +117,7 @@ def test_too_few_or_identical_clips_leave_the_model_unchanged(count, value, capl
     keys = {*model.state_dict()}
     fit_familiarity(model, features, labels[:count], speakers[:count])
     assert not model.config.familiarity and {*model.state_dict()} == keys
-    assert "answers will have no familiarity" in caplog.text
+    assert "predictions have no familiarity" in caplog.text
 
 
 def test_clips_are_held_out_if_there_is_only_one_speaker():
