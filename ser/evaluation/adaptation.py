@@ -1,4 +1,4 @@
-"""Scores of clips relative to the mean features of their speakers, or of their whole table, without labels."""
+"""Computes logits of clips relative to the mean features of their speakers or of all clips, without labels."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -21,7 +21,7 @@ class PooledFeatures(NamedTuple):
     Args:
         features (`torch.Tensor` of shape `(N, num_features)`): `pooler_output` of the model, float32, on the CPU.
         labels (`list[int]`): The class of each clip.
-        speakers (`list[str | None]`): The speaker of each clip, None where the corpus does not name them.
+        speakers (`list[str | None]`): The speaker of each clip, None if unknown.
     """
 
     features: torch.Tensor

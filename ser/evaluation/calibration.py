@@ -1,17 +1,16 @@
-"""Calibration of a classifier's probabilities, temperature scaling, and scores of its most confident predictions.
+"""Calibration scores of a classifier's probabilities, temperature scaling, and the risk-coverage curve.
 
 Everything is computed from probabilities `(clips, C)`; the confidence of a prediction is the largest one in its row.
 
-- ECE, expected calibration error: predictions are divided into 15 bins of equal width by confidence, each including
-  its upper edge; the mean, over predictions, of the gap between the accuracy in a bin and the mean confidence there
-  (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3, with 15 bins).
-  It is biased upwards with few clips, where chance alone makes gaps, and more so in a resampled set: its interval may
-  lie above it.
+- ECE, expected calibration error: predictions are divided by confidence into 15 bins of equal width, each including
+  its upper edge; ECE is the mean, over predictions, of the gap between the accuracy and the mean confidence in their
+  bin (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3). It is biased
+  upwards for few clips, since chance alone makes gaps, and more so in a resampled set: its interval may lie above it.
 - Brier score (Brier 1950): the mean squared distance between probabilities and truth, from 0 to 2.
 - NLL, negative log likelihood: the mean of -ln of the true class's probability.
 - AURC, area under the risk-coverage curve (Geifman, Uziel and El-Yaniv 2019, https://arxiv.org/abs/1805.08206): the
-  mean error rate of the k most confident predictions, over all k. Predictions of equal confidence have no order; each
-  counts with their mean error rate.
+  mean error rate of the k most confident predictions, over all k. Predictions of equal confidence have no order: each
+  counts with the mean error rate of all of them.
 
 Brier score and NLL equal scikit-learn's `brier_score_loss` and `log_loss`.
 """
@@ -144,19 +143,19 @@ def risk_coverage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]
     confidence, right = _confidences(labels, probabilities)
     values, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)  # the most confident first
     wrong = np.bincount(group, weights=1 - right)
-    answered = np.cumsum(sizes)
+    covered = np.cumsum(sizes)
     each = np.repeat(wrong / sizes, sizes)
     count = len(labels)
     points = np.arange(len(values))
     if len(points) > MAX_POINTS:
-        points = np.unique(np.searchsorted(answered, np.linspace(1, count, MAX_POINTS)))
+        points = np.unique(np.searchsorted(covered, np.linspace(1, count, MAX_POINTS)))
     return {
         "AURC": float((np.cumsum(each) / np.arange(1, count + 1)).mean()),
         "curve": [
             {
                 "min_score": float(-values[i]),
-                "coverage": float(answered[i] / count),
-                "risk": float(wrong[: i + 1].sum() / answered[i]),
+                "coverage": float(covered[i] / count),
+                "risk": float(wrong[: i + 1].sum() / covered[i]),
             }
             for i in points
         ],

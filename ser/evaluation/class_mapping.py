@@ -1,4 +1,4 @@
-"""Maps a model's classes to the classes that it shares with a corpus, for a test on those."""
+"""Maps a model's classes to those that it shares with a corpus, for a test on the shared classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class SharedClasses:
     columns: list[list[int]]
 
     def of_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
-        """Sums probabilities `(clips, model's classes)` to `(clips, scored classes)`; without masked ones."""
+        """Sums probabilities `(clips, model's classes)` to `(clips, scored classes)`, without masked classes."""
         return np.stack([np.asarray(probabilities, np.float64)[:, each].sum(1) for each in self.columns], axis=1)
 
     def of_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Returns logits `(clips, scored classes)`, whose softmax is that of the summed probabilities, normalised."""
+        """Returns logits `(clips, scored classes)`, whose softmax equals the summed and normalised probabilities."""
         logs = log_softmax(np.asarray(logits, np.float64), axis=-1)
         return np.stack([logsumexp(logs[:, each], axis=1) for each in self.columns], axis=1)
 

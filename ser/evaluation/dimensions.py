@@ -3,11 +3,11 @@
 - CCC: the concordance correlation coefficient (Lin 1989, doi 10.2307/2532051), 2 cov(x, y) / (var x + var y + (mean x
   - mean y)^2): 1 if estimates equal ratings, 0 without a relation; a wrong mean or spread lowers it. Variances are
   divided by n, as in that paper.
-- pearson: their correlation, which ignores mean and spread.
+- pearson: the correlation of estimates and ratings, which ignores mean and spread.
 - MAE: the mean absolute error, as a share of the rating scale.
 
-CCC and correlation are 0 if estimates or ratings are constant. Clips without a rating do not count. Without the name
-of a dimension, a score is the mean over the dimensions.
+CCC and correlation are 0 if estimates or ratings are constant. Clips without a rating do not count. A score without
+the name of a dimension is the mean over the dimensions.
 """
 
 from collections.abc import Mapping, Sequence

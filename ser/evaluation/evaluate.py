@@ -46,11 +46,11 @@ class EvaluationArguments:
     )
     adapt: Literal["speaker", "table"] | None = field(
         default=None,
-        metadata={"help": "Answer relative to the mean features of each speaker's clips, or of all (transductive)."},
+        metadata={"help": "Classify relative to the mean features of each speaker's clips, or of all (transductive)."},
     )
     relevance: float = field(
         default=RELEVANCE,
-        metadata={"help": "Clips that the mean of the training clips counts for in --adapt.", "at_least": 0},
+        metadata={"help": "Weight of the training clips' mean in --adapt, as a number of clips.", "at_least": 0},
     )
     batch_size: int = field(default=16, metadata={"help": "Clips in one forward pass.", "at_least": 1})
     use_cpu: bool = field(default=False, metadata={"help": "Whether to compute on the CPU."})
@@ -81,7 +81,7 @@ def _check_fold(clip_args: ClipArguments) -> None:
         if clip_args.protocol == EVERYTHING:
             raise DataError(f"--protocol {EVERYTHING} has no test set: leave it out to score all clips.")
         if not clip_args.fold.isdecimal():
-            raise DataError(f"--fold {clip_args.fold!r} is not a number: one checkpoint is scored on one fold.")
+            raise DataError(f"--fold {clip_args.fold!r} is not a number: a checkpoint is scored on one fold.")
     elif clip_args.fold != "1":
         raise DataError("--fold needs --protocol: without one, all clips are scored.")
 
@@ -126,8 +126,8 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         The content of `metrics.json`.
 
     Raises:
-        DataError: The checkpoint is incomplete, was trained on a speaker or clip that is tested, or does not know a
-            class; or the output directory is in use.
+        DataError: The checkpoint is incomplete, was trained on a speaker or clip that is tested, or lacks a class; or
+            the output directory is in use.
     """
     started = time.monotonic()
     folder = Path(args.output_dir)
@@ -170,14 +170,14 @@ def evaluate(checkpoint: str, clip_args: ClipArguments, args: EvaluationArgument
         eval_dataset=test,
         processing_class=feature_extractor,
     )
-    asked = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is wanted
+    without_votes = test.remove_columns([name for name in (VOTES,) if name in test.column_names])  # no loss is needed
     if args.adapt:
-        logits = adapted_logits(model, pooled_features(trainer, asked), args.adapt, args.relevance)
-        split.name = f"{split.name}+adapted-{args.adapt}"  # a score of another kind
+        logits = adapted_logits(model, pooled_features(trainer, without_votes), args.adapt, args.relevance)
+        split.name = f"{split.name}+adapted-{args.adapt}"  # not comparable with scores without adaptation
     else:
-        logits = np.asarray(trainer.predict(asked).predictions)
+        logits = np.asarray(trainer.predict(without_votes).predictions)
     temperature = model.config.temperature
-    if is_mapped:  # probabilities are added as the pipeline gives them
+    if is_mapped:  # the pipeline's probabilities are added
         logits, temperature = shared.of_logits(logits / temperature), 1.0
     else:
         logits = logits[:, [*columns, *map(labels.index, corpus.dimensions)]]
@@ -210,7 +210,7 @@ def target_of(config: MaxMViTConfig) -> dict[str, Any]:
 
 
 def splits_of(checkpoint: str) -> dict | None:
-    """Returns the `splits.json` of the run that a checkpoint comes from, or None without one."""
+    """Returns the `splits.json` of the run that a checkpoint comes from, or None if there is none."""
     if os.path.isdir(checkpoint):
         places = [Path(checkpoint) / "splits.json", Path(checkpoint).resolve().parent / "splits.json"]
         found = next((path for path in places if path.is_file()), None)
@@ -223,8 +223,8 @@ def training_overlap(corpus: Corpus, test: Sequence[int], splits: dict | None) -
     """
     Returns the speakers and clips of a test part that a run was trained or validated on; None without `splits.json`.
 
-    Speakers are compared within one corpus, since other corpora use the same names for other people; clips of another
-    table are the same if file, speaker and class are.
+    Speakers are compared within one corpus, since other corpora use the same names for other people; clips of
+    different tables are the same if file, speaker and class are equal.
     """
     if splits is None:
         return None
@@ -277,7 +277,7 @@ def _split(corpus: Corpus, clip_args: ClipArguments, seed: int) -> Split:
 
 
 def _name_of_shared(name: str, count: int, splits: dict | None) -> str:
-    """Returns a name such as `ravdess->emodb/shared-6`: training corpus, tested corpus, number of shared classes."""
+    """Returns a name such as `ravdess->emodb/shared-6`: training corpus, test corpus, number of shared classes."""
     tested, _, protocol = name.partition("/")
     trained = f"{splits['protocol'].partition('/')[0].partition('->')[0]}->" if splits else ""
     return f"{trained}{tested}/{'' if protocol == ALL else f'{protocol}-'}shared-{count}"

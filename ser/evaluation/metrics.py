@@ -125,8 +125,8 @@ def bootstrap_intervals(
     """Returns 95 % bootstrap percentile intervals (Efron 1979), `{"by_clip": {"WA": [low, high], ...}, ...}`.
 
     `by_clip` resamples clips, and estimates the variation over other clips of the same speakers. `by_speaker`
-    resamples whole speakers, whose clips are alike, and estimates the variation over other speakers; it is usually
-    wider, and still too narrow with a handful of speakers. It is computed if all speakers are known and there are at
+    resamples whole speakers, whose clips are similar, and estimates the variation over other speakers; it is usually
+    wider, but still too narrow for a handful of speakers. It is computed if all speakers are known and there are at
     least two.
 
     A sample of clips is a multinomial draw over the cells of the confusion matrix, and a sample of speakers a sum of

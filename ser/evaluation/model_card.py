@@ -1,4 +1,4 @@
-"""The model card that a checkpoint carries to the Hub."""
+"""Writes the model card of a checkpoint, for the Hub."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ HUB_LICENCES = (
     "CC BY 4.0",
     "GPL-3.0",
     "MIT",
-)  # the Hub's name of a licence is its own with hyphens
+)  # the Hub's identifiers are these names in lower case, with hyphens
 UNITS = ("by_clip", "by_speaker")
 SPEAKERS_APART = "No speaker of the test part is in the training or validation part."
 SPEAKERS_SHARED = (
@@ -67,18 +67,18 @@ print(classify("clip.wav"))
 
 ## Limits
 
-- The model knows only {what} above and predicts {answer}, also for noise, music or silence.{familiarity}
+- The model has only {what} above and predicts {output}, also for noise, music or silence.{familiarity}
 - It was {done} on the recordings of {many}; other languages, microphones, noise and spontaneous speech
   lower the scores by an amount that was not measured here.
 - It recognises vocal expression, not what a person feels. Do not base decisions about people on it.
 """
 
 FAMILIARITY = """
-- `min_familiarity=0.05` of its pipeline answers "unfamiliar" to what is less like the training data than 95 % of
-  clips of other speakers recorded alike: most music, noise, and several voices at once. It does not show whether an
-  answer is right, whether the emotion is one of the classes, or who is speaking. Speech with moderate noise or in a
-  room passes if the model was trained on such copies, and speech of another corpus may be turned away although the
-  answer is right."""
+- With `min_familiarity=0.05`, the pipeline returns "unfamiliar" for sound that is less like the training data than
+  95 % of the clips of other speakers recorded in the same way: most music, noise, and several voices at once.
+  Familiarity does not show whether a prediction is correct, whether the emotion is one of the classes, or who is
+  speaking. Speech with moderate noise or in a room passes if the model was trained on such copies, and speech from
+  another corpus may be rejected although the prediction is correct."""
 
 SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
 
@@ -108,7 +108,7 @@ scale; without the name of a dimension, they are means over the dimensions. Rate
 
 ![ratings by estimates](dimensions.png)"""
 
-QUOTED_SCORES = """This model was not tested. These are scores of other models that were trained by the same recipe:
+QUOTED_SCORES = """This model was not tested. These are scores of other models that were trained with the same recipe:
 
 | measured on | protocol, seed | score | mean and standard deviation | pooled | 95 % by speaker |
 |---|---|---|---|---|---|
@@ -165,7 +165,7 @@ def write_model_card(path: str | Path, report: Mapping, model_id: str) -> None:
         "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in left_out.items()) or "none",
         "labels": "\n".join(labels),
         "what": " and ".join(["the classes"] * bool(classes) + ["the dimensions"] * bool(scales)),
-        "answer": " and ".join(["one of them"] * bool(classes) + ["a value of each"] * bool(scales)),
+        "output": " and ".join(["one of them"] * bool(classes) + ["a value of each"] * bool(scales)),
         "seed": report["seed"],
         "scores": "\n\n".join([*(f"**{remark}**" for remark in report["remarks"]), *scores]),
         "done": "trained and tested" if tested or "dimensions" in report else "trained",
@@ -249,7 +249,7 @@ def _scores_of_dimensions(report: Mapping) -> str:
 
 
 def _temperature(report: Mapping) -> str:
-    """Describes the effect of temperature scaling, as a part of a sentence; empty without it."""
+    """Describes the effect of temperature scaling, as part of a sentence; empty without temperature scaling."""
     if (before := report["calibration"].get("before")) is None:
         return ""
     values = ", ".join(f"{name} {before[name]:.3f}" for name in CALIBRATION_SCORES)
@@ -257,7 +257,7 @@ def _temperature(report: Mapping) -> str:
 
 
 def _scores_of_others(quoted: Sequence[Mapping]) -> str:
-    """Formats the scores of other models of the recipe as a table."""
+    """Formats the scores of other models with the same recipe as a table."""
     rows = "\n".join(
         f"| {quote['measured_on']} | {quote['protocol']}, {quote['seed']} | {name} | "
         f"{quote['mean'][name]:.3f} ± {quote['std'][name]:.3f} | {quote['pooled'][name]:.3f} | "

@@ -1,4 +1,4 @@
-"""Plots of a run, of the model's images and of emotions along a recording."""
+"""Plots the results of a run, the model's images, and the emotions along a recording."""
 
 import math
 import textwrap
@@ -20,7 +20,7 @@ from ser.files import atomic_write
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d1741f", "#3a8a3f", "#666666"
 CQT_TICKS_HZ = (65, 131, 262, 523, 1047, 2093)
-MAX_POINTS = 2_000  # of a scatter plot; more are shown by their density
+MAX_POINTS = 2_000  # of a scatter plot; if there are more, their density is shown
 MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
@@ -115,7 +115,7 @@ def plot_training_curves(path: str | Path, log_history: Sequence[Mapping], headi
 
     Args:
         log_history: dicts with `epoch` and some of `loss`, `eval_loss`, `eval_UA`, `eval_CCC`, `learning_rate`,
-            `<branch>_learning_rate`, as `trainer.state.log_history` holds them.
+            `<branch>_learning_rate`, as in `trainer.state.log_history`.
     """
     score = "CCC" if _series(log_history, "eval_CCC")[1] else "UA"
     evaluated, accuracies = _series(log_history, f"eval_{score}")
@@ -221,7 +221,7 @@ def _series(log_history: Sequence[Mapping], key: str) -> tuple[list[float], list
 
 # ---- Emotions along a recording ----
 
-# Okabe and Ito's colours, which are distinct for the colour-blind, too, then darker ones; silence is grey
+# Okabe and Ito's colours, which colour-blind people can distinguish, then darker ones. Silence is grey.
 COLOURS = (
     "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7f6000", "#4b2e83", "#a0a000", "#00504a",
 )  # fmt: skip
@@ -253,8 +253,8 @@ def plot_timeline(
     dimensions: Sequence[str] = (),
 ) -> Figure:
     """
-    Plots the waveform of a recording, coloured by the predicted emotion, above the scores of every emotion, or the
-    lines of the dimensions of a model without classes.
+    Plots the waveform of a recording, coloured by the predicted emotion, above the scores of every emotion, or above
+    lines of the dimensions if the model has no classes.
 
     Args:
         rows: The pipeline's timeline. If there are more than 120 windows, neighbours are averaged.

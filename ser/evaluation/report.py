@@ -1,9 +1,9 @@
 """Writes the report of a run, as numbers and plots, to its output directory.
 
-`splits.json` is written before training; then `predictions.csv` and, for classes, `confusion_matrix.png` and
-`reliability.png`, for dimensions `dimensions.png` if there is a test set, `validation_predictions.csv` if there is a
-validation set, `training_curves.png`, the model card `README.md` and, last, `metrics.json`, whose presence means that
-the run is complete. Files are written atomically.
+`splits.json` is written before training. If there is a test set, the report has `predictions.csv` and, for classes,
+`confusion_matrix.png` and `reliability.png`, for dimensions `dimensions.png`; if there is a validation set,
+`validation_predictions.csv`; then `training_curves.png`, the model card `README.md` and, last, `metrics.json`, whose
+presence means that the run is complete. Files are written atomically.
 """
 
 import csv
@@ -64,20 +64,20 @@ def write_report(
             columns of `logits`. The report has a remark for each empty part (see [`REMARKS`]).
         logits: `(clips of the test part, classes)`, with a column for each dimension of the corpus after the classes;
             None if nothing was tested, so that there are no scores.
-        validation_logits: the same for the validation part, if their predictions are to be written, too, for
-            a choice between runs, which must not depend on the test part.
+        validation_logits: the same for the validation part, to write its predictions too, for a choice between runs,
+            which must not depend on the test part.
         temperature: divisor of the logits for probabilities. If it is not 1, calibration scores at temperature 1 are
             reported, too.
-        quoted: if nothing was tested, scores of other models by the same recipe (see [`quoted_scores`]).
+        quoted: if nothing was tested, scores of other models with the same recipe (see [`quoted_scores`]).
         seed: random seed of the run and of the bootstrap.
         duration: duration of the run in seconds.
         log_history: `trainer.state.log_history`.
         remarks: further remarks on the run, which precede its scores.
         model_id: Hub id of the model, for its card.
-        card: whether to write a model card, which is for the folder of a model only.
+        card: whether to write a model card, which only the folder of a model needs.
         extra: further entries of `metrics.json` (such as the training arguments).
 
-    `metrics.json` and the model card may be published, so absolute paths are written there without their folders.
+    `metrics.json` and the model card may be published, so they contain the last part of absolute paths only.
     """
     folder, names = Path(output_dir), corpus.label_names
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +147,8 @@ def _by_groups(
     votes: np.ndarray | None,
     num_labels: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the scores by corpus, by the speakers' sex and by language, if there are at least two. Clips without a
-    class or whose votes tie do not count, as in all scores by a single label."""
+    """Returns the scores by corpus, by the speakers' sex and by language, for each of which there are at least two
+    values. Clips without a class or whose votes tie do not count, as in all scores of single labels."""
     sure = np.asarray(labels) >= 0 if votes is None else agreed(votes)
     found = {}
     for kind, values in groups.items():
@@ -175,8 +175,7 @@ def _scored(
     speakers: Sequence[str | None],
     seed: int,
 ) -> dict[str, Any]:
-    """Computes all scores of some clips that have a class; if they have votes, scores by a single label leave out
-    ties."""
+    """Computes all scores of clips that have a class; if they have votes, scores of single labels leave out ties."""
     sure = np.asarray(labels) >= 0 if votes is None else agreed(votes)
     own = [speaker for speaker, is_sure in zip(speakers, sure, strict=True) if is_sure]
     truth, before = np.asarray(labels)[sure], None if before is None else before[sure]
@@ -257,9 +256,9 @@ def write_predictions(
     temperature: float = 1.0,
     dimensions: Sequence[str] = (),
 ) -> None:
-    """Writes `predictions.csv`: file, speaker, label, prediction, corpus, sex and language as far as known, one column
-    `p_<class>` with the probability of each class and, for clips with votes, one column `v_<class>`; for each
-    dimension `true_<dimension>` and `estimated_<dimension>`.
+    """Writes `predictions.csv`: file, speaker, label and prediction; corpus, sex and language if known; for each class
+    its probability, `p_<class>`, and votes if there are any, `v_<class>`; for each dimension `true_<dimension>` and
+    `estimated_<dimension>`.
 
     Args:
         clips: with the columns `file`, `speaker`, `label`, and possibly `corpus`, `sex`, `language` and `votes`.

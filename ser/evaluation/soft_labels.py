@@ -1,7 +1,7 @@
 """Scores of a model's probabilities against annotators' votes as soft labels.
 
-The votes for a clip are shares of its annotators, and the model's output is a softmax; both are distributions over the
-classes, so that clips on which annotators do not agree count fully.
+The votes for a clip are shares of its annotators, and the model's output is a softmax. Both are distributions over the
+classes, so clips on which annotators do not agree count fully.
 
 - KL: the mean Kullback-Leibler divergence of the votes from the probabilities, sum of p ln(p / q), in nats, which
   training by cross-entropy against the votes minimises.
@@ -36,10 +36,10 @@ def distribution_scores(
     resamples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """Compares probabilities with the votes.
+    """Scores probabilities against votes.
 
     Args:
-        votes: `(clips, classes)`, for the first of the model's classes; the others have none.
+        votes: `(clips, classes)`, for the first of the model's classes; further classes have no votes.
         probabilities: `(clips, C)`.
         speakers: speaker of each clip, for the intervals by speaker.
         resamples: number of bootstrap samples.

@@ -1,4 +1,4 @@
-"""Predictions of clips by the mean over windows, as in the pipeline for long recordings."""
+"""Predicts clips by the mean over windows, as the pipeline does for long recordings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,13 @@ def training_lengths(clips: Dataset, training_window: float | None, whole_clips:
         clips: The training part. If there is no column `seconds`, clips are decoded for their lengths.
         training_window (`float`, *optional*): Length in seconds of the windows in training, if any.
         whole_clips (`bool`, defaults to False): Whether a classifier was fitted on whole clips. It is much less
-            accurate on windows shorter than these: on recordings of two clips of RAVDESS's unseen actors, UA 0.67 by
-            windows of 2 s, and 0.82 by windows of the median length of a clip.
+            accurate on shorter windows: on recordings of two clips each of unseen RAVDESS actors, UA is 0.67 with
+            windows of 2 s, and 0.82 with windows of the median length of a clip.
 
     Returns:
-        `max_clip_s`, the length of the longest untrimmed clip, rounded up to the millisecond; and `window_s`,
-        `training_window` or the configuration's default, or the median length for `whole_clips`; at most `max_clip_s`.
+        `max_clip_s`: the length of the longest untrimmed clip, rounded up to the millisecond; and `window_s`: with
+        `whole_clips` the median length, otherwise `training_window` or the configuration's default; at most
+        `max_clip_s`.
 
     Raises:
         AudioError: A clip cannot be decoded (the message names its `file`).
@@ -50,7 +51,7 @@ def _duration(clip: Mapping[str, Any]) -> float:
 
 def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:
     """Returns the starts of a clip's windows: every `hop_s` seconds and, if an end remains, the last place at which a
-    window fits. A clip no longer than a window has a single one, from 0."""
+    window fits. A clip no longer than a window has a single window, from 0."""
     spare = seconds - window_s
     if spare <= 0:
         return [0.0]
@@ -60,8 +61,8 @@ def window_starts(seconds: float, window_s: float, hop_s: float) -> list[float]:
 
 def windows_of(features: Dataset, feature_extractor: Any, window_s: float, hop_s: float) -> tuple[Dataset, list[int]]:
     """
-    Returns all windows of clips from `extract_features`, one row each with its `start` and `end`, for the collator;
-    and the row of the clip of each window. With `trim_db`, they are windows of the trimmed clip.
+    Returns a table with a row for each window of clips from `extract_features`, with its `start` and `end`, for the
+    collator; and the row of each window's clip. With `trim_db`, windows are those of the trimmed clip.
 
     Args:
         window_s (`float`): length in seconds; a shorter clip is a single window.

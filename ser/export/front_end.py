@@ -49,7 +49,7 @@ class FrontEnd(nn.Module):
             `model.branches()`.
 
     Raises:
-        DataError: The ratio of the sampling rates of the extractor and of the speech encoder has too large terms.
+        DataError: The sampling rates of the extractor and of the speech encoder are not in a simple enough ratio.
     """
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, branches: Iterable[str] = ("cqt", "mel")):
@@ -73,8 +73,8 @@ class FrontEnd(nn.Module):
 
         Returns:
             The inputs of the branches: `cqt_values` and `mel_values`, float32 `(B, 3, height, width)`; `input_values`
-            and `attention_mask` from [`Speech`]. And `shown`, float32 `(B, 2)`: start and end, in seconds, of the part
-            of the clip that they are computed from.
+            and `attention_mask` from [`Speech`]. Also `shown`, float32 `(B, 2)`: start and end, in seconds, of the
+            part of the clip that they are computed from.
         """
         samples = waveform.shape[-1]
         if samples < self.min_length:
@@ -174,7 +174,8 @@ class Mel(nn.Module):
 
 class Trim(nn.Module):
     """Computes start and end, in seconds, of the part of a clip that images show, as [`MaxMViTFeatureExtractor.trim`]
-    does: `(B, samples)` -> two float64 `(B,)`. float64, as there, rounds halves to the same frame."""
+    does: `(B, samples)` -> two float64 `(B,)`. With float64, as in the extractor, halves are rounded to the same
+    frame."""
 
     def __init__(self, extractor: MaxMViTFeatureExtractor, trim_db: float):
         super().__init__()
@@ -395,7 +396,7 @@ class Resample(nn.Module):
 class LogMel(nn.Module):
     """
     Computes the log-Mel frames of transformers' [`WhisperFeatureExtractor`] from samples, in separate pieces of at
-    most 30 s, as there. The Fourier transform of 400 points is a convolution.
+    most 30 s, like `feature_extraction_maxmvit.py`. The Fourier transform of 400 points is a convolution.
     """
 
     transform: torch.Tensor
@@ -440,7 +441,8 @@ class LogMel(nn.Module):
 
 
 def size_of(number: torch.Tensor, least: int, most: int | None = None) -> int:
-    """Returns a size that depends on the values of a clip, declared to the graph as between `least` and `most`."""
+    """Returns a size that depends on the values of a clip, and declares to torch.export that it is between `least` and
+    `most`."""
     size: Any = number.item()
     torch._check(size >= least)
     if most is not None:

@@ -131,23 +131,23 @@ class WholeModel(nn.Module):
         hook.remove()
         softmax = (logits[:, : self.num_classes] / self.model.config.temperature).softmax(-1)
         scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "none": logits.clone()}
-        answered = scores[self.apply_name]
+        probabilities = scores[self.apply_name]
         if 0 < self.num_classes < logits.shape[1]:  # the dimensions follow the classes
-            answered = torch.cat([answered, logits[:, self.num_classes :]], dim=1)
-        answer = {"probabilities": answered, "logits": logits, "embedding": pooled[0]}
-        return answer | ({name: made[name] for name in self.names} | shown if shown else {})
+            probabilities = torch.cat([probabilities, logits[:, self.num_classes :]], dim=1)
+        outputs = {"probabilities": probabilities, "logits": logits, "embedding": pooled[0]}
+        return outputs | ({name: made[name] for name in self.names} | shown if shown else {})
 
 
 def export(classify: MaxMViTAudioClassificationPipeline, path: Path, form: Form) -> float:
     """
     Writes an ONNX file, and beside it the same model in float32 as a program of `torch.export`, with the suffix .pt2.
-    Neither is kept unless the ONNX file gives the pipeline's answers in onnxruntime.
+    Neither is kept unless the ONNX file gives the pipeline's probabilities in onnxruntime.
 
     Returns:
         The largest difference of a probability from the pipeline's.
 
     Raises:
-        DataError: The model cannot be exported, or the answers of the file differ from the pipeline's.
+        DataError: The model cannot be exported, or the probabilities of the file differ from the pipeline's.
     """
     program, graph = build(classify, form)
     with atomic_write(path.with_suffix(".pt2")) as program_path, atomic_write(path) as graph_path:
@@ -199,11 +199,11 @@ def largest_difference(path: Path, classify: MaxMViTAudioClassificationPipeline,
     labels = [config.id2label[index] for index in range(config.num_labels)]
     largest = 0.0
     for clips in _clips(extractor.sampling_rate, form):
-        answers = classify(
+        predictions = classify(
             list(clips), sampling_rate=extractor.sampling_rate, window_s=None, silence_db=None, top_k=None
         )
-        expected = [[row["score"] for row in sorted(answer, key=lambda row: labels.index(row["label"]))]
-                    for answer in answers]  # fmt: skip
+        expected = [[row["score"] for row in sorted(rows, key=lambda row: labels.index(row["label"]))]
+                    for rows in predictions]  # fmt: skip
         inputs = {"waveform": clips}
         if not form.front_end:
             images = extractor(list(clips), sampling_rate=extractor.sampling_rate)
@@ -243,7 +243,7 @@ def _check(classify: MaxMViTAudioClassificationPipeline, form: Form) -> None:
 
 
 def _examples(classify: MaxMViTAudioClassificationPipeline, form: Form) -> tuple[torch.Tensor, ...]:
-    """Returns inputs of two clips, since one would fix the batch size to 1, as intended for a speech encoder."""
+    """Returns inputs of two clips; of one for a speech encoder, which fixes the batch size to 1."""
     extractor = classify.feature_extractor
     if form.front_end:
         batch = 1 if classify.model.config.speech_encoder is not None else 2
