@@ -24,20 +24,20 @@ Augmentation = Callable[[Images, torch.Tensor], tuple[Images, torch.Tensor]]
 
 class RandomWindow:
     """
-    Replaces a clip by a random window of it. The pipeline classifies long recordings by windows, which a model that
-    was trained on whole clips only classifies poorly; and there are many more windows than clips.
+    Replaces a clip by a random window of it. The pipeline classifies long recordings by windows, on which a model
+    trained only on whole clips performs poorly; and there are many more windows than clips.
 
     With `trim_db`, the clip is trimmed first, so that windows lie within its speech. The window is then rendered (and
     trimmed) like a clip, as the pipeline does with its windows.
 
     Since all images have the same width, a window of another length is a change of tempo: in a window that is longer
     by a factor, speech is faster by that factor. Random time stretching (Salamon & Bello 2017,
-    https://arxiv.org/abs/1608.04363, by a phase vocoder there) therefore costs nothing here, and keeps the pitch.
+    https://arxiv.org/abs/1608.04363, who use a phase vocoder) therefore costs nothing here, and preserves the pitch.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): For `trim` and `cut`.
         seconds (`float`): Length of a window. Shorter clips stay whole.
-        whole_share (`float`, defaults to 0.0): Share of the clips that stay whole all the same.
+        whole_share (`float`, defaults to 0.0): Share of longer clips that stay whole.
         stretch (`float`, defaults to 0.0): The window is longer or shorter by a factor of up to 1 + `stretch`,
             uniform in its logarithm.
     """
@@ -67,8 +67,8 @@ class RandomWindow:
 
 class RandomGain:
     """
-    Makes a clip louder or softer by up to `db` dB, as another distance from the microphone would. It has an effect if
-    the extractor's `level` preserves loudness in the image.
+    Makes a clip louder or softer by up to `db` dB, like a change of the distance from the microphone. It has an effect
+    only if the extractor's `level` preserves loudness in the image.
     """
 
     def __init__(self, db: float):
@@ -105,7 +105,7 @@ def random_masks(batch_size: int, length: int, num_masks: int, max_share: float)
 class SpecAugment:
     """
     Masks bands of frequency and spans of time. A span of time is masked in all images of a clip, so that no branch
-    gets it from another image; bands of frequency differ, as the frequency axes do.
+    contains it; bands of frequency differ between the images, like their frequency axes.
 
     Args:
         num_masks (`int`, defaults to 2): Masks per clip and axis.
@@ -141,8 +141,8 @@ class SpecAugment:
 
 class Mixup:
     """
-    Blends every clip with another of its batch, images and labels alike, by one share per clip drawn from
-    Beta(`alpha`, `alpha`) (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+    Blends the images and labels of every clip with those of another clip of the batch, by one share per clip drawn
+    from Beta(`alpha`, `alpha`) (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
     Args:
         alpha (`float`): Shape of the distribution, above 0; 0.2 blends little, 1.0 uniformly.
@@ -172,7 +172,7 @@ class Mixup:
 
 
 class Compose:
-    """Applies augmentations one after the other, either all to clips or all to batches."""
+    """Applies augmentations one after the other; they must all be for clips, or all for batches."""
 
     def __init__(self, *augmentations: Callable):
         self.augmentations = augmentations

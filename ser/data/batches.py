@@ -1,4 +1,4 @@
-"""Collates rows of a table of clips into batches for the model, reproducibly on any number of workers."""
+"""Collates rows of a table of clips into batches for the model, reproducibly with any number of workers."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ class PairCollator:
     Rows that hold `spectrograms` (from `extract_features`) are read from the cache. Rows that hold `audio` are decoded
     and transformed here, so that waveforms may change from epoch to epoch (`audio` may also be
     `{"array": ..., "sampling_rate": ...}`). A row with `start` and `end` is cut to that part, in seconds of the
-    trimmed clip; one with `version` is that altered copy of the clip.
+    trimmed clip; a row with `version` is that altered copy of the clip.
 
     Args:
         feature_extractor (`MaxMViTFeatureExtractor`): for `spectrograms` and `images`.
@@ -34,14 +34,14 @@ class PairCollator:
         layer_statistics (`Mapping[str, torch.Tensor]`, *optional*): digest of a waveform -> its embedding by a frozen
             speech encoder ([`layer_statistics_of`]), which replaces the waveform.
         branches (`Sequence[str]`, defaults to both): the images that the model takes, of `"cqt"` and `"mel"`.
-        num_classes (`int`, defaults to 0): number of classes beside dimensions.
+        num_classes (`int`, defaults to 0): number of classes, for a model that also has dimensions.
 
     Returns:
         `images`: `{branch: float16 (B, channels, H, W)}` in [0, 1], which [`SERTrainer`] normalises on the device (a
         sixth of the bytes of three normalised float32 channels); the extractor's inputs for a speech encoder, or layer
-        statistics instead of the waveform; and `labels` as returned by `augmentation`, else int64 `(B,)` or, for rows
-        with `votes`, their shares, float32 `(B, C)`; for rows with `dimensions`, float32 `(B, num_classes + D)`, the
-        class as one-hot and the dimensions, NaN if unknown. There are no labels if rows have no `label`.
+        statistics instead of the waveform; and, if rows have a `label`, `labels`: as returned by `augmentation`, else
+        int64 `(B,)`; for rows with `votes`, their shares, float32 `(B, C)`; for rows with `dimensions`, float32
+        `(B, num_classes + D)`, the one-hot class and the dimensions, NaN if unknown.
 
     Raises:
         AudioError: a clip cannot be decoded; the message names it.
@@ -115,7 +115,7 @@ class PairCollator:
 
 
 class Numbered(Dataset):
-    """Dataset whose items are `(index, item)` of another dataset."""
+    """A dataset whose items are `(index, item)` of another dataset."""
 
     def __init__(self, dataset: Sequence):
         self.dataset = dataset

@@ -32,8 +32,8 @@ MAX_HALF = 65_504.0
 
 def can_cache_embeddings(config: MaxMViTConfig, args: TrainingOptions) -> bool:
     """Returns whether training needs only the layer statistics of whole clips: the encoder is never trained, its
-    frames are pooled without attention, and clips are neither cut nor amplified at random, or only for the images,
-    since the classifier of the encoder is fitted on whole clips."""
+    frames are pooled without attention, and clips are neither cut nor amplified at random (or only for the images, if
+    the classifier of the encoder is fitted in closed form, on whole clips)."""
     is_frozen = args.freeze_speech_encoder or args.freeze_backbones and args.unfreeze_epoch is None
     is_varied = (args.training_window is not None or args.gain_db) and not args.closed_form_classifier
     return "speech" in config.branch_names and is_frozen and config.speech_pooling in POOLED and not is_varied

@@ -38,10 +38,10 @@ def extract_features(
     """Replaces the `audio` of a table of clips by the spectrograms of `feature_extractor.spectrograms`.
 
     Each clip is decoded and transformed once, and cached in a [`SpectrogramCache`] under a key of its audio and of
-    everything that affects its spectrograms. The entry is reused in any table, by every extractor that differs only in
-    how it renders images; labels and other columns come from `clips` and may change freely. An interrupted extraction
-    resumes with the clips that are not cached yet. Entries that are damaged, or that another run has deleted, are
-    computed again when that is noticed: at the start, or when they are first read in a run.
+    everything that affects its spectrograms. The entry is reused in any table, and by every extractor that differs
+    only in how it renders images; labels and other columns come from `clips` and may change freely. An interrupted
+    extraction resumes with the clips that are not cached yet. Entries that are damaged, or were deleted by another
+    run, are computed again at the start, or when they are first read in a run.
 
     Args:
         clips (`Dataset`): columns `file` (a name for messages) and `audio` (path or bytes), and any others.
@@ -53,8 +53,8 @@ def extract_features(
         on_bad_audio (`str`, defaults to `"error"`): `"error"` stops at the first clip that cannot be decoded; `"skip"`
             leaves such clips out, with a warning that names each, now and in every later run.
         copies (`WaveformCopies`, *optional*): altered copies to extract in addition to each clip.
-        args (`TrainingArguments`, *optional*): arguments of a run all of whose processes call this with the same
-            clips; each extracts a part of them.
+        args (`TrainingArguments`, *optional*): arguments of a run. All of its processes call this with the same clips,
+            and each extracts a part of them.
 
     Returns:
         `Dataset` with the columns of `clips` except `audio`, and `spectrograms`: the [`Versions`] of each clip, whose
@@ -63,7 +63,8 @@ def extract_features(
 
     Raises:
         AudioError: a clip cannot be decoded (the message names it), or no clip can.
-        DataError: another process of the run could not extract its part, or entries of the cache vanish at once.
+        DataError: another process of the run could not extract its part, or entries vanish right after they are
+            written.
     """
     if on_bad_audio not in ("error", "skip"):
         raise ValueError(f'on_bad_audio must be "error" or "skip", got {on_bad_audio!r}')
@@ -92,7 +93,7 @@ def extract_features(
         logger.warning(f"Left out: {message}")
     if len(left_out) == len(clips):
         raise AudioError(f"none of the {len(clips)} clips can be decoded")
-    # datasets pickles what its transforms hold whenever it makes a fingerprint, which all facts would make slow.
+    # datasets pickles the content of its transforms for every fingerprint, which would be slow with all facts.
     stored.contents, stored.facts = {key: fact["content"] for key, fact in stored.facts.items()}, {}
     features = _table(clips, stored, {name: [fact[name] for fact in facts] for name in ("content", "seconds")})
     if left_out:
@@ -102,7 +103,7 @@ def extract_features(
 
 class StoredSpectrograms:
     """
-    Cached spectrograms of a table of clips and of their altered copies; missing ones are computed.
+    Spectrograms of a table of clips and of their altered copies: computes missing ones, and reads all from the cache.
 
     Args:
         clips (`Dataset`): columns `file` and `audio`.
@@ -171,7 +172,7 @@ class StoredSpectrograms:
             num_workers=min(num_workers, len(missing)) if num_workers > 1 else 0,
             generator=torch.Generator(),  # so that the global generator does not depend on which clips are missing
         )
-        # If it were given the loader, tqdm would start iterating twice, with twice the workers.
+        # tqdm must not wrap the loader: it would start to iterate over it twice, with twice the workers.
         with tqdm(total=len(missing), desc="Extracting CQT and Mel spectrograms") as progress:
             for message in loader:
                 if message:
@@ -206,7 +207,7 @@ class StoredSpectrograms:
         Returns the spectrograms of one version of a clip as the extractor returned them, float32.
 
         Raises:
-            AudioError: they are damaged or deleted, and the clip has changed or cannot be read.
+            AudioError: the spectrograms are damaged or deleted, and the clip has changed or cannot be read.
         """
         key = self.keys[row][number]
         try:

@@ -41,8 +41,8 @@ def read_corpus(
     """Reads the corpora that the options choose.
 
     Args:
-        model_classes: classes of a model that is tested on them, which a label map may contain.
-        target: `target` and `dimensions` of such a model; those of training are options.
+        model_classes: classes of a model to be tested on the corpora, which a label map may contain.
+        target: `target` and `dimensions` of such a model; in training, they are options.
     """
     others: dict[str, Any] = {"model_classes": model_classes, **target}
     if isinstance(data_args, DataArguments):
@@ -96,7 +96,7 @@ def extracted(
 
 def refuse_unreadable(clips: datasets.Dataset, shards: Shards, feature_extractor: Any) -> None:
     """
-    Raises an error if a clip of the table is unreadable.
+    Checks that all clips of a table are readable.
 
     Raises:
         AudioError: a clip could not be decoded when the table was made; the message names it and the reason.

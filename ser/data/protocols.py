@@ -72,7 +72,7 @@ def default_validation_share(protocol: str | None) -> float:
 def resolve_protocol(corpus: Corpus, protocol: str | None = None) -> str:
     """Returns the full name of a protocol: "speaker" becomes the corpus's published folds ("emobox"). The default is
     the data set's own test split if it has one, else speaker folds, else "random". If other corpora are tested, the
-    name has the number of classes that they share with the training corpora ("shared-6")."""
+    name contains the number of classes that they share with the training corpora ("shared-6")."""
     if corpus.shared_labels is not None:
         if protocol is not None:
             raise DataError(f"{corpus.name} is tested on another corpus, not by a protocol: leave out --protocol.")
@@ -120,16 +120,16 @@ def make_split(
             default is that of [`resolve_protocol`]. Not used if other corpora are tested.
 
             `sentence` divides the sentences alternately into two halves (RAVDESS: statement 1, statement 2), and the
-            speakers into folds: published ones that test every speaker (RAVDESS: EmoBox's six), else five. Of K folds
-            of speakers, fold k tests the k-th on the second half of the sentences and trains on the other speakers
-            with the first half; fold K + k is the same with the halves exchanged. All folds together test each clip
-            once. Clips of tested speakers with training sentences, and the reverse, are in no part.
-        fold: 1-based.
-        validation_share: share of the training clips or, if the protocol keeps speakers apart, of the training
-            speakers (at least one) that validates; `everything` keeps them apart if they are known. 0 means no
-            validation; the default is 0.15, and 0 for `everything`. Not allowed if the data set has a validation split
-            of its own (if it has no test split, the test part is taken from its other clips), nor with `loso` on
-            IEMOCAP, which validates on the test speaker's dialogue partner, as published.
+            speakers into folds: published ones that test every speaker (RAVDESS: EmoBox's six), else five. With K
+            folds of speakers, fold k tests the k-th group of speakers on the second half of the sentences, and trains
+            on the other speakers with the first half; fold K + k exchanges the halves. All folds together test each
+            clip once. Clips of tested speakers with training sentences, and the reverse, are in no part.
+        fold: number of the fold, from 1.
+        validation_share: share of the training clips for validation or, if the protocol keeps speakers apart, of the
+            training speakers (at least one); `everything` keeps them apart if they are known. 0 means no validation;
+            the default is 0.15, and 0 for `everything`. Not allowed if the data set has its own validation split (if
+            it has no test split, the test part is taken from its other clips), nor with `loso` on IEMOCAP, which
+            validates on the test speaker's dialogue partner, as published.
         seed: random seed of the division.
         test_speakers: speakers to test instead of a protocol.
 
@@ -205,7 +205,7 @@ def test_part(
 
 def check_split(corpus: Corpus, split: Split, may_be_empty: Collection[str] = ()) -> None:
     """Raises `DataError` if a part is empty that must not be, the training part lacks a class, a speaker-disjoint
-    split shares a speaker, or two parts share a clip, by index or by sound."""
+    split shares a speaker, or two parts share a clip, by index or by content."""
     files, labels = corpus.files, corpus.labels
     for part, indices in split.parts.items():
         if not indices and part not in may_be_empty:
@@ -251,7 +251,8 @@ def _column(corpus: Corpus, protocol: str) -> list[str | None]:
 
 
 def _speakers(corpus: Corpus) -> list[str | None]:
-    """Returns what must not be in two parts: the speaker or, if unknown, the session, which has two of its own."""
+    """Returns what must not be in two parts: the speaker of each clip or, if speakers are unknown, the session, whose
+    two speakers are in no other session."""
     speakers = corpus.speakers
     return corpus.sessions if None in speakers else speakers
 
@@ -277,8 +278,8 @@ def _folds(corpus: Corpus, name: str) -> list[Sequence[str]] | None:
 
 def _random_fold(corpus: Corpus, indices: list[int], fold: int, seed: int) -> list[int]:
     """
-    Returns the test clips of a fold of `random`: a stratified fifth for the first, a quarter of every class of the
-    others for each other fold. Clips of equal sound are in one fold.
+    Returns the test clips of a fold of `random`: for the first fold a stratified fifth, for each other fold a quarter
+    of the rest of every class. Clips with equal audio are in one fold.
     """
     rest, first = _stratified(corpus, indices, 1 / RANDOM_FOLDS, seed)
     if fold == 1:
@@ -382,7 +383,7 @@ def _partner(corpus: Corpus, test: list[int]) -> list[int] | None:
 
 
 def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Separates whole speakers, so that the rest has every class if possible."""
+    """Separates whole speakers, so that the rest contains every class if possible."""
     column, labels = _speakers(corpus), corpus.labels
     groups = sorted({group for i in indices if (group := column[i]) is not None}, key=_natural)
     if len(groups) < 2:
@@ -400,10 +401,10 @@ def _whole_speakers(corpus: Corpus, indices: list[int], share: float, seed: int)
 
 
 def _stratified(corpus: Corpus, indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Separates a random share of every class; clips of equal sound stay together, without changing the sizes."""
+    """Separates a random share of every class; clips with equal audio stay together, without changing the sizes."""
     labels = corpus.labels
     counts = Counter(labels[i] for i in indices)
-    if (lone := {label for label, n in counts.items() if n < 2}) == {-1}:  # without a class: by that of another
+    if (lone := {label for label, n in counts.items() if n < 2}) == {-1}:  # a clip without a class counts as class 0
         labels = [max(label, 0) for label in labels]
         counts = Counter(labels[i] for i in indices)
         lone = {label for label, n in counts.items() if n < 2}

@@ -1,4 +1,4 @@
-"""Cache of spectrograms on disk: one file for each clip and altered copy, written atomically, with checksums."""
+"""Caches spectrograms on disk: one file for each clip and altered copy, written atomically, with checksums."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ SOURCES = (audio_maxmvit, spectrograms_maxmvit)
 
 
 class DamagedEntry(Exception):
-    """Raised for an entry of the cache that differs from what was written."""
+    """Raised for a cache entry that differs from what was written."""
 
 
 class SpectrogramCache:
@@ -42,9 +42,9 @@ class SpectrogramCache:
     Spectrograms by key, one file each at `FOLDER/EXTRACTOR/KE/KEY`.
 
     An entry is written under a temporary name and then renamed, so that any number of processes may read and write the
-    same folder without waiting for each other. It is a line of JSON, preceded by the checksum of that line, and the
-    packed spectrograms, whose checksum is in the line. The line and the length of the file are checked at every
-    reading, the spectrograms if [`read`] is asked to verify them.
+    same folder without waiting for each other. An entry is a line of JSON, preceded by the checksum of that line, and
+    the packed spectrograms, whose checksum is in the line. The line and the length of the file are checked at every
+    reading, the spectrograms only if [`read`] has to verify them.
 
     Args:
         cache_dir (`str`, *optional*): Folder whose sub-folder `maxmvit_spectrograms` holds the entries; defaults to
@@ -60,7 +60,7 @@ class SpectrogramCache:
         return self.folder / key[:2] / key
 
     def write(self, key: str, packed: bytes, **facts: Any) -> None:
-        """Writes an entry: spectrograms from [`pack`], and `facts` about them, which JSON must be able to hold."""
+        """Writes an entry: spectrograms from [`pack`], and `facts` about them, which must be valid JSON."""
         line = json.dumps({**facts, "bytes": len(packed), "crc32": zlib.crc32(packed)}).encode()
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +74,13 @@ class SpectrogramCache:
 
         Raises:
             FileNotFoundError: there is no such entry.
-            DamagedEntry: its line is damaged, or its length differs from the one in the line.
+            DamagedEntry: the line of the entry is damaged, or the length of the file differs from the one in the line.
         """
         return self._read(key, with_spectrograms=False)[0]
 
     def read(self, key: str, verify: bool = True) -> dict[str, torch.Tensor]:
-        """Returns the spectrograms of an entry, float32; raises like [`read_facts`] and, if `verify`, also if they are
-        damaged."""
+        """Returns the spectrograms of an entry, float32; raises like [`read_facts`] and, if `verify`, also if the
+        spectrograms are damaged."""
         facts, packed = self._read(key, with_spectrograms=True)
         if verify and facts["crc32"] != zlib.crc32(packed):
             raise DamagedEntry("its spectrograms do not match their checksum")

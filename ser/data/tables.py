@@ -30,8 +30,8 @@ class ListedRows:
 
     Args:
         path: the file.
-        names: all of its columns as they are spelt there.
-        columns: the requested columns that it has.
+        names: all columns of the file, in its spelling.
+        columns: the requested columns that the file has.
         rows: (line in the file, column -> text) for each row that is not blank.
     """
 
@@ -48,7 +48,7 @@ class ListedRows:
             )
 
     def file_column(self) -> str:
-        """Returns the column of the recordings' names, one of `FILE_COLUMNS`."""
+        """Returns the column with the names of the recordings, one of `FILE_COLUMNS`."""
         found = next((name for name in FILE_COLUMNS if name in self.columns), None)
         self.require(found or FILE_COLUMNS[0])
         return found or FILE_COLUMNS[0]
@@ -79,7 +79,7 @@ def read_list(path: Path, columns: Sequence[str]) -> ListedRows:
 
     Raises:
         DataError: the file cannot be read, a row has more or fewer cells than there are columns, a column occurs
-            twice, or a cell is neither text nor a number; names the line.
+            twice, or a cell is neither text nor a number; the message names the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -189,8 +189,8 @@ def test_lists_of_other_forms_and_columns(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (["file,arousal", "a.wav,3.5"], {}, "arousal of a.wav is 3.5, outside of the scale from 0 to 1: .*_range 1 5"),
-        (["file,valence", "b.wav,-1"], {"dimension_range": [1, 7]}, "valence of b.wav is -1, outside of the scale"),
+        (["file,arousal", "a.wav,3.5"], {}, "arousal of a.wav is 3.5, outside the scale from 0 to 1: .*_range 1 5"),
+        (["file,valence", "b.wav,-1"], {"dimension_range": [1, 7]}, "valence of b.wav is -1, outside the scale"),
         (["file,arousal", "a.wav,high"], {}, "arousal of a.wav is 'high', which is not a number"),
         (["file,valence", "a.wav,inf"], {}, "valence of a.wav is 'inf', which is not a number"),
         (["file,label", "a.wav,x"], {}, "has no dimensions: name a source with columns such as arousal, valence"),

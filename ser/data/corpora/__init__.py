@@ -1,7 +1,7 @@
-"""Corpora: their published copies, the meaning of rows in them, and their classes.
+"""Reads corpora, each from its original folder, its published copies or a user's own tables.
 
 Every source is read into the same table of clips with the columns `file`, `audio` ({"path", "bytes"}, never decoded
-here), `label`, `speaker`, `session` and `split`. A corpus is added by one [`Record`] in `RECORDS`.
+here), `label`, `speaker`, `session` and `split`. To add a corpus, add one [`Record`] to `RECORDS`.
 """
 
 from ser.data.corpora.combine import load_corpora

@@ -2,7 +2,7 @@
 
 The tree (zenodo.org/records/7132783) is `ASVP-ESD-Update/Audio/actor_12/03-01-06-01-02-12-02-01-01-16.wav`: modality,
 vocal channel (01 speech, 02 other sounds, which are left out and counted), emotion, intensity, number, actor, age,
-source, language. Odd actors are women, even ones men (zenodo.org/records/3782416). Public readers (nkululeko,
+source, language. Odd actors are women, even actors men (zenodo.org/records/3782416). Public readers (nkululeko,
 data/asvp-esd; EmoBox, data/asvpesd/label_map.json) agree on the emotions but not on the numbers of the languages, so
 the language of a clip is left out. Emotions 09 to 13 are excited, pleasure, pain, disappointment and breath, mostly
 sounds other than speech; `--labels` includes them. EmoBox's one fold was found without its speakers.

@@ -1,4 +1,4 @@
-"""Reads several corpora into one table of clips under shared classes, and corpora that are only tested."""
+"""Reads several corpora into one table of clips with common classes, and corpora that are only tested."""
 
 import inspect
 from collections import Counter
@@ -47,7 +47,7 @@ def load_corpora(
 ) -> Corpus:
     """Reads one corpus or several into one table.
 
-    A single corpus is read by [`load_corpus`], under its own classes, unless a map is given. With several corpora,
+    A single corpus is read by [`load_corpus`], with its own classes, unless a map is given. With several corpora,
     files, speakers and sessions are prefixed by the corpus ("ravdess/01"), classes are unified by the map, and a
     column `corpus` names the corpus of each clip.
 
@@ -56,13 +56,13 @@ def load_corpora(
         data_dir: a folder for each, in the same order; "none" for a corpus without one.
         test_dataset_name: corpora that are only tested; their clips have the split "test". Clips of classes that are
             not trained on are left out, and `shared_labels` of the table are the remaining classes.
-        test_data_dir: a folder for each of these, likewise.
+        test_data_dir: a folder for each test corpus, as in `data_dir`.
         label_map: YAML file of classes and their spellings (see `ser/data/corpora/label_map.py`), or "default".
-        labels: classes to keep, in this order, by their names in the map (default: all).
-        drop_duplicates: keep one of several clips of equal sound, also across corpora (a tested one if there is any).
+        labels: classes to keep, in this order, with their names in the map (default: all).
+        drop_duplicates: keep one of several clips with equal audio, also across corpora (a tested one, if any).
         cache_dir: see [`load_corpus`].
-        model_classes: classes of the model to be tested: the map may contain them as well, and only classes that the
-            model knows under the map are kept.
+        model_classes: classes of the model to be tested: the map may contain them as well, and only classes to which
+            it maps a class of the model are kept.
         choices: other arguments of [`load_corpus`], for a single corpus without a map.
 
     Raises:
@@ -110,7 +110,7 @@ def _places(names: Sequence[str], folders: Sequence[str] | None, flag: str) -> l
 
 
 def _read(dataset_name: str, data_dir: str | None, mapping: LabelMap, cache_dir: str | None) -> _Part:
-    """Reads the rows of one corpus; a map from a file also decides which of a record's classes are read."""
+    """Reads the rows of one corpus; a map from a file also determines which of a record's classes are read."""
     record = find_corpus(dataset_name, data_dir)[0]
     if record is None:
         chosen = choose_rows(dataset_name, data_dir, cache_dir=cache_dir)
@@ -218,7 +218,7 @@ def _names(parts: Sequence[_Part]) -> str:
 
 def balanced_rows(corpora: Sequence[str], seed: int) -> list[int]:
     """Returns rows of a table such that each corpus has as many as the largest: all of its rows, repeated as often as
-    needed, with a random choice of them in the last round.
+    needed, and a random choice of them in the last repetition.
 
     Args:
         corpora: the corpus of each row.

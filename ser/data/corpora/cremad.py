@@ -1,5 +1,5 @@
 """CREMA-D (Cao et al. 2014), as two corpora: with the emotions that actors intended, and with those that listeners
-perceived. The same predictions score differently on either.
+perceived. The same predictions have different scores on the two.
 
 The tree is github.com/CheyneyComputerScience/CREMA-D, with git-lfs: `AudioWAV/1001_DFA_ANG_XX.wav` is actor 1001,
 sentence DFA, angry, at no stated intensity (its README). `VideoDemographics.csv` (ActorID, Age, Sex, Race, Ethnicity)

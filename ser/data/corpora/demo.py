@@ -1,12 +1,12 @@
-"""The embedded demo corpus: emotional pseudo-speech, synthesised with numpy and scipy alone.
+"""The built-in demo corpus: emotional pseudo-speech, synthesised with numpy and scipy alone.
 
 It uses a source and a filter (Fant 1960; Klatt 1980): glottal pulses and breath noise excite a cascade of formant
 resonators, which move through a random string of consonant-vowel syllables. The voice determines the mean pitch, the
 length of the vocal tract, the breathiness and the habitual rate; the emotion shifts prosody relative to that voice. No
 single cue determines the emotion of a new voice: each varies by voice and by clip, and overlaps between emotions.
 
-Each clip also has an arousal, which rises with the level and the range of its pitch, its loudness and its rate, and a
-valence, which rises with a rising contour of pitch and falls with a tilt of the source that is flat or steep.
+Each clip also has an arousal, which increases with the level and the range of its pitch, its loudness and its rate,
+and a valence, which is higher if the pitch rises, and lower if the source has a flat or steep tilt.
 """
 
 import json
@@ -35,18 +35,18 @@ VERSION = 3  # raise it whenever the samples change, so that a folder made by ol
 
 @dataclass(frozen=True)
 class Prosody:
-    """How an emotion differs from the voice's habit, following Scherer (2003) and Juslin & Laukka (2003).
+    """The prosody of an emotion relative to that of the voice, following Scherer (2003) and Juslin & Laukka (2003).
 
     Args:
-        level: mean pitch against the voice's own, in semitones.
+        level: mean pitch relative to the voice's own, in semitones.
         spread: standard deviation of the syllables' pitch accents, in semitones.
         slope: pitch change from the first to the last syllable, in semitones.
-        rate: speaking rate against the voice's own (1 is its habit).
-        loudness: peak of the clip in dB below full scale (removed again by features normalised per clip).
-        tilt: attenuation of the glottal source at 3 kHz in dB; loud, tense speech has little.
-        open_quotient: share of a glottal cycle in which the folds are open; tense speech has little.
-        jitter: standard deviation of the cycle length, relative.
-        breath: gain of the aspiration noise against the voice's own.
+        rate: speaking rate as a factor of the voice's own.
+        loudness: peak of the clip in dB relative to full scale (removed by features that are normalised per clip).
+        tilt: attenuation of the glottal source at 3 kHz in dB; low for loud, tense speech.
+        open_quotient: share of a glottal cycle in which the vocal folds are open; low for tense speech.
+        jitter: relative standard deviation of the cycle length.
+        breath: gain of the aspiration noise as a factor of the voice's own.
         stress: standard deviation of the syllables' level in dB.
         smile: formant shift from the lips: spread above 1, slack below.
     """
@@ -78,14 +78,14 @@ UPPER_BANDWIDTHS = (200.0, 250.0, 300.0, 400.0, 500.0, 600.0)
 
 @dataclass(frozen=True)
 class Consonant:
-    """The formants (Hz) a consonant starts from, its voicing (vowel = 1), its noise (level, Hz) and duration (s)."""
+    """A consonant: its initial formants (Hz), voicing (1 for a vowel), noise (level, Hz) and duration (s)."""
 
     locus: tuple[float, float, float]
     voicing: float
     noise: float
     noise_frequency: float
     duration: float
-    burst: bool = False  # silence with a noise at its release, not a noise throughout
+    burst: bool = False  # whether the noise is only at the release, after silence
 
 
 CONSONANTS = (
@@ -109,9 +109,9 @@ class Voice:
         f0: habitual pitch in Hz, 160 to 230 for women and 90 to 140 for men.
         tract_length: in cm; formants scale with 17.5 over it.
         breath: level of the aspiration noise.
-        rate: habitual syllables a second.
+        rate: habitual syllables per second.
         tilt: habitual extra attenuation of the source at 3 kHz in dB.
-        expression: factor of this speaker's differences between emotions and neutral speech.
+        expression: factor by which this speaker's emotions differ from neutral speech.
     """
 
     f0: float
@@ -208,7 +208,7 @@ def resonate(signal: np.ndarray, resonators: Iterable[tuple[np.ndarray | float, 
 def glottal_flow(
     f0: np.ndarray, open_quotient: float, jitter: float, shimmer: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the glottal airflow: half a cosine up, a quarter down to an abrupt closure, closed until the next cycle.
+    """Returns the glottal airflow: in each cycle it rises as half a cosine, falls as a quarter, and is 0 after that.
 
     Source: Rosenberg (1971), "Effect of glottal pulse shape on the quality of natural vowels", JASA 49, pulse C;
     the flow rises during two thirds of the open phase.
@@ -300,7 +300,7 @@ def synthesize_clip(emotion: str, voice: int, take: int, seed: int = 0) -> np.nd
     frequencies = [scale * frequency for frequency in UPPER_FORMANTS] + [scale * formant for formant in moving]
     bandwidths = [*UPPER_BANDWIDTHS, 70.0, 90.0, 130.0]
     speech = resonate(source, list(zip(frequencies, bandwidths, strict=True)))
-    # Consonants and the noise of the room have a fixed level relative to the vowels, which does not reveal loudness.
+    # Consonants and background noise have a fixed level relative to the vowels, which does not reveal the loudness.
     speech = speech / np.abs(speech).max() + 0.04 * resonate(hiss, [(scale * noise_frequency, 1200.0)])
     speech += 10 ** (-rng.uniform(55, 65) / 20) * rng.standard_normal(len(speech))
     peak = 10 ** (min(prosody.loudness, -1.0) / 20)
@@ -353,7 +353,7 @@ def write_demo_corpus(folder: str | Path, *, n_voices: int = 24, clips_per_emoti
 
 
 def _holds(folder: Path, manifest: dict[str, int], clips: Iterable[str]) -> bool:
-    """Returns whether `folder` holds the corpus of this manifest; False if it is empty or does not exist."""
+    """Returns whether `folder` contains the corpus of this manifest; False if it is empty or does not exist."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     remedy = "give another folder, or delete this one and run again"

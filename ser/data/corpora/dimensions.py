@@ -1,7 +1,7 @@
-"""Dimensions of emotion, such as arousal and valence: their columns in a corpus, and their scale.
+"""Reads and scales dimensions of emotion, such as arousal and valence.
 
-The rows of a reader may hold `dimensions`, the raw value of each dimension by its name. In the table of clips they are
-scaled so that 0 and 1 are the ends of the scale on which they were rated; unknown values are NaN.
+The rows of a reader may have `dimensions`, the raw value of each dimension by its name. In the table of clips, values
+are scaled so that 0 and 1 are the ends of the rating scale; unknown values are NaN.
 """
 
 import math
@@ -40,7 +40,7 @@ def set_dimensions(
         The ends of the scale of each dimension.
 
     Raises:
-        DataError: the source lacks a dimension, or a value is not a number or lies outside of the scale.
+        DataError: the source lacks a dimension, or a value is not a number or lies outside the scale.
     """
     found = {name: None for row in rows for name in row.get(DIMENSIONS) or ()}
     known = [name for name in scales or found if name in found]
@@ -75,7 +75,7 @@ def _scaled(value: Any, ends: Sequence[float], is_limited: bool, what: str) -> f
     low, high = ends
     if is_limited and not (math.isnan(number) or low <= number <= high):
         raise DataError(
-            f"{what} is {number:g}, outside of the scale from {low:g} to {high:g}: give the ends of the scale, such "
+            f"{what} is {number:g}, outside the scale from {low:g} to {high:g}: give the ends of the scale, such "
             "as --dimension_range 1 5, or correct the value."
         )
     return (number - low) / (high - low)

@@ -1,13 +1,13 @@
 """ESD, the Emotional Speech Dataset (Zhou et al. 2021): the whole corpus, and its English part.
 
-The tree (hltsingapore.github.io/ESD) is `0011/Angry/0011_000351.wav`, in an older archive with a folder more:
-`0011/Angry/train/0011_000351.wav`, or `evaluation`, or `test`, which are its published parts; they share the speakers.
+The tree (hltsingapore.github.io/ESD) is `0011/Angry/0011_000351.wav`. An older archive has one more level of folders,
+its published parts, which share the speakers: `0011/Angry/train/0011_000351.wav`, or `evaluation`, or `test`.
 Speakers 0001 to 0010 speak Mandarin, 0011 to 0020 English. AbstractTTS/ESD_english has `file`, `emotion`, `gender` and
 `transcription`; the speaker is only in the name of the file (according to public readers of it; its card could not be
 read). The licence is stated on the page of the data (github.com/HLTSingapore/Emotional-Speech-Data): for research, to
 be filled in and sent to the authors. EmoBox's five folds were not found in a form that lists all their speakers, so
-`--protocol speaker` makes folds of its own. Public lists disagree on the sex of the speakers: it is read from the copy
-on the Hub, and left out for the tree.
+`--protocol speaker` makes its own folds. Public lists disagree on the sex of the speakers: it is read from the copy on
+the Hub, and left out for the tree.
 """
 
 import re

@@ -91,7 +91,7 @@ def read_own(
     needs_label: bool = True,
 ) -> Rows:
     """Reads a user's own data set: a list of files, a folder of class folders, tables, or a Hub id. It may have
-    columns of `dimensions`, and needs no classes unless `needs_label`."""
+    columns of `dimensions`, and needs classes only if `needs_label`."""
     path = Path(dataset_name)
     if is_list(path):
         return read_listed(path, Path(data_dir) if data_dir else path.parent, columns, dimensions, needs_label)
@@ -154,7 +154,7 @@ def _is_class_folder(path: Path) -> bool:
 
 
 def _spelt_as_in(table: Tables, splits: Mapping[str, str]) -> dict[str, str]:
-    """Returns part -> name of its split, which may be another usual name, such as dev for validation."""
+    """Returns part -> name of its split in the table, which may be a synonym, such as dev for validation."""
     usual = {part: name for name in reversed(list(table)) if (part := SPLIT_NAMES.get(name.lower()))}
     return {part: usual.get(part, name) if name == part and name not in table else name
             for part, name in splits.items()}  # fmt: skip
@@ -163,8 +163,8 @@ def _spelt_as_in(table: Tables, splits: Mapping[str, str]) -> dict[str, str]:
 def _cell(value: Any, column: str | None, where: str) -> str:
     if (text := text_of(value)) is None:
         raise DataError(
-            f"Column {column!r} of {where} holds {value!r:.80}, which is neither text nor a number: give one or the "
-            "other for each clip."
+            f"Column {column!r} of {where} holds {value!r:.80}, which is neither text nor a number: give text or a "
+            "number for each clip."
         )
     return text
 

@@ -26,7 +26,7 @@ WORDS = {
     **dict.fromkeys(("neutral", "neutral state"), "neutral"),
     "surprise": "surprise",
     "happiness": "happy",
-}  # the choices of evaluators, except "other"
+}  # what evaluators could choose, except "other"
 SEXES = {"F": "female", "M": "male"}
 ZAHRA_SESSIONS = {f"session{k}": f"Ses0{k}" for k in range(1, 6)}
 

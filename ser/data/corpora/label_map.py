@@ -57,7 +57,7 @@ class LabelMap:
         """Returns spelling -> class for all classes of a corpus (or model).
 
         Raises:
-            DataError: the map lacks one of them.
+            DataError: the map lacks a class.
         """
         for spelling in spellings:
             if spelling not in self.classes:
@@ -68,7 +68,7 @@ class LabelMap:
         return {spelling: self.classes[spelling] for spelling in spellings}
 
     def check(self, known: Mapping[str, Iterable[str]]) -> None:
-        """Checks that every spelling in the map is a class of some corpus.
+        """Checks that every spelling in the map is a class of a corpus.
 
         Args:
             known: corpus -> all of its classes.
@@ -112,7 +112,7 @@ def read_label_map(path: str | None) -> LabelMap:
 
 
 def _entries(path: Path, where: str) -> list[tuple[str | None, list[str]]]:
-    """Returns (class, spellings) in the file's order. If a name occurs twice, YAML itself would keep the last."""
+    """Returns (class, spellings) in the file's order. (If a name occurs twice, YAML itself would keep the last.)"""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:

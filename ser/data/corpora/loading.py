@@ -1,4 +1,4 @@
-"""Reads a corpus, given its name and a few choices, into a table of clips."""
+"""Reads a corpus into a table of clips, by its name and options."""
 
 import hashlib
 import math
@@ -30,8 +30,8 @@ def load_corpus(
 
     Args:
         dataset_name, data_dir: see [`choose_rows`].
-        drop_duplicates: keep one of several clips of equal sound (the one nearest to the test split), and none if
-            their labels differ.
+        drop_duplicates: keep one of several clips with equal audio (from the test split if one is there, else from
+            validation), and none if their labels differ.
         choices: other arguments of [`choose_rows`]: classes, columns, splits, revision, and whether to stream.
 
     Raises:
@@ -130,18 +130,18 @@ def choose_rows(
         test_split_name: its test split.
         audio_column_name: its audio column (default: "audio"; in a CSV "file").
         label_column_name: its class column (default: "label").
-        speaker_column_name: its speaker column (default: "speaker" where there is one).
+        speaker_column_name: its speaker column (default: "speaker" if there is one).
         labels: classes to keep, in this order (default: the corpus's own).
         merge_labels: pairs such as `"excited=happy"`: clips of the first class become clips of the second.
         unique_vote: keep only clips for which one emotion got more votes than any other.
         soft_labels: "votes" for a column `votes` with the annotators' votes for each class that is kept; the label is
             the class with the most votes, and clips on which annotators do not agree are kept too.
-        streaming: read tables, on the Hub or in a folder, shard by shard, once for everything except the sound; see
+        streaming: read tables, on the Hub or in a folder, shard by shard, once for everything except the audio; see
             [`Shards`].
-        target: "dimensions" for the values of dimensions instead of classes, and "both" for both; clips that have only
-            a class, or only dimensions, are kept too.
-        dimensions: dimensions to read, in this order: of a known corpus some of its own (default: all), of a user's
-            own data set names of columns (default: those of arousal, valence and dominance that it has).
+        target: "dimensions" for the values of dimensions instead of classes, and "both" for both; then, clips that
+            have only a class, or only dimensions, are kept too.
+        dimensions: dimensions to read, in this order: of a known corpus, names of its dimensions (default: all); of a
+            user's own data set, names of columns (default: arousal, valence and dominance, as far as it has them).
         dimension_range: ends of the scale in a user's own data set (default: 0 and 1).
 
     Raises:
@@ -234,7 +234,7 @@ def _set_targets(
     soft_labels: str,
     dimensions: Sequence[str],
 ) -> None:
-    """Sets the class index of each row, or the reason to drop it; a second file of the same name is dropped, too. A
+    """Sets the class index of each row, or the reason to drop it; a second file with the same name is dropped, too. A
     row without a class is kept if it has dimensions."""
     keys: set[str] = set()
     aliases, voted_for = (record.aliases, record.votes) if record else (None, ())
@@ -360,7 +360,7 @@ def check_classes(corpus: Corpus) -> None:
 
 
 def _files_digest(path: Path) -> str | None:
-    """Returns a digest of the names and sizes of local files, instead of a revision."""
+    """Returns a digest of the names and sizes of local files, in place of a revision; None if there are none."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else visible_files(path, "**/*")

@@ -4,8 +4,8 @@ The tree is `MELD.Raw` (github.com/declare-lab/MELD, its archives unpacked in pl
 `dev_sent_emo.csv` and `test_sent_emo.csv` (Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID and others), in the
 folder or beside their films `train/train_splits/dia0_utt0.mp4`, `dev/dev_splits_complete/...` and
 `test/output_repeated_splits_test/...`. Films are not read: each needs a sound file (wav, flac, ...) of the same name
-beside it. A few utterances have no readable film, such as dia125_utt3 of train. TwinkStart/MELD is the test part only,
-with the columns of the CSV. Speakers are characters of the series; the leading ones are in all three parts.
+beside it. A few utterances have no readable film, such as dia125_utt3 of train. TwinkStart/MELD contains only the test
+part, with the columns of the CSV. Speakers are characters of the series; the main ones are in all three parts.
 """
 
 import csv

@@ -47,7 +47,7 @@ def check_not_reserved(names: Iterable[str]) -> None:
 
 
 def warn_of_almost_equal_speakers(speakers: Iterable[str | None], where: str) -> None:
-    """Warns of speakers that may be one person ("1" and "01"), since parts are kept apart by exact names."""
+    """Warns of speakers that may be one person ("1" and "01"), since speakers are told apart by their exact names."""
     groups: dict[str, list[str]] = {}
     for speaker in sorted({speaker for speaker in speakers if speaker is not None}):
         plain = re.sub(r"(?<![\d.])(\d+)\.0+$", r"\1", _alike(speaker))
@@ -55,6 +55,6 @@ def warn_of_almost_equal_speakers(speakers: Iterable[str | None], where: str) ->
     if alike := [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]:
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         logger.warning(
-            f"{where} has speakers of almost equal names, which count as different ones and may be in two parts: "
+            f"{where} has speakers with almost equal names, which count as different and may be in two parts: "
             f"{'; '.join(alike[:MAX_NAMED])}{more}. Spell each speaker in one way."
         )

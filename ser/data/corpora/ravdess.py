@@ -19,7 +19,7 @@ def _row(file: str | None, emotion: str) -> dict:
 
 
 def _actor(number: str | None) -> dict:
-    """Returns the speaker and the sex: odd actors are men, even ones women."""
+    """Returns the speaker and the sex: odd actors are men, even actors women."""
     if number is None:
         return {"speaker": None}
     return {"speaker": f"{int(number):02d}", "sex": "male" if int(number) % 2 else "female"}
@@ -27,7 +27,7 @@ def _actor(number: str | None) -> dict:
 
 def _manner(file: str | None) -> dict:
     """Returns the code of the sentence (01 is "Kids are talking by the door", 02 "Dogs are sitting by the door") and
-    the intensity: 1 is normal, as for all neutral clips, 2 strong."""
+    the intensity: 1 for normal, as in all neutral clips, 2 for strong."""
     match = RAVDESS_NAME.search(Path(file or "").stem)
     return {"sentence": match["statement"], "dimensions": {"intensity": match["intensity"]}} if match else {}
 

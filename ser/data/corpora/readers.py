@@ -1,4 +1,4 @@
-"""Reads tables, folders and CSV files of clips, of any corpus, as an audio column and raw rows."""
+"""Reads tables, folders and CSV files of clips of any corpus as an audio column and raw rows."""
 
 import hashlib
 import io
@@ -40,13 +40,14 @@ class Rows:
         audio: one column `audio` ({"path", "bytes"}), or `place` in `shards` and `content` for streamed clips.
         rows: facts of each clip: `file`, `label` and, if the source states them, `speaker`, `sex`, `language`,
             `session`, `sentence`, `split`, `votes`, `dimensions` (name -> raw value); `drop` is a reason to leave out
-            the row, `no_class` why it has no single class, `key` the name of the recording, if the file name is one.
+            the row, `no_class` a reason why it has no single class, and `key` the name of the recording, if the file
+            name is that.
         labels: classes in order.
         location: Hub id or path.
         revision: Hub commit, or a digest.
         schema: the form of the source.
         dropped: reason -> number of rows already left out.
-        shards: the sound of streamed clips.
+        shards: the audio of streamed clips.
     """
 
     audio: datasets.Dataset
@@ -76,7 +77,7 @@ def named_files(
     Args:
         folder: the tree.
         name: pattern that is searched for in the path of every audio file below the folder, without its suffix.
-        clip: what files of that name are ("a RAVDESS clip"), for the reason why other files are left out.
+        clip: name for such a file ("a RAVDESS clip"), for the reason why other files are left out.
         read: a match -> `label` and `speaker`, `drop`, or other facts. A second file with the same `key` is left out;
             the key defaults to the file name.
     """
@@ -116,7 +117,7 @@ def open_tables(location: str, load: dict) -> tuple[Tables, str | None]:
             table = datasets.load_dataset(source, **options)
     except ImportError as error:  # recordings beside the tables, which `datasets` decodes with torchcodec
         raise DataError(
-            f"{location} holds tables among other files: put the tables into a folder of their own, or the recordings "
+            f"{location} holds tables among other files: put the tables into a separate folder, or the recordings "
             "into a folder for each class."
         ) from error
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # StopIteration: an empty table
@@ -136,7 +137,7 @@ def rows_of_tables(
     table: Tables, splits: Sequence[str], audio_column: str, columns: Sequence[str], where: str
 ) -> tuple[datasets.Dataset, list[dict], Shards | None]:
     """Returns the audio column of the splits (for streamed ones see [`Rows`]), their rows, and the shards of streamed
-    ones. The rows have `columns`, with class names instead of numbers, `path` (the name stored with the audio),
+    splits. The rows have `columns`, with class names instead of numbers, `path` (the name stored with the audio),
     `split`, and `drop`, the reason why a row is left out."""
     parts, rows, shards = [], [], Shards()
     for split in splits:
@@ -276,10 +277,10 @@ def read_listed(
 
     Args:
         path: the list. If it is called metadata, it may have no labels; its recordings must then be in class folders.
-        base: the folder to which paths in it are relative.
+        base: the folder to which paths in the list are relative.
         columns: names of the columns of files, labels and speakers, if they are not the default ones.
-        dimensions: columns of dimensions, of which it may have some.
-        needs_label: whether it needs labels.
+        dimensions: columns of dimensions, some of which the list may have.
+        needs_label: whether the list must have labels.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")

@@ -1,4 +1,4 @@
-"""Description of a corpus: its published copies, original tree, classes and folds."""
+"""Describes a corpus: its published copies, original folder tree, classes and folds."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Source:
         read: a row without its audio bytes (plus `path`, the name stored with the audio, and `split`) -> a dict with
             `file`, `label` and, if the source states them, `speaker`, `sex` ("female" or "male"), `language`
             (ISO 639-1), `session`, `sentence` (an identifier of the text), `split` ("train", "validation", "test") and
-            `dimensions` (name -> raw value); with `drop`, the row is left out for that reason, and with `no_class` it
+            `dimensions` (name -> raw value). `drop` is a reason to leave out the row, and `no_class` a reason why it
             has no single class.
         columns: columns that `read` needs.
         splits: splits to read; empty for all.
@@ -48,7 +48,7 @@ class Record:
         with_speaker: sources that state the speaker, for the error message of other sources.
         folds: name of published folds -> what is tested in fold 1, 2, ...: speakers, or sessions if the name is
             "sessions". The first entry is the corpus's "speaker" protocol.
-        validated: name of such folds -> what validates in fold 1, 2, ..., if that is published too.
+        validated: name of such folds -> the validation speakers of fold 1, 2, ..., if they are published too.
         has_parts: whether the original form has training, validation and test parts.
         speech: speakers, speech and language, and the source of the labels; for the model card.
         licence: licence of the recordings, and so of weights trained on them.

@@ -43,8 +43,8 @@ HEADER = ("name", "clips", "classes", "speakers", "languages", "licence", "publi
 TREE = "a local folder"
 FOOTNOTE = (
     "Every corpus has the protocols random and everything, speaker and loso if the source states the speakers, and\n"
-    "sentence if it also states the text. Clips are those of the whole corpus, before classes are chosen;\n"
-    "- means that it depends on the release."
+    "sentence if it also states the text. Clips are counted in the whole corpus, before classes are chosen;\n"
+    "- means that the number depends on the release."
 )
 
 

@@ -1,4 +1,4 @@
-"""Streamed data sets, which are read once for the facts of their clips, then shard by shard for the sound."""
+"""Reads streamed data sets: once for the facts about their clips, then shard by shard for the audio."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -51,9 +51,9 @@ class StreamedSplit:
         return list(self.features)
 
     def facts(self, audio_column: str, columns: Sequence[str]) -> pa.Table:
-        """Returns the columns and `SOUND_FIELDS`: the name stored with the audio, whether there are bytes, a digest of
-        the sound and its seconds, and the file and group of each clip. All rows are read once for it; later calls read
-        it from the disk."""
+        """Returns the columns and `SOUND_FIELDS`: the name stored with the audio, whether there are bytes, a digest
+        and the seconds of the audio, and the file and group of each clip. The first call reads all rows; later calls
+        read the result from the disk."""
         types = {name: self.features[name] for name in columns}
         types |= {name: datasets.Value(kind) for name, kind in SOUND_FIELDS.items()}
         key = repr((self.version, audio_column, types)).encode()
@@ -93,7 +93,7 @@ def undecoded(
 
 @cache  # reads the end of a file
 def groups_of(rows: datasets.IterableDataset, file: int) -> datasets.IterableDataset:
-    """Returns a file whose shards can be read separately: the row groups of parquet, otherwise the whole file."""
+    """Returns a file as shards that can be read separately: the row groups of parquet, otherwise the whole file."""
     return rows.shard(num_shards=rows.num_shards, index=file).reshard()
 
 
@@ -103,8 +103,8 @@ def rows_of_group(rows: datasets.IterableDataset, file: int, group: int) -> data
 
 
 class Shards:
-    """Undecoded sound of the clips of streamed splits, which can be read from any clip on. The place of a clip is its
-    number, from 0, in the order of splits, files and rows."""
+    """Reads the undecoded audio of the clips of streamed splits, from any clip on. The place of a clip is its number,
+    from 0, in the order of splits, files and rows."""
 
     def __init__(self) -> None:
         self._groups: list[tuple[datasets.IterableDataset, int, int]] = []  # rows of a split, file, group in it
@@ -131,8 +131,8 @@ class Shards:
         return np.searchsorted(self._starts, places, side="right") - 1
 
     def read(self, places: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
-        """Yields `{"path", "bytes"}` of clips in the order of `places`. A group is read once for increasing places in
-        it, and not at all if no place is in it.
+        """Yields `{"path", "bytes"}` of clips in the order of `places`. A group is read once if its places increase,
+        and not at all if there are none.
 
         Raises:
             DataError: the data set has fewer clips than when they were listed.
@@ -154,8 +154,8 @@ class Shards:
 
 
 def open_streamed(location: str, cache_dir: str | None, **choices: Any) -> tuple[dict[str, StreamedSplit], str]:
-    """Opens what `datasets.load_dataset` would load with these arguments, without downloading, converting or reading
-    anything; returns (its splits, the names of its files)."""
+    """Opens a data set like `datasets.load_dataset`, but without downloading, converting or reading anything; returns
+    (its splits, the names of its files)."""
     try:
         require_version("datasets>=5.2")
     except ImportError as error:

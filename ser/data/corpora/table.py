@@ -46,14 +46,14 @@ class Corpus:
         clips: `datasets.Dataset` with the columns `file`, `audio`, `label`, `speaker`, `sex` ("female" or "male"),
             `language` (ISO 639-1), `session`, `sentence` (an identifier of the text), `split`; `votes` if the labels
             are soft; `dimensions` if they are to be estimated, a list of their values from 0 to 1, NaN if unknown;
-            `corpus` if there are several; and for streamed clips `place` in `shards`, `content` and
-            `seconds` instead of `audio`.
+            `corpus` if there are several; and for streamed clips `place` in `shards`, `content` and `seconds` instead
+            of `audio`.
         dropped: reason -> number of rows left out.
         options: choices that affected the table (merged classes, vote rule, ...).
         recordings: the rows of `clips` with their `audio`, if `clips` has spectrograms instead.
-        shared_labels: if corpora are tested that are not trained on (their clips have the split "test"), the classes
-            that both have, by which the test is scored.
-        shards: the sound of streamed clips.
+        shared_labels: if other corpora are tested than trained on (their clips have the split "test"), the classes
+            that both have, on which the test is scored.
+        shards: the audio of streamed clips.
         speaker_hint: sources that state the speaker, for the error message of a source that does not.
         dimensions: name -> ends of the scale of each dimension to estimate. Clips without a class then have the label
             -1, and there may be no classes.
@@ -102,7 +102,7 @@ class Corpus:
 
     @cached_property
     def contents(self) -> list[str]:
-        """Digest of each clip's decoded samples, averaged over channels: equal for equal sound in any file."""
+        """Digest of each clip's decoded samples, averaged over channels: equal for equal audio in any file format."""
         if "content" in self.clips.column_names:  # every clip has been read already
             return self.clips["content"][:]
         audio = tqdm(self.clips["audio"], total=len(self), desc="Comparing clips", unit="clip")
@@ -124,12 +124,12 @@ def sound_facts(file: str, audio: dict) -> tuple[str, float]:
     return digest.hexdigest(), length / sampling_rate
 
 
-# ---- Clips of equal sound ----
+# ---- Clips with equal audio ----
 
 
 def keep_one_of_equal_sound(corpus: Corpus) -> None:
-    """Keeps one of several clips of equal sound, the one nearest to the test split; none if their labels or dimensions
-    differ."""
+    """Keeps one of several clips with equal audio, preferably from the test split, then from validation; none if their
+    labels or dimensions differ."""
     groups = defaultdict(list)
     for index, content in enumerate(corpus.contents):
         groups[content].append(index)
@@ -137,7 +137,7 @@ def keep_one_of_equal_sound(corpus: Corpus) -> None:
     values = corpus.clips["dimensions"][:] if corpus.dimensions else [None] * len(corpus)
     labels = [
         f"{label} {value}" for label, value in zip(corpus.labels, values, strict=True)
-    ]  # as text: NaN is not NaN
+    ]  # as text, since NaN does not equal NaN
     order = {"test": 0, "validation": 1, "train": 2, None: 3}
     keep, conflicts = [], 0
     for group in groups.values():
@@ -173,7 +173,7 @@ def shares_of(votes: ArrayLike) -> np.ndarray:
 
 
 def agreed(votes: ArrayLike) -> np.ndarray:
-    """Returns `(clips,)`: whether one class got more votes than any other."""
+    """Returns whether one class got more votes than any other, `(clips,)`."""
     votes = np.asarray(votes, dtype=np.float64)
     return (votes == votes.max(1, keepdims=True)).sum(1) == 1
 

@@ -1,6 +1,6 @@
 """TESS, the Toronto emotional speech set (Dupuis and Pichora-Fuller 2010).
 
-The tree (tspace.library.utoronto.ca/handle/1807/24487, and Kaggle's archive, which holds it twice) is a folder per
+The tree (tspace.library.utoronto.ca/handle/1807/24487, and Kaggle's archive, which contains it twice) is a folder per
 actress and emotion of `OAF_back_angry.wav`: the older (OAF) or younger (YAF) actress says "Say the word back"; "ps"
 is pleasant surprise, and one file is spelt `OA_bite_neutral.wav`. AbstractTTS/TESS has `file` and `emotion` (as on the
 card of windcrossroad/TESS, which is derived from it). EmoBox's one fold shares both actresses between training and
