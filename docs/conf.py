@@ -30,11 +30,11 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 TABLE_HEAD = ("| option | default | effect |", "|---|---|---|")
-OPTIONS = "<!-- the options -->"  # what docs/reference/options.md has in their place
+OPTIONS = "<!-- the options -->"  # placeholder in docs/reference/options.md
 
 
 def option_tables() -> str:
-    """A Markdown table for each group of training options: name, default and help, as the dataclasses have them."""
+    """Returns a Markdown table for each group of training options: name, default and help from the dataclasses."""
     from ser.arguments import DataArguments, ModelArguments, TrainingOptions
 
     lines: list[str] = []
@@ -51,7 +51,7 @@ def option_tables() -> str:
 
 
 def option_row(option: dataclasses.Field) -> str:
-    """The row of one option."""
+    """Returns the row of an option."""
     default = option.default_factory() if callable(option.default_factory) else option.default
     text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     shown = "" if default is None or not text else f"`{text.lower() if isinstance(default, bool) else text}`"
@@ -61,13 +61,13 @@ def option_row(option: dataclasses.Field) -> str:
 
 
 def insert_options(app: Any, docname: str, source: list[str]) -> None:
-    """Sphinx handler: puts the tables of options into their page as it is read."""
+    """Sphinx handler: inserts the tables of options when their page is read."""
     if docname == "reference/options":
         source[0] = source[0].replace(OPTIONS, option_tables())
 
 
 def markdown_to_rest(lines: Iterable[str]) -> list[str]:
-    """The Markdown of a docstring as reStructuredText: fenced code and tables become literal blocks."""
+    """Converts the Markdown of a docstring to reStructuredText: fenced code and tables become literal blocks."""
     converted: list[str] = []
     inside = fenced = in_list = False
     for line in lines:
@@ -94,7 +94,7 @@ def markdown_to_rest(lines: Iterable[str]) -> list[str]:
 
 
 def plain_line(line: str) -> str:
-    """A line of text without the brackets of links to code, and with `|` escaped outside of code."""
+    """Removes the brackets of links to code from a line, and escapes `|` outside code."""
     pieces = re.sub(r"\[(`[^`]+`)\]", r"\1", line).split("`")
     return "`".join(piece if i % 2 else piece.replace("|", r"\|") for i, piece in enumerate(pieces))
 
@@ -105,6 +105,6 @@ def convert_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 
 def setup(app: Any) -> None:
-    """Registers the handlers."""
+    """Registers the handlers with Sphinx."""
     app.connect("source-read", insert_options)
     app.connect("autodoc-process-docstring", convert_docstring, priority=100)

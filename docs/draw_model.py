@@ -1,4 +1,4 @@
-"""Draws docs/model.png: the way of a clip through MaxMViT-MLP.  python docs/draw_model.py"""
+"""Draws docs/model.png, the path of a clip through MaxMViT-MLP: `python docs/draw_model.py`."""
 
 from pathlib import Path
 

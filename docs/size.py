@@ -1,4 +1,4 @@
-"""Prints the size of the code and the shape of its import graph, as docs/architecture.md gives them.
+"""Prints the size of the code and the shape of its import graph, for the table in docs/architecture.md.
 
 python docs/size.py [FOLDER]        FOLDER is another copy of the repository (default: this one)
 """
@@ -21,7 +21,7 @@ def modules_of(root: Path) -> dict[str, ast.Module]:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields all nodes that run: without those under `if TYPE_CHECKING`, which are for type checkers only."""
+    """Yields all nodes except those under `if TYPE_CHECKING`, which do not run."""
     for node in ast.iter_child_nodes(tree):
         if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
             yield node
@@ -29,7 +29,7 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(modules: dict[str, ast.Module]) -> Graph:
-    """Returns the modules that each one imports, at its top or within a function."""
+    """Returns the modules that each module imports, at its top or within a function."""
     graph: Graph = {name: set() for name in modules}
     for name, tree in modules.items():
         for node in _statements(tree):
@@ -97,7 +97,7 @@ def options_of(modules: dict[str, ast.Module]) -> int:
 
 
 def sizes(root: Path) -> dict[str, str]:
-    """Returns the rows of the table: what is counted -> its numbers."""
+    """Returns the rows of the table: title -> numbers."""
     modules = modules_of(root)
     graph = imports_of(modules)
     shipped = {name for name in modules if name.endswith("_maxmvit")}

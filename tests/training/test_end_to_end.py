@@ -337,8 +337,8 @@ def test_a_run_on_all_clips_quotes_only_scores_of_the_same_recipe(
     assert quoted["mean"] == summary["mean"] and quoted["pooled"]["intervals"] == summary["pooled"]["intervals"]
     text = (tmp_path / "all" / "metrics.json").read_text()
     assert str(tmp_path) not in text and str(all_folds) not in text
-    assert "5 models trained by the same recipe" in (tmp_path / "all" / "README.md").read_text()
-    assert "of 5 models trained by the same recipe" in capsys.readouterr().out
+    assert "5 models trained with the same recipe" in (tmp_path / "all" / "README.md").read_text()
+    assert "of 5 models trained with the same recipe" in capsys.readouterr().out
 
 
 @pytest.mark.slow

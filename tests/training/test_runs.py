@@ -163,7 +163,7 @@ def test_scores_of_the_same_recipe_are_quoted(corpus, tmp_path):
     folders = [folds_of(tmp_path / name, [other_seed] * count) for name, count in (("six", 6), ("five", 5))]
     first, second = quoted_scores(folders, settings_of(corpus, tmp_path, data={"validation_share": 0.15})[1])
     assert (first["protocol"], first["seed"], first["models"], second["models"]) == ("mine/loso-all", 42, 6, 5)
-    assert first["measured_on"] == "6 models trained by the same recipe, each tested on speakers not trained on"
+    assert first["measured_on"] == "6 models trained with the same recipe, each tested on unseen speakers"
     assert first["mean"]["UA"] == 0.5 and first["std"]["WA"] == 0.6
     assert first["pooled"]["intervals"]["by_speaker"]["UA"] == [0.3, 0.7] and "per_class" not in first["pooled"]
     assert quoted_scores([], {}) == []
