@@ -74,7 +74,7 @@ def test_the_value_of_an_option_is_not_a_recipe(option, tmp_path):
         ("- a\n- b", "option: value"),
         ("a: [", "cannot be read"),
         ("seed: 2020-99-99", "cannot be read: month must be in 1..12"),
-        ("labels: &a [x]\nmerge_labels: *a", "repeats a value by .a; write it out"),
+        ("labels: &a [x]\nmerge_labels: *a", "repeats a value with .a; write it out"),
         ("seed: " + "[" * 3_000, "nests more than 10 lists and mappings"),
         ("lr_scheduler_kwargs: {day: 2020-01-01}", "lr_scheduler_kwargs cannot be written as JSON"),
         ("seed: 1\nfold: 2\nseed: 3", "it has seed twice, in lines 1 and 3"),

@@ -115,7 +115,7 @@ def test_a_checkpoint_without_splits_is_refused(evaluate, tmp_path):
     "flags, message",
     [
         (["--fold", "2"], "--fold needs --protocol"),
-        (["--protocol", "loso", "--fold", "all"], "one checkpoint is scored on one fold"),
+        (["--protocol", "loso", "--fold", "all"], "a checkpoint is scored on one fold"),
         (["--protocol", "everything"], "has no test set: leave it out to score all clips"),
         (["--protocol", "loso", "--fold", "9"], "a number from 1 to 5, not 9"),
         (["--merge_labels", "sad=upset"], "has no class 'upset'; it has sad, .*--labels.*--merge_labels upset=sad"),
