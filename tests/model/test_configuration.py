@@ -187,5 +187,5 @@ def test_label_indices_given_as_strings_become_integers(names, tmp_path):
     ],
 )
 def test_an_invalid_id2label_is_refused(labels):
-    with pytest.raises(ValueError, match="id2label=.* has to give the classes 0, 1, "):
+    with pytest.raises(ValueError, match="id2label=.* must map 0, 1, "):
         MaxMViTConfig(id2label=labels)
