@@ -116,7 +116,7 @@ def test_tables_that_cannot_be_joined_on_a_full_disk_keep_every_prediction(
 
     with monkeypatch.context() as full:
         full.setattr("ser.files.sync", no_room)
-        with pytest.raises(UsageError, match=f"out{suffix} cannot be written: .* answers are kept"):
+        with pytest.raises(UsageError, match=f"out{suffix} cannot be written: .* rows are kept"):
             end(*processes[0])
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.suffix != ".lock"]
     join_parts(str(output), ITEMS, open_at)
