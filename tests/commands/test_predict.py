@@ -59,7 +59,7 @@ def test_a_folder_gives_a_row_for_each_clip_and_scores_by_its_subfolders(checkpo
         assert row["prediction"] == LABELS[int(np.argmax(scores))]
     accuracy = np.mean([row["label"] == row["prediction"] for row in rows])
     messages = capsys.readouterr().err
-    assert "6 files: 6 answered, 0 failed." in messages
+    assert "6 files: 6 classified, 0 failed." in messages
     assert f"WA {accuracy:.4f}  UA {accuracy:.4f} on 6 labelled files" in messages
 
 
@@ -188,7 +188,7 @@ def test_segments_with_unknown_labels_are_refused_first_and_those_past_the_end_n
     streams = capsys.readouterr()
     assert f"error: {segments}, line 2: the model has no label 'bored'" in streams.err and not streams.out
     segments.write_text(whole.replace("0.2 0.6", "0.2 0.9"))
-    with pytest.raises(DataError, match="line 3: the segment ends at 1.1 s, and .*two.wav at 0.8 s"):
+    with pytest.raises(DataError, match="line 3: the segment ends at 1.1 s, but .*two.wav at 0.8 s"):
         predict_ser.main(arguments)
     assert "two.wav,0.6,0.8,4,silence" in capsys.readouterr().out  # the predictions are printed nevertheless
 
@@ -200,7 +200,7 @@ def test_a_list_of_segments_names_recordings_without_labels(checkpoint, talks, c
     arguments = ["--model", checkpoint, str(listed), "--window", "0.2", "--segments", str(listed)]
     assert predict_ser.main(arguments) == 0
     stderr = capsys.readouterr().err
-    assert "1 files: 1 answered" in stderr and f"{folder / 'one.wav'}: EDER" in stderr and "WA" not in stderr
+    assert "1 files: 1 classified" in stderr and f"{folder / 'one.wav'}: EDER" in stderr and "WA" not in stderr
 
 
 def test_a_list_names_files_relative_to_its_folder_and_their_labels(checkpoint, clips, capsys):
@@ -282,7 +282,7 @@ def test_broken_files_are_counted_named_and_have_no_row(checkpoint, clips, tmp_p
     assert predict_ser.main(["--model", checkpoint, *arguments]) == 1
     assert [Path(row["file"]).name for row in read_rows(output)] == ["a.wav", "e.wav"]
     messages = capsys.readouterr().err
-    assert "9 files: 2 answered, 7 failed." in messages
+    assert "9 files: 2 classified, 7 failed." in messages
     assert all(name in messages for name in ("b.mp3", "c.flac", "d.wav", "f.m4a", "g.wav", missing, "[bad"))
 
 
@@ -385,7 +385,8 @@ def test_a_table_without_a_valid_origin_file_is_not_continued(checkpoint, clips,
     origin_file.unlink() if origin is None else origin_file.write_text(origin)
     assert predict_ser.main(arguments) == 2
     assert (
-        f"{origin_file}, which says how they were made, is missing or broken; give another" in capsys.readouterr().err
+        f"{origin_file}, which records how they were made, is missing or broken; give another"
+        in capsys.readouterr().err
     )
     assert output.read_text() == whole
 

@@ -240,7 +240,7 @@ QUOTED = {
     "protocol": "mine/loso-all",
     "seed": 7,
     "models": 6,
-    "measured_on": "6 models trained by the same recipe, each tested on speakers not trained on",
+    "measured_on": "6 models trained with the same recipe, each tested on unseen speakers",
     "mean": {"UA": 0.512, "WA": 0.523},
     "std": {"UA": 0.031, "WA": 0.042},
     "pooled": {
@@ -253,7 +253,11 @@ QUOTED = {
 
 
 def test_scores_of_other_models_are_quoted_as_theirs(tmp_path):
-    other = QUOTED | {"protocol": "mine/halves-all", "models": 2, "measured_on": "2 models trained by the same recipe"}
+    other = QUOTED | {
+        "protocol": "mine/halves-all",
+        "models": 2,
+        "measured_on": "2 models trained with the same recipe",
+    }
     metadata, text = card(tmp_path, mine(), "everything", quoted=[QUOTED, other])
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["quoted_scores"] == [QUOTED, other] and "UA" not in report
@@ -261,13 +265,13 @@ def test_scores_of_other_models_are_quoted_as_theirs(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith(("| 6 models", "| 2 models"))]
     assert len(rows) == 4
     assert rows[0] == (
-        "| 6 models trained by the same recipe, each tested on speakers not trained on | mine/loso-all, 7 | UA | "
+        "| 6 models trained with the same recipe, each tested on unseen speakers | mine/loso-all, 7 | UA | "
         "0.512 ± 0.031 | 0.509 | 0.400 to 0.600 |"
     )
     assert "No test set: this model has no score of its own." in text
     assert "No number in this table is a score of this model." in text
     lines = format_report(report).splitlines()[2:]
-    assert len(lines) == 4 and all("models trained by the same recipe" in each for each in lines)
+    assert len(lines) == 4 and all("models trained with the same recipe" in each for each in lines)
     assert (
         lines[0].startswith("UA (mine/loso-all) of 6 models") and ", not of this model: 0.512 +- 0.031, " in lines[0]
     )

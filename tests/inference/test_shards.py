@@ -245,7 +245,7 @@ def test_two_processes_of_which_one_is_killed_classify_every_file_once(tmp_path)
     broken = str(clips / "angry" / "99.wav")
     assert len(attempted) == len({*attempted}) and {*attempted} | kept == {*map(str, clips.rglob("*.wav"))}
     assert not {*attempted} & kept
-    assert "13 files: 12 answered, 1 failed." in stderr and "on 12 labelled files" in stderr, stderr
+    assert "13 files: 12 classified, 1 failed." in stderr and "on 12 labelled files" in stderr, stderr
     assert notes[0]["code"] == 1 and broken in stderr
     assert not parts_folder(str(output)).exists()
 
