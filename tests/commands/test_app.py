@@ -12,7 +12,7 @@ import soundfile
 from praatio import textgrid
 
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install -r requirements-app.txt)")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
@@ -34,7 +34,7 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def url():
-    model = tiny_model()
+    model = convnet_model()
     model.config.id2label = dict(enumerate(LABELS))
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"

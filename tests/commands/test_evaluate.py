@@ -14,7 +14,7 @@ from ser.data.corpora.demo import write_demo_corpus
 from ser.evaluation.evaluate import training_overlap
 from ser.utils import DataError, UsageError
 from tests.helpers.clips import corpus_of
-from tests.helpers.tiny import save_tiny, tiny_model
+from tests.helpers.tiny import convnet_model, save_tiny
 
 NAMES = ["sad", "happy", "calm", "angry", "neutral"]  # not in the order of the corpus, and with one more class
 
@@ -32,7 +32,7 @@ def cache(tmp_path_factory):
 
 
 def checkpoint(folder, trained_on=(), protocol="demo/speaker-fold1", names=NAMES):
-    model = tiny_model(len(names))
+    model = convnet_model(len(names))
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     with torch.no_grad():

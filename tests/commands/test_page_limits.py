@@ -20,7 +20,7 @@ import soundfile
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from tests.helpers.processes import exit_codes, start
 from tests.helpers.servers import serve_page
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install -r requirements-app.txt)")
 import gradio  # noqa: E402
@@ -40,7 +40,7 @@ def launched(tmp_path, monkeypatch):
     """Starts the page with limits of 1 MB, 0.1 minutes and one waiting request; yields page, address and uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr(app, "CHECK_S", 0.1)
-    model = tiny_model(max_clip_s=2.0, window_s=1.0)
+    model = convnet_model(max_clip_s=2.0, window_s=1.0)
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"
     )
@@ -54,7 +54,7 @@ def launched(tmp_path, monkeypatch):
 def test_the_page_shows_dimensions(tmp_path, names):
     fields = {"id2label": dict(enumerate(names)), "dimensions": {"arousal": [1, 5], "valence": [1, 5]}}
     kind = "regression" if len(names) == 2 else None
-    model = tiny_model(len(names), max_clip_s=2.0, window_s=1.0, problem_type=kind, **fields)
+    model = convnet_model(len(names), max_clip_s=2.0, window_s=1.0, problem_type=kind, **fields)
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=tiny_feature_extractor(), task="audio-classification", device="cpu"
     )
@@ -81,7 +81,7 @@ def test_a_page_without_a_model_uses_the_shipped_weights(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="lacks weights/ravdess: .*app.py MODEL"):
         app.main([])
     folder = tmp_path / "weights" / "ravdess"
-    tiny_model().save_pretrained(folder)
+    convnet_model().save_pretrained(folder)
     tiny_feature_extractor().save_pretrained(folder)
     built = []
     monkeypatch.setattr(app, "build_page", lambda classify, *limits: built.append(classify) or mock.Mock())
@@ -152,7 +152,7 @@ def running(checkpoint: Path, uploads: Path) -> Iterator[tuple[subprocess.Popen,
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model(max_clip_s=2.0, window_s=1.0).save_pretrained(folder)
+    convnet_model(max_clip_s=2.0, window_s=1.0).save_pretrained(folder)
     tiny_feature_extractor().save_pretrained(folder)
     return folder
 
@@ -231,7 +231,7 @@ def test_the_page_gives_the_scores_of_the_pipeline(launched, tmp_path, seconds, 
     path = tmp_path / "mine.flac"
     soundfile.write(path, voice(seconds, sampling_rate=16_000), 16_000)
     classify = MaxMViTAudioClassificationPipeline(
-        model=tiny_model(max_clip_s=2.0, window_s=1.0),
+        model=convnet_model(max_clip_s=2.0, window_s=1.0),
         feature_extractor=tiny_feature_extractor(),
         task="audio-classification",
         device="cpu",
@@ -246,7 +246,7 @@ def test_the_page_gives_the_scores_of_the_pipeline(launched, tmp_path, seconds, 
 @pytest.mark.parametrize("seconds", [1.0, 4.0])
 def test_silence_and_channels_that_cancel_get_one_sentence(tmp_path, seconds):
     """Of clips, and of recordings that are classified in windows."""
-    model, extractor = tiny_model(max_clip_s=2.0, window_s=1.0), tiny_feature_extractor()
+    model, extractor = convnet_model(max_clip_s=2.0, window_s=1.0), tiny_feature_extractor()
     classify = MaxMViTAudioClassificationPipeline(
         model=model, feature_extractor=extractor, task="audio-classification", device="cpu"
     )

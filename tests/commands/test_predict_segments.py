@@ -15,7 +15,7 @@ from modeling_maxmvit import FeatureStatistics
 from ser.commands import predict as predict_ser
 from ser.models import load_pipeline
 from tests.helpers.marks import first_fast
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 RATE = 16_000
@@ -24,7 +24,7 @@ TURNS = "start,end,speaker,text\n0.2,1.4,anna,well\n1.2,2.0,ben,no\n2.1,2.3,anna
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    model = tiny_model()
+    model = convnet_model()
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     model.config.max_clip_s, model.config.window_s = 2.0, 1.5

@@ -14,7 +14,7 @@ from audio_maxmvit import AudioError
 from ser.data.batches import LengthGroupedSampler, PairCollator
 from ser.data.features import extract_features, rearranged
 from ser.training.trainer import SERTrainer
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 from tests.helpers.training import make_arguments
 
 BRANCHES = ("cqt", "mel")
@@ -60,7 +60,7 @@ def test_batches_have_one_channel_in_half_precision_and_are_normalized_on_the_de
     features = extract_features(clips, extractor, cache_dir=tmp_path / "cache")
     args = make_arguments(tmp_path, per_device_train_batch_size=5)
     trainer = SERTrainer(
-        model=tiny_model(2), args=args, data_collator=PairCollator(extractor), train_dataset=features,
+        model=convnet_model(2), args=args, data_collator=PairCollator(extractor), train_dataset=features,
         eval_dataset=features, processing_class=extractor,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))

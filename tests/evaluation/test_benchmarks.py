@@ -21,7 +21,7 @@ from ser.models import load_pipeline, make_config
 from ser.training.familiarity import fit_familiarity
 from tests.helpers.corpora import write_ravdess
 from tests.helpers.speech import built
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"results"})
@@ -175,7 +175,7 @@ def test_the_memory_of_a_process_includes_that_of_its_children():
 @pytest.mark.slow
 def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsys):
     """Two test speakers and eight others; familiarity is fitted to clips like the test clips."""
-    folder, model, extractor = tmp_path / "model", tiny_model(8), tiny_feature_extractor()
+    folder, model, extractor = tmp_path / "model", convnet_model(8), tiny_feature_extractor()
     for actor in range(1, 11):
         (tmp_path / "ravdess" / f"Actor_{actor:02d}").mkdir(parents=True)
         for emotion in range(1, 9):

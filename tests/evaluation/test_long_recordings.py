@@ -15,7 +15,7 @@ from benchmarks.results import speakers_of
 from ser.data.corpora import load_corpus
 from ser.data.corpora.ravdess import RAVDESS_EMOTIONS
 from ser.models import load_pipeline
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def ravdess(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """Saves a model that always predicts anger."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model(len(RAVDESS_EMOTIONS))
+    model = convnet_model(len(RAVDESS_EMOTIONS))
     model.config.id2label = dict(enumerate(RAVDESS_EMOTIONS))
     model.config.label2id = {name: index for index, name in enumerate(RAVDESS_EMOTIONS)}
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_actors_must_be_named_without_a_list_of_test_speakers(ravdess, checkpoin
     assert speakers_of(checkpoint) == ["03"] and speakers_of(checkpoint, "validation") == ["02"]
     with pytest.raises(SystemExit, match="has no splits.json .* name them by --actors"):
         speakers_of(tmp_path)
-    tiny_model().save_pretrained(tmp_path)
+    convnet_model().save_pretrained(tmp_path)
     tiny_feature_extractor().save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="has the classes LABEL_0, .*, but not angry or calm"):
         run(pipeline, monkeypatch, "long_recording", tmp_path, ravdess, "--actors", 3)

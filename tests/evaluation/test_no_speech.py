@@ -10,7 +10,7 @@ from audio_maxmvit import loudness
 from benchmarks import robustness
 from benchmarks.robustness import KINDS, kind_of, sound
 from ser.models import load_pipeline
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor
 
 RATE = 16_000
 
@@ -48,7 +48,7 @@ def test_noise_has_its_colour(kind, db_per_octave):
 
 @pytest.mark.slow
 def test_the_table_holds_the_scores_of_the_pipeline(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path / "model")
+    convnet_model().save_pretrained(tmp_path / "model")
     tiny_feature_extractor().save_pretrained(tmp_path / "model")
     kept, n_inputs = tmp_path / "figures.json", 2 * len(KINDS)
     robustness.main(["no_speech", str(tmp_path / "model"), "--inputs", str(n_inputs), "--json", str(kept)])

@@ -4,13 +4,13 @@ import csv
 import json
 from pathlib import Path
 
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 
 
 def save_checkpoint(folder: Path, seed: int = 0) -> str:
-    model = tiny_model(seed=seed)
+    model = convnet_model(seed=seed)
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     model.save_pretrained(folder)

@@ -14,7 +14,7 @@ from ser.training.streaming import (
 )
 from ser.training.trainer import SERTrainer
 from tests.helpers.clips import sound
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor
 from tests.helpers.training import compute_metrics, make_arguments
 
 GROUP = 5  # clips in each row group of a parquet file, the unit of reading
@@ -46,7 +46,7 @@ def trainer_of(corpus, folder, workers=0, streaming=True, model=None, train=22, 
     collator = PairCollator(extractor, augmentation)
     kind = partial(StreamingTrainer, shards=corpus.shards, shuffle_buffer_size=8) if streaming else SERTrainer
     return kind(
-        model=model or tiny_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),
+        model=model or convnet_model(2), args=args, train_collator=collator, data_collator=PairCollator(extractor),
         train_dataset=corpus.clips.select(range(train)), eval_dataset=corpus.clips.select(range(22, 31)),
         processing_class=extractor, compute_metrics=compute_metrics,
     )  # fmt: skip

@@ -18,14 +18,14 @@ from ser.inference.enrollment import profiles_of
 from ser.inference.predictions import Item
 from ser.utils import UsageError
 from tests.helpers.marks import first_fast
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 RATE = 44_100
 
 
 def model_with_statistics(seed: int = 0, **changes):
-    model = tiny_model(seed=seed, **changes)
+    model = convnet_model(seed=seed, **changes)
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     statistics = FeatureStatistics(model.base_model.num_features)
@@ -140,10 +140,10 @@ def test_an_invalid_relevance_is_refused(classify, relevance):
 
 def test_models_that_cannot_enroll_give_the_reason():
     with pytest.raises(ValueError, match="keeps no statistics .* train it again"):
-        pipeline_of(tiny_model()).enroll(CLIPS[:1])
+        pipeline_of(convnet_model()).enroll(CLIPS[:1])
     for changes in ({"fusion": "attention"}, {"head": "decoder"}):
         with pytest.raises(ValueError, match="No speaker can be enrolled with fusion="):
-            pipeline_of(tiny_model(**changes)).enroll(CLIPS[:1])
+            pipeline_of(convnet_model(**changes)).enroll(CLIPS[:1])
 
 
 def test_a_profile_of_another_model_is_refused(classify, tmp_path):
@@ -320,7 +320,7 @@ def test_invalid_adaptations_are_refused_with_one_line(checkpoint, clips, tmp_pa
     soundfile.write(silent / "0.wav", np.zeros(RATE), RATE)
     (tmp_path / "broken.json").write_text("{")
     plain = tmp_path / "plain"
-    tiny_model().save_pretrained(plain)
+    convnet_model().save_pretrained(plain)
     tiny_feature_extractor().save_pretrained(plain)
     cases = [
         (checkpoint, [clips / "unknown.csv", "--adapt", "speaker"], "1 have none, such as .*2.wav: give a list"),
@@ -357,7 +357,7 @@ def test_a_speaker_whose_recordings_are_all_silent_has_no_profile(classify, clip
     found = profiles_of(pipeline_of(model_with_statistics()), "speaker", items, 4.0)
     assert [*found] == [items[0].file]
     with pytest.raises(UsageError, match="No speaker can be enrolled|keeps no statistics"):
-        profiles_of(pipeline_of(tiny_model()), "table", items, 4.0)
+        profiles_of(pipeline_of(convnet_model()), "table", items, 4.0)
 
 
 @pytest.mark.parametrize("count, relevance, share", [(0, 4, 0), (4, 4, 0.5), (12, 4, 0.75), (3, 0, 1)])

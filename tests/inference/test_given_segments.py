@@ -8,7 +8,7 @@ import torch
 from audio_maxmvit import AudioError
 from modeling_maxmvit import FeatureStatistics
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 RATE = 22_050
@@ -17,7 +17,7 @@ SEGMENTS = [(0.3, 1.1, "anna"), (0.9, 2.05, "ben", "well then"), (2.4, 2.6, "ann
 
 @pytest.fixture(scope="module")
 def classify():
-    model = tiny_model()
+    model = convnet_model()
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     statistics = FeatureStatistics(model.base_model.num_features)

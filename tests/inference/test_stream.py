@@ -13,7 +13,7 @@ import torch
 from audio_maxmvit import AudioError, read_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.models import load_pipeline
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples import live
@@ -23,7 +23,7 @@ LABELS = ["angry", "happy", "neutral", "sad"]
 
 
 def build(**kwargs) -> MaxMViTAudioClassificationPipeline:
-    model = tiny_model()
+    model = convnet_model()
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     model.config.window_s = 1.5

@@ -12,7 +12,7 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.commands import predict as predict_ser
 from ser.training.familiarity import fit_familiarity
 from tests.helpers.marks import first_fast
-from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, noise, tiny_feature_extractor, voice
 
 RATE = 44_100
 LABELS = ["angry", "happy", "neutral", "sad"]
@@ -21,7 +21,7 @@ LABELS = ["angry", "happy", "neutral", "sad"]
 @pytest.fixture(scope="module")
 def parts():
     """Returns a model whose familiarity is fitted to forty voices of 0.5 s, and its feature extractor."""
-    model, feature_extractor = tiny_model(), tiny_feature_extractor()
+    model, feature_extractor = convnet_model(), tiny_feature_extractor()
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     features = []
@@ -114,7 +114,7 @@ def test_a_min_familiarity_that_is_not_from_0_to_1_is_refused(classify, value):
 
 
 def test_a_model_without_familiarity_is_refused_before_anything_is_read(tmp_path, capsys):
-    model, feature_extractor = tiny_model(), tiny_feature_extractor()
+    model, feature_extractor = convnet_model(), tiny_feature_extractor()
     parts = {"model": model, "feature_extractor": feature_extractor, "task": "audio-classification"}
     message = "min_familiarity=0.05 needs a checkpoint that keeps the distribution of its training data"
     with pytest.raises(ValueError, match=message):

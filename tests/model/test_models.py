@@ -68,7 +68,8 @@ def with_another_extractor(folder):
 
 def without_a_backbone_weight(folder):
     return change_weights(
-        save_tiny(folder), lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight")
+        save_tiny(folder, tiny_model()),
+        lambda weights: weights.pop("maxmvit.mel_backbone.patch_embed.proj.weight"),
     )
 
 

@@ -8,7 +8,7 @@ import pipeline_maxmvit
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
 from spectrograms_maxmvit import SpectrogramStream
 from tests.helpers.marks import first_fast
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 RATE = 44_100
 
@@ -81,7 +81,7 @@ def test_images_of_cut_windows_are_close_to_those_of_waveforms(recording):
 
 @pytest.mark.slow
 def test_scores_agree_and_each_second_is_computed_once(recording, monkeypatch):
-    model, extractor = tiny_model(), tiny_feature_extractor()
+    model, extractor = convnet_model(), tiny_feature_extractor()
     lengths = []
     spectrograms = type(extractor).spectrograms
 

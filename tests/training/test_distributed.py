@@ -29,6 +29,7 @@ from ser.training.feature_statistics import pooled_features
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, NonFiniteLossError
+from tests.helpers.commands import CONVNET_FLAGS
 from tests.helpers.processes import exit_codes, start_group
 from tests.helpers.streaming import KEEPING, trainer_of, write_shards
 from tests.helpers.tiny import tiny_images, tiny_model, tiny_speech_encoder
@@ -306,7 +307,7 @@ def all_folds(demo_corpus, tmp_path_factory) -> Path:
         "--fold",
         "all",
     ]
-    flags += ["--speech_encoder", encoder, "--speech_learning_rate", "1e-3", "--fusion", "gated"]
+    flags += ["--speech_encoder", encoder, "--speech_learning_rate", "1e-3", "--fusion", "gated", *CONVNET_FLAGS]
     flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none"]
     launch("run_ser.py", "configs/demo.yaml", "--use_cpu", "--preprocessing_num_workers", "1", *flags)
     return folder

@@ -122,7 +122,7 @@ def test_other_clips_are_refused_and_counted(corpus, tmp_path):
 def test_an_old_run_without_run_json_can_be_resumed(corpus, tmp_path, caplog):
     checkpoint = begin(corpus, tmp_path)
     (tmp_path / "run.json").unlink()
-    save_tiny(tmp_path / "checkpoint-1")
+    save_tiny(tmp_path / "checkpoint-1", tiny_model())
     assert earlier_run(*settings_of(corpus, tmp_path, learning_rate=1.0), SPLITS) == checkpoint
     assert "only its model, feature extractor and clips are compared" in caplog.text
     with pytest.raises(DataError, match="hidden_size: 32 -> 48"):

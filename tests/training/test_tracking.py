@@ -13,7 +13,7 @@ from transformers.integrations import integration_utils
 
 from ser.data.corpora.demo import write_demo_corpus
 from ser.training.tracking import RunTracking
-from tests.helpers.commands import ROOT, main
+from tests.helpers.commands import CONVNET_FLAGS, ROOT, main
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,7 @@ def installed(module: Tracker, monkeypatch) -> Tracker:
 def train(corpus, cache, out, *flags) -> None:
     main([str(ROOT / "configs" / "demo.yaml"), "--learning_rate=1e-3", "--num_train_epochs=1", f"--data_dir={corpus}",
           f"--cache_dir={cache}", f"--output_dir={out}", "--preprocessing_num_workers=1", "--dataset_name=demo",
-          "--per_device_train_batch_size=4", *flags])  # fmt: skip
+          "--per_device_train_batch_size=4", *CONVNET_FLAGS, *flags])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
