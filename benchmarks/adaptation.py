@@ -33,7 +33,7 @@ from ser.evaluation.adaptation import shifted_logits
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.models import load_feature_extractor, load_model
 from ser.training.arguments import SERTrainingArguments
-from ser.training.feature_statistics import PooledFeatures, fit_feature_statistics, pooled_features
+from ser.training.pooled_statistics import PooledFeatures, fit_feature_statistics, pooled_features
 from ser.training.trainer import SERTrainer
 
 OTHERS = "all others"  # the row in which every clip that is not scored is enrolled

@@ -11,7 +11,7 @@ The second table is for predictions along recordings (of RAVDESS; left out with 
 recording per actor, with two to four clips of every emotion in random order, twice. Clips are trimmed (35 dB below
 their loudest frame) and separated by 0.3 s of silence. Each recording is tested with the levels as recorded, and with
 equal levels of all clips. The table has the share of time with the correct emotion, the emotion diarization error rate
-and the F1 of segments (see ser/inference/segments.py) over all actors, for each `--smooth`. The default actors are
+and the F1 of segments (see ser/inference/references.py) over all actors, for each `--smooth`. The default actors are
 those of the checkpoint's test part; `smooth` is chosen on those of `--part validation`.
 """
 
@@ -29,7 +29,7 @@ from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.data.corpora import Corpus, load_corpus
 from ser.evaluation.metrics import confusion_matrix, scores_from_confusion
 from ser.evaluation.plots import envelope, plot_timeline
-from ser.inference.segments import Segment, diarization_scores, pooled_scores, timeline_segments
+from ser.inference.references import Segment, diarization_scores, pooled_scores, timeline_segments
 from ser.models import load_pipeline
 
 TRIM_DB = 35

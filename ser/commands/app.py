@@ -29,7 +29,7 @@ from audio_maxmvit import AudioError, stream_audio  # noqa: E402
 from pipeline_maxmvit import SILENCE, MaxMViTAudioClassificationPipeline  # noqa: E402
 from ser.evaluation.plots import clock, envelope, plot_spectrograms, plot_timeline  # noqa: E402
 from ser.inference.annotations import annotations_of, write_annotations  # noqa: E402
-from ser.inference.segment_files import require_library  # noqa: E402
+from ser.inference.given_segments import require_library  # noqa: E402
 from ser.models import load_pipeline  # noqa: E402
 from ser.utils import UsageError, exit_code  # noqa: E402
 

@@ -41,7 +41,7 @@ that the suffix of --output names or, for several recordings, to a folder:
 
 With --segments, a file of the true emotions along the recordings, predictions are scored at the end: the emotion
 diarization error rate, the share of emotional time with the right label, and the F1 of segments (defined in
-ser/inference/segments.py).
+ser/inference/references.py).
 """
 
 import argparse
@@ -86,9 +86,9 @@ from ser.inference.enrollment import (  # noqa: E402
     profiles_of,
     write_profile,
 )
+from ser.inference.given_segments import LIBRARIES, read_given_segments, require_library  # noqa: E402
 from ser.inference.predictions import OUTPUT_SUFFIXES, Item, Table, find_items, open_table  # noqa: E402
-from ser.inference.segment_files import LIBRARIES, read_given_segments, require_library  # noqa: E402
-from ser.inference.segments import Segment, format_scores, pooled_scores, read_references, reference_scores  # noqa: E402
+from ser.inference.references import Segment, format_scores, pooled_scores, read_references, reference_scores  # noqa: E402
 from ser.inference.shards import Share, connect_processes, join_parts  # noqa: E402
 from ser.models import load_config, load_pipeline, shipped_weights  # noqa: E402
 from ser.utils import FAILED, NOT_STARTED, DataError, UsageError, exit_code  # noqa: E402

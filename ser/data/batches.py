@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser.data.augmentation import Augmentation, SpectrogramAugmentation
+from ser.data.corpora.corpus import VOTES, shares_of
 from ser.data.corpora.dimensions import DIMENSIONS
-from ser.data.corpora.table import VOTES, shares_of
 from ser.data.features import read_clip
 
 

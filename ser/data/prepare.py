@@ -18,8 +18,8 @@ from ser.arguments import (
     values_of,
 )
 from ser.data.corpora.combine import load_corpora
-from ser.data.corpora.shards import Shards
-from ser.data.corpora.table import UNREADABLE, Corpus
+from ser.data.corpora.corpus import UNREADABLE, Corpus
+from ser.data.corpora.streamed import Shards
 from ser.data.features import extract_features, read_clip
 from ser.distributed import first_process_first
 from ser.utils import DataError

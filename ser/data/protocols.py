@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from ser.data.corpora.corpus import Corpus
 from ser.data.corpora.registry import RECORDS
-from ser.data.corpora.table import Corpus
 from ser.utils import DataError
 
 EVERYTHING = "everything"

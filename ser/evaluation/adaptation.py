@@ -38,7 +38,7 @@ def adapted_logits(
 
     Args:
         model: A model with the statistics of its training clips.
-        pooled: Features from `ser.training.feature_statistics.pooled_features`.
+        pooled: Features from `ser.training.pooled_statistics.pooled_features`.
         adapt: `"speaker"` or `"table"`.
         relevance: Number of clips that the mean of the training clips counts for.
 

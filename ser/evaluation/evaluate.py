@@ -18,8 +18,8 @@ from pipeline_maxmvit import RELEVANCE
 from ser.arguments import ClipArguments, DataArguments, ModelArguments, check_bounds, values_of
 from ser.cli import Parser
 from ser.data.batches import PairCollator
+from ser.data.corpora.corpus import VOTES, Corpus
 from ser.data.corpora.label_map import read_label_map
-from ser.data.corpora.table import VOTES, Corpus
 from ser.data.prepare import read_corpus, set_up_logging, with_features
 from ser.data.protocols import EVERYTHING, Split, n_folds, resolve_protocol, test_part
 from ser.evaluation.adaptation import adapted_logits
@@ -28,7 +28,7 @@ from ser.evaluation.report import write_report
 from ser.files import check_writable
 from ser.models import load_config, load_feature_extractor, load_model, weights_digest
 from ser.training.arguments import SERTrainingArguments
-from ser.training.feature_statistics import pooled_features
+from ser.training.pooled_statistics import pooled_features
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError
 

@@ -198,11 +198,11 @@ def _results(report: Mapping, hub_id: str | None) -> list[EvalResult]:
             dataset_type=hub_id or corpus["name"],
             dataset_name=f"{corpus['name']} ({protocol})",
             dataset_split="test",
-            metric_type=HUB_METRICS[name],
+            metric_type=metric,
             metric_name=f"{name} ({protocol})",
             metric_value=round(report[name], 4),
         )
-        for name in ("UA", "WA", "macro_f1", "weighted_f1")
+        for name, metric in HUB_METRICS.items()
     ]
 
 

@@ -17,8 +17,8 @@ import datasets
 import numpy as np
 from scipy.special import softmax
 
+from ser.data.corpora.corpus import VOTES, Corpus, agreed
 from ser.data.corpora.dimensions import DIMENSIONS, dimensions_of
-from ser.data.corpora.table import VOTES, Corpus, agreed
 from ser.data.protocols import Split
 from ser.evaluation.calibration import CALIBRATION_SCORES, calibration_scores, probabilities_of, risk_coverage
 from ser.evaluation.dimensions import DIMENSION_SCORES, dimension_scores, format_dimensions

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 from transformers import EvalPrediction
 
-from ser.data.corpora.table import agreed, shares_of
+from ser.data.corpora.corpus import agreed, shares_of
 from ser.evaluation.calibration import probabilities_of
 from ser.evaluation.metrics import bootstrap_of_sums, compute_metrics
 

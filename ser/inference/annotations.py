@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline_maxmvit import SILENCE, TOO_SHORT
 from ser.files import atomic_write
+from ser.inference.given_segments import SEGMENT_TEXTS
 from ser.utils import UsageError
 
 Row = Mapping[str, Any]
@@ -61,7 +62,7 @@ def annotations_of(rows: Sequence[Row], label_names: Sequence[str]) -> list[Anno
                 continue
             values = [score for score in (_score(row, label_names) for row in same) if score is not None]
             score = sum(values) / len(values) if values else None
-            given = {name: same[0].get(name) or "" for name in ("speaker", "text")}
+            given = {name: same[0].get(name) or "" for name in SEGMENT_TEXTS}
             found.append(Annotation(start, end, label, score, **given))
     return sorted(found, key=lambda each: (each.start, each.end))
 
@@ -186,10 +187,10 @@ def _write_audacity(path: Path, recording: str, annotations: Sequence[Annotation
 
 
 WRITERS: dict[str, Callable[[Path, str, Sequence[Annotation]], None]] = {
-    ".textgrid": _write_textgrid, ".eaf": _write_eaf, ".srt": _write_srt, ".vtt": _write_vtt, ".rttm": _write_rttm,
+    ".TextGrid": _write_textgrid, ".eaf": _write_eaf, ".srt": _write_srt, ".vtt": _write_vtt, ".rttm": _write_rttm,
     ".txt": _write_audacity,
 }  # fmt: skip
-FORMATS = {suffix.lower(): suffix for suffix in (".TextGrid", ".eaf", ".srt", ".vtt", ".rttm", ".txt")}
+FORMATS = {suffix.lower(): suffix for suffix in WRITERS}
 
 
 def write_annotations(path: str | Path, recording: str, annotations: Sequence[Annotation]) -> None:
@@ -206,7 +207,7 @@ def write_annotations(path: str | Path, recording: str, annotations: Sequence[An
     """
     try:
         with atomic_write(path) as unfinished:
-            WRITERS[Path(path).suffix.lower()](unfinished, recording, annotations)
+            WRITERS[FORMATS[Path(path).suffix.lower()]](unfinished, recording, annotations)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -22,7 +22,8 @@ from audio_maxmvit import AUDIO_SUFFIXES
 from pipeline_maxmvit import SILENCE, TOO_SHORT, UNCERTAIN, UNFAMILIAR, MaxMViTAudioClassificationPipeline
 from ser.data.tables import FILE_COLUMNS, RESERVED, is_list, read_list
 from ser.files import atomic_write
-from ser.inference.segments import Segment, timeline_segments
+from ser.inference.given_segments import SEGMENT_COLUMNS, SEGMENT_TEXTS
+from ser.inference.references import Segment, timeline_segments
 from ser.models import checkpoint_digest
 from ser.utils import DataError, UsageError
 
@@ -379,7 +380,7 @@ def _segment_rows(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for window in segment.get("windows", [segment]):
             label = segment["label"] if segment["label"] == TOO_SHORT else window["label"]
             row = {"segment": number, "start": window["start"], "end": window["end"], "prediction": label}
-            row |= {name: segment.get(name) for name in ("speaker", "text")}
+            row |= {name: segment.get(name) for name in SEGMENT_TEXTS}
             row |= {label: round(score, 6) for label, score in window["scores"].items()}
             row |= {name: window[name] for name in ("familiarity", "only") if name in window}
             rows.append(row)
@@ -495,7 +496,7 @@ def open_table(
     columns += ["label"] if any(item.label for item in items) else []
     if segments:
         columns += ["segment", "start", "end"]
-        columns += [name for name in ("speaker", "text") if any(segment.get(name) for segment in segments)]
+        columns += [name for name in SEGMENT_TEXTS if any(segment.get(name) for segment in segments)]
         columns += ["rows"]
     elif args.window is not None:
         columns += ["start", "end", "windows"]
@@ -523,7 +524,6 @@ def open_table(
 def _segments_digest(items: Sequence[Item]) -> str:
     """Returns a hash of the segments of all recordings, without the places that they were read from."""
     whole = sorted(
-        (item.file, [[each.get(name) for name in ("start", "end", "speaker", "text")] for each in item.segments or ()])
-        for item in items
+        (item.file, [[each.get(name) for name in SEGMENT_COLUMNS] for each in item.segments or ()]) for item in items
     )
     return f"sha256-{hashlib.sha256(json.dumps(whole).encode('utf-8', 'surrogateescape')).hexdigest()}"

@@ -24,9 +24,9 @@ from ser.data.altered_copies import WaveformCopies
 from ser.data.augmentation import make_augmentation, make_spectrogram_augmentation
 from ser.data.batches import PairCollator
 from ser.data.corpora.combine import balanced_rows
+from ser.data.corpora.corpus import VOTES, Corpus, with_one_label
 from ser.data.corpora.dimensions import DIMENSIONS, dimensions_of
 from ser.data.corpora.label_map import format_label_map
-from ser.data.corpora.table import VOTES, Corpus, with_one_label
 from ser.data.embedding_cache import can_cache_embeddings, layer_statistics_of
 from ser.data.features import rearranged
 from ser.data.prepare import extracted
@@ -42,7 +42,7 @@ from ser.evaluation.windows import mean_over_windows, training_lengths, windows_
 from ser.models import make_model, name_classes, starting_weights
 from ser.training.arguments import SERTrainingArguments
 from ser.training.closed_form import check_closed_form, fit_speech_classifier
-from ser.training.feature_statistics import fit_feature_statistics
+from ser.training.pooled_statistics import fit_feature_statistics
 from ser.training.run_settings import (
     RunClock,
     check_folds,

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from configuration_maxmvit import MaxMViTConfig
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor
 from ser.arguments import DataArguments
-from ser.data.corpora.table import Corpus
+from ser.data.corpora.corpus import Corpus
 from ser.data.protocols import VALIDATION_SHARE
 from ser.distributed import broadcast_from_first, first_process_first
 from ser.evaluation.metrics import SCORES

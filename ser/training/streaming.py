@@ -14,9 +14,9 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ser.data.batches import SeededCollator
+from ser.data.corpora.corpus import VOTES
 from ser.data.corpora.dimensions import DIMENSIONS
-from ser.data.corpora.shards import Shards
-from ser.data.corpora.table import VOTES
+from ser.data.corpora.streamed import Shards
 from ser.training.trainer import SERTrainer
 
 Item = tuple[int, dict[str, Any]]

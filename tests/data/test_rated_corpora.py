@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ser.data.corpora import load_corpora, load_corpus
+from ser.data.corpora.corpus import Corpus
 from ser.data.corpora.demo import dimensions_of_clip, prosody_of_clip
 from ser.data.corpora.dimensions import dimensions_of
 from ser.data.corpora.iemocap import IEMOCAP_VOTES
-from ser.data.corpora.table import Corpus
 from ser.data.protocols import make_split
 from ser.evaluation.report import splits_table
 from ser.utils import DataError

@@ -13,7 +13,7 @@ from modeling_maxmvit import FeatureStatistics
 from ser.arguments import DataArguments
 from ser.commands import evaluate as evaluate_ser
 from ser.evaluation.adaptation import adapted_logits
-from ser.training.feature_statistics import PooledFeatures
+from ser.training.pooled_statistics import PooledFeatures
 from ser.utils import DataError
 from tests.helpers.tiny import save_tiny, tiny_model
 from tests.helpers.training import make_arguments

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 
 from ser.data.augmentation import Mixup
-from ser.data.corpora.table import agreed, shares_of, with_one_label
+from ser.data.corpora.corpus import agreed, shares_of, with_one_label
 from ser.evaluation.calibration import probabilities_of
 from ser.evaluation.soft_labels import DISTRIBUTION_SCORES, compute_distribution_metrics, distribution_scores
 from tests.helpers.soft_labels import recomputed

@@ -4,7 +4,7 @@ import random
 import re
 from pathlib import Path
 
-from ser.inference.segment_files import read_given_segments
+from ser.inference.given_segments import read_given_segments
 from ser.utils import DataError
 from tests.fuzz.kinds import Case, refused
 from tests.fuzz.mutations import broken

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ser.data.corpora import load_corpus
 from ser.inference.predictions import find_items
-from ser.inference.segments import read_segments
+from ser.inference.references import read_segments
 from ser.utils import DataError, UsageError
 from tests.fuzz.kinds import Case, refused
 from tests.fuzz.mutations import valid_files

@@ -19,8 +19,8 @@ from ser.inference.annotations import (
     tiers_of,
     write_annotations,
 )
-from ser.inference.segment_files import read_segment_file
-from ser.inference.segments import read_segments
+from ser.inference.given_segments import read_segment_file
+from ser.inference.references import read_segments
 from ser.utils import UsageError
 
 LABELS = ["happy", "sad"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser.inference.segments import Segment, diarization_scores, pooled_scores, timeline_segments
+from ser.inference.references import Segment, diarization_scores, pooled_scores, timeline_segments
 
 REFERENCE = [Segment(0, 4, "sad"), Segment(4, 8, "surprise"), Segment(10, 12, "angry")]
 

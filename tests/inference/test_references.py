@@ -2,7 +2,7 @@
 
 import pytest
 
-from ser.inference.segments import Segment, format_scores, read_references, read_segments, reference_scores
+from ser.inference.references import Segment, format_scores, read_references, read_segments, reference_scores
 from ser.utils import DataError
 
 LABELS = ["happy", "sad"]

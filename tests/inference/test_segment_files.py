@@ -2,7 +2,7 @@
 
 import pytest
 
-from ser.inference.segment_files import read_given_segments, read_segment_file, require_library
+from ser.inference.given_segments import read_given_segments, read_segment_file, require_library
 from ser.utils import DataError, UsageError
 from tests.helpers.segments import FILES, SRT, TURNS
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from configuration_maxmvit import FUSION_NAMES, HEAD_NAMES, MaxMViTConfig
 from modeling_maxmvit import FUSIONS, HEADS, MaxMViTForAudioClassification, tokens_of
+from ser.arguments import ModelArguments
 from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_config, tiny_images
 
@@ -31,6 +32,9 @@ def build_fusion(name: str, seed: int = 0):
 
 def test_tables_and_names_agree():
     assert tuple(FUSIONS) == FUSION_NAMES and tuple(HEADS) == HEAD_NAMES
+    for option, names in (("fusion", FUSION_NAMES), ("head", HEAD_NAMES)):
+        help_text = ModelArguments.__dataclass_fields__[option].metadata["help"]
+        assert all(name in help_text for name in names), help_text
 
 
 def test_concat():

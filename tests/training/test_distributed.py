@@ -25,7 +25,7 @@ from ser.data.corpora.loading import load_corpus
 from ser.data.spectrogram_cache import FOLDER
 from ser.distributed import first_process_first
 from ser.training.checkpoints import last_checkpoint
-from ser.training.feature_statistics import pooled_features
+from ser.training.pooled_statistics import pooled_features
 from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import DataError, NonFiniteLossError

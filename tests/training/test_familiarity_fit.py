@@ -14,7 +14,7 @@ from ser.data.corpora.demo import write_demo_corpus
 from ser.models import load_model, load_pipeline, make_config, make_model, starting_weights
 from ser.training import familiarity
 from ser.training.familiarity import fit_familiarity
-from ser.training.feature_statistics import features_with_copies, fit_feature_statistics, pooled_features
+from ser.training.pooled_statistics import features_with_copies, fit_feature_statistics, pooled_features
 from tests.helpers.marks import first_fast
 from tests.helpers.tiny import tiny_images, tiny_model
 from tests.helpers.training import clips, make_trainer
@@ -187,14 +187,14 @@ def test_a_run_saves_familiarity_and_noise_is_less_familiar_than_its_clips(train
 
 @pytest.mark.slow
 def test_familiarity_is_also_fitted_to_altered_copies(trained, monkeypatch, tmp_path):
-    from ser.training import feature_statistics, run  # run passes the trainer and its training clips
+    from ser.training import pooled_statistics, run  # run passes the trainer and its training clips
 
     results = {}
 
     def record(trainer, part):
         originals = pooled_features(trainer, part)
         results["all"] = features_with_copies(trainer, part, originals), originals
-        monkeypatch.setattr(feature_statistics, "MAX_VERSIONS", 20)
+        monkeypatch.setattr(pooled_statistics, "MAX_VERSIONS", 20)
         results["some"] = features_with_copies(trainer, part, originals)
 
     monkeypatch.setattr(run, "fit_feature_statistics", record)

@@ -15,9 +15,9 @@ from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
 from audio_maxmvit import AudioError
 from ser.cli import parse_arguments
+from ser.data.corpora.corpus import sound_facts
 from ser.data.corpora.loading import load_corpus
-from ser.data.corpora.shards import FOLDER, Shards, open_streamed
-from ser.data.corpora.table import sound_facts
+from ser.data.corpora.streamed import FOLDER, Shards, open_streamed
 from ser.data.prepare import refuse_unreadable
 from ser.training.streaming import (
     ShuffledBatches,
@@ -65,7 +65,7 @@ def test_the_table_equals_that_of_a_loaded_corpus(corpus, folder, tmp_path):
 
 def test_shards_are_read_once_for_the_table_and_nothing_is_converted(tmp_path, monkeypatch):
     folder, cache, read = write_shards(tmp_path / "shards", 12), tmp_path / "cache", []
-    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", lambda name, audio: read.append(name) or (name, 1.0))
+    monkeypatch.setattr("ser.data.corpora.streamed.sound_facts", lambda name, audio: read.append(name) or (name, 1.0))
     load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
     first = load()
     tables = list(cache.glob("**/*.arrow"))
@@ -86,7 +86,7 @@ def test_an_interrupted_listing_starts_again(tmp_path, monkeypatch, stopped_by):
             raise stopped_by
         return sound_facts(name, audio)
 
-    monkeypatch.setattr("ser.data.corpora.shards.sound_facts", stop_at_the_eighth)
+    monkeypatch.setattr("ser.data.corpora.streamed.sound_facts", stop_at_the_eighth)
     load = partial(load_corpus, str(folder), cache_dir=str(cache), streaming=True)
     with pytest.raises(stopped_by):
         load()

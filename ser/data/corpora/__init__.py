@@ -5,8 +5,8 @@ here), `label`, `speaker`, `session` and `split`. To add a corpus, add one [`Rec
 """
 
 from ser.data.corpora.combine import load_corpora
+from ser.data.corpora.corpus import Corpus
 from ser.data.corpora.loading import load_corpus
 from ser.data.corpora.registry import RECORDS
-from ser.data.corpora.table import Corpus
 
 __all__ = ["RECORDS", "Corpus", "load_corpora", "load_corpus"]

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ser.data.corpora.corpus import Corpus, keep_one_of_equal_sound
 from ser.data.corpora.label_map import LabelMap, read_label_map
 from ser.data.corpora.loading import Chosen, check_classes, choose_rows, clips_of, find_corpus, load_corpus, name_rows
 from ser.data.corpora.names import warn_of_almost_equal_speakers
-from ser.data.corpora.table import Corpus, keep_one_of_equal_sound
 from ser.utils import DataError
 
 NO_FOLDER = "none"

@@ -25,7 +25,7 @@ from ser.data.corpora.readers import (
 )
 from ser.data.corpora.records import Record
 from ser.data.corpora.registry import RECORDS
-from ser.data.corpora.shards import StreamedSplit
+from ser.data.corpora.streamed import StreamedSplit
 from ser.data.tables import LIST_SUFFIXES, is_list, text_of
 from ser.utils import DataError
 

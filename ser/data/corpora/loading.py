@@ -11,6 +11,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 
+from ser.data.corpora.corpus import CLIP_FEATURES, Corpus, keep_one_of_equal_sound
 from ser.data.corpora.demo import make_demo_corpus
 from ser.data.corpora.dimensions import COLUMNS, DIMENSIONS, set_dimensions
 from ser.data.corpora.formats import read_own, read_record, refuse_unused_options
@@ -18,7 +19,6 @@ from ser.data.corpora.names import check_classes_differ, check_not_reserved, war
 from ser.data.corpora.readers import TABLE_SUFFIXES, Rows, visible_files
 from ser.data.corpora.records import VOTES_TIE, Record
 from ser.data.corpora.registry import RECORDS
-from ser.data.corpora.table import CLIP_FEATURES, Corpus, keep_one_of_equal_sound
 from ser.data.tables import LIST_SUFFIXES, text_of
 from ser.utils import DataError
 

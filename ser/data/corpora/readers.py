@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetsError
 
 from audio_maxmvit import AUDIO_SUFFIXES
 from ser.data.corpora.dimensions import DIMENSIONS
-from ser.data.corpora.shards import Shards, StreamedSplit, open_streamed
+from ser.data.corpora.streamed import Shards, StreamedSplit, open_streamed
 from ser.data.tables import FILE_COLUMNS, read_list, text_of
 from ser.utils import DataError
 

@@ -9,8 +9,8 @@ from modeling_maxmvit import FeatureStatistics, MaxMViTForAudioClassification, M
 from ser.arguments import ModelArguments
 from ser.data.corpora.loading import load_corpus
 from ser.models import load_model, make_config, make_model, starting_weights
-from ser.training import feature_statistics
-from ser.training.feature_statistics import fit_feature_statistics, pooled_features, population_statistics
+from ser.training import pooled_statistics
+from ser.training.pooled_statistics import fit_feature_statistics, pooled_features, population_statistics
 from ser.utils import DataError
 from tests.helpers.streaming import trainer_of, write_shards
 from tests.helpers.tiny import tiny_images, tiny_model
@@ -139,7 +139,7 @@ def test_a_model_that_reads_tokens_gets_no_statistics(tmp_path):
 
 @pytest.mark.slow
 def test_the_same_sample_of_many_clips_is_drawn_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_statistics, "MAX_CLIPS", 6)
+    monkeypatch.setattr(pooled_statistics, "MAX_CLIPS", 6)
     means, part = [], clips_of([f"{i % 5}" for i in range(20)])
     for _ in range(2):
         trainer = make_trainer(tmp_path)

@@ -21,10 +21,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ser.data.tables import FILE_COLUMNS, read_list
-from ser.inference.segments import RecordingNames, rttm_rows
+from ser.inference.references import RecordingNames, rttm_rows
 from ser.utils import DataError, UsageError
 
 GivenSegment = dict[str, Any]
+SEGMENT_TEXTS = ("speaker", "text")  # optional columns, which tables of predictions repeat
+SEGMENT_COLUMNS = ("start", "end", *SEGMENT_TEXTS)
 LIBRARIES = {".textgrid": "praatio", ".eaf": "pympi", ".srt": "pysubs2", ".vtt": "pysubs2"}
 OTHER_RTTM_TYPES = {
     *("SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "SU", "IP", "CB"),
@@ -167,7 +169,7 @@ def read_segment_file(path: str | Path, tiers: Sequence[str] = ()) -> list[Given
                 "0 <= start <= end are needed."
             )
         segment: GivenSegment = {"start": start, "end": end}
-        for name in ("speaker", "text", "file"):
+        for name in (*SEGMENT_TEXTS, "file"):
             if (value := given.get(name)) is not None and not isinstance(value, str | int):
                 raise DataError(f"{place}: its {name} is {value!r}, which is not text.")
             value = "" if value is None else str(value)
@@ -199,14 +201,14 @@ def _text_of(path: Path) -> str:
 
 
 def _read_list(path: Path, tiers: Sequence[str]) -> Iterator[GivenSegment]:
-    table = read_list(path, [*FILE_COLUMNS, "start", "end", "speaker", "text"])
+    table = read_list(path, [*FILE_COLUMNS, *SEGMENT_COLUMNS])
     table.require("start", "end")
     named = next((name for name in FILE_COLUMNS if name in table.columns), None)
     for line, row in table.rows:
         place = f"{path}, line {line}"
         if named and not row[named]:
             raise DataError(f"{place} names no file: fill it in, or remove the column {named!r}.")
-        given: GivenSegment = {name: row.get(name) for name in ("start", "end", "speaker", "text")}
+        given: GivenSegment = {name: row.get(name) for name in SEGMENT_COLUMNS}
         yield given | {"file": row[named] if named else None, "place": place}
 
 

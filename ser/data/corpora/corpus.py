@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from audio_maxmvit import LONGEST_CLIP_S, AudioError, decode_audio
 
 if TYPE_CHECKING:
-    from ser.data.corpora.shards import Shards
+    from ser.data.corpora.streamed import Shards
 
 
 # ---- The table of clips ----

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils.versions import require_version
 
-from ser.data.corpora.table import sound_facts
+from ser.data.corpora.corpus import sound_facts
 from ser.utils import DataError
 
 FOLDER = "maxmvit_streams"
