@@ -7,8 +7,8 @@ Classifies the emotion of recordings with a file from export_ser.py, without PyT
 
 This file needs no other file of the project: copy it and OUT.onnx to where they are needed. It prints the table that
 predict_ser.py prints, treats silence and long recordings in the same way, reads the same lists, and has the same exit
-codes (0: every file was classified, 1: some could not be read, or the table not be written, 2: the command could not
-start, 130: interrupted, 141: the program that reads its output ended first). Three things differ. URLs are not
+codes (0: every file was classified, 1: some could not be read, or the table could not be written, 2: the command could
+not start, 130: interrupted, 141: the program that reads its output ended first). Three things differ. URLs are not
 fetched. Files that are cut off or damaged are classified as far as they can be read. And overlapping windows are
 classified separately, whereas predict_ser.py cuts them out of spectrograms of the whole recording, which changes their
 first and last half second.

@@ -67,8 +67,8 @@ class ModelArguments:
     """Model"""
 
     model_name_or_path: str | None = option(None, "Checkpoint to start from.")
-    cqt_backbone: str = option("maxvit_base_tf_224", "timm model for the CQT image, or none.")
-    mel_backbone: str = option("mvitv2_base", "timm model for the Mel image, or none.")
+    cqt_backbone: str = option("maxvit_base_tf_224", "timm model for the CQT image, convnet or none.")
+    mel_backbone: str = option("mvitv2_base", "timm model for the Mel image, convnet or none.")
     cqt_backbone_kwargs: str | None = option(None, "Arguments of the CQT backbone, as JSON.", needs=CQT)
     mel_backbone_kwargs: str | None = option(None, "Arguments of the Mel backbone, as JSON.", needs=MEL)
     filter_bank: str = option("fixed", "Mel filters, fixed or learnable.")
@@ -88,7 +88,7 @@ class ModelArguments:
         0.5, "Weight of the speech classifier in late fusion.", at_least=0, at_most=1, needs=["fusion=late"]
     )
     fusion_size: int = option(
-        256, "Width of the fusions attention and bilinear.", needs=["fusion=attention or fusion=bilinear"]
+        256, "Width of attention and bilinear fusion.", needs=["fusion=attention or fusion=bilinear"]
     )
     head: str = option("mlp", "Head: mlp, linear or decoder (with one query per class).")
     head_layers: int = option(1, "Hidden layers of the MLP, or layers of the decoder.")
@@ -205,7 +205,7 @@ class BranchArguments:
     mel_optimizer: str | None = option(
         None, "Optimizer of the Mel backbone (default: --optim, else radam).", needs=TRAINED_MEL
     )
-    head_optimizer: str | None = option(None, "Optimizer of the head (--optim, else adam).")
+    head_optimizer: str | None = option(None, "Optimizer of the head (default: --optim, else adam).")
     speech_optimizer: str | None = option(
         None, "Optimizer of the speech encoder (default: --optim, else adamw).", needs=TRAINED_SPEECH
     )
@@ -222,7 +222,7 @@ class BranchArguments:
     )
     freeze_backbones: bool = option(False, "Whether to train only the head.")
     unfreeze_epoch: int | None = option(
-        None, "Epoch, from 0, from which frozen backbones are also trained.", at_least=0, needs=["freeze_backbones"]
+        None, "Epoch, counted from 0, from which frozen backbones are trained.", at_least=0, needs=["freeze_backbones"]
     )
     freeze_speech_encoder: bool = option(
         False,
@@ -279,14 +279,14 @@ class AugmentationArguments:
     )
     specaugment_time: float = option(
         0.1,
-        "SpecAugment: widest mask of time, as a share of the image.",
+        "SpecAugment: widest mask in time, as a share of the image.",
         at_least=0,
         at_most=1,
         needs=["specaugment_masks"],
     )
     specaugment_frequency: float = option(
         0.15,
-        "SpecAugment: widest mask of frequency, as a share of the image.",
+        "SpecAugment: widest mask in frequency, as a share of the image.",
         at_least=0,
         at_most=1,
         needs=["specaugment_masks"],
@@ -374,7 +374,7 @@ class ReportArguments:
     )
     logging_nan_inf_filter: bool = option(False, "Whether to omit non-finite losses from logs.")
     test_window: float | None = option(
-        None, "Length in seconds of windows, whose mean scores test clips a second time.", above=0, needs=ONLY_CLASSES
+        None, "Seconds; test clips are also scored by the mean over windows this long.", above=0, needs=ONLY_CLASSES
     )
     test_hop: float | None = option(
         None,
@@ -387,7 +387,7 @@ class ReportArguments:
     )
     report_to: list[str] = field(
         default_factory=lambda: ["tensorboard"],
-        metadata={"help": "Trackers, such as tensorboard or wandb; all of those that are installed; or none."},
+        metadata={"help": "Trackers, such as tensorboard or wandb; all: all that are installed; none: no tracker."},
     )
     run_name: str | None = option(None, "Name of the run in trackers (default: that of the output directory).")
     log_level: str = option("passive", "Log level: debug, info, warning, error or passive.")
@@ -468,7 +468,7 @@ class TargetArguments:
     target: Literal["emotion", "dimensions", "both"] = option("emotion", "What to learn.")
     dimensions: list[str] | None = option(
         None,
-        "Dimensions (default: all; of your own data arousal, valence, dominance).",
+        "Dimensions (default: all; for your own data arousal, valence, dominance).",
         needs=WITH_DIMENSIONS,
     )
 
@@ -484,7 +484,7 @@ class ProtocolArguments:
         "random.",
     )
     fold: str = option("1", "Fold of the protocol, from 1, or all.")
-    test_speakers: list[str] | None = option(None, "Speakers to test, instead of a protocol.")
+    test_speakers: list[str] | None = option(None, "Speakers to test on, instead of a protocol.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -496,7 +496,7 @@ class ProtocolArguments:
 class SeveralCorporaArguments:
     """Several corpora"""
 
-    test_dataset_name: list[str] | None = option(None, "Corpora to test, instead of a part of the training corpora.")
+    test_dataset_name: list[str] | None = option(None, "Corpora to test on, instead of part of the training corpora.")
     test_data_dir: list[str] | None = option(
         None, "Local folder of each test corpus; none for a corpus without one.", needs=["test_dataset_name"]
     )
@@ -529,8 +529,8 @@ class TrainingPartArguments:
     validation_share: float | None = option(
         None, "Share of training clips or speakers for validation; 0: none (default: 0.15).", at_least=0, below=1
     )
-    max_train_samples: int | None = option(None, "Maximum of training clips, drawn at random.", at_least=2)
-    max_eval_samples: int | None = option(None, "Maximum of validation clips, drawn at random.", at_least=1)
+    max_train_samples: int | None = option(None, "Maximum number of training clips, drawn at random.", at_least=2)
+    max_eval_samples: int | None = option(None, "Maximum number of validation clips, drawn at random.", at_least=1)
     shuffle_training_labels: bool = option(
         False, "Whether to shuffle the training labels, as a control: scores must be at chance level."
     )

@@ -1,7 +1,7 @@
 """
 Serves a page that classifies the emotion of recordings: run `python app.py [MODEL]`, then open http://localhost:7860.
 
-Needs requirements-app.txt. docs/space.md has the files of a Hugging Face Space.
+Needs requirements-app.txt. docs/space.md shows how to publish the page as a Hugging Face Space.
 """
 
 import argparse

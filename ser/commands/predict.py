@@ -6,8 +6,8 @@ Classifies the emotion of recordings in files, folders and lists:
 For a recording longer than the longest training clip of the model, the prediction is the mean over windows.
 
 Rows are written one by one. An interrupted run continues where it stopped when the same command is given again.
-out.csv.origin.json, beside out.csv, records the model and windows of its rows; rows with others are not added.
-Several processes can divide the work, on any number of machines that share the folder of --output:
+out.csv.origin.json, beside out.csv, records the model and windows of its rows; rows of another model or other windows
+are refused. Several processes can divide the work, on any number of machines that share the folder of --output:
 
     accelerate launch --multi_gpu predict_ser.py FILE_OR_FOLDER... --output out.csv
 
@@ -326,7 +326,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE_OR_FOLDER",
         help="classify these segments: .rttm, .csv or .tsv (start,end[,speaker][,text][,file]), .srt, .vtt, "
         ".TextGrid, .eaf, .json of whisper, whisperX or pyannote, .txt of Audacity; or a folder with one file for "
-        "each recording. With --window, segments longer than it get a row for each window",
+        "each recording. With --window, segments longer than a window get one row per window",
     )
     parser.add_argument("--tiers", nargs="+", metavar="TIER", help="tiers to read from TextGrid and ELAN files")
     parser.add_argument(

@@ -77,8 +77,8 @@ FAMILIARITY = """
 - With `min_familiarity=0.05`, the pipeline returns "unfamiliar" for sound that is less like the training data than
   95 % of the clips of other speakers recorded in the same way: most music, noise, and several voices at once.
   Familiarity does not show whether a prediction is correct, whether the emotion is one of the classes, or who is
-  speaking. Speech with moderate noise or in a room passes if the model was trained on such copies, and speech from
-  another corpus may be rejected although the prediction is correct."""
+  speaking. Speech with moderate noise or in a room is accepted if the model was trained on clips altered in this way,
+  and speech from another corpus may be rejected although the prediction is correct."""
 
 SCORES_OF_TEST = """Protocol **{protocol}**, test part: {n_test} clips{n_speakers}. {speakers}
 
