@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests. Two tests run at a time, each with one thread; none needs the network."""
+"""Settings and fixtures of all tests. Three tests run at a time, each with one thread; none needs the network."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Leaves the objects of imported modules out of garbage collection, which accelerate runs at every evaluation."""
+    """Leaves the objects of imported modules out of garbage collection, which accelerate runs at every training."""
     gc.freeze()
 
 
@@ -51,6 +51,22 @@ def demo_corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def feature_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("feature_cache")
+
+
+@pytest.fixture(scope="session")
+def streamed_shards(tmp_path_factory) -> Path:
+    """Writes 46 very short clips as parquet files; returns their folder."""
+    from tests.helpers.streaming import write_shards
+
+    return write_shards(tmp_path_factory.mktemp("shards"), 46)
+
+
+@pytest.fixture(scope="session")
+def streamed_corpus(streamed_shards, tmp_path_factory):
+    """Returns the corpus of `streamed_shards`, loaded for streaming."""
+    from ser.data.corpora.loading import load_corpus
+
+    return load_corpus(str(streamed_shards), cache_dir=str(tmp_path_factory.mktemp("cache")), streaming=True)
 
 
 @pytest.fixture(scope="session")

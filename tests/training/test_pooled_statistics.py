@@ -12,21 +12,11 @@ from ser.models import load_model, make_config, make_model, starting_weights
 from ser.training import pooled_statistics
 from ser.training.pooled_statistics import fit_feature_statistics, pooled_features, population_statistics
 from ser.utils import DataError
-from tests.helpers.streaming import trainer_of, write_shards
+from tests.helpers.streaming import trainer_of
 from tests.helpers.tiny import tiny_images, tiny_model
 from tests.helpers.training import clips, make_trainer
 
 KEYS = {f"maxmvit.feature_statistics.{name}" for name in ("mean", "deviation", "speaker_deviation", "largest_spread")}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"), 46)
-
-
-@pytest.fixture(scope="module")
-def corpus(folder, tmp_path_factory):
-    return load_corpus(str(folder), cache_dir=str(tmp_path_factory.mktemp("cache")), streaming=True)
 
 
 def clips_of(speakers: list, seed: int = 0) -> datasets.Dataset:
@@ -44,11 +34,11 @@ def test_pooled_features_are_those_of_the_model_in_the_order_of_the_table(tmp_pa
     assert not trainer.model.maxmvit._forward_hooks
 
 
-def test_features_of_streamed_clips_are_those_of_the_table(corpus, folder, tmp_path):
-    whole = load_corpus(str(folder), cache_dir=str(tmp_path))
-    streamed, read = trainer_of(corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
+def test_features_of_streamed_clips_are_those_of_the_table(streamed_corpus, streamed_shards, tmp_path):
+    whole = load_corpus(str(streamed_shards), cache_dir=str(tmp_path))
+    streamed, read = trainer_of(streamed_corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
     one, other = (pooled_features(each, data.clips.select(range(7, 18)))
-                  for each, data in ((streamed, corpus), (read, whole)))  # fmt: skip
+                  for each, data in ((streamed, streamed_corpus), (read, whole)))  # fmt: skip
     assert torch.equal(one.features, other.features) and one.features.shape[0] == 11
     assert one.speakers == other.speakers and {*one.speakers} == {*"0123"}
 

@@ -31,16 +31,6 @@ from tests.helpers.streaming import KEEPING, trainer_of, write_shards
 from tests.helpers.tiny import tiny_feature_extractor
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"), 46)
-
-
-@pytest.fixture(scope="module")
-def corpus(folder, tmp_path_factory):
-    return load_corpus(str(folder), cache_dir=str(tmp_path_factory.mktemp("cache")), streaming=True)
-
-
 def files_of(batches) -> list[list[str]]:
     return [[item["file"] for _, item in batch] for batch in batches]
 
@@ -52,14 +42,15 @@ def shuffled(corpus, batch_size=4, buffer_size=8, seed=3, **sharing) -> Shuffled
 # ---- the table
 
 
-def test_the_table_equals_that_of_a_loaded_corpus(corpus, folder, tmp_path):
-    whole = load_corpus(str(folder), cache_dir=str(tmp_path))
-    assert "audio" not in corpus.clips.column_names and whole.shards is None
-    assert corpus.revision == whole.revision and corpus.label_names == whole.label_names == ["a", "b"]
+def test_the_table_equals_that_of_a_loaded_corpus(streamed_corpus, streamed_shards, tmp_path):
+    whole = load_corpus(str(streamed_shards), cache_dir=str(tmp_path))
+    assert "audio" not in streamed_corpus.clips.column_names and whole.shards is None
+    assert streamed_corpus.revision == whole.revision
+    assert streamed_corpus.label_names == whole.label_names == ["a", "b"]
     for name in ("file", "label", "speaker", "split"):
-        assert corpus.clips[name][:] == whole.clips[name][:]
-    assert corpus.contents == whole.contents
-    read = corpus.shards.read(corpus.clips["place"][:])
+        assert streamed_corpus.clips[name][:] == whole.clips[name][:]
+    assert streamed_corpus.contents == whole.contents
+    read = streamed_corpus.shards.read(streamed_corpus.clips["place"][:])
     assert [audio["bytes"] for audio in read] == [audio["bytes"] for audio in whole.clips["audio"]]
 
 
@@ -112,11 +103,11 @@ def test_columns_of_every_type_equal_those_of_the_table(tmp_path):
     assert facts[":path"].to_pylist() == [entry["path"] for entry in audio]
 
 
-def test_only_the_requested_groups_are_read(corpus, monkeypatch):
+def test_only_the_requested_groups_are_read(streamed_corpus, monkeypatch):
     opened = []
-    group = type(corpus.shards)._group
-    monkeypatch.setattr(type(corpus.shards), "_group", lambda self, n: opened.append(n) or group(self, n))
-    names = [Path(audio["path"]).name for audio in corpus.shards.read([11, 11, 12, 40, 3])]
+    group = type(streamed_corpus.shards)._group
+    monkeypatch.setattr(type(streamed_corpus.shards), "_group", lambda self, n: opened.append(n) or group(self, n))
+    names = [Path(audio["path"]).name for audio in streamed_corpus.shards.read([11, 11, 12, 40, 3])]
     assert names == ["train11.wav", "train11.wav", "train12.wav", "train40.wav", "train3.wav"]
     assert len(opened) == 3
 
@@ -155,9 +146,9 @@ def test_a_copy_of_a_known_corpus_streams_too(tmp_path):
     assert audio == whole.clips[1]["audio"]
 
 
-def test_shards_on_another_file_system_are_read(folder, tmp_path):
+def test_shards_on_another_file_system_are_read(streamed_shards, tmp_path):
     memory = fsspec.filesystem("memory")
-    for path in folder.glob("data/*"):
+    for path in streamed_shards.glob("data/*"):
         memory.pipe(f"/corpus/{path.name}", path.read_bytes())
     splits, names = open_streamed("parquet", str(tmp_path), data_files="memory://corpus/train-*.parquet")
     shards = Shards()
@@ -194,8 +185,8 @@ def test_a_buffer_yields_each_item_once_and_never_exceeds_its_size(count, size):
     assert (order.tolist() == list(range(count))) == (count < 2 or size == 1)
 
 
-def test_an_epoch_has_every_clip_once_except_those_of_an_incomplete_batch(corpus):
-    batches = shuffled(corpus)
+def test_an_epoch_has_every_clip_once_except_those_of_an_incomplete_batch(streamed_corpus):
+    batches = shuffled(streamed_corpus)
     epochs = []
     for epoch in (0, 1, 0):
         batches.begin(epoch)
@@ -203,16 +194,16 @@ def test_an_epoch_has_every_clip_once_except_those_of_an_incomplete_batch(corpus
         assert [len(batch) for batch in epochs[-1]] == [4] * 11 == [4] * len(batches)
         assert max(Counter(sum(epochs[-1], [])).values()) == 1
     assert epochs[0] == epochs[2] != epochs[1]
-    assert files_of(shuffled(corpus, seed=4)) != epochs[0]
+    assert files_of(shuffled(streamed_corpus, seed=4)) != epochs[0]
 
 
-def test_skipped_batches_are_not_read_and_the_others_do_not_change(corpus, monkeypatch):
-    batches = shuffled(corpus)
+def test_skipped_batches_are_not_read_and_the_others_do_not_change(streamed_corpus, monkeypatch):
+    batches = shuffled(streamed_corpus)
     batches.begin(2)
     whole = files_of(batches)
-    requests, read = [], type(corpus.shards).read
+    requests, read = [], type(streamed_corpus.shards).read
     monkeypatch.setattr(
-        type(corpus.shards), "read", lambda self, places: requests.append(places) or read(self, places)
+        type(streamed_corpus.shards), "read", lambda self, places: requests.append(places) or read(self, places)
     )
     batches.begin(2, skipped=9)
     assert files_of(batches) == [[]] * 9 + whole[9:]
@@ -220,18 +211,18 @@ def test_skipped_batches_are_not_read_and_the_others_do_not_change(corpus, monke
     assert files_of(batches) == whole  # in an epoch without skipped batches
 
 
-def test_processes_divide_an_epoch(corpus):
-    parts = [files_of(shuffled(corpus, num_processes=3, process_index=index)) for index in range(3)]
+def test_processes_divide_an_epoch(streamed_corpus):
+    parts = [files_of(shuffled(streamed_corpus, num_processes=3, process_index=index)) for index in range(3)]
     assert [len(part) for part in parts] == [3, 3, 3]
     assert max(Counter(name for part in parts for batch in part for name in batch).values()) == 1
-    tested = [StreamedBatches(corpus.clips, corpus.shards, 4, 3, index) for index in range(3)]
+    tested = [StreamedBatches(streamed_corpus.clips, streamed_corpus.shards, 4, 3, index) for index in range(3)]
     turns = [name for turn in zip(*map(files_of, tested), strict=True) for batch in turn for name in batch]
-    assert turns[:46] == corpus.files and len(turns) == 48 and {len(each) for each in tested} == {4}
+    assert turns[:46] == streamed_corpus.files and len(turns) == 48 and {len(each) for each in tested} == {4}
 
 
-def test_the_test_set_keeps_its_order(corpus):
-    part = corpus.clips.select([40, 3, 4, 20, 41])
-    assert files_of(StreamedBatches(part, corpus.shards, 2)) == [
+def test_the_test_set_keeps_its_order(streamed_corpus):
+    part = streamed_corpus.clips.select([40, 3, 4, 20, 41])
+    assert files_of(StreamedBatches(part, streamed_corpus.shards, 2)) == [
         ["train40.wav", "train3.wav"], ["train4.wav", "train20.wav"], ["train41.wav"],
     ]  # fmt: skip
 
@@ -240,8 +231,8 @@ def test_the_test_set_keeps_its_order(corpus):
 
 
 @pytest.mark.slow
-def test_batches_do_not_depend_on_workers(corpus, tmp_path):
-    epochs = [list(trainer_of(corpus, tmp_path, workers).get_train_dataloader()) for workers in (0, 2)]
+def test_batches_do_not_depend_on_workers(streamed_corpus, tmp_path):
+    epochs = [list(trainer_of(streamed_corpus, tmp_path, workers).get_train_dataloader()) for workers in (0, 2)]
     assert len(epochs[0]) == len(epochs[1]) == 5
     for one, other in zip(*epochs, strict=True):
         assert torch.equal(one["labels"], other["labels"]) and one["labels"].shape == (4, 2)
@@ -249,11 +240,11 @@ def test_batches_do_not_depend_on_workers(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_exactly_the_same_weights(corpus, tmp_path):
+def test_a_resumed_run_ends_with_exactly_the_same_weights(streamed_corpus, tmp_path):
     settings = {**KEEPING, "save_steps": 4, "num_train_epochs": 3, "train": 14}  # three steps per epoch
-    whole = trainer_of(corpus, tmp_path / "whole", **settings)
+    whole = trainer_of(streamed_corpus, tmp_path / "whole", **settings)
     whole.train()
-    resumed = trainer_of(corpus, tmp_path / "resumed", workers=2, **settings)
+    resumed = trainer_of(streamed_corpus, tmp_path / "resumed", workers=2, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert whole.state.global_step == resumed.state.global_step == 9
     for name, value in whole.model.state_dict().items():
@@ -261,11 +252,11 @@ def test_a_resumed_run_ends_with_exactly_the_same_weights(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_predictions_equal_those_with_a_loaded_corpus(corpus, folder, tmp_path):
-    whole = load_corpus(str(folder), cache_dir=str(tmp_path))
-    streamed, read = trainer_of(corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
+def test_predictions_equal_those_with_a_loaded_corpus(streamed_corpus, streamed_shards, tmp_path):
+    whole = load_corpus(str(streamed_shards), cache_dir=str(tmp_path))
+    streamed, read = trainer_of(streamed_corpus, tmp_path), trainer_of(whole, tmp_path, streaming=False)
     for rows in (range(22, 31), [40, 3, 4, 20, 41]):
-        outputs = [one.predict(each.clips.select(rows)) for one, each in ((streamed, corpus), (read, whole))]
+        outputs = [one.predict(each.clips.select(rows)) for one, each in ((streamed, streamed_corpus), (read, whole))]
         assert np.array_equal(outputs[0].predictions, outputs[1].predictions)
         assert outputs[0].label_ids.tolist() == outputs[1].label_ids.tolist()
     assert streamed.evaluate()["eval_loss"] == read.evaluate()["eval_loss"]
@@ -292,7 +283,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
 # ---- the command
 
 
-def test_options_that_do_not_work_with_streaming_are_refused(tmp_path, folder, caplog):
+def test_options_that_do_not_work_with_streaming_are_refused(tmp_path, streamed_shards, caplog):
     def refuse(reason, *flags):
         with pytest.raises(ValueError, match=reason):
             parse_arguments(["--output_dir", str(tmp_path), *flags])
@@ -335,8 +326,8 @@ def test_json_lines_are_loaded_as_a_list_but_not_streamed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_streams_from_split_to_report(folder, tmp_path, capsys):
-    flags = ["--dataset_name", folder, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
+def test_the_command_streams_from_split_to_report(streamed_shards, tmp_path, capsys):
+    flags = ["--dataset_name", streamed_shards, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
     flags += [
         "--streaming",
         "--shuffle_buffer_size",

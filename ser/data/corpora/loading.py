@@ -360,7 +360,7 @@ def check_classes(corpus: Corpus) -> None:
 
 
 def _files_digest(path: Path) -> str | None:
-    """Returns a digest of the names and sizes of local files, in place of a revision; None if there are none."""
+    """Returns a digest of the names and sizes of local files, used as the revision; None if there are none."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else visible_files(path, "**/*")
