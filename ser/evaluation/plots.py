@@ -8,6 +8,7 @@ from typing import Any
 
 import librosa
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
@@ -210,7 +211,7 @@ def _save(figure: Figure, path: str | Path, heading: str) -> None:
     figure.suptitle("\n".join(lines), fontsize=11)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, format="png")
+        FigureCanvasAgg(figure).print_png(unfinished)  # `savefig` would lay out and draw the figure twice
 
 
 def _series(log_history: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
