@@ -24,7 +24,7 @@ from ser.export.onnx import Form, WholeModel, build, export, save
 from ser.models import load_pipeline
 from ser.utils import DataError, UsageError
 from tests.helpers.onnx_files import PLAIN, operators, session_of
-from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import FEW_STAGES, noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
 SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
@@ -138,13 +138,7 @@ def test_operators_are_plain(whole):
 
 
 def test_a_maxvit_and_an_mvitv2_are_exported_for_any_length(tmp_path):
-    """With one stage of each kind: the first and a later one of MaxViT, and the first three of MViTv2, which pool keys
-    by 4, by 2 and not at all."""
-    classify = classifier(
-        {},
-        cqt_backbone_kwargs={"embed_dim": [32] * 2, "depths": [1] * 2, "stem_width": 16, "head_hidden_size": 32},
-        mel_backbone_kwargs={"depths": [1] * 3, "embed_dim": 8, "num_heads": 1},
-    )
+    classify = classifier({}, **FEW_STAGES)
     path = tmp_path / "paper.onnx"
     assert export(classify, path, Form(window_s=None, front_end=True, quantize=None, opset=20)) < 1e-3
     assert operators(path) <= PLAIN

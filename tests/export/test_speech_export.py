@@ -136,7 +136,7 @@ def test_onnx_ser_prints_the_table_of_predict_ser_whole_and_along_windows(whispe
 @pytest.mark.parametrize(
     "family, extractor, config",
     [
-        ("wavlm", {"trim_db": 35.0}, BESIDE | {"fusion": "attention", "fusion_size": 16, "head": "decoder"}),
+        ("wavlm", {"trim_db": 35.0}, BESIDE_MEL | {"fusion": "attention", "fusion_size": 16, "head": "decoder"}),
         (
             "hubert",
             {"sampling_rate": 16_000, "min_length": 1_000, "n_mels": 40, "cqt_n_bins": 60},

@@ -11,7 +11,7 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.cli import parse_arguments
 from ser.data.batches import PairCollator
 from ser.training.trainer import SERTrainer
-from tests.helpers.tiny import tiny_config, tiny_feature_extractor, voice
+from tests.helpers.tiny import CONVNETS, tiny_config, tiny_feature_extractor, voice
 from tests.helpers.training import make_arguments
 
 RATE = 44_100
@@ -19,9 +19,13 @@ RATE = 44_100
 CLIPS = [voice(1.0), voice(2.3, f0=180, seed=1), voice(0.05, seed=2)]
 
 
-def built(encoder: str, **changes) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
+def built(
+    encoder: str, backbones: dict = CONVNETS, **changes
+) -> tuple[MaxMViTForAudioClassification, MaxMViTFeatureExtractor]:
+    """Returns a model with an encoder and convolutional branches, unless other `backbones` are given, and its feature
+    extractor."""
     torch.manual_seed(1)
-    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **changes}))
+    model = MaxMViTForAudioClassification(tiny_config(**{"speech_encoder": encoder, **backbones, **changes}))
     model.maxmvit.load_speech_weights()
     return model.eval(), tiny_feature_extractor(speech_processor=read_processor(encoder))
 
@@ -36,22 +40,24 @@ def logits_of(model, extractor, *clips) -> torch.Tensor:
 
 
 @torch.no_grad()
-def assert_reloads(folder: Path) -> None:
-    """Checks that the model and extractor in `saved`, loaded with the code beside them, give the logits `logits.pt`
-    for the clips `clips.npz`. Must be called in a new process."""
-    saved, trust = folder / "saved", {"trust_remote_code": True}
-    clips, expected = list(np.load(folder / "clips.npz").values()), torch.load(folder / "logits.pt")
-    model, info = AutoModelForAudioClassification.from_pretrained(saved, output_loading_info=True, **trust)
-    assert not any(info.values()), info
-    extractor = AutoFeatureExtractor.from_pretrained(saved, **trust)
-    for part in (model, extractor):
-        assert type(part).__module__.startswith("transformers_modules."), type(part)
-    inputs = inputs_of(extractor, *clips)
-    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
-    features = AutoModel.from_pretrained(saved, **trust).eval()(**inputs).pooler_output
-    assert features.equal(model.maxmvit(**inputs).pooler_output)
-    (row,) = pipeline("audio-classification", model=str(saved), **trust)(clips[:1], sampling_rate=RATE)
-    assert abs(max(each["score"] for each in row) - float(expected[0].softmax(-1).max())) < 1e-5
+def assert_reloads(*folders: Path) -> None:
+    """Checks that the model and extractor in `saved` of each folder, loaded with the code beside them, give the logits
+    `logits.pt` for the clips `clips.npz`. Must be called in a new process."""
+    trust = {"trust_remote_code": True}
+    for folder in folders:
+        saved, clips = folder / "saved", list(np.load(folder / "clips.npz").values())
+        expected = torch.load(folder / "logits.pt")
+        model, info = AutoModelForAudioClassification.from_pretrained(saved, output_loading_info=True, **trust)
+        assert not any(info.values()), info
+        extractor = AutoFeatureExtractor.from_pretrained(saved, **trust)
+        for part in (model, extractor):
+            assert type(part).__module__.startswith("transformers_modules."), type(part)
+        inputs = inputs_of(extractor, *clips)
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
+        features = AutoModel.from_pretrained(saved, **trust).eval()(**inputs).pooler_output
+        assert features.equal(model.maxmvit(**inputs).pooler_output)
+        (row,) = pipeline("audio-classification", model=str(saved), **trust)(clips[:1], sampling_rate=RATE)
+        assert abs(max(each["score"] for each in row) - float(expected[0].softmax(-1).max())) < 1e-5
 
 
 class Sounds(list):

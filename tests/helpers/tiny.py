@@ -20,6 +20,11 @@ from modeling_maxmvit import MaxMViTForAudioClassification
 IMAGE_SIZE = 64
 CONVNETS = {f"{name}_backbone": "convnet" for name in ("cqt", "mel")}
 CONVNETS |= {f"{name}_backbone_kwargs": {"channels": [8, 16]} for name in ("cqt", "mel")}
+# The first and a later stage of MaxViT, and the first three of MViTv2, which pool keys by 4, by 2 and not at all.
+FEW_STAGES = {
+    "cqt_backbone_kwargs": {"embed_dim": [32] * 2, "depths": [1] * 2, "stem_width": 16, "head_hidden_size": 32},
+    "mel_backbone_kwargs": {"depths": [1] * 3, "embed_dim": 8, "num_heads": 1},
+}
 
 
 def tiny_config(num_labels: int = 4, **kwargs) -> MaxMViTConfig:

@@ -1,5 +1,6 @@
 """Tiny training runs on random images, for the tests of the training engine."""
 
+import functools
 import os
 import re
 import signal
@@ -14,12 +15,13 @@ from transformers.trainer_utils import EvalPrediction
 from ser.data.augmentation import make_augmentation
 from ser.training.arguments import SERTrainingArguments
 from ser.training.trainer import SERTrainer
-from tests.helpers.tiny import IMAGE_SIZE, tiny_model
+from tests.helpers.tiny import IMAGE_SIZE, convnet_model, tiny_model
 
 NUM_LABELS = 4
 IMAGES = ("cqt_values", "mel_values")
 
 
+@functools.cache
 def clips(num_clips: int, seed: int = 0) -> datasets.Dataset:
     """Returns random images in which a brighter quarter marks the label, and a column that no model uses."""
     generator = np.random.default_rng(seed)
@@ -72,10 +74,11 @@ def make_arguments(output_dir, kind=SERTrainingArguments, **changes) -> SERTrain
 def make_trainer(
     output_dir, *, num_train=14, num_eval=7, model=None, callbacks=None, processing_class=None, **changes
 ) -> SERTrainer:
+    """Returns a trainer of a model with convolutional branches, unless another `model` is given."""
     args = make_arguments(output_dir, **changes)
     augmentation = make_augmentation(args, NUM_LABELS)
     return SERTrainer(
-        model=tiny_model(NUM_LABELS) if model is None else model,
+        model=convnet_model(NUM_LABELS) if model is None else model,
         args=args,
         train_dataset=clips(num_train),
         eval_dataset=clips(num_eval, seed=1),
@@ -141,4 +144,4 @@ class Poisoned(Collator):
 
 def train_until_killed(output_dir: Path, kill_step: int, changes: dict) -> None:
     torch.set_num_threads(1)
-    make_trainer(output_dir, callbacks=[KillAt(kill_step)], **changes).train()
+    make_trainer(output_dir, model=tiny_model(NUM_LABELS), callbacks=[KillAt(kill_step)], **changes).train()

@@ -1,9 +1,8 @@
 """Tests the speech branch: its equations and inputs, and training, saving and loading with every family."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import AutoModel, ViTConfig, ViTModel, Wav2Vec2FeatureExtracto
 
 from configuration_maxmvit import FAMILIES, MaxMViTConfig, read_encoder_config
 from feature_extraction_maxmvit import MaxMViTFeatureExtractor, make_processor, read_processor
-from modeling_maxmvit import SEGMENTS, MaxMViTForAudioClassification, SpeechEncoder
+from modeling_maxmvit import SEGMENTS, MaxMViTForAudioClassification, MaxMViTModel, SpeechEncoder
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline
 from ser.arguments import DataArguments
 from ser.cli import check_model
@@ -33,7 +32,8 @@ from ser.training.trainer import SERTrainer
 from ser.utils import DataError, UsageError
 from tests.helpers.corpora import write_ravdess
 from tests.helpers.marks import first_fast
-from tests.helpers.speech import CLIPS, RATE, built, command, inputs_of, logits_of, trainer_of
+from tests.helpers.processes import exit_codes, start
+from tests.helpers.speech import CLIPS, RATE, assert_reloads, built, command, inputs_of, logits_of, trainer_of
 from tests.helpers.tiny import tiny_config, tiny_feature_extractor, tiny_speech_encoder, voice
 from tests.helpers.training import make_arguments
 
@@ -151,7 +151,7 @@ def test_initial_features_are_the_mean_over_layers_and_time(encoders):
 
 @pytest.mark.parametrize("family", first_fast(FAMILIES, 2))
 def test_the_logits_of_a_clip_do_not_depend_on_the_other_clips_of_its_batch(encoders, family):
-    model, extractor = built(encoders[family], fusion="attention", head="decoder")
+    model, extractor = built(encoders[family], backbones={}, fusion="attention", head="decoder")
     alone = torch.cat([logits_of(model, extractor, clip) for clip in CLIPS])
     torch.testing.assert_close(logits_of(model, extractor, *CLIPS), alone, rtol=0, atol=1e-6)
     assert (alone[0] - alone[1]).abs().max() > 1e-4
@@ -243,9 +243,9 @@ def test_the_encoder_gets_the_samples_of_each_window(encoders):
     assert len(rows) == 26 and [row["start"] for row in rows[:3]] == [0.0, 1.0, 2.0]
     (whole,) = extractor.spectrograms(recording)
     windows = [row for batch in inputs for row in batch]
-    for start in (0, 3, 25):
-        expected = whole["speech"][16_000 * start : 16_000 * (start + 2)]
-        np.testing.assert_allclose(windows[start][:32_000], expected[:32_000], atol=1e-4)
+    for second in (0, 3, 25):
+        expected = whole["speech"][16_000 * second : 16_000 * (second + 2)]
+        np.testing.assert_allclose(windows[second][:32_000], expected[:32_000], atol=1e-4)
 
 
 def test_the_waveform_is_cached_with_the_spectrograms(encoders):
@@ -275,34 +275,15 @@ def test_gain_scales_the_waveform_as_it_does_the_spectrograms(encoders):
 
 @pytest.mark.slow
 def test_every_family_reloads_in_another_process_without_the_encoder_checkpoint(tmp_path, encoders):
-    expected = {}
     for family, encoder in encoders.items():
         own = shutil.copytree(encoder, tmp_path / "encoders" / family)
         model, extractor = built(str(own))
         for part in (model, extractor):
-            part.save_pretrained(tmp_path / family)
-        expected[family] = logits_of(model, extractor, *CLIPS)
+            part.save_pretrained(tmp_path / family / "saved")
+        np.savez(tmp_path / family / "clips.npz", *CLIPS)
+        torch.save(logits_of(model, extractor, *CLIPS), tmp_path / family / "logits.pt")
     shutil.rmtree(tmp_path / "encoders")
-    np.savez(tmp_path / "clips.npz", *CLIPS)
-    code = """
-import sys, numpy as np, torch
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
-clips, logits, trust = list(np.load("clips.npz").values()), {}, {"trust_remote_code": True}
-for family in sys.argv[1:]:
-    model, info = AutoModelForAudioClassification.from_pretrained(family, output_loading_info=True, **trust)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
-    extractor = AutoFeatureExtractor.from_pretrained(family, **trust)
-    with torch.no_grad():
-        logits[family] = model(**extractor(clips, sampling_rate=44100, return_tensors="pt")).logits
-    rows = pipeline("audio-classification", model=family, **trust)({"array": clips[1], "sampling_rate": 44100})
-    scores = logits[family][1].softmax(-1)
-    assert abs(max(row["score"] for row in rows) - float(scores.max())) < 1e-5, (rows, scores)
-torch.save(logits, "logits.pt")
-"""
-    subprocess.run([sys.executable, "-c", code, *encoders], cwd=tmp_path, check=True, timeout=300)
-    logits = torch.load(tmp_path / "logits.pt")
-    for family in encoders:
-        torch.testing.assert_close(logits[family], expected[family], rtol=0, atol=1e-5)
+    assert exit_codes([start(assert_reloads, *(tmp_path / family for family in encoders))]) == [0]
 
 
 @pytest.mark.slow
@@ -428,7 +409,7 @@ def test_a_model_can_have_a_speech_encoder_only(encoders):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoder_layers_are_not_split_between_devices(encoders, family):
-    model, _ = built(encoders[family])
+    model, _ = built(encoders[family], backbones={})
     assert {name for name in model.maxmvit._no_split_modules if "EncoderLayer" in name}
     assert {"MaxxVitBlock", "MultiScaleBlock"} < {*model.maxmvit._no_split_modules}
 
@@ -548,7 +529,7 @@ def test_a_frozen_encoder_does_not_change(encoders, tmp_path):
     trainer_of(model, extractor, tmp_path, freeze_speech_encoder=True, num_train_epochs=1).train()
     moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert not [name for name in moved if name.startswith("maxmvit.speech_encoder.encoder.")]
-    assert "maxmvit.speech_encoder.layer_weights" in moved and "maxmvit.cqt_backbone.stem.conv1.weight" in moved
+    assert "maxmvit.speech_encoder.layer_weights" in moved and "maxmvit.cqt_backbone.stages.0.1.weight" in moved
     assert not model.maxmvit.speech_encoder.encoder.training
 
 
@@ -665,6 +646,15 @@ def test_layer_statistics_replace_the_waveform(encoders, family, pooling, layers
     assert halved.hidden_states[-1].shape == (3, 16, 1, 1)
 
 
+def load_alone(encoder: Path, output: Path) -> None:
+    """Loads the encoder in a model of its own; writes what the process prints to a file."""
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    config = MaxMViTConfig(cqt_backbone=None, mel_backbone=None, speech_encoder=str(encoder))
+    MaxMViTModel(config).load_speech_weights()
+    print("Loaded.", flush=True)
+
+
 @pytest.mark.slow
 def test_a_local_folder_of_an_encoder_alone_loads_without_a_warning(tmp_path, encoders):
     weights = load_file(Path(encoders["whisper"]) / "model.safetensors")
@@ -673,16 +663,10 @@ def test_a_local_folder_of_an_encoder_alone_loads_without_a_warning(tmp_path, en
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(Path(encoders["whisper"]) / name, tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    code = """
-import sys
-from configuration_maxmvit import MaxMViTConfig
-from modeling_maxmvit import MaxMViTModel
-model = MaxMViTModel(MaxMViTConfig(cqt_backbone=None, mel_backbone=None, speech_encoder=sys.argv[1]))
-model.load_speech_weights()
-"""
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "decoder" not in done.stderr and "MISSING" not in done.stderr, done.stderr
+    output = tmp_path / "output.txt"
+    assert exit_codes([start(load_alone, tmp_path, output)]) == [0]
+    printed = output.read_text()
+    assert "Loaded." in printed and "decoder" not in printed and "MISSING" not in printed
 
 
 @pytest.mark.slow

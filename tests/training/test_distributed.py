@@ -122,7 +122,7 @@ def worker(output_dir: Path) -> None:
     written = written_under(output_dir)
     report = {}
 
-    trainer = make_trainer(output_dir / "first", **SETTINGS)
+    trainer = make_trainer(output_dir / "first", model=tiny_model(), **SETTINGS)
     rank = trainer.args.process_index
     trainer.train()
     prediction = trainer.predict(clips(NUM_TEST, seed=5))
@@ -167,7 +167,7 @@ def worker(output_dir: Path) -> None:
 
     report["streamed"] = stream(output_dir)
 
-    sharded = make_sharded_trainer(output_dir / "sharded", **SETTINGS)
+    sharded = make_sharded_trainer(output_dir / "sharded", model=tiny_model(), **SETTINGS)
     sharded.train()
     sharded.save_model()
     report["sharded"] = type(next(sharded.model.parameters())).__name__

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from modeling_maxmvit import MaxMViTForAudioClassification
 from ser.training.ema import UNAVERAGED, AveragedWeights
 from ser.utils import DataError
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import convnet_model
 from tests.helpers.training import QUIET, Poisoned, assert_same_weights, evaluations, make_trainer, weights
 
 DECAY = 0.8
@@ -75,7 +75,7 @@ def test_a_resumed_run_continues_the_average_exactly(tmp_path):
     settings = {"ema_decay": DECAY, "num_train": 8, "channels_last": True}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
-    resumed = make_trainer(tmp_path / "resumed", **settings, model=tiny_model(seed=5))
+    resumed = make_trainer(tmp_path / "resumed", **settings, model=convnet_model(seed=5))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert evaluations(whole) == evaluations(resumed)
     for name in ("model.safetensors", UNAVERAGED):
@@ -89,7 +89,7 @@ def test_a_resumed_run_continues_the_average_exactly(tmp_path):
 def test_a_skipped_step_is_not_averaged(tmp_path):
     ends = []
     for poisoned in ((), (3,)):
-        model = tiny_model(hidden_dropout=0.0)
+        model = convnet_model(hidden_dropout=0.0)
         settings = {"num_train": 4, "max_steps": 2 + len(poisoned), "skip_nonfinite_steps": 1}
         trainer = make_trainer(tmp_path, model=model, ema_decay=DECAY, **settings, **QUIET)
         trainer.train_collator = Poisoned(*poisoned)

@@ -16,7 +16,7 @@ from ser.training import familiarity
 from ser.training.familiarity import fit_familiarity
 from ser.training.pooled_statistics import features_with_copies, fit_feature_statistics, pooled_features
 from tests.helpers.marks import first_fast
-from tests.helpers.tiny import tiny_images, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_images, tiny_model
 from tests.helpers.training import clips, make_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +41,12 @@ def fraction_below(model: MaxMViTForAudioClassification, features: torch.Tensor,
 @pytest.mark.parametrize("bound", [0.05, 0.2])
 def test_the_fraction_of_new_speakers_below_a_bound_is_that_bound(bound):
     features, labels, speakers = voices(20, 30, seed=1)
-    model = tiny_model()
+    model = convnet_model()
     fit_familiarity(model, features, labels, speakers)
     assert model.config.familiarity
     new, _, _ = voices(120, 10, seed=2)
     assert fraction_below(model, new, bound) == pytest.approx(bound, abs=0.6 * bound)
-    without = tiny_model()
+    without = convnet_model()
     fit_familiarity(without, features, labels, [None] * len(labels))
     assert fraction_below(without, new, bound) > fraction_below(model, new, bound)
 
@@ -54,7 +54,7 @@ def test_the_fraction_of_new_speakers_below_a_bound_is_that_bound(bound):
 @pytest.mark.parametrize("kind", ["other directions", "far along known ones"])
 def test_other_features_are_not_familiar(kind):
     features, labels, speakers = voices(12, 25, seed=3)
-    model = tiny_model()
+    model = convnet_model()
     fit_familiarity(model, features, labels, speakers)
     random = np.random.default_rng(9)
     other = {
@@ -66,7 +66,7 @@ def test_other_features_are_not_familiar(kind):
 
 def test_the_same_clips_and_seed_give_the_same_distribution():
     data = voices(8, 20, seed=5)
-    models = [tiny_model(seed=seed) for seed in (0, 1)]
+    models = [convnet_model(seed=seed) for seed in (0, 1)]
     for model in models:
         fit_familiarity(model, *data, seed=7)
     first, second = (model.familiarity.state_dict() for model in models)
@@ -77,7 +77,7 @@ def test_only_a_sample_of_many_clips_is_used(monkeypatch):
     monkeypatch.setattr(familiarity, "MAX_CLIPS", 100)
     features, labels, speakers = voices(10, 30, seed=6)
     features[7] = np.nan  # would make all means NaN if it were drawn
-    model = tiny_model()
+    model = convnet_model()
     seeds = [seed for seed in range(5) if 7 not in np.random.default_rng(seed).permutation(300)[:100]]
     fit_familiarity(model, features, labels, speakers, seed=seeds[0])
     assert torch.isfinite(model.familiarity.class_means).all()
@@ -87,7 +87,7 @@ def test_only_a_sample_of_many_clips_is_used(monkeypatch):
 def test_a_class_without_clips_is_never_the_nearest(missing):
     features, labels, speakers = voices(8, 20, seed=8)
     labels = [(missing + 1) % 4 if label == missing else label for label in labels]
-    model = tiny_model()
+    model = convnet_model()
     fit_familiarity(model, features, labels, speakers)
     expected = model.familiarity.distance(features)
     means = model.familiarity.class_means
@@ -101,7 +101,7 @@ def test_a_class_without_clips_is_never_the_nearest(missing):
 def test_constant_features_are_ignored():
     features, labels, speakers = voices(8, 20, seed=10)
     features[:, [3, 50]] = 0.25
-    model = tiny_model()
+    model = convnet_model()
     fit_familiarity(model, features, labels, speakers)
     assert (model.familiarity.scale == 0).nonzero().flatten().tolist() == [3, 50]
     changed = features.clone()
@@ -113,7 +113,7 @@ def test_constant_features_are_ignored():
 def test_too_few_or_identical_clips_leave_the_model_unchanged(count, value, caplog):
     features, labels, speakers = voices(10, 6, seed=11)
     features = features[:count] if value is None else torch.full((count, WIDTH), value)
-    model = tiny_model()
+    model = convnet_model()
     keys = {*model.state_dict()}
     fit_familiarity(model, features, labels[:count], speakers[:count])
     assert not model.config.familiarity and {*model.state_dict()} == keys
@@ -122,7 +122,7 @@ def test_too_few_or_identical_clips_leave_the_model_unchanged(count, value, capl
 
 def test_clips_are_held_out_if_there_is_only_one_speaker():
     features, labels, _ = voices(1, 80, seed=12)
-    model = tiny_model()
+    model = convnet_model()
     fit_familiarity(model, features, labels, ["one"] * 80)
     assert 0.02 < 1 - model.familiarity(features).mean() < 0.6
 
@@ -144,7 +144,7 @@ def test_familiarity_is_fitted_to_the_clips_of_a_trainer(changes, tmp_path):
 
 def test_training_from_a_checkpoint_starts_without_familiarity(tmp_path):
     data = voices(8, 20, seed=13)
-    model = tiny_model()
+    model = convnet_model()
     model.save_pretrained(tmp_path / "without")
     fit_familiarity(model, *data)
     model.save_pretrained(tmp_path / "with")

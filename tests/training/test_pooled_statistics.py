@@ -13,7 +13,7 @@ from ser.training import pooled_statistics
 from ser.training.pooled_statistics import fit_feature_statistics, pooled_features, population_statistics
 from ser.utils import DataError
 from tests.helpers.streaming import trainer_of
-from tests.helpers.tiny import tiny_images, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_images
 from tests.helpers.training import clips, make_trainer
 
 KEYS = {f"maxmvit.feature_statistics.{name}" for name in ("mean", "deviation", "speaker_deviation", "largest_spread")}
@@ -93,7 +93,7 @@ def test_fitting_saves_the_statistics_and_does_not_change_the_logits(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_without_its_statistics_is_refused(tmp_path):
-    model = tiny_model()
+    model = convnet_model()
     model.config.feature_statistics = True
     model.save_pretrained(tmp_path)
     with pytest.raises(DataError, match="lacks 4 weight.*feature_statistics"):
@@ -106,7 +106,7 @@ def test_a_checkpoint_without_its_statistics_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_training_that_starts_from_a_checkpoint_starts_without_its_statistics(tmp_path):
-    model = tiny_model()
+    model = convnet_model()
     model.base_model.set_feature_statistics(FeatureStatistics(model.base_model.num_features))
     model.save_pretrained(tmp_path / "with")
     model.base_model.set_feature_statistics(None)
@@ -122,7 +122,7 @@ def test_training_that_starts_from_a_checkpoint_starts_without_its_statistics(tm
 
 def test_a_model_that_reads_tokens_gets_no_statistics(tmp_path):
     for changes in ({"fusion": "attention"}, {"head": "decoder"}):
-        trainer = make_trainer(tmp_path, model=tiny_model(**changes))
+        trainer = make_trainer(tmp_path, model=convnet_model(**changes))
         fit_feature_statistics(trainer, clips_of([*"aabb"]))
         assert not trainer.model.config.feature_statistics and not KEYS & {*trainer.model.state_dict()}
 

@@ -25,7 +25,7 @@ from ser.training.run_settings import mark_finished, resume_or_start
 from ser.training.trainer import SERTrainer
 from ser.utils import NonFiniteLossError
 from tests.helpers.processes import exit_codes, start
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, tiny_model
 from tests.helpers.training import (
     QUIET,
     Poisoned,
@@ -182,7 +182,7 @@ STEPWISE = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2,
 @pytest.mark.parametrize("saving", [{}, STEPWISE], ids=["every epoch", "within epochs"])
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, saving):
     settings = KILLED | saving
-    whole = make_trainer(tmp_path / "whole", **settings)
+    whole = make_trainer(tmp_path / "whole", **settings, model=tiny_model())
     whole.train()
     kill_step = random.SystemRandom().randint(4, whole.state.global_step - 1)
     killed = start(train_until_killed, tmp_path / "killed", kill_step, settings)
@@ -246,7 +246,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_previous_one(
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-6"))
     file = tmp_path / "damaged" / "checkpoint-4" / name
     file.write_bytes(file.read_bytes()[:length])
-    resumed = make_trainer(tmp_path / "damaged", **settings, model=tiny_model(seed=5))
+    resumed = make_trainer(tmp_path / "damaged", **settings, model=convnet_model(seed=5))
     resumed.train(resume_from_checkpoint=True)
     assert_same_weights(weights(whole.model), weights(resumed.model))
     kept = {path.name for path in (tmp_path / "damaged").glob("*checkpoint-*")}
@@ -325,7 +325,7 @@ def test_only_the_model_and_its_report_are_pushed(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
     settings = {"num_train": 4, "num_train_epochs": 1, "push_to_hub": True}
     start = tmp_path / "start"
-    tiny_model().save_pretrained(start)
+    convnet_model().save_pretrained(start)
     start = MaxMViTForAudioClassification.from_pretrained(start)
     trainer = make_trainer(tmp_path / "out", model=start, processing_class=tiny_feature_extractor(), **settings)
     trainer.train()
@@ -400,7 +400,7 @@ def test_the_metric_decides_kept_checkpoints_learning_rate_and_early_stopping(tm
     assert trainer.lr_scheduler.mode == ("max" if metric == "UA" else "min")
 
     # A run that early stopping has ended takes no further step when it is resumed.
-    again = make_trainer(tmp_path, **settings, model=tiny_model(seed=3))
+    again = make_trainer(tmp_path, **settings, model=convnet_model(seed=3))
     again.compute_metrics = ScriptedMetric(metric, [])
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert again.state.global_step == 7
@@ -436,7 +436,7 @@ def test_the_best_checkpoint_is_found_after_the_run_was_moved_or_copied(tmp_path
     if not copied:
         shutil.rmtree(tmp_path / "before")
 
-    resumed = make_trainer(tmp_path / "after", model=tiny_model(seed=3), **settings)
+    resumed = make_trainer(tmp_path / "after", model=convnet_model(seed=3), **settings)
     resumed.train(resume_from_checkpoint=resume_or_start(tmp_path / "after")[1])
     assert resumed.state.global_step == 3
     assert resumed.state.best_model_checkpoint == str(tmp_path / "after" / "checkpoint-2")
@@ -453,7 +453,7 @@ def test_a_run_without_its_best_checkpoint_is_refused(tmp_path):
     checkpoint = resume_or_start(tmp_path)[1]
     with pytest.raises(FileNotFoundError, match="checkpoint-2, the best so far, .*it is missing in"):
         make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)
-    last = make_trainer(tmp_path, load_best_model_at_end=False, **settings, model=tiny_model(seed=3))
+    last = make_trainer(tmp_path, load_best_model_at_end=False, **settings, model=convnet_model(seed=3))
     last.train(resume_from_checkpoint=checkpoint)
     saved = MaxMViTForAudioClassification.from_pretrained(tmp_path / "checkpoint-3")
     assert_same_weights(weights(saved), weights(last.model))
@@ -532,7 +532,7 @@ def test_an_update_waits_for_the_device_only_if_it_may_be_skipped(tmp_path, monk
 @pytest.mark.slow
 def test_skipped_steps_change_nothing(tmp_path):
     settings = {"num_train": 8, "skip_nonfinite_steps": 1, **QUIET}
-    model = tiny_model(hidden_dropout=0.0)
+    model = convnet_model(hidden_dropout=0.0)
     plain = copy.deepcopy(model).train()
     trainer = make_trainer(tmp_path, model=model, max_steps=2, **settings)
     trainer.train_collator = Poisoned(1)
@@ -609,7 +609,7 @@ def test_a_run_resumes_before_and_after_its_backbones_are_unfrozen(tmp_path):
     whole = make_trainer(tmp_path, **settings)
     whole.train()
     for step in (2, 4):
-        resumed = make_trainer(tmp_path / f"from-{step}", model=tiny_model(seed=4), **settings)
+        resumed = make_trainer(tmp_path / f"from-{step}", model=convnet_model(seed=4), **settings)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert evaluations(whole) == evaluations(resumed)
 
@@ -671,7 +671,7 @@ def test_checkpointing_that_trainer_ignores_is_refused_and_changes_no_momentum(t
 
 @pytest.mark.slow
 def test_bfloat16_trains(tmp_path):
-    trainer = make_trainer(tmp_path, num_train=8, max_steps=2, bf16=True)
+    trainer = make_trainer(tmp_path, model=tiny_model(), num_train=8, max_steps=2, bf16=True)
     trainer.train()
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
 
