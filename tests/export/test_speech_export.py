@@ -19,13 +19,13 @@ from ser.commands import predict as predict_ser
 from ser.export.onnx import Form, WholeModel, build, export, save
 from ser.utils import DataError
 from tests.helpers.onnx_files import PLAIN, operators, session_of
-from tests.helpers.tiny import noise, tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import CONVNETS, noise, tiny_feature_extractor, tiny_model, voice
 
 pytestmark = pytest.mark.slow
 ALONE = {"cqt_backbone": None, "mel_backbone": None, "cqt_backbone_kwargs": None, "mel_backbone_kwargs": None}
-BESIDE = {f"{branch}_backbone": "convnet" for branch in ("cqt", "mel")}
-BESIDE |= {f"{branch}_backbone_kwargs": {"channels": [8, 16]} for branch in ("cqt", "mel")}
-BESIDE_MEL = BESIDE | {"cqt_backbone": None, "cqt_backbone_kwargs": None}  # which is exported faster
+BESIDE_CQT = CONVNETS | {"mel_backbone": None, "mel_backbone_kwargs": None}
+BESIDE_MEL = CONVNETS | {"cqt_backbone": None, "cqt_backbone_kwargs": None}
+ATTENTION = {"fusion": "attention", "fusion_size": 16, "head": "decoder"}
 STATISTICS = {"speech_pooling": "statistics", "speech_layers": "concat"}
 # The test encoders split clips into pieces of 1 s, as a real Whisper does into pieces of 30 s.
 LENGTHS = (4_410, 22_051, 44_100, 44_101, 61_737, 132_300)  # samples at 44.1 kHz
@@ -61,15 +61,12 @@ def clip_of(samples: int) -> np.ndarray:
     return np.concatenate([noise(4_410) * 1e-3, voice(samples / 44_100, f0=90 + samples / 900)])[-samples:]
 
 
-def assert_scores_of_the_pipeline(classify, path, clips) -> None:
-    session, differences, scores = session_of(path), [], []
-    for clip in clips:
-        (own,) = session.run(["probabilities"], {"waveform": clip[None]})
-        differences.append(own[0] - pipeline_scores(classify, clip))
-        scores.append(own[0])
+def assert_scores(path: Path, clips: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    session = session_of(path)
+    scores = np.concatenate([session.run(["probabilities"], {"waveform": clip[None]})[0] for clip in clips])
     # Differences must be far smaller than between clips, or a file that ignores its input would pass.
     spread = np.ptp(scores, axis=0).max()
-    assert spread > 5e-3 and np.abs(differences).max() < min(1e-3, spread / 5)
+    assert spread > 5e-3 and np.abs(scores - expected).max() < min(1e-3, spread / 5)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +82,12 @@ def test_whisper_alone_classifies_clips_of_any_length_in_pieces(whisper):
     classify, path = whisper
     clips = [clip_of(samples) for samples in LENGTHS]
     clips += [np.concatenate([noise(20_000, 3) * 1e-4, voice(1.3), noise(9_000, 4) * 1e-4]), np.zeros(9_000, "f4")]
-    assert_scores_of_the_pipeline(classify, path, clips)
+    expected = [pipeline_scores(classify, clip) for clip in clips]
+    assert_scores(path, clips, expected)
     program = torch.export.load(path.with_suffix(".pt2")).module()
-    for clip in clips[-2:]:
+    for clip, scores in list(zip(clips, expected, strict=True))[-2:]:
         own = program(torch.from_numpy(clip)[None])["probabilities"]
-        np.testing.assert_allclose(own[0].detach(), pipeline_scores(classify, clip), atol=1e-3)
+        np.testing.assert_allclose(own[0].detach(), scores, atol=1e-3)
 
 
 def test_the_file_of_whisper_takes_one_clip_and_returns_the_inputs_of_the_encoder(whisper):
@@ -136,13 +134,13 @@ def test_onnx_ser_prints_the_table_of_predict_ser_whole_and_along_windows(whispe
 @pytest.mark.parametrize(
     "family, extractor, config",
     [
-        ("wavlm", {"trim_db": 35.0}, BESIDE_MEL | {"fusion": "attention", "fusion_size": 16, "head": "decoder"}),
+        ("wavlm", {"trim_db": 35.0}, BESIDE_MEL | ATTENTION),
         (
             "hubert",
             {"sampling_rate": 16_000, "min_length": 1_000, "n_mels": 40, "cqt_n_bins": 60},
             ALONE | {"speech_pooling": "mean"},
         ),
-        ("wav2vec2", {}, BESIDE_MEL | {"speech_pooling": "attentive_statistics"}),
+        ("wav2vec2", {}, BESIDE_CQT | {"speech_pooling": "attentive_statistics"}),
     ],
     ids=["wavlm", "hubert", "wav2vec2"],
 )
@@ -151,7 +149,7 @@ def test_encoders_of_waveforms_give_the_scores_of_the_pipeline(encoders, tmp_pat
     assert export(classify, tmp_path / "any.onnx", DYNAMIC) < 1e-3
     assert operators(tmp_path / "any.onnx") <= PLAIN
     clips = [clip_of(samples) for samples in LENGTHS]
-    assert_scores_of_the_pipeline(classify, tmp_path / "any.onnx", clips)
+    assert_scores(tmp_path / "any.onnx", clips, [pipeline_scores(classify, clip) for clip in clips])
 
 
 def test_int8_of_windows_leaves_the_front_end_in_float32(encoders, tmp_path):
@@ -172,14 +170,21 @@ def test_int8_of_windows_leaves_the_front_end_in_float32(encoders, tmp_path):
 
 
 def test_a_checkpoint_in_half_precision_is_computed_in_float32(encoders):
-    classify = classifier(encoders["whisper"], {}, **BESIDE)
+    classify = classifier(encoders["whisper"], {"trim_db": 35.0}, **CONVNETS, **ATTENTION)
+    clips = [clip_of(samples) for samples in LENGTHS]
+    classify.model.half().float()  # the weights are rounded
+    expected = [pipeline_scores(classify, clip) for clip in clips]
     classify.model.half()
-    whole = WholeModel(classify, has_front_end=True)
+    whole = WholeModel(classify, has_front_end=True).eval()
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in classify.model.parameters()} == {torch.float16}
+    with torch.no_grad():
+        own = np.concatenate([whole(torch.from_numpy(clip)[None])["probabilities"].numpy() for clip in clips])
+    np.testing.assert_allclose(own, expected, atol=1e-3)
+    assert np.ptp(own, axis=0).max() > 5e-3  # else all clips would have equal scores
 
 
-@pytest.mark.parametrize("family, config", [("whisper", ALONE), ("hubert", BESIDE)])
+@pytest.mark.parametrize("family, config", [("whisper", ALONE), ("hubert", CONVNETS)])
 def test_an_encoder_cannot_be_exported_without_the_front_end(encoders, tmp_path, family, config):
     classify = classifier(encoders[family], {}, **config)
     with pytest.raises(DataError, match="with its front end only.*: leave out --without_front_end"):
@@ -199,11 +204,12 @@ def test_the_real_whisper_gives_the_scores_of_the_pipeline_for_real_speech(tmp_p
             parameter.div_(8)  # since it has thousands of features
     ravdess = Path(os.environ["SER_RAVDESS_DIR"])
     clips = [*crops_of_speech(ravdess, 5, 44_100), *crops_of_speech(ravdess, 2, 44_100, (29.0, 35.0))]
+    expected = [pipeline_scores(classify, clip) for clip in clips]
     _, graph = build(classify, DYNAMIC)
     for quantize in (None, "fp16"):
         path = tmp_path / f"{quantize}.onnx"
         save(graph, path, quantize)
-        assert_scores_of_the_pipeline(classify, path, clips)
+        assert_scores(path, clips, expected)
     # The statistics of BatchNorm, one number for each of 3,840 features, are not halved.
     kinds = {len(weight.dims) > 1: set() for weight in onnx.load(path).graph.initializer}
     for weight in onnx.load(path).graph.initializer:
