@@ -32,7 +32,6 @@ PADDED = "padded to 30 s"
 WHOLE = ("pipeline", "onnxruntime", PADDED)
 FORMS = ("float32", "fp16", "int8")
 LENGTHS_S = (0.5, 10.0)  # of the shortest and the longest crop
-SHORTEST_CLIP_S = 2.9  # of RAVDESS
 MOST_OPERATORS = 8
 SPEED = """Measures speed and memory of a model on a CPU: PyTorch in several settings, and onnxruntime.
 
@@ -388,13 +387,15 @@ def crops_of_speech(
     from audio_maxmvit import read_audio
 
     files = sorted(ravdess.glob("Actor_*/*"))
-    joined = 2 + int(lengths_s[1] / SHORTEST_CLIP_S)  # one more, since a crop may begin 0.6 s after the first
     found = []
     for number, seconds in enumerate(np.linspace(lengths_s[0], lengths_s[1], count)):
-        some = [files[(14 * number + further) % len(files)] for further in range(joined)]
-        speech = np.concatenate([read_audio(path, sampling_rate) for path in some])
         start = sampling_rate // 10 * (number % 7)
-        found.append(speech[start : start + round(seconds * sampling_rate)])
+        end = start + round(seconds * sampling_rate)
+        speech, file = np.zeros(0, np.float32), 14 * number
+        while len(speech) < end:
+            speech = np.concatenate([speech, read_audio(files[file % len(files)], sampling_rate)])
+            file += 1
+        found.append(speech[start:end])
     return found
 
 
