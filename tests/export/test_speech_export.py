@@ -134,7 +134,7 @@ def test_onnx_ser_prints_the_table_of_predict_ser_whole_and_along_windows(whispe
 @pytest.mark.parametrize(
     "family, extractor, config",
     [
-        ("wavlm", {"trim_db": 35.0}, BESIDE_MEL | ATTENTION),
+        ("wavlm", {"trim_db": 35.0}, CONVNETS | ATTENTION),
         (
             "hubert",
             {"sampling_rate": 16_000, "min_length": 1_000, "n_mels": 40, "cqt_n_bins": 60},
