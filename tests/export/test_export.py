@@ -29,6 +29,7 @@ from tests.helpers.tiny import CONVNETS, FEW_STAGES, noise, tiny_feature_extract
 pytestmark = pytest.mark.slow
 SMALL_NET = {"stem_width": 8, "channels": [8, 8, 16, 16]}
 ONE_BRANCH = CONVNETS | {"cqt_backbone": None, "cqt_backbone_kwargs": None}  # which is exported faster than two
+NETS = ONE_BRANCH | {"cqt_backbone": "resnet10t", "cqt_backbone_kwargs": SMALL_NET}
 
 
 def classifier(extractor: dict, **config) -> MaxMViTAudioClassificationPipeline:
@@ -157,7 +158,7 @@ def test_fp16_of_a_model_of_images_with_attention_and_queries(tmp_path):
         "head": "decoder",
         "problem_type": "multi_label_classification",
     }
-    classify = classifier({"image_size": (48, 80)}, **CONVNETS, **choices)
+    classify = classifier({"image_size": (48, 80)}, **NETS, **choices)
     path = tmp_path / "images.onnx"
     assert export(classify, path, Form(window_s=3.0, front_end=False, quantize="fp16", opset=20)) < 1e-2
     kinds = {weight.data_type for weight in onnx.load(path).graph.initializer if math.prod(weight.dims) >= 1024}
