@@ -207,9 +207,9 @@ def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsy
     assert {name: rows[name]["inputs"] for name in ("sounds without speech", "babble of 6 voices", "vorbis")} == {
         "sounds without speech": 3, "babble of 6 voices": 3, "vorbis": 16,
     }  # fmt: skip
-    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(
-        0.5, abs=0.01
-    )  # the level of a clip does not change its images
+    # The level of a clip changes its images by rounding alone, which decides in 16 of 256 pairs, those of a clip and
+    # itself, which one is more familiar.
+    assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.5 * 16 / 256 + 1e-9)
     assert rows["babble of 6 voices"]["AUROC"] > 0.9 > rows["gain -20 dB"]["AUROC"]
     assert "16 clips of actors 03, 04" in capsys.readouterr().out
 
