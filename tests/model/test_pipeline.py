@@ -21,7 +21,7 @@ import pipeline_maxmvit
 from audio_maxmvit import AudioError, loudness, read_audio
 from pipeline_maxmvit import MaxMViTAudioClassificationPipeline, _windows
 from tests.helpers.servers import Folder, serving
-from tests.helpers.tiny import tiny_feature_extractor, tiny_model, voice
+from tests.helpers.tiny import convnet_model, tiny_feature_extractor, voice
 
 RATE = 44_100
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000)
@@ -51,7 +51,7 @@ def telephone_voice(seconds: float = 1.0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def parts():
-    model = tiny_model()
+    model = convnet_model()
     model.config.id2label = {0: "angry", 1: "happy", 2: "neutral", 3: "sad"}
     model.config.label2id = {label: index for index, label in model.config.id2label.items()}
     feature_extractor = tiny_feature_extractor()
