@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from audio_maxmvit import read_audio
 from benchmarks import baselines, export, memory, pipeline, recipes, results, robustness
 from benchmarks.results import speakers_of, write_results
 from ser.cli import parse_arguments
@@ -210,6 +211,11 @@ def test_familiarity_of_changed_clips_and_of_sounds(tmp_path, monkeypatch, capsy
     # The level of a clip changes its images by rounding alone, which decides in 16 of 256 pairs, those of a clip and
     # itself, which one is more familiar.
     assert rows["gain +10 dB"]["AUROC"] == pytest.approx(0.5, abs=0.5 * 16 / 256 + 1e-9)
+    classify = load_pipeline(str(folder), "cpu")
+    clips = [read_audio(path, 44_100) for path in sorted((tmp_path / "ravdess" / "Actor_03").iterdir())]
+    louder = [10**0.5 * clip for clip in clips]
+    clean, changed = (robustness.distances(classify, each) for each in (clips, louder))
+    torch.testing.assert_close(changed, clean, rtol=1e-4, atol=0)
     assert rows["babble of 6 voices"]["AUROC"] > 0.9 > rows["gain -20 dB"]["AUROC"]
     assert "16 clips of actors 03, 04" in capsys.readouterr().out
 
